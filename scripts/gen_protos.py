@@ -1,0 +1,62 @@
+"""Generates gen/ from protos/ (message code, gRPC stubs, .pyi) and a descriptor image for buf; knows nothing of what the contracts mean."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+
+import google.api
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+
+
+def proto_files() -> list[str]:
+    """Every contract, as a path relative to the proto root, in a stable order."""
+    return sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
+
+
+def include_flags() -> list[str]:
+    """Import roots: ours, protoc's well-known types, and google/api, google/rpc, google/type from their own wheel."""
+    well_known = str(resources.files("grpc_tools") / "_proto")
+    google_apis = str(Path(next(iter(google.api.__path__))).parent.parent)
+    return [f"-I{PROTOS}", f"-I{google_apis}", f"-I{well_known}"]
+
+
+def run(flags: list[str]) -> None:
+    """One protoc run over all contracts; exits with protoc's own message when it fails."""
+    if protoc.main(["protoc", *include_flags(), *flags, *proto_files()]) != 0:
+        sys.exit("protoc failed; its message is above")
+
+
+def main() -> None:
+    """Parses the arguments and writes either generated code or a descriptor image."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "gen", help="folder that receives finemesh/...")
+    parser.add_argument("--image", type=Path, help="write only a descriptor set with comments, for buf, to this file")
+    args = parser.parse_args()
+    if args.image:
+        args.image.parent.mkdir(parents=True, exist_ok=True)
+        run(["--include_imports", "--include_source_info", f"--descriptor_set_out={args.image}"])
+        return
+    shutil.rmtree(args.out / "finemesh", ignore_errors=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    scripts = Path(sys.executable).parent
+    run(
+        [
+            f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
+            f"--python_out={args.out}",
+            f"--grpc_python_out={args.out}",
+            f"--mypy_out=quiet:{args.out}",
+            f"--mypy_grpc_out=quiet:{args.out}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
