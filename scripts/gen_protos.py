@@ -1,4 +1,7 @@
-"""Generates gen/ from protos/ (message code, gRPC stubs, .pyi) and a descriptor image for buf; knows nothing of what the contracts mean."""
+"""Generates gen/ from protos/ (message code, gRPC stubs, .pyi) and the import folder that buf reads.
+
+It knows nothing of what the contracts mean.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+GOOGLE_IMPORTS = ("google/api/resource.proto", "google/type/money.proto")
 
 
 def proto_files() -> list[str]:
@@ -20,11 +24,23 @@ def proto_files() -> list[str]:
     return sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
 
 
+def googleapis_root() -> Path:
+    """The folder of the googleapis-common-protos wheel that holds google/api, google/rpc and google/type."""
+    return Path(next(iter(google.api.__path__))).parent.parent
+
+
 def include_flags() -> list[str]:
-    """Import roots: ours, protoc's well-known types, and google/api, google/rpc, google/type from their own wheel."""
+    """Import roots: ours, google's, and protoc's well-known types."""
     well_known = str(resources.files("grpc_tools") / "_proto")
-    google_apis = str(Path(next(iter(google.api.__path__))).parent.parent)
-    return [f"-I{PROTOS}", f"-I{google_apis}", f"-I{well_known}"]
+    return [f"-I{PROTOS}", f"-I{googleapis_root()}", f"-I{well_known}"]
+
+
+def copy_googleapis(out: Path) -> None:
+    """Copies the google files that ours import, because buf reads modules only below its own configuration."""
+    for name in GOOGLE_IMPORTS:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(googleapis_root() / name, target)
 
 
 def run(flags: list[str]) -> None:
@@ -37,11 +53,10 @@ def main() -> None:
     """Parses the arguments and writes either generated code or a descriptor image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "gen", help="folder that receives finemesh/...")
-    parser.add_argument("--image", type=Path, help="write only a descriptor set with comments, for buf, to this file")
+    parser.add_argument("--googleapis", type=Path, help="only copy the imported google/*.proto files there, for buf")
     args = parser.parse_args()
-    if args.image:
-        args.image.parent.mkdir(parents=True, exist_ok=True)
-        run(["--include_imports", "--include_source_info", f"--descriptor_set_out={args.image}"])
+    if args.googleapis:
+        copy_googleapis(args.googleapis)
         return
     shutil.rmtree(args.out / "finemesh", ignore_errors=True)
     args.out.mkdir(parents=True, exist_ok=True)
