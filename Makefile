@@ -1,0 +1,68 @@
+# Every command sets up what it needs: a fresh clone and one of these targets is enough.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+BUF := node_modules/.bin/buf
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check unit protos protos-check lint format types imports compose-test clean bench-start bench-edge
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/setup
+	@VENV=$(VENV) scripts/setup
+
+$(BUF): package.json
+	@npm install --silent --no-audit --no-fund --no-package-lock >/dev/null && touch $(BUF)
+
+demo: $(VENV)/.ready ## The whole story on this machine: dataset, quote, tuning, chat, invoice
+	@$(VENV)/bin/finemesh demo
+
+up: $(VENV)/.ready ## Start the whole mesh on this machine; Ctrl-C stops it
+	@$(VENV)/bin/finemesh up
+
+check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, types, import contracts, protos, unit tests (under a minute)
+
+test: check ## Everything but GPU and compose tests
+	@$(PY) -m pytest -q -m "not gpu and not compose" --ignore=tests/unit --ignore=tests/architecture tests
+
+lint:
+	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --diff --quiet .; exit 1; }
+	@$(VENV)/bin/ruff check --quiet .
+
+format: $(VENV)/.ready ## Rewrite the code in the house style
+	@$(VENV)/bin/ruff format --quiet . && $(VENV)/bin/ruff check --fix --quiet .
+
+types:
+	@$(VENV)/bin/mypy --no-error-summary
+
+imports:
+	@$(VENV)/bin/lint-imports --no-cache >build/imports.log 2>&1 || { cat build/imports.log; exit 1; }
+
+unit:
+	@$(PY) -m pytest -q tests/unit tests/architecture
+
+protos: $(VENV)/.ready ## Generate gen/ from protos/
+	@$(PY) scripts/gen_protos.py
+
+protos-check: $(BUF)
+	@$(PY) scripts/gen_protos.py --googleapis build/googleapis
+	@$(BUF) lint
+	@$(BUF) breaking --against protos/baseline.binpb
+	@$(PY) scripts/gen_protos.py --out build/gen && diff -r -q -x __pycache__ gen/finemesh build/gen/finemesh || { echo "gen/ is not what protos/ gives: run 'make protos'"; exit 1; }
+
+protos-baseline: $(VENV)/.ready $(BUF) ## Accept today's contracts as released: later changes must stay compatible with them
+	@$(PY) scripts/gen_protos.py --googleapis build/googleapis && $(BUF) build -o protos/baseline.binpb
+
+compose-test: $(VENV)/.ready ## The main job through docker compose (needs a Docker Engine)
+	@$(PY) -m pytest -q -m compose tests/mesh
+
+bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and nats-server
+	@$(PY) -m bench.start
+
+bench-edge: $(VENV)/.ready ## GetTuningJob through gateway and scheduler beside a bare grpc.aio echo
+	@$(PY) -m bench.edge
+
+clean: ## Remove what was built (not the data folder)
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache node_modules
