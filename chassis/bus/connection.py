@@ -1,0 +1,131 @@
+"""The process's connection to NATS JetStream and the streams it needs. It knows no subject and no message.
+
+The connection comes back for ever: a bus that is away delays events, it never stops a service.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+
+from chassis.settings import ChassisSettings
+
+# Raised when the bus is away, restarting or overloaded: the same call, tried again, can succeed.
+BUS_FAILURES: tuple[type[Exception], ...] = (nats.errors.Error, OSError, TimeoutError)
+
+# JetStream drops a second publish with the same event id within this time: a convenience, the inbox is the guarantee.
+DUPLICATE_WINDOW_S = 120.0
+
+_PING_INTERVAL_S = 10
+_log = structlog.get_logger(__name__)
+
+
+class Bus:
+    """One connection, shared by every relay and consumer of the process."""
+
+    def __init__(self, settings: ChassisSettings, client: Client) -> None:
+        self.settings = settings
+        self.client = client
+        self._known_streams: set[str] = set()
+        self._reopening = asyncio.Lock()
+        self._closing = False
+        self._farewells: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        return self.client.jetstream(timeout=self.settings.publish_timeout_s)
+
+    async def ensure_stream(self, name: str) -> None:
+        """Creates the stream unless it exists. Publisher and consumer both call it, so start order does not matter."""
+        if name in self._known_streams:
+            return
+        await self.jetstream.add_stream(
+            api.StreamConfig(
+                name=name,
+                subjects=[f"{name.lower()}.>"],
+                storage=api.StorageType.FILE,
+                retention=api.RetentionPolicy.LIMITS,
+                # A full stream refuses new events, which then wait in the outbox; dropping old ones would lose facts.
+                discard=api.DiscardPolicy.NEW,
+                max_age=self.settings.stream_age_s_max,
+                max_bytes=self.settings.stream_size_bytes_max,
+                duplicate_window=DUPLICATE_WINDOW_S,
+            )
+        )
+        self._known_streams.add(name)
+
+    async def recover(self) -> None:
+        """Called after a failure: forgets what the server was known to have, and reopens a connection that gave up.
+
+        The server may return with an empty disk, and nats-py closes itself for good on some protocol errors.
+        """
+        self._known_streams.clear()
+        async with self._reopening:
+            if self.client.is_closed and not self._closing:
+                _log.warning("bus_reopening")
+                self.client = await _open_client(self.settings)
+
+    def before_close(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """Registers what still has to use the connection when the process stops."""
+        self._farewells.append(farewell)
+
+    async def close(self) -> None:
+        self._closing = True
+        for farewell in self._farewells:
+            await farewell()
+        if not self.client.is_closed:
+            await self.client.close()
+
+
+async def connect(settings: ChassisSettings) -> Bus:
+    """Waits up to `startup_wait_s` for the bus, then raises TimeoutError.
+
+    Credentials travel in `nats_url` (`nats://token@host`, `nats://user:password@host`); `tls://` turns TLS on.
+    """
+    async with asyncio.timeout(settings.startup_wait_s):
+        return Bus(settings, await _open_client(settings))
+
+
+async def _open_client(settings: ChassisSettings) -> Client:
+    last_error = ""
+
+    async def on_error(error: Exception) -> None:
+        nonlocal last_error
+        # The client reports every attempt to reconnect; the log hears of each kind of trouble once.
+        if repr(error) != last_error:
+            last_error = repr(error)
+            _log.warning("bus_error", error=last_error)
+
+    async def on_disconnected() -> None:
+        _log.warning("bus_disconnected")
+
+    async def on_reconnected() -> None:
+        nonlocal last_error
+        last_error = ""
+        _log.info("bus_reconnected")
+
+    return await nats.connect(
+        settings.nats_url,
+        name=settings.service_name,
+        tls=_tls_context(settings) if settings.nats_url.startswith("tls://") else None,
+        connect_timeout=max(1, round(settings.connect_timeout_s)),
+        # nats-py annotates whole seconds but only sleeps for it and compares times with it.
+        reconnect_time_wait=settings.reconnect_backoff_s_min,
+        max_reconnect_attempts=-1,
+        ping_interval=_PING_INTERVAL_S,
+        error_cb=on_error,
+        disconnected_cb=on_disconnected,
+        reconnected_cb=on_reconnected,
+    )
+
+
+def _tls_context(settings: ChassisSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(settings.tls_dir / "ca.pem"))
+    own = settings.tls_dir / settings.service_name
+    context.load_cert_chain(own.with_suffix(".pem"), own.with_suffix(".key"))
+    return context

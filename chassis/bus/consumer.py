@@ -1,0 +1,250 @@
+"""A durable reader of events whose effect happens once, however often and in whatever order they are delivered.
+
+The id of an event and its effect are written in one transaction. It knows no event by name and never drops one: what
+cannot be handled ends in `dead_letters` with its reason.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+import structlog
+from google.protobuf.message import DecodeError, Message
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+from opentelemetry import metrics, propagate, trace
+
+from chassis.backoff import Backoff
+from chassis.bus.connection import BUS_FAILURES, Bus
+from chassis.bus.envelope import EventInfo, read_envelope
+from chassis.bus.outbox import QUERIES
+from chassis.bus.subjects import stream_of, subject_of
+from chassis.bus.verdict import Verdict, dependency_is_away, judge
+from chassis.clock import Clock
+from chassis.db.pool import Connection, Pool, database_is_away, transaction
+from chassis.db.queries import affected
+
+Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer(__name__)
+_handled = metrics.get_meter(__name__).create_counter("consumer.handled", unit="{event}")
+_set_aside = metrics.get_meter(__name__).create_counter("consumer.dead_letters", unit="{event}")
+
+_ERROR_CHARS_MAX = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Delivery:
+    """One event in hand: the raw message, what its headers say, and the handler's name for it."""
+
+    message: Msg
+    event: EventInfo
+
+
+class Consumer:
+    """`handlers` maps event classes to `async handler(connection, message, event)`, run inside the transaction.
+
+    A handler raises DomainError to refuse an event; see `verdict.py` for what is tried again. Each stream that the
+    handled subjects live in gets a durable reader named `durable`; several processes may share it.
+    """
+
+    def __init__(
+        self, pool: Pool, bus: Bus, durable: str, handlers: Mapping[type[Message], Handler], *, clock: Clock
+    ) -> None:
+        assert handlers
+        self._pool = pool
+        self._bus = bus
+        self._durable = durable
+        self._clock = clock
+        self._settings = bus.settings
+        self._classes = {kind.DESCRIPTOR.full_name: kind for kind in handlers}
+        self._handlers = {kind.DESCRIPTOR.full_name: handler for kind, handler in handlers.items()}
+        self._subjects: dict[str, list[str]] = {}
+        for kind in handlers:
+            subject = subject_of(kind)
+            self._subjects.setdefault(stream_of(subject), []).append(subject)
+        self._running = False
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._fetches: set[asyncio.Task[list[Msg]]] = set()
+        self._slots = asyncio.Semaphore(self._settings.consumer_concurrency_max)
+
+    async def run(self) -> None:
+        """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as readers:
+                for stream, subjects in self._subjects.items():
+                    readers.create_task(self._read(stream, subjects), name=f"{self._durable}-{stream}")
+        finally:
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Fetches no more and lets the events in hand finish, so that they need not wait to be delivered again."""
+        self._stopping = True
+        for fetch in self._fetches:
+            fetch.cancel()
+        if self._running:
+            await self._stopped.wait()
+
+    async def _read(self, stream: str, subjects: list[str]) -> None:
+        backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
+        while not self._stopping:
+            subscription = None
+            try:
+                subscription = await self._subscribe(stream, subjects)
+                backoff.reset()
+                await self._read_until_failure(subscription)
+            except BUS_FAILURES as error:
+                _log.warning("consumer_waits", durable=self._durable, stream=stream, error=repr(error))
+                await self._clock.sleep(backoff.next_s())
+                await self._bus.recover()
+            finally:
+                if subscription is not None:
+                    await _unsubscribe(subscription)
+
+    async def _subscribe(self, stream: str, subjects: list[str]) -> JetStreamContext.PullSubscription:
+        await self._bus.ensure_stream(stream)
+        await self._bus.jetstream.add_consumer(
+            stream,
+            api.ConsumerConfig(
+                durable_name=self._durable,
+                filter_subjects=sorted(subjects),
+                ack_policy=api.AckPolicy.EXPLICIT,
+                ack_wait=self._settings.consumer_ack_wait_s,
+                # The bus never gives up an event: it cannot tell a broken event from a database that is away.
+                max_deliver=-1,
+            ),
+        )
+        return await self._bus.jetstream.pull_subscribe_bind(durable=self._durable, stream=stream)
+
+    async def _read_until_failure(self, subscription: JetStreamContext.PullSubscription) -> None:
+        while not self._stopping:
+            messages = await self._fetch(subscription)
+            if not messages and not self._stopping:
+                # No events for a while, or nobody to send them: a reader that the bus lost has to be made again.
+                await subscription.consumer_info()
+            async with asyncio.TaskGroup() as batch:
+                for message in messages:
+                    batch.create_task(self._settle(message))
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+        fetch = asyncio.create_task(
+            subscription.fetch(self._settings.consumer_batch_max, timeout=self._settings.consumer_fetch_wait_s)
+        )
+        self._fetches.add(fetch)
+        try:
+            await asyncio.wait({fetch})
+            if fetch.cancelled():
+                return []
+            messages: list[Msg] = fetch.result()
+            return messages
+        except nats.errors.TimeoutError:
+            return []
+        finally:
+            self._fetches.discard(fetch)
+            fetch.cancel()
+
+    async def _settle(self, message: Msg) -> None:
+        """Handles one delivery and answers it; an answer that gets lost only means another delivery."""
+        async with self._slots:
+            delivery = _Delivery(message=message, event=read_envelope(message))
+            verdict = await self._handle(delivery)
+            try:
+                if verdict.retry_in_s is not None:
+                    await message.nak(delay=verdict.retry_in_s)
+                elif verdict.dead:
+                    await message.term()
+                else:
+                    await message.ack()
+            except BUS_FAILURES as error:
+                _log.warning("answer_lost", durable=self._durable, event_id=str(delivery.event.id), error=repr(error))
+
+    async def _handle(self, delivery: _Delivery) -> Verdict:
+        event = delivery.event
+        if event.type not in self._handlers and not event.malformed:
+            return Verdict.done()
+        context = propagate.extract(dict(delivery.message.headers or {}))
+        with (
+            structlog.contextvars.bound_contextvars(event_id=str(event.id), event_type=event.type),
+            _tracer.start_as_current_span(
+                f"{self._durable} {event.type}", context=context, kind=trace.SpanKind.CONSUMER
+            ) as span,
+        ):
+            try:
+                await self._apply(delivery)
+            except Exception as error:
+                if database_is_away(error) or dependency_is_away(error):
+                    return self._postponed(error)
+                span.record_exception(error)
+                return await self._refused(delivery, error)
+            _handled.add(1, {"durable": self._durable})
+            return Verdict.done()
+
+    async def _apply(self, delivery: _Delivery) -> None:
+        event = delivery.event
+        if event.malformed:
+            raise DecodeError(event.malformed)
+        message = self._classes[event.type].FromString(delivery.message.data)
+        async with transaction(self._pool) as connection:
+            inserted = await QUERIES.record_handled(connection, consumer=self._durable, event_id=event.id)
+            if affected(inserted) == 0:
+                return
+            await self._handlers[event.type](connection, message, event)
+            if event.deliveries > 1:
+                await QUERIES.forget_failures(connection, consumer=self._durable, event_id=event.id)
+
+    def _postponed(self, error: Exception) -> Verdict:
+        _log.warning("event_postponed", durable=self._durable, error=repr(error))
+        return Verdict.retry(self._settings.reconnect_backoff_s_max)
+
+    async def _refused(self, delivery: _Delivery, error: Exception) -> Verdict:
+        """The handler failed: count it, and either try again later or set the event aside."""
+        event = delivery.event
+        text = f"{type(error).__name__}: {error}".replace("\0", "")[:_ERROR_CHARS_MAX]
+        try:
+            async with transaction(self._pool) as connection:
+                failures = await QUERIES.count_failure(
+                    connection, consumer=self._durable, event_id=event.id, error=text
+                )
+                verdict = judge(error, failures=failures, settings=self._settings)
+                if verdict.dead:
+                    await self._bury(connection, delivery, verdict.reason, text, failures)
+        except Exception as failure:
+            if not database_is_away(failure):
+                raise
+            return self._postponed(failure)
+        if verdict.dead:
+            _set_aside.add(1, {"durable": self._durable, "reason": verdict.reason})
+            _log.error("event_set_aside", durable=self._durable, reason=verdict.reason, failures=failures, error=text)
+        else:
+            _log.warning("event_failed", durable=self._durable, failures=failures, exc_info=error)
+        return verdict
+
+    async def _bury(self, connection: Connection, delivery: _Delivery, reason: str, error: str, failures: int) -> None:
+        event = delivery.event
+        # The inbox row ends redeliveries that are already under way; whoever runs the event again removes it first.
+        await QUERIES.record_handled(connection, consumer=self._durable, event_id=event.id)
+        await QUERIES.forget_failures(connection, consumer=self._durable, event_id=event.id)
+        await QUERIES.add_dead_letter(
+            connection,
+            consumer=self._durable,
+            event_id=event.id,
+            subject=delivery.message.subject,
+            payload=delivery.message.data,
+            headers=dict(delivery.message.headers or {}),
+            reason=reason,
+            error=error,
+            failures=failures,
+        )
+
+
+async def _unsubscribe(subscription: JetStreamContext.PullSubscription) -> None:
+    try:
+        await subscription.unsubscribe()
+    except nats.errors.Error as error:
+        # The connection is gone, and the subscription with it.
+        _log.debug("unsubscribe_failed", error=repr(error))

@@ -1,0 +1,46 @@
+"""The CloudEvents attributes of a delivery, read from its NATS headers. It never looks into the payload."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from nats.aio.msg import Msg
+
+# Headers that we cannot read must not make two events one, nor one event two: the place in the stream is unique.
+_POSITION_NAMESPACE = uuid.UUID("0b6a9a3e-4a7c-4f2e-8f5d-6c8a2f0f7d11")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventInfo:
+    """`source` is the service that wrote the event, `subject` the resource it is about, `time` when it was written."""
+
+    id: uuid.UUID
+    type: str
+    source: str
+    subject: str
+    time: datetime
+    deliveries: int
+    malformed: str = ""  # what is wrong with the headers, empty when nothing is
+
+
+def read_envelope(message: Msg) -> EventInfo:
+    """Never raises for bad headers: they come from outside, and the event has to be set aside with a reason."""
+    headers = dict(message.headers or {})
+    place = message.metadata
+    malformed = ""
+    try:
+        event_id = uuid.UUID(headers.get("ce-id", ""))
+        time = datetime.fromisoformat(headers.get("ce-time", "")).astimezone(UTC)
+    except ValueError as error:
+        malformed = f"the event's headers are not usable: {error}"
+        event_id = uuid.uuid5(_POSITION_NAMESPACE, f"{place.stream}\0{place.sequence.stream}")
+        time = place.timestamp
+    return EventInfo(
+        id=event_id,
+        type=headers.get("ce-type", ""),
+        source=headers.get("ce-source", ""),
+        subject=headers.get("ce-subject", ""),
+        time=time,
+        deliveries=place.num_delivered,
+        malformed=malformed,
+    )

@@ -1,0 +1,84 @@
+-- name: add_event(id, subject, payload, headers)!
+-- Adds an event to the outbox, unless this very event is there already.
+INSERT INTO outbox (id, subject, payload, headers)
+VALUES (:id, :subject, :payload, :headers)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: claim_events(lease_s, batch_max)
+-- Takes the oldest waiting events that no other relay holds; the database's clock decides, since relays share only that.
+UPDATE outbox
+SET claimed_until = now() + make_interval(secs => :lease_s)
+WHERE id IN (
+    SELECT id
+    FROM outbox
+    WHERE published_at IS NULL AND (claimed_until IS NULL OR claimed_until < now())
+    ORDER BY created_at, id
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING id, subject, payload, headers;
+
+-- name: mark_published(ids)!
+-- Records that the bus acknowledged these events.
+UPDATE outbox SET published_at = now(), claimed_until = NULL WHERE id = ANY(:ids::uuid[]);
+
+-- name: release_claims(ids)!
+-- Gives events back that could not be published.
+UPDATE outbox SET claimed_until = NULL WHERE id = ANY(:ids::uuid[]) AND published_at IS NULL;
+
+-- name: prune_outbox(retention_s, batch_max)!
+-- Deletes a bounded batch of events that were published long enough ago.
+DELETE FROM outbox
+WHERE id IN (
+    SELECT id
+    FROM outbox
+    WHERE published_at < now() - make_interval(secs => :retention_s)
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: prune_inbox(retention_s, batch_max)!
+-- Deletes a bounded batch of event ids that were handled long enough ago.
+DELETE FROM inbox
+WHERE (consumer, event_id) IN (
+    SELECT consumer, event_id
+    FROM inbox
+    WHERE handled_at < now() - make_interval(secs => :retention_s)
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: prune_failures(retention_s, batch_max)!
+-- Deletes a bounded batch of counts of events that never came again.
+DELETE FROM handler_failures
+WHERE (consumer, event_id) IN (
+    SELECT consumer, event_id
+    FROM handler_failures
+    WHERE failed_at < now() - make_interval(secs => :retention_s)
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: record_handled(consumer, event_id)!
+-- Claims the event for this transaction; no row inserted means that its effect is in the database already.
+INSERT INTO inbox (consumer, event_id)
+VALUES (:consumer, :event_id)
+ON CONFLICT (consumer, event_id) DO NOTHING;
+
+-- name: count_failure(consumer, event_id, error)$
+-- Adds one failure of the handler on this event and answers how many there are.
+INSERT INTO handler_failures (consumer, event_id, failures, error)
+VALUES (:consumer, :event_id, 1, :error)
+ON CONFLICT (consumer, event_id) DO UPDATE
+SET failures = handler_failures.failures + 1, error = excluded.error, failed_at = now()
+RETURNING failures;
+
+-- name: forget_failures(consumer, event_id)!
+-- Ends the count of an event that was handled or given up.
+DELETE FROM handler_failures WHERE consumer = :consumer AND event_id = :event_id;
+
+-- name: add_dead_letter(consumer, event_id, subject, payload, headers, reason, error, failures)!
+-- Keeps an event that was given up.
+INSERT INTO dead_letters (consumer, event_id, subject, payload, headers, reason, error, failures)
+VALUES (:consumer, :event_id, :subject, :payload, :headers, :reason, :error, :failures)
+ON CONFLICT (consumer, event_id) DO NOTHING;

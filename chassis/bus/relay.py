@@ -1,0 +1,123 @@
+"""Carries outbox rows to JetStream until the bus has acknowledged each of them. It never looks into an event.
+
+Load (claim, one short transaction), publish (no transaction), apply (mark, one statement). A relay that dies between the
+last two publishes again after its claim ran out: the event id makes that harmless.
+"""
+
+import asyncio
+import uuid
+
+import asyncpg
+import structlog
+from nats.js import api
+from opentelemetry import metrics
+
+from chassis.backoff import Backoff
+from chassis.bus.connection import BUS_FAILURES, Bus
+from chassis.bus.outbox import QUERIES, Outbox, prune
+from chassis.bus.subjects import stream_of
+from chassis.clock import Clock
+from chassis.db.pool import Pool, database_is_away, transaction
+
+_log = structlog.get_logger(__name__)
+_published = metrics.get_meter(__name__).create_counter("outbox.published", unit="{event}")
+
+
+class Relay:
+    """Any number may run on one outbox, in one process or many: a row is claimed, never polled by its id."""
+
+    def __init__(self, pool: Pool, bus: Bus, outbox: Outbox, *, clock: Clock) -> None:
+        self._pool = pool
+        self._bus = bus
+        self._outbox = outbox
+        self._clock = clock
+        self._settings = bus.settings
+        self._running = False
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._prune_at = clock.monotonic() + self._settings.prune_interval_s
+        bus.before_close(self.stop)
+
+    async def run(self) -> None:
+        """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
+        backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
+        self._running = True
+        try:
+            while not self._stopping:
+                if await self._round():
+                    backoff.reset()
+                else:
+                    await self._clock.sleep(backoff.next_s())
+        finally:
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Lets the round under way finish and publishes what the last calls left; `Bus.close` calls it."""
+        self._stopping = True
+        self._outbox.wake()
+        if self._running:
+            await self._stopped.wait()
+        await self._round()
+
+    async def _round(self) -> bool:
+        """Publishes one batch and waits for more; False when bus or database could not do their part."""
+        try:
+            claimed, published = await self.publish_batch()
+            await self._prune_when_due()
+        except Exception as error:
+            if not (database_is_away(error) or isinstance(error, BUS_FAILURES)):
+                raise
+            _log.warning("relay_waits", error=repr(error))
+            return False
+        if published < claimed:
+            return False
+        if claimed < self._settings.outbox_batch_max and not self._stopping:
+            await self._outbox.wait(self._settings.outbox_poll_s)
+        return True
+
+    async def publish_batch(self) -> tuple[int, int]:
+        """One round over at most `outbox_batch_max` events; returns how many were claimed and how many published."""
+        async with transaction(self._pool) as connection:
+            rows = [
+                row
+                async for row in QUERIES.claim_events(
+                    connection, lease_s=self._settings.outbox_lease_s, batch_max=self._settings.outbox_batch_max
+                )
+            ]
+        if not rows:
+            return 0, 0
+        errors = await asyncio.gather(*(self._publish(row) for row in rows))
+        published = [row["id"] for row, error in zip(rows, errors, strict=True) if error is None]
+        await self._mark(published, [row["id"] for row, error in zip(rows, errors, strict=True) if error is not None])
+        _published.add(len(published))
+        if len(published) < len(rows):
+            first = next(error for error in errors if error is not None)
+            _log.warning("publish_failed", events=len(rows) - len(published), error=repr(first))
+            await self._bus.recover()
+        return len(rows), len(published)
+
+    async def _publish(self, row: asyncpg.Record) -> Exception | None:
+        headers = {**row["headers"], api.Header.MSG_ID.value: str(row["id"])}
+        try:
+            stream = stream_of(row["subject"])
+            await self._bus.ensure_stream(stream)
+            await self._bus.jetstream.publish(row["subject"], row["payload"], stream=stream, headers=headers)
+        except BUS_FAILURES as error:
+            return error
+        return None
+
+    async def _mark(self, published: list[uuid.UUID], failed: list[uuid.UUID]) -> None:
+        async with transaction(self._pool) as connection:
+            if published:
+                await QUERIES.mark_published(connection, ids=published)
+            if failed:
+                await QUERIES.release_claims(connection, ids=failed)
+
+    async def _prune_when_due(self) -> None:
+        if self._clock.monotonic() < self._prune_at:
+            return
+        self._prune_at = self._clock.monotonic() + self._settings.prune_interval_s
+        async with transaction(self._pool) as connection:
+            deleted = await prune(connection, self._settings)
+        if deleted:
+            _log.info("events_pruned", rows=deleted)

@@ -1,0 +1,97 @@
+"""The asyncpg pool of a process and the one way to open a transaction.
+
+It refuses to know any table. The role in `database_url` decides the schema (its search_path), so no query names one.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import asyncpg
+import structlog
+
+from chassis.backoff import Backoff
+from chassis.settings import ChassisSettings
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+# Raised when the database is away, restarting, out of slots, or chose us as a deadlock victim.
+_AWAY: tuple[type[Exception], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_pool(settings: ChassisSettings) -> Pool:
+    """Connects, waiting up to `startup_wait_s` for a database that is still starting; then raises what it met last."""
+    deadline = asyncio.get_running_loop().time() + settings.startup_wait_s
+    backoff = Backoff(first_s=settings.reconnect_backoff_s_min, last_s=settings.reconnect_backoff_s_max)
+    while True:
+        try:
+            return await _create_pool(settings)
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            delay_s = backoff.next_s()
+            if asyncio.get_running_loop().time() + delay_s > deadline:
+                raise
+            _log.warning("database_not_ready", error=repr(error), retry_in_s=delay_s)
+            await asyncio.sleep(delay_s)
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """One connection inside one transaction: commits at the end, rolls back on any exception.
+
+    Keep it short and free of network calls: whoever waits inside holds locks that others wait for.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        yield connection
+
+
+def database_is_away(error: Exception) -> bool:
+    """True when the error says nothing about the work itself: the same work, tried again, can succeed.
+
+    A wrong value or a statement that runs into its timeout is not that.
+    """
+    if isinstance(error, asyncpg.QueryCanceledError | asyncpg.DataError):
+        return False
+    if isinstance(error, asyncpg.InterfaceError):
+        # asyncpg has one class for a closed connection or pool and for a call with wrong arguments.
+        return "clos" in str(error)
+    return isinstance(error, _AWAY)
+
+
+async def _create_pool(settings: ChassisSettings) -> Pool:
+    statement_timeout_ms = int(settings.statement_timeout_s * 1000)
+    return await asyncpg.create_pool(
+        settings.database_url,
+        min_size=min(settings.pool_size_min, settings.pool_size_max),
+        max_size=settings.pool_size_max,
+        timeout=settings.connect_timeout_s,
+        # The server cancels first; the client's own limit only covers a server that went silent.
+        command_timeout=settings.statement_timeout_s + settings.connect_timeout_s,
+        init=_prepare_connection,
+        server_settings={
+            "application_name": settings.service_name,
+            "statement_timeout": str(statement_timeout_ms),
+            # A transaction that its process forgot must not hold row locks for ever.
+            "idle_in_transaction_session_timeout": str(statement_timeout_ms),
+            "timezone": "UTC",
+        },
+    )
+
+
+async def _prepare_connection(connection: Connection) -> None:
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
