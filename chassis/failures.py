@@ -1,0 +1,34 @@
+"""What an exception that nobody typed means at the edge of a call: a lost dependency, or our own mistake.
+
+It tells the caller as little as possible: the detail belongs in the log, under the trace id.
+"""
+
+import asyncpg
+import grpc
+
+from chassis.errors import DomainError, Internal, Unavailable, unpack
+
+# The database went away under us: killed, starting or stopping. Everything else it says is a mistake of ours.
+_LOST_DATABASE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+
+
+def domain_error_of(error: Exception, trace_id: str) -> DomainError:
+    """The typed error that travels instead of `error`."""
+    if isinstance(error, DomainError):
+        return error
+    if isinstance(error, grpc.aio.AioRpcError):
+        return unpack(error)
+    if is_lost_dependency(error):
+        return Unavailable("DEPENDENCY_UNAVAILABLE", "a part that this call needs cannot be reached now; try again")
+    return Internal("INTERNAL", f"unexpected failure; the log has the details under trace {trace_id}")
+
+
+def is_lost_dependency(error: BaseException) -> bool:
+    """Whether trying again later may help. A plain OSError is what several refused addresses at once look like;
+    its other subclasses (a missing file, a permission) are mistakes that waiting does not mend."""
+    return isinstance(error, (ConnectionError, TimeoutError, *_LOST_DATABASE)) or type(error) is OSError

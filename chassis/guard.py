@@ -1,0 +1,238 @@
+"""What stands around every served call: who calls, until when, under which trace, and how its failure is told.
+
+One wrapper per method, made when the method is registered, instead of a stack of interceptors that grpc.aio would walk
+anew for each call. It knows no method by name.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry.trace import Span, SpanKind
+
+from chassis import deadline, errors, identity, telemetry
+from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable
+from chassis.failures import domain_error_of
+from chassis.identity import Caller
+from chassis.settings import ChassisSettings
+
+log = structlog.get_logger()
+
+Metadata = Mapping[str, str]
+# Finds out who calls a public server, from the metadata and the full method name; raises Unauthenticated.
+Authenticate = Callable[[Metadata, str], Awaitable[Caller]]
+# Handlers are what protobuf's generated code registers; their message types differ from method to method.
+Handler = grpc.RpcMethodHandler[Any, Any]
+Behavior = Callable[[Any, Any], Any]
+
+# Raised by gRPC itself where the call has ended already: aborted by its handler, or its client is gone.
+_ENDED = (grpc.aio.AbortError, grpc.aio.InternalError)
+# Failures that a caller cannot act on; a person has to read the log.
+_TOLD_IN_LOG = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
+
+
+@dataclass
+class EndlessCalls:
+    """The streams that end only by being told to; a drain tells them."""
+
+    draining: bool = False
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def end(self) -> None:
+        self.draining = True
+        for task in self.tasks:
+            task.cancel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """The rules of one service on one server."""
+
+    settings: ChassisSettings
+    # Names of peer services; None: any peer that has a certificate of the mesh.
+    allow: frozenset[str] | None
+    trusted_forwarders: frozenset[str] = frozenset()
+    # A public server's callers have no certificate.
+    public: bool = False
+    authenticate: Authenticate | None = None
+    # Methods, by their short names, without a default deadline.
+    endless: frozenset[str] = frozenset()
+    endless_calls: EndlessCalls = field(default_factory=EndlessCalls)
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """`method` is the full name, `/package.Service/Method`."""
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), **coders)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), **coders)
+        if handler.request_streaming:
+            limit_s = self.settings.stream_deadline_s
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary, limit_s), **coders)
+        limit_s = self.settings.default_deadline_s
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, limit_s), **coders)
+
+    def _unary(self, method: str, behavior: Behavior | None, limit_s: float) -> Behavior:
+        answer = _require(behavior, inspect.iscoroutinefunction, method)
+
+        async def serve(request: Any, context: Any) -> Any:
+            call = _Call(self, method, limit_s)
+            try:
+                async with await call.enter(context):
+                    response = await answer(request, context)
+            except BaseException as error:
+                await call.fail(context, error)
+                raise
+            call.end("OK")
+            return response
+
+        return serve
+
+    def _streaming(self, method: str, behavior: Behavior | None) -> Behavior:
+        limit_s = None if method.rpartition("/")[2] in self.endless else self.settings.stream_deadline_s
+        generates = behavior is not None and inspect.isasyncgenfunction(behavior)
+        answer = _require(behavior, inspect.isasyncgenfunction if generates else inspect.iscoroutinefunction, method)
+
+        async def serve(request: Any, context: Any) -> None:
+            call = _Call(self, method, limit_s)
+            try:
+                async with await call.enter(context):
+                    if not generates:
+                        await answer(request, context)
+                    else:
+                        async with aclosing(answer(request, context)) as responses:
+                            async for response in responses:
+                                await context.write(response)
+            except BaseException as error:
+                await call.fail(context, error)
+                raise
+            call.end("OK")
+
+        return serve
+
+
+class _Call:
+    """One call on its way through the guard."""
+
+    __slots__ = ("_began_s", "_endless", "_guard", "_limit_s", "_method", "_span", "_task", "_timeout")
+
+    def __init__(self, guard: Guard, method: str, limit_s: float | None) -> None:
+        self._guard = guard
+        self._method = method
+        self._limit_s = limit_s
+        self._endless = limit_s is None
+        self._began_s = time.monotonic()
+        self._span: Span | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timeout: asyncio.Timeout | None = None
+
+    async def enter(self, context: Any) -> AbstractAsyncContextManager[object]:
+        """Establishes trace, deadline and caller, or raises a typed refusal before any work is done."""
+        guard = self._guard
+        metadata = dict(context.invocation_metadata())
+        self._begin_trace(metadata.get(telemetry.TRACEPARENT_KEY))
+        scope = self._begin_deadline(context)
+        if guard.public:
+            caller = Caller(service="")
+            if guard.authenticate is not None:
+                caller = await guard.authenticate(metadata, self._method)
+        else:
+            caller = self._peer(context, metadata)
+        identity.set_caller(caller)
+        if self._endless:
+            self._join_endless()
+        return scope
+
+    def end(self, code: str, error_type: str | None = None) -> None:
+        if self._task is not None:
+            self._guard.endless_calls.tasks.discard(self._task)
+        if self._span is not None:
+            telemetry.end_span(self._span, error_type)
+            telemetry.record_call(self._method, code, time.monotonic() - self._began_s)
+
+    async def fail(self, context: Any, error: BaseException) -> None:
+        """Sends `error` as a typed status by aborting; returns when there is nobody left to tell."""
+        if isinstance(error, asyncio.CancelledError) and self._task is not None and self._guard.endless_calls.draining:
+            self._task.uncancel()
+            error = Unavailable("DEPENDENCY_UNAVAILABLE", "this server is stopping; connect again", retry_after_s=0.5)
+        if isinstance(error, _ENDED) or not isinstance(error, Exception):
+            self.end("CANCELLED")
+            return
+        if isinstance(error, TimeoutError) and self._timeout is not None and self._timeout.expired():
+            error = DeadlineExceeded("DEADLINE_TOO_SHORT", "the call did not finish within its deadline")
+        typed = domain_error_of(error, telemetry.current_trace_id())
+        if typed.code in _TOLD_IN_LOG:
+            log.error("call failed", method=self._method, reason=typed.reason, exc_info=error)
+        else:
+            log.debug("call refused", method=self._method, reason=typed.reason, message=typed.message)
+        self.end(typed.code.name, typed.reason)
+        await abort_with(context, typed)
+
+    def _begin_trace(self, traceparent: str | None) -> None:
+        telemetry.carry(traceparent)
+        if self._guard.settings.otlp_endpoint is not None:
+            self._span = telemetry.begin_span(self._method, SpanKind.SERVER, telemetry.current_traceparent())
+            telemetry.attach_for_task(self._span)
+
+    def _begin_deadline(self, context: Any) -> AbstractAsyncContextManager[object]:
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            if remaining_s < self._guard.settings.deadline_min_s:
+                raise DeadlineExceeded(
+                    "DEADLINE_TOO_SHORT", "too little of the deadline is left to begin; allow the call more time"
+                )
+            # gRPC itself ends the call when a deadline that came with it has passed.
+            deadline.set_remaining(remaining_s)
+            return _NO_SCOPE
+        deadline.set_remaining(self._limit_s)
+        if self._limit_s is None:
+            return _NO_SCOPE
+        self._timeout = asyncio.timeout(self._limit_s)
+        return self._timeout
+
+    def _peer(self, context: Any, metadata: Metadata) -> Caller:
+        guard = self._guard
+        # The subject alternative names; the first one is the service's name, as chassis.pki writes it.
+        names = context.peer_identities()
+        if not names:
+            raise Unauthenticated("CALLER_NOT_ALLOWED", "this server takes calls with a certificate of the mesh only")
+        service = next(iter(names)).decode()
+        if guard.allow is not None and service not in guard.allow:
+            raise PermissionDenied(
+                "CALLER_NOT_ALLOWED", f"{service} may not call {self._method}", metadata={"caller": service}
+            )
+        if service in guard.trusted_forwarders:
+            return identity.caller_from(service, metadata)
+        return Caller(service=service)
+
+    def _join_endless(self) -> None:
+        if self._guard.endless_calls.draining:
+            raise Unavailable("DEPENDENCY_UNAVAILABLE", "this server is stopping; connect again", retry_after_s=0.5)
+        self._task = asyncio.current_task()
+        if self._task is not None:
+            self._guard.endless_calls.tasks.add(self._task)
+
+
+_NO_SCOPE: AbstractAsyncContextManager[object] = nullcontext()
+
+
+async def abort_with(context: Any, error: DomainError) -> None:
+    """Ends the call with the status of `error` and its details; raises gRPC's AbortError."""
+    status = errors.pack(error)
+    details = ((errors.DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(error.code, status.message, details)
+
+
+def _require(behavior: Behavior | None, is_right: Callable[[object], bool], method: str) -> Behavior:
+    if behavior is None or not is_right(behavior):
+        raise TypeError(f"{method} must be served by an async function")
+    return behavior

@@ -1,0 +1,100 @@
+"""The settings that every daemon shares, read from the environment once, into one frozen object.
+
+A service subclasses `ChassisSettings` in its own `config.py`; this file knows no service by name.
+"""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_ROOT = "FINEMESH_"
+
+
+class ChassisSettings(BaseSettings):
+    """`FINEMESH_<SERVICE>_<NAME>` wins over the shared `FINEMESH_<NAME>`, which wins over the default.
+
+    A subclass gives `service_name` a default; the prefix follows from it.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_ignore_empty=True)
+
+    # These describe one process; a shared variable must not give them to every service of a host.
+    own_names: ClassVar[frozenset[str]] = frozenset({"service_name", "listen_address", "port_file"})
+
+    service_name: str = Field(default="", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Name on the certificate.")
+    listen_address: str = Field(default="127.0.0.1:0", description="host:port of the mesh server; port 0 picks one.")
+    port_file: Path | None = Field(default=None, description="Where the bound port is written after the start.")
+
+    tls_dir: Path = Field(default=Path("tls"), description="Folder of ca.pem, <service>.pem and <service>.key.")
+    public_certificate_file: Path | None = Field(default=None, description="Certificate chain of a public server.")
+    public_key_file: Path | None = Field(default=None, description="Private key of a public server's certificate.")
+
+    database_url: str = Field(default="", repr=False, description="postgresql:// address; empty: keeps no tables.")
+    nats_url: str = Field(default="nats://127.0.0.1:4222", repr=False, description="Address of the event bus.")
+    otlp_endpoint: str | None = Field(default=None, description="OTLP gRPC endpoint; none: nothing is exported.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    drain_grace_s: float = Field(default=10.0, gt=0, le=600, description="Longest time of one drain stage.")
+    default_deadline_s: float = Field(default=30.0, gt=0, description="Deadline of a unary call that brings none.")
+    stream_deadline_s: float = Field(default=6 * 3600.0, gt=0, description="Deadline of a stream that brings none.")
+    deadline_shave_s: float = Field(default=0.05, ge=0, description="What each hop keeps back to report in time.")
+    deadline_min_s: float = Field(default=0.01, ge=0, description="Less remaining time than this is refused.")
+
+    message_size_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest gRPC message.")
+    metadata_size_bytes_max: int = Field(default=16 * 1024, ge=8192, description="Largest gRPC metadata block.")
+    concurrent_calls_max: int = Field(default=1000, ge=1, description="Calls in flight on one server at a time.")
+    reconnect_backoff_s_min: float = Field(default=0.05, gt=0, description="First pause before a new connection.")
+    reconnect_backoff_s_max: float = Field(default=1.0, gt=0, description="Longest pause before a new connection.")
+    keepalive_s: float = Field(default=30.0, gt=0, description="Ping interval that finds a vanished peer.")
+
+    pool_size_min: int = Field(default=1, ge=0, description="Database connections that are kept open.")
+    pool_size_max: int = Field(default=10, ge=1, description="Database connections of one process at most.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="Longest attempt to reach database or bus.")
+    startup_wait_s: float = Field(default=60.0, gt=0, description="How long a start waits for database and bus.")
+    statement_timeout_s: float = Field(default=30.0, gt=0, description="Longest database statement.")
+
+    outbox_batch_max: int = Field(default=200, ge=1, description="Outbox rows that one claim takes.")
+    outbox_poll_s: float = Field(default=0.5, gt=0, description="Pause between claims when nothing wakes the relay.")
+    outbox_lease_s: float = Field(default=10.0, gt=0, description="How long a claimed outbox row stays claimed.")
+    outbox_retention_s: float = Field(default=7 * 86400.0, gt=0, description="How long published events are kept.")
+    # Longer than the stream's and the outbox's together: an event must not outlive the memory that it was handled.
+    inbox_retention_s: float = Field(default=30 * 86400.0, gt=0, description="How long handled event ids are kept.")
+    prune_interval_s: float = Field(default=60.0, gt=0, description="Pause between deletions of what is past keeping.")
+    prune_batch_max: int = Field(default=5000, ge=1, description="Rows that one deletion takes.")
+
+    event_size_bytes_max: int = Field(default=768 * 1024, ge=1024, description="Largest event; NATS takes 1 MiB.")
+    publish_timeout_s: float = Field(default=5.0, gt=0, description="How long a publish waits to be acknowledged.")
+    stream_age_s_max: float = Field(default=7 * 86400.0, gt=0, description="Events leave a stream after it.")
+    stream_size_bytes_max: int = Field(default=1024**3, ge=1024**2, description="Size at which a stream is full.")
+    consumer_batch_max: int = Field(default=64, ge=1, description="Events fetched from the bus at a time.")
+    consumer_fetch_wait_s: float = Field(default=2.0, gt=0, description="How long one fetch waits for events.")
+    consumer_concurrency_max: int = Field(default=4, ge=1, description="Events one consumer handles at the same time.")
+    consumer_failures_max: int = Field(default=10, ge=1, description="Handler failures before an event is set aside.")
+    consumer_ack_wait_s: float = Field(default=15.0, gt=0, description="Unacknowledged events come again after it.")
+    consumer_backoff_s_min: float = Field(default=0.2, gt=0, description="Shortest pause before a redelivery.")
+    consumer_backoff_s_max: float = Field(default=30.0, gt=0, description="Longest pause before a redelivery.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        service = init_settings().get("service_name") or settings_cls.model_fields["service_name"].default
+        own_prefix = f"{ENV_ROOT}{service.upper().replace('-', '_')}_"
+        own = EnvSettingsSource(settings_cls, env_prefix=own_prefix)
+        return init_settings, own, _SharedSource(settings_cls, env_prefix=ENV_ROOT)
+
+
+class _SharedSource(EnvSettingsSource):
+    """The `FINEMESH_<NAME>` variables, less the names that belong to one process."""
+
+    def __call__(self) -> dict[str, object]:
+        own_names: frozenset[str] = getattr(self.settings_cls, "own_names", frozenset())
+        return {name: value for name, value in super().__call__().items() if name not in own_names}
