@@ -15,7 +15,8 @@ TENANT_KEY = "x-finemesh-tenant"
 ACCOUNT_KEY = "x-finemesh-account"
 SUBJECT_KEY = "x-finemesh-subject"
 ROLES_KEY = "x-finemesh-roles"
-IDENTITY_KEYS = frozenset({TENANT_KEY, ACCOUNT_KEY, SUBJECT_KEY, ROLES_KEY})
+NAMESPACE_KEY = "x-finemesh-namespace"
+IDENTITY_KEYS = frozenset({TENANT_KEY, ACCOUNT_KEY, SUBJECT_KEY, ROLES_KEY, NAMESPACE_KEY})
 
 _VALUE = re.compile(r"[A-Za-z0-9._@-]{0,128}")
 
@@ -23,13 +24,15 @@ _VALUE = re.compile(r"[A-Za-z0-9._@-]{0,128}")
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """`service` is the name on the peer's certificate, empty on a public server; the rest is empty when the peer
-    speaks for itself. `tenant` is a project id, `account` an organization id, `subject` a key id."""
+    speaks for itself. `tenant` is a project id, `account` an organization id, `subject` a key id, `namespace` what the
+    tenant's own names stand under."""
 
     service: str
     tenant: str = ""
     account: str = ""
     subject: str = ""
     roles: frozenset[str] = frozenset()
+    namespace: str = ""
 
     def require_role(self, role: str) -> None:
         if role not in self.roles:
@@ -75,12 +78,13 @@ def metadata_of(caller: Caller) -> list[tuple[str, str]]:
         (ACCOUNT_KEY, caller.account),
         (SUBJECT_KEY, caller.subject),
         (ROLES_KEY, ",".join(sorted(caller.roles))),
+        (NAMESPACE_KEY, caller.namespace),
     ]
 
 
 def caller_from(service: str, metadata: Mapping[str, str]) -> Caller:
     """The caller as a trusted peer described it. The caller of this function vouches for the trust."""
-    values = {key: metadata.get(key, "") for key in (TENANT_KEY, ACCOUNT_KEY, SUBJECT_KEY)}
+    values = {key: metadata.get(key, "") for key in (TENANT_KEY, ACCOUNT_KEY, SUBJECT_KEY, NAMESPACE_KEY)}
     roles = frozenset(filter(None, metadata.get(ROLES_KEY, "").split(",")))
     for value in (*values.values(), *roles):
         if not _VALUE.fullmatch(value):
@@ -91,4 +95,5 @@ def caller_from(service: str, metadata: Mapping[str, str]) -> Caller:
         account=values[ACCOUNT_KEY],
         subject=values[SUBJECT_KEY],
         roles=roles,
+        namespace=values[NAMESPACE_KEY],
     )
