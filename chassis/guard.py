@@ -10,14 +10,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
 from opentelemetry.trace import Span, SpanKind
 
 from chassis import deadline, errors, identity, telemetry
-from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable
+from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from chassis.failures import domain_error_of
 from chassis.identity import Caller
 from chassis.settings import ChassisSettings
@@ -28,7 +28,7 @@ Metadata = Mapping[str, str]
 # Finds out who calls a public server, from the metadata and the full method name; raises Unauthenticated.
 Authenticate = Callable[[Metadata, str], Awaitable[Caller]]
 # Handlers are what protobuf's generated code registers; their message types differ from method to method.
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = grpc.RpcMethodHandler  # type: ignore[type-arg]  # generic in its stub only
 Behavior = Callable[[Any, Any], Any]
 
 # Raised by gRPC itself where the call has ended already: aborted by its handler, or its client is gone.
@@ -82,7 +82,7 @@ class Guard:
         return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, limit_s), **coders)
 
     def _unary(self, method: str, behavior: Behavior | None, limit_s: float) -> Behavior:
-        answer = _require(behavior, inspect.iscoroutinefunction, method)
+        answer = _asynchronous(behavior, method)
 
         async def serve(request: Any, context: Any) -> Any:
             call = _Call(self, method, limit_s)
@@ -99,8 +99,8 @@ class Guard:
 
     def _streaming(self, method: str, behavior: Behavior | None) -> Behavior:
         limit_s = None if method.rpartition("/")[2] in self.endless else self.settings.stream_deadline_s
-        generates = behavior is not None and inspect.isasyncgenfunction(behavior)
-        answer = _require(behavior, inspect.isasyncgenfunction if generates else inspect.iscoroutinefunction, method)
+        answer = _asynchronous(behavior, method)
+        generates = inspect.isasyncgenfunction(answer)
 
         async def serve(request: Any, context: Any) -> None:
             call = _Call(self, method, limit_s)
@@ -232,7 +232,14 @@ async def abort_with(context: Any, error: DomainError) -> None:
     await context.abort(error.code, status.message, details)
 
 
-def _require(behavior: Behavior | None, is_right: Callable[[object], bool], method: str) -> Behavior:
-    if behavior is None or not is_right(behavior):
+def _asynchronous(behavior: Behavior | None, method: str) -> Behavior:
+    if inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior):
+        return cast(Behavior, behavior)
+    if not getattr(behavior, "__module__", "").endswith("_pb2_grpc"):
         raise TypeError(f"{method} must be served by an async function")
-    return behavior
+
+    # The generated base class's own method: the implementation does not have this one.
+    async def refuse(request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_OFFERED", f"this deployment does not offer {method}")
+
+    return refuse
