@@ -1,0 +1,203 @@
+"""Checks an adapter's config, shapes and numbers within bounds, before an engine allocates anything for it.
+
+It knows LoRA and the shapes that a base model's config implies; it refuses to know torch and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.inference.engines.base import AdapterInvalid, EngineSettings
+from services.inference.engines.safetensors_file import FileProblem, Matrix, check_finite, read_header
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_BYTES_MAX = 1 << 20
+
+# Loading any of these would run a pickle.
+_EXECUTABLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"})
+_TENSOR_NAME = re.compile(
+    r"base_model\.model\.model\.layers\.(?P<layer>\d{1,5})\."
+    r"(?P<module>(?:self_attn|mlp)\.[a-z_]{1,32})\.lora_(?P<side>[AB])\.weight"
+)
+# Other named ways to initialise rewrite the base weights, which stay shared here.
+_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal"})
+# What peft can express and the engine would silently ignore or misread.
+_REFUSED_FEATURES = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "use_qalora",
+    "trainable_token_indices",
+    "target_parameters",
+    "fan_in_fan_out",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFacts:
+    """What the check learnt: the largest rank of any module, the number of matrices and the bytes of their data."""
+
+    rank: int
+    matrices: int
+    data_bytes: int
+
+
+def check_adapter(
+    revision: str, folder: Path, rank: int, base_config: Mapping[str, Any], limits: EngineSettings
+) -> AdapterFacts:
+    """Raise AdapterInvalid with the first thing that is wrong; read every byte once and hold at most a few MiB."""
+    if limits.adapters_resident_max == 0:
+        raise AdapterInvalid(revision, "this engine was started without adapters")
+    try:
+        _check_names(folder)
+        config = _read_config(folder / CONFIG_NAME)
+        _check_config(config, rank, limits)
+        weights = _regular_file(folder / WEIGHTS_NAME, limits.adapter_bytes_max)
+        with weights.open("rb") as file:
+            matrices = read_header(file, weights.stat().st_size)
+            facts = _check_shapes(matrices, config, base_config)
+            check_finite(file, matrices)
+    except FileProblem as problem:
+        raise AdapterInvalid(revision, f"{WEIGHTS_NAME}: {problem}") from None
+    except _Problem as problem:
+        raise AdapterInvalid(revision, str(problem)) from None
+    except OSError as error:
+        raise AdapterInvalid(revision, f"cannot be read: {error.strerror or error}") from error
+    return facts
+
+
+class _Problem(Exception):
+    """A finding; the public function adds the revision."""
+
+
+def _check_names(folder: Path) -> None:
+    if not folder.is_dir():
+        raise _Problem("its folder does not exist")
+    for entry in folder.iterdir():
+        if entry.suffix.lower() in _EXECUTABLE_SUFFIXES:
+            raise _Problem(f"{entry.name} is a format that can carry code; only safetensors are served")
+
+
+def _regular_file(path: Path, bytes_max: int) -> Path:
+    if path.is_symlink() or not path.is_file():
+        raise _Problem(f"{path.name} is missing or not a regular file")
+    size = path.stat().st_size
+    if size > bytes_max:
+        raise _Problem(f"{path.name} has {size} bytes, the limit is {bytes_max}")
+    return path
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    raw = _regular_file(path, CONFIG_BYTES_MAX).read_bytes()
+    try:
+        config = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _Problem(f"{CONFIG_NAME} is not JSON") from error
+    if not isinstance(config, dict):
+        raise _Problem(f"{CONFIG_NAME} is not a JSON object")
+    return config
+
+
+def _check_config(config: Mapping[str, Any], rank: int, limits: EngineSettings) -> None:
+    if config.get("peft_type") != "LORA":
+        raise _Problem(f"peft_type is {config.get('peft_type')!r}, only LORA is served")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise _Problem(f"task_type is {config.get('task_type')!r}, only CAUSAL_LM is served")
+    if config.get("bias", "none") != "none":
+        raise _Problem("it carries trained biases, which are not served")
+    for feature in _REFUSED_FEATURES:
+        if config.get(feature):
+            raise _Problem(f"it uses {feature}, which is not served")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _INITIALISATIONS:
+        raise _Problem(f"init_lora_weights {start[:32]!r} changes the base weights, which is not served")
+    _check_rank("r", config.get("r"), limits)
+    if config["r"] != rank:
+        raise _Problem(f"its config says rank {config['r']}, the registry says {rank}")
+    for pattern, value in _patterns(config, "rank_pattern").items():
+        _check_rank(f"rank_pattern[{pattern!r}]", value, limits)
+    alphas = {"lora_alpha": config.get("lora_alpha"), **_patterns(config, "alpha_pattern")}
+    for name, alpha in alphas.items():
+        if not _is_number(alpha) or not math.isfinite(alpha) or alpha <= 0:
+            raise _Problem(f"{name} is {alpha!r}, expected a positive number")
+
+
+def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise _Problem(f"{name} is not an object")
+    return patterns
+
+
+def _check_rank(name: str, value: object, limits: EngineSettings) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _Problem(f"{name} is {value!r}, expected a positive whole number")
+    if value > limits.adapter_rank_max:
+        raise _Problem(f"{name} is {value}, the limit is {limits.adapter_rank_max}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out features, in features) of each linear layer that an adapter may change, for Llama-shaped decoders."""
+    text = base_config.get("text_config") or base_config
+    hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+    key_value_heads = int(text.get("num_key_value_heads") or heads)
+    head = int(text.get("head_dim") or hidden // heads)
+    shapes = {
+        "self_attn.q_proj": (heads * head, hidden),
+        "self_attn.k_proj": (key_value_heads * head, hidden),
+        "self_attn.v_proj": (key_value_heads * head, hidden),
+        "self_attn.o_proj": (hidden, heads * head),
+    }
+    # A mixture of experts has no dense layer of these names.
+    if not (text.get("num_local_experts") or text.get("num_experts")):
+        inner = int(text["intermediate_size"])
+        shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    return shapes
+
+
+def _check_shapes(
+    matrices: Sequence[Matrix], config: Mapping[str, Any], base_config: Mapping[str, Any]
+) -> AdapterFacts:
+    try:
+        shapes = module_shapes(base_config)
+        layers = int((base_config.get("text_config") or base_config)["num_hidden_layers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _Problem("adapters are not served on this architecture of base model") from error
+    sides: dict[tuple[int, str], dict[str, int]] = {}
+    for matrix in matrices:
+        match = _TENSOR_NAME.fullmatch(matrix.name)
+        if match is None or match["module"] not in shapes:
+            raise _Problem(f"the base model has no layer for {matrix.name[:128]}")
+        layer, module, side = int(match["layer"]), match["module"], match["side"]
+        if layer >= layers:
+            raise _Problem(f"{matrix.name} is for layer {layer}, the base model has {layers}")
+        wide_out, wide_in = shapes[module]
+        rank = matrix.shape[0] if side == "A" else matrix.shape[1]
+        expected = (rank, wide_in) if side == "A" else (wide_out, rank)
+        if matrix.shape != expected:
+            raise _Problem(f"{matrix.name} has shape {list(matrix.shape)}, the base model needs {list(expected)}")
+        sides.setdefault((layer, module), {})[side] = rank
+    allowed = {config["r"], *_patterns(config, "rank_pattern").values()}
+    for (layer, module), ranks in sides.items():
+        if len(ranks) != 2:
+            raise _Problem(f"layer {layer} {module} has only lora_{next(iter(ranks))}")
+        if ranks["A"] != ranks["B"] or ranks["A"] not in allowed:
+            raise _Problem(f"layer {layer} {module} has ranks {ranks['A']} and {ranks['B']}, not those of its config")
+    largest = max(ranks["A"] for ranks in sides.values())
+    return AdapterFacts(
+        rank=largest, matrices=len(matrices), data_bytes=sum(matrix.end - matrix.start for matrix in matrices)
+    )

@@ -1,0 +1,254 @@
+"""The contract of an engine: one base model in memory that renders prompts, generates tokens and hot-loads LoRA adapters.
+
+It refuses to know gRPC, tenants, prices, where files come from, and which library computes the tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+ALTERNATIVES_MAX = 20
+STOPS_MAX = 16
+STOP_CHARS_MAX = 256
+
+
+class EngineError(Exception):
+    """Root of everything an engine raises on purpose."""
+
+
+class EngineFailed(EngineError):
+    """The engine cannot serve any more (its process died, or it never started); it has to be stopped and started anew."""
+
+
+class EngineBusy(EngineError):
+    """A bounded queue of the engine is full; the same call may succeed later or on another replica."""
+
+
+class RequestInvalid(EngineError):
+    """The request itself cannot be served by any replica of this model."""
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__(f"{field_name}: {problem}")
+        self.field_name = field_name
+        self.problem = problem
+
+
+class ContextTooLong(EngineError):
+    """Prompt and requested completion do not fit the context of the model."""
+
+    def __init__(self, prompt_tokens: int, completion_tokens: int, context_tokens_max: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and {completion_tokens} more were requested, "
+            f"the context holds {context_tokens_max}"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.context_tokens_max = context_tokens_max
+
+
+class AdapterInvalid(EngineError):
+    """The adapter's files are broken, oversized, or do not belong to this base model."""
+
+    def __init__(self, revision: str, problem: str) -> None:
+        super().__init__(f"adapter {revision}: {problem}")
+        self.revision = revision
+        self.problem = problem
+
+
+class AdapterNotLoaded(EngineError):
+    """A request names an adapter that `load_adapter` was never called for (or that was unloaded since)."""
+
+    def __init__(self, revision: str) -> None:
+        super().__init__(f"adapter {revision} is not loaded")
+        self.revision = revision
+
+
+class FinishReason(enum.StrEnum):
+    """Why a completion ended: a stop token or string, or the token limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Limits of one engine; every bound that the engine enforces is named here."""
+
+    context_tokens_max: int | None = None  # None: what the model's config declares
+    sequences_max: int = 64  # requests computed together in one step
+    queue_requests_max: int = 256  # unfinished requests, running ones included
+    kv_cache_bytes: int | None = 1 << 30  # None (CUDA only): what gpu_memory_fraction leaves over
+    gpu_memory_fraction: float = 0.85
+    gpu_indices: tuple[int, ...] = ()  # devices this engine may use; more than one means tensor parallel
+    threads: int | None = None  # CPU threads of the computing process; None: all the process may use
+    dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
+    adapters_in_batch_max: int = 4
+    adapters_resident_max: int = 16  # 0 switches adapters off (a fully tuned model)
+    adapters_known_max: int = 4096
+    adapter_rank_max: int = 64
+    adapter_bytes_max: int = 8 << 30
+    chunk_interval_s: float = 0.02  # tokens that arrive within this time travel in one chunk
+    start_timeout_s: float = 600.0
+    stop_grace_s: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation, as the chat template of the model sees it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. A temperature of 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    completion_tokens_max: int | None = None  # None: whatever the context leaves
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None  # None: none; N: the chosen token and the N most likely ones
+
+    def check(self) -> None:
+        """Raise RequestInvalid naming the first field that is out of its range."""
+        _check_range("temperature", self.temperature, 0.0, 2.0)
+        _check_range("top_p", self.top_p, 1e-6, 1.0)
+        _check_range("top_k", self.top_k, 0, 1 << 20)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if self.completion_tokens_max is not None:
+            _check_range("max_tokens", self.completion_tokens_max, 1, 1 << 30)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, ALTERNATIVES_MAX)
+        if self.seed is not None:
+            _check_range("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        if len(self.stop) > STOPS_MAX:
+            raise RequestInvalid("stop", f"at most {STOPS_MAX} stop strings are allowed")
+        for text in self.stop:
+            if not 1 <= len(text) <= STOP_CHARS_MAX:
+                raise RequestInvalid("stop", f"a stop string has 1 to {STOP_CHARS_MAX} characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """A prompt that is already tokens, so that no template can be applied a second time."""
+
+    request_id: str  # unique among unfinished requests of the engine
+    prompt_token_ids: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter_revision: str | None = None
+    stream: bool = True  # False: one chunk with everything
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """A token with its log probability; `alternatives` holds the most likely tokens at that position, best first."""
+
+    token_id: int
+    text: str
+    logprob: float
+    alternatives: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of a request so far; the end-of-sequence token counts as a completion token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_cached: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A batch of new tokens. `usage` is cumulative in every chunk, so a cut stream can still be metered."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None  # set in the last chunk only
+
+
+class Engine(Protocol):
+    """One running base model. All methods may be called concurrently from one event loop."""
+
+    @property
+    def context_tokens_max(self) -> int:
+        """Prompt and completion together; known after `start`."""
+
+    @property
+    def requests_unfinished(self) -> int:
+        """Requests admitted and not yet finished: the load figure that routing compares."""
+
+    async def start(self) -> None:
+        """Load the model and warm up. Raises EngineFailed; call `stop` also after a failed start."""
+
+    async def stop(self) -> None:
+        """End unfinished requests with EngineFailed and free every process and byte. Safe to call twice."""
+
+    async def health(self) -> None:
+        """Return when the engine can serve; raises EngineFailed otherwise. Costs no computation."""
+
+    async def wait_failed(self) -> EngineFailed:
+        """Return once the engine has died on its own; never returns for an engine that is stopped in order."""
+
+    async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
+        """Make the adapter in the folder `path` usable under its content-derived `revision`.
+
+        Idempotent and cheap when loaded already; a revision is never loaded again over itself. Files are checked
+        (header, rank, shapes, dtypes, finite values) before the engine sees them: AdapterInvalid. The folder must stay
+        readable until `unload_adapter`, because an evicted adapter is read again on its next use. EngineBusy when every
+        slot is locked by a running request.
+        """
+
+    async def unload_adapter(self, revision: str) -> bool:
+        """Forget the adapter after its running requests end; False when it was not known."""
+
+    def adapters(self) -> tuple[str, ...]:
+        """Revisions resident now, least recently used first."""
+
+    async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Apply the model's chat template once, generation prompt included. RequestInvalid when the template refuses."""
+
+    async def render_text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a raw completion prompt, with the special tokens the model's tokenizer adds at the start."""
+
+    async def count_tokens(self, text: str) -> int:
+        """Tokens of a bare piece of text, no special ones added."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield chunks until one has a finish reason. Closing the generator (or cancelling its task) frees the request.
+
+        Use `contextlib.aclosing`, so that leaving early frees it at once. Raises, before the first chunk: RequestInvalid,
+        ContextTooLong, AdapterNotLoaded, AdapterInvalid, EngineBusy; at any time: EngineFailed.
+        """
+
+
+def completion_tokens_allowed(request: GenerateRequest, context_tokens_max: int) -> int:
+    """The completion limit of a request that fits the context; raises RequestInvalid or ContextTooLong."""
+    request.sampling.check()
+    prompt_tokens = len(request.prompt_token_ids)
+    if prompt_tokens == 0:
+        raise RequestInvalid("prompt", "is empty")
+    wanted = request.sampling.completion_tokens_max
+    room = context_tokens_max - prompt_tokens
+    if room < 1 or (wanted is not None and wanted > room):
+        raise ContextTooLong(prompt_tokens, wanted or 1, context_tokens_max)
+    return room if wanted is None else wanted
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    # NaN fails every comparison, so it is refused by the same expression.
+    if not (math.isfinite(value) and low <= value <= high):
+        raise RequestInvalid(name, f"must be between {low} and {high}, got {value}")

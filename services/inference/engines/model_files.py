@@ -1,0 +1,36 @@
+"""Reads what an engine has to know of a model's folder before it loads weights: the config and the context length.
+
+It refuses to know tokenizers and weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from services.inference.engines.base import EngineFailed, EngineSettings
+
+_CONFIG_BYTES_MAX = 4 << 20
+
+
+def read_config(model_path: Path) -> dict[str, Any]:
+    """The model's config.json; EngineFailed when the folder holds no usable one."""
+    path = model_path / "config.json"
+    try:
+        if path.stat().st_size > _CONFIG_BYTES_MAX:
+            raise EngineFailed(f"{path} has more than {_CONFIG_BYTES_MAX} bytes")
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EngineFailed(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise EngineFailed(f"{path} is not a JSON object")
+    return config
+
+
+def context_tokens(config: dict[str, Any], settings: EngineSettings) -> int:
+    """What the model declares, or less when the operator says so: longer than declared would give nonsense."""
+    declared = (config.get("text_config") or config).get("max_position_embeddings")
+    if not isinstance(declared, int) or declared < 2:
+        raise EngineFailed("the model's config declares no max_position_embeddings")
+    return min(declared, settings.context_tokens_max or declared)

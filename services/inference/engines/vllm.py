@@ -1,0 +1,318 @@
+"""vLLM behind the engine contract: `AsyncLLM` in this process, its computing process as a child that dies with it.
+
+The only module that imports vllm. It refuses to know gRPC, tenants and where adapters come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from services.inference.engines.adapter_check import check_adapter
+from services.inference.engines.adapters import Adapter, AdapterTable
+from services.inference.engines.base import (
+    AdapterInvalid,
+    Chunk,
+    EngineBusy,
+    EngineFailed,
+    EngineSettings,
+    FinishReason,
+    GenerateRequest,
+    Message,
+    RequestInvalid,
+    TokenLogprob,
+    Usage,
+    completion_tokens_allowed,
+)
+from services.inference.engines.model_files import context_tokens, read_config
+from services.inference.engines.parent_watch import DieWithParent
+from services.inference.engines.prompt import PromptRenderer
+
+# The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_LIVENESS_POLL_S = 0.2
+# vLLM reads its thread count and socket folder from the environment while it starts, so starts take turns.
+_STARTING = threading.Lock()
+
+
+class VllmEngine:
+    """One base model on the CPU or on the GPUs named in the settings."""
+
+    def __init__(self, model_path: Path, settings: EngineSettings) -> None:
+        self._model_path = model_path
+        self._settings = settings
+        self._config: dict[str, Any] = {}
+        self._context_tokens_max = 0
+        self._prompts = PromptRenderer(model_path)
+        self._sockets = Path()
+        self._llm: AsyncLLM | None = None
+        self._stopped = False
+        self._unfinished: set[str] = set()
+        self._table = AdapterTable(
+            resident_max=settings.adapters_resident_max,
+            known_max=settings.adapters_known_max,
+            load=self._load,
+            unload=self._unload,
+        )
+
+    @property
+    def context_tokens_max(self) -> int:
+        return self._context_tokens_max
+
+    @property
+    def requests_unfinished(self) -> int:
+        return len(self._unfinished)
+
+    async def start(self) -> None:
+        self._config = await asyncio.to_thread(read_config, self._model_path)
+        self._context_tokens_max = context_tokens(self._config, self._settings)
+        await self._prompts.start()
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start_llm))
+        try:
+            self._llm = await asyncio.wait_for(asyncio.shield(starting), self._settings.start_timeout_s)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            # The thread cannot be interrupted; whatever it brings up later is taken down at once.
+            starting.add_done_callback(_discard)
+            if isinstance(error, TimeoutError):
+                raise EngineFailed(f"vLLM did not start within {self._settings.start_timeout_s} s") from error
+            raise
+        except Exception as error:
+            # vLLM reports everything that can go wrong here (memory, shapes, a dead child) as assorted builtins.
+            raise EngineFailed(f"vLLM did not start: {error}") from error
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._prompts.stop()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            with suppress(EngineDeadError):
+                # Shutting down alone would leave their readers waiting for ever.
+                await llm.abort(tuple(self._unfinished))
+            await asyncio.to_thread(llm.shutdown, self._settings.stop_grace_s)
+        if self._sockets.name:
+            await asyncio.to_thread(shutil.rmtree, self._sockets, ignore_errors=True)
+
+    async def health(self) -> None:
+        self._running()
+
+    async def wait_failed(self) -> EngineFailed:
+        # vLLM offers a flag and nothing to wait for.
+        while self._stopped or self._llm is None or not self._llm.errored:  # noqa: ASYNC110
+            await asyncio.sleep(_LIVENESS_POLL_S)
+        return EngineFailed("the computing process of vLLM has died")
+
+    async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
+        self._running()
+        if revision not in self._table.resident():
+            await asyncio.to_thread(check_adapter, revision, path, rank, self._config, self._settings)
+        await self._table.add(revision, path, rank)
+
+    async def unload_adapter(self, revision: str) -> bool:
+        self._running()
+        return await self._table.remove(revision)
+
+    def adapters(self) -> tuple[str, ...]:
+        return self._table.resident()
+
+    async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return await self._prompts.render_chat(messages)
+
+    async def render_text(self, text: str) -> tuple[int, ...]:
+        return await self._prompts.render_text(text)
+
+    async def count_tokens(self, text: str) -> int:
+        return await self._prompts.count_tokens(text)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        llm = self._running()
+        tokens_max = completion_tokens_allowed(request, self._context_tokens_max)
+        self._admit(request.request_id)
+        try:
+            async with AsyncExitStack() as held:
+                lora = None
+                if request.adapter_revision is not None:
+                    lora = _lora(await held.enter_async_context(self._table.lock(request.adapter_revision)))
+                prompt = tokens_input(list(request.prompt_token_ids))
+                outputs = llm.generate(prompt, _sampling(request, tokens_max), request.request_id, lora_request=lora)
+                chunks = await held.enter_async_context(aclosing(self._chunks(request, outputs)))
+                async for chunk in chunks:
+                    yield chunk
+        except EngineDeadError as error:
+            raise EngineFailed("the computing process of vLLM has died") from error
+        except GracefulHTTPError as error:
+            raise EngineBusy(str(error)) from error
+        except VLLMClientError as error:
+            raise RequestInvalid("request", str(error)) from error
+        except EngineGenerateError as error:
+            raise EngineFailed(f"vLLM failed on a request: {error.__cause__}") from error
+        finally:
+            self._unfinished.discard(request.request_id)
+
+    async def _chunks(
+        self, request: GenerateRequest, outputs: AsyncGenerator[Any, None]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Convert outputs; vLLM merges what arrives while nobody reads, so a pause between reads makes the batches."""
+        completion_tokens = 0
+        clock = asyncio.get_running_loop()
+        async with aclosing(outputs):
+            async for output in outputs:
+                sent_at = clock.time()
+                part = output.outputs[0]
+                completion_tokens += len(part.token_ids)
+                usage = Usage(
+                    prompt_tokens=len(request.prompt_token_ids),
+                    completion_tokens=completion_tokens,
+                    prompt_tokens_cached=output.num_cached_tokens or 0,
+                )
+                yield Chunk(
+                    text=part.text,
+                    token_ids=tuple(part.token_ids),
+                    usage=usage,
+                    logprobs=self._logprobs(part) if part.logprobs else (),
+                    finish_reason=_finish_reason(part.finish_reason),
+                )
+                if not output.finished:
+                    await asyncio.sleep(max(0.0, sent_at + self._settings.chunk_interval_s - clock.time()))
+
+    def _logprobs(self, part: Any) -> tuple[TokenLogprob, ...]:
+        return tuple(
+            self._logprob(token_id, ranked) for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True)
+        )
+
+    def _logprob(self, chosen: int, ranked: dict[int, Any]) -> TokenLogprob:
+        # vLLM adds the chosen token to the most likely ones; it stays among them only where its rank says so.
+        size = len(ranked) if ranked[chosen].rank <= len(ranked) - 1 else len(ranked) - 1
+        best = sorted(ranked.items(), key=lambda item: item[1].rank)[:size] if size else []
+        return TokenLogprob(
+            token_id=chosen,
+            text=self._prompts.text_of(chosen),
+            logprob=ranked[chosen].logprob,
+            alternatives=tuple(
+                TokenLogprob(token_id=token_id, text=self._prompts.text_of(token_id), logprob=entry.logprob)
+                for token_id, entry in best
+            ),
+        )
+
+    def _admit(self, request_id: str) -> None:
+        if request_id in self._unfinished:
+            raise RequestInvalid("request_id", "a request of this id is unfinished")
+        if len(self._unfinished) >= self._settings.queue_requests_max:
+            raise EngineBusy(f"{len(self._unfinished)} requests are unfinished already")
+        self._unfinished.add(request_id)
+
+    def _running(self) -> AsyncLLM:
+        if self._llm is None or self._stopped:
+            raise EngineFailed("the engine is not running")
+        if self._llm.errored:
+            raise EngineFailed("the computing process of vLLM has died")
+        return self._llm
+
+    async def _load(self, adapter: Adapter) -> None:
+        try:
+            await self._running().add_lora(_lora(adapter))
+        except EngineDeadError as error:
+            raise EngineFailed("the computing process of vLLM has died") from error
+        except EngineFailed:
+            raise
+        except Exception as error:
+            # What the child raised arrives as a bare Exception with its text.
+            raise AdapterInvalid(adapter.revision, f"vLLM refuses it: {error}") from error
+
+    async def _unload(self, adapter: Adapter) -> None:
+        try:
+            await self._running().remove_lora(adapter.number)
+        except EngineDeadError as error:
+            raise EngineFailed("the computing process of vLLM has died") from error
+
+    def _start_llm(self) -> AsyncLLM:
+        with _STARTING:
+            self._sockets = Path(tempfile.mkdtemp(prefix="finemesh-engine-"))
+            os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
+            if current_platform.is_cpu():
+                os.environ["OMP_NUM_THREADS"] = str(self._settings.threads or len(os.sched_getaffinity(0)))
+            config = _engine_args(self._model_path, self._settings, self._context_tokens_max).create_engine_config()
+            # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
+            # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
+            object.__setattr__(config, "additional_config", DieWithParent(config.additional_config))
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+
+
+def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max: int) -> AsyncEngineArgs:
+    cpu = current_platform.is_cpu()
+    devices = max(1, len(settings.gpu_indices))
+    arguments: dict[str, Any] = {
+        "model": str(model_path),
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        # The hub's generation defaults would change a request behind the caller's back.
+        "generation_config": "vllm",
+        "dtype": "float32" if cpu and settings.dtype == "auto" else settings.dtype,
+        "max_model_len": context_tokens_max,
+        "max_num_seqs": settings.sequences_max,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "gpu_memory_utilization": settings.gpu_memory_fraction,
+        "enforce_eager": cpu,
+        "disable_log_stats": True,
+        # The class, not its name: on a CPU vLLM turns the name "uni" into a second process with its own imports.
+        "distributed_executor_backend": UniProcExecutor if devices == 1 else "mp",
+    }
+    if not cpu:
+        arguments["tensor_parallel_size"] = devices
+        arguments["device_ids"] = list(settings.gpu_indices) or None
+    if settings.adapters_resident_max:
+        arguments["enable_lora"] = True
+        arguments["max_loras"] = min(settings.adapters_in_batch_max, settings.adapters_resident_max)
+        arguments["max_cpu_loras"] = settings.adapters_resident_max
+        arguments["max_lora_rank"] = next(rank for rank in _RANKS if rank >= settings.adapter_rank_max)
+    return AsyncEngineArgs(**arguments)
+
+
+def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:
+    wanted = request.sampling
+    return SamplingParams(
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        max_tokens=tokens_max,
+        stop=list(wanted.stop),
+        seed=wanted.seed,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        logprobs=wanted.logprobs,
+        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    if reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return FinishReason(reason)
+    raise EngineFailed(f"vLLM ended the request by itself: {reason}")
+
+
+def _lora(adapter: Adapter) -> LoRARequest:
+    # The name is part of vLLM's prefix cache key, so two adapters can never share cached state.
+    return LoRARequest(lora_name=adapter.revision, lora_int_id=adapter.number, lora_path=str(adapter.path))
+
+
+def _discard(starting: asyncio.Future[AsyncLLM]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        threading.Thread(target=starting.result().shutdown, args=(0.0,), daemon=True).start()
