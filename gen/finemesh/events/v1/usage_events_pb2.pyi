@@ -37,7 +37,7 @@ class TrainingUsageRecorded(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     USAGE_TIME_FIELD_NUMBER: _builtins.int
     work_key: _builtins.str
-    """`{job id}:train:{start}-{end}` or `{job id}:evaluate:{step}`."""
+    """`{job id}:train:{start}-{end}` or `{job id}:evaluate:{number of the evaluation}`."""
     tuning_job: _builtins.str
     """The job, `projects/{project}/tuningJobs/{tuning_job}`."""
     project_id: _builtins.str
@@ -47,9 +47,9 @@ class TrainingUsageRecorded(_message.Message):
     kind: _builtins.str
     """`train` or `evaluate`."""
     start_step: _builtins.int
-    """First step of the range."""
+    """First step of the range; for an evaluation its number within the run, from 1."""
     end_step: _builtins.int
-    """Step after the last one of the range."""
+    """Step after the last one of the range; equal to start_step for an evaluation."""
     tokens: _builtins.int
     """Tokens."""
     @_builtins.property

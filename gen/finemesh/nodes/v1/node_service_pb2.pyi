@@ -248,7 +248,7 @@ class TrainingUsage(_message.Message):
     kind: _builtins.str
     """What was used: `train` or `evaluate`."""
     start_step: _builtins.int
-    """First step of the range; for an evaluation the step after which it ran."""
+    """First step of the range; for an evaluation its number within the run, from 1: several can fall on one step."""
     end_step: _builtins.int
     """Step after the last one of the range; equal to start_step for an evaluation."""
     tokens: _builtins.int
