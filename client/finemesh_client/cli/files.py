@@ -1,0 +1,128 @@
+"""`finemesh files`: upload, list, inspect, download and delete datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from finemesh.files.v1 import file_pb2
+from finemesh_client.cli.output import console, fields, print_json, progress_console, size, state, table, when
+from finemesh_client.cli.runtime import EXIT_REFUSED, AsJson, Limit, with_client
+from finemesh_client.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Datasets: JSONL with `messages`, or with `prompt` and `completion`.")
+Name = Annotated[str, typer.Argument(help="Resource name, projects/.../files/...")]
+
+
+def byte_bar() -> Progress:
+    """A progress bar for bytes, on stderr so that stdout stays clean."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=progress_console, transient=True)
+
+
+def show(file: file_pb2.File) -> None:
+    """One file for people, with its errors."""
+    fields(
+        [
+            ("name", file.name),
+            ("display name", file.display_name),
+            ("state", state(file_pb2.FileState.Name(file.state), "FILE_STATE_")),
+            ("format", file_pb2.DatasetFormat.Name(file.format).removeprefix("DATASET_FORMAT_").lower()),
+            ("examples", f"{file.line_count:,}"),
+            ("size", size(file.size_bytes)),
+            ("sha256", file.sha256),
+            ("created", when(file.create_time)),
+        ]
+    )
+    report = file.validation
+    if report.error_count:
+        shown = len(report.errors)
+        console.print(f"[red]{report.error_count:,} errors[/red]" + (f", the first {shown}:" if shown else ""))
+        for error in report.errors:
+            found = f", found {error.found}" if error.found else ""
+            console.print(f"  line {error.line} {error.path}: expected {error.expectation}{found}", markup=False)
+
+
+@app.command()
+def upload(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A JSONL file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Upload a dataset; every line is checked and all errors are shown at once. Exits with 1 when it is invalid."""
+    states: list[int] = []
+
+    async def work(mesh: Client) -> None:
+        with byte_bar() as bar:
+            task = bar.add_task(f"uploading {path.name}", total=path.stat().st_size)
+            file = await mesh.files.upload(path, on_bytes=lambda count: bar.advance(task, count))
+        states.append(file.state)
+        print_json(file) if as_json else show(file)
+
+    with_client(work, as_json)
+    if states != [file_pb2.FILE_STATE_READY]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command("list")
+def list_files(limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List the project's files, newest first."""
+
+    async def work(mesh: Client) -> None:
+        files = [file async for file in mesh.files.list(limit)]
+        if as_json:
+            return print_json(files)
+        rows = [
+            (
+                f.name,
+                f.display_name,
+                state(file_pb2.FileState.Name(f.state), "FILE_STATE_"),
+                f"{f.line_count:,}",
+                size(f.size_bytes),
+                when(f.create_time),
+            )
+            for f in files
+        ]
+        return table("files", ("name", "display name", "state", "examples", "size", "created"), rows)
+
+    with_client(work, as_json)
+
+
+@app.command()
+def get(name: Name, as_json: AsJson = False) -> None:
+    """Show one file with its validation report."""
+
+    async def work(mesh: Client) -> None:
+        file = await mesh.files.get(name)
+        print_json(file) if as_json else show(file)
+
+    with_client(work, as_json)
+
+
+@app.command()
+def download(
+    name: Name, target: Annotated[Path, typer.Argument(help="File to write.")], as_json: AsJson = False
+) -> None:
+    """Download a file's bytes; the digest is checked before the target appears."""
+
+    async def work(mesh: Client) -> None:
+        written = await mesh.files.download(name, target)
+        if as_json:
+            print_json({"path": str(target), "size_bytes": written})
+        else:
+            console.print(f"{target}: {size(written)}")
+
+    with_client(work, as_json)
+
+
+@app.command()
+def delete(name: Name, as_json: AsJson = False) -> None:
+    """Delete a file."""
+
+    async def work(mesh: Client) -> None:
+        await mesh.files.delete(name)
+        print_json({"deleted": name}) if as_json else console.print(f"deleted {name}")
+
+    with_client(work, as_json)

@@ -1,0 +1,158 @@
+"""`finemesh models`: the base catalogue, tuned models, import and download."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finemesh.models.v1 import model_pb2
+from finemesh_client.cli.files import byte_bar
+from finemesh_client.cli.output import console, fields, print_json, progress_console, size, table, when
+from finemesh_client.cli.runtime import AsJson, Limit, with_client
+from finemesh_client.client import Client
+from finemesh_client.errors import InvalidRequest
+from finemesh_client.models import importable_files
+
+app = typer.Typer(no_args_is_help=True, help="Base models and tuned models.")
+Name = Annotated[str, typer.Argument(help="Model id `slug/name`, or projects/.../models/...")]
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+async def download_model(mesh: Client, name: str, folder: Path, as_json: bool) -> None:
+    """Downloads every file of a model with a bar and says what was written."""
+    model = await mesh.models.get(name)
+    with byte_bar() as bar:
+        task = bar.add_task(f"downloading {model.model_id}", total=sum(f.size_bytes for f in model.files))
+        paths = await mesh.models.download(model.name, folder, on_bytes=lambda count: bar.advance(task, count))
+    if as_json:
+        print_json({"model": model.model_id, "revision": model.revision, "paths": [str(path) for path in paths]})
+    else:
+        console.print(f"{model.model_id} {model.revision}: {len(paths)} files in {folder}")
+
+
+@app.command("list")
+def list_models(limit: Limit = 100, as_json: AsJson = False) -> None:
+    """List base models and the project's tuned models."""
+
+    async def work(mesh: Client) -> None:
+        bases = [base async for base in mesh.models.list_base(limit)]
+        tuned = [model async for model in mesh.models.list(limit)]
+        if as_json:
+            return print_json([*bases, *tuned])
+        base_rows = [
+            (b.model_id, b.architecture, f"{b.parameter_count:,}", str(b.context_tokens_max), b.revision) for b in bases
+        ]
+        table("base models", ("id", "architecture", "weights", "context", "revision"), base_rows)
+        rows = [
+            (
+                m.model_id,
+                model_pb2.ModelKind.Name(m.kind).removeprefix("MODEL_KIND_").lower(),
+                m.base_model,
+                m.revision,
+                when(m.create_time),
+            )
+            for m in tuned
+        ]
+        return table("tuned models", ("id", "kind", "base", "revision", "created"), rows)
+
+    with_client(work, as_json)
+
+
+@app.command()
+def get(name: Name, as_json: AsJson = False) -> None:
+    """Show a tuned model: files, lineage, parity report."""
+
+    async def work(mesh: Client) -> None:
+        model = await mesh.models.get(name)
+        if as_json:
+            return print_json(model)
+        fields(
+            [
+                ("name", model.name),
+                ("id", model.model_id),
+                ("base", f"{model.base_model} {model.base_revision}"),
+                ("revision", model.revision),
+                ("job", model.tuning_job),
+                ("created", when(model.create_time)),
+                *sorted(model.lineage.items()),
+            ]
+        )
+        return table("files", ("path", "size", "sha256"), [(f.path, size(f.size_bytes), f.sha256) for f in model.files])
+
+    with_client(work, as_json)
+
+
+def hub_folder(source: str, revision: str) -> Path:
+    """Downloads a hub repository's safetensors, tokenizer and configuration, never code."""
+    try:
+        # Only this command needs the hub's library, which is an extra of its own.
+        from huggingface_hub import snapshot_download  # noqa: PLC0415
+    except ImportError:
+        message = (
+            f"{source} is no local folder, and for a hub id the hub's library is needed: pip install 'finemesh[hub]'"
+        )
+        raise InvalidRequest(message=message, reason="INVALID_FIELD") from None
+    try:
+        return Path(snapshot_download(source, revision=revision or None, allow_patterns=HUB_PATTERNS))
+    except (OSError, ValueError) as error:
+        message = f"{source} is no local folder and could not be had from the hub: {error}"
+        raise InvalidRequest(message=message, reason="MODEL_UNKNOWN") from error
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(help="A local folder with safetensors, or a hub id such as org/name.")],
+    model_id: Annotated[str, typer.Option("--as", help="Id in the catalogue; the hub id by default.")] = "",
+    revision: Annotated[str, typer.Option("--revision", help="Hub revision.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Add a base model to the catalogue. Needs the operator role; a hub id needs a network."""
+    local = Path(source)
+    is_local = local.is_dir()
+    if is_local and not model_id:
+        raise typer.BadParameter("a local folder needs an id for the catalogue: --as org/name")
+
+    async def work(mesh: Client) -> None:
+        folder = local
+        if not is_local:
+            with progress_console.status(f"downloading {source} from the hub"):
+                folder = await asyncio.to_thread(hub_folder, source, revision)
+        total = sum(path.stat().st_size for path in importable_files(folder))
+        with byte_bar() as bar:
+            task = bar.add_task(f"importing {model_id or source}", total=total)
+            base = await mesh.models.import_base(
+                model_id or source, folder, on_bytes=lambda count: bar.advance(task, count)
+            )
+        if as_json:
+            print_json(base)
+        else:
+            console.print(f"{base.model_id} {base.revision}: {base.parameter_count:,} weights, {size(base.size_bytes)}")
+
+    with_client(work, as_json)
+
+
+@app.command()
+def download(
+    name: Name, folder: Annotated[Path, typer.Argument(help="Folder to write.")], as_json: AsJson = False
+) -> None:
+    """Download the weights of a tuned model; every digest is checked."""
+
+    async def work(mesh: Client) -> None:
+        await download_model(mesh, name, folder, as_json)
+
+    with_client(work, as_json)
+
+
+@app.command()
+def delete(name: Name, as_json: AsJson = False) -> None:
+    """Remove a tuned model."""
+
+    async def work(mesh: Client) -> None:
+        model = await mesh.models.get(name)
+        await mesh.models.delete(model.name)
+        print_json({"deleted": model.name}) if as_json else console.print(f"deleted {model.model_id}")
+
+    with_client(work, as_json)

@@ -1,0 +1,53 @@
+"""How a command runs: options that all commands share, one client per command, errors as text or JSON. It knows no resource."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from finemesh_client.client import Client
+from finemesh_client.config import ConfigError, find_config
+from finemesh_client.errors import FinemeshError
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Most rows to show.")]
+
+
+def fail(error: FinemeshError | ConfigError, as_json: bool) -> NoReturn:
+    """Prints an error to stderr, typed in JSON mode, and exits."""
+    if isinstance(error, FinemeshError):
+        described = {
+            "error": type(error).__name__,
+            "reason": error.reason,
+            "message": error.message,
+            "violations": [{"field": v.field, "description": v.description} for v in error.violations],
+            "metadata": dict(error.metadata),
+        }
+    else:
+        described = {"error": "ConfigError", "message": str(error)}
+    print(json.dumps(described) if as_json else f"error: {error}", file=sys.stderr)
+    raise typer.Exit(EXIT_REFUSED if isinstance(error, FinemeshError) else EXIT_USAGE)
+
+
+def with_client(work: Callable[[Client], Awaitable[None]], as_json: bool) -> None:
+    """Runs one command's work with a connected client."""
+
+    async def run() -> None:
+        async with Client(find_config()) as mesh:
+            await work(mesh)
+
+    try:
+        asyncio.run(run())
+    except (FinemeshError, ConfigError) as error:
+        fail(error, as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -1,0 +1,97 @@
+"""Files: upload with a digest, list, download, delete. It reads and writes local files in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import cast
+
+from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
+from finemesh_client.errors import DataLoss
+from finemesh_client.paging import pages
+from finemesh_client.transport import Transport
+
+CHUNK_BYTES = 512 * 1024
+
+
+def sha256_of(path: Path) -> str:
+    """Lower-case hex SHA-256 of a local file."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+async def read_chunks(path: Path, on_bytes: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    """The file's bytes in chunks; reading happens off the event loop."""
+    with path.open("rb") as source:
+        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
+            if on_bytes:
+                on_bytes(len(chunk))
+            yield chunk
+
+
+class Files:
+    """Datasets of the caller's project."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = file_service_pb2_grpc.FileServiceStub(transport.channel)
+
+    async def upload(
+        self, path: Path, *, request_id: str | None = None, on_bytes: Callable[[int], None] | None = None
+    ) -> file_pb2.File:
+        """Uploads a dataset; the answer carries the check of every line. `on_bytes` hears how many bytes were sent."""
+        digest = await asyncio.to_thread(sha256_of, path)
+        header = file_service_pb2.UploadFileHeader(
+            display_name=path.name,
+            purpose=file_pb2.FILE_PURPOSE_FINE_TUNE,
+            size_bytes=(await asyncio.to_thread(path.stat)).st_size,
+            sha256=digest,
+            request_id=request_id or uuid.uuid4().hex,
+        )
+
+        async def parts() -> AsyncIterator[file_service_pb2.UploadFileRequest]:
+            yield file_service_pb2.UploadFileRequest(header=header)
+            async for chunk in read_chunks(path, on_bytes):
+                yield file_service_pb2.UploadFileRequest(chunk=chunk)
+
+        answer = await self._transport.upload(self._stub.UploadFile, parts)
+        return cast(file_service_pb2.UploadFileResponse, answer).file
+
+    async def get(self, name: str) -> file_pb2.File:
+        """One file's description."""
+        request = file_service_pb2.GetFileRequest(name=name)
+        return cast(file_pb2.File, (await self._transport.unary(self._stub.GetFile, request, safe=True)).file)
+
+    def list(self, limit: int | None = None) -> AsyncIterator[file_pb2.File]:
+        """The project's files, newest first."""
+
+        async def fetch(token: str) -> file_service_pb2.ListFilesResponse:
+            request = file_service_pb2.ListFilesRequest(page_token=token)
+            return cast(
+                file_service_pb2.ListFilesResponse,
+                await self._transport.unary(self._stub.ListFiles, request, safe=True),
+            )
+
+        return pages(fetch, "files", limit)
+
+    async def download(self, name: str, target: Path) -> int:
+        """Writes the file's bytes to `target` and returns their number; raises DataLoss when the digest differs."""
+        described = await self.get(name)
+        digest, written, partial = hashlib.sha256(), 0, target.with_name(target.name + ".partial")
+        request = file_service_pb2.DownloadFileRequest(name=name)
+        with partial.open("wb") as out:
+            async for message in self._transport.stream(self._stub.DownloadFile, request):
+                digest.update(message.chunk)
+                written += await asyncio.to_thread(out.write, message.chunk)
+        if digest.hexdigest() != described.sha256:
+            partial.unlink()
+            raise DataLoss(message=f"{name}: the downloaded bytes do not match its SHA-256", reason="DATA_CORRUPT")
+        partial.replace(target)
+        return written
+
+    async def delete(self, name: str) -> None:
+        """Deletes a file."""
+        await self._transport.unary(self._stub.DeleteFile, file_service_pb2.DeleteFileRequest(name=name), safe=True)
