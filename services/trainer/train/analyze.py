@@ -1,0 +1,188 @@
+"""Dataset analysis: `python -m services.trainer.train.analyze`, one JSON request on stdin, one JSON answer on stdout.
+
+Counts with the very code that feeds training (prepare.py), without torch. It knows no price.
+
+Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs, batch_size,
+gradient_accumulation_steps, epochs, evaluations, template_date (as in spec.py), errors_max.
+Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field, description).
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from services.trainer.train.bounded import Reader
+from services.trainer.train.data import ERRORS_MAX
+from services.trainer.train.failures import Failure, Violation, user_failure
+from services.trainer.train.plan import plan_run
+from services.trainer.train.prepare import (
+    Dataset,
+    DatasetRefusal,
+    PrepareSettings,
+    prepare_dataset,
+    resolve_max_seq_length,
+)
+from services.trainer.train.spec import (
+    MAX_SEQ_LENGTH_MAX,
+    MAX_SEQ_LENGTH_MIN,
+    PATH_LENGTH_MAX,
+    template_date,
+    train_on_inputs,
+)
+from services.trainer.train.tokenizer import ModelFolder, open_model_folder
+
+REQUEST_BYTES_MAX = 1024 * 1024
+
+
+def main() -> int:
+    answer = answer_request(sys.stdin.buffer.read(REQUEST_BYTES_MAX + 1))
+    json.dump(answer, sys.stdout)
+    sys.stdout.write("\n")
+    return 0
+
+
+def answer_request(request: bytes) -> dict[str, Any]:
+    try:
+        return analyze(_parse(request))
+    except Failure as failure:
+        return _refused(failure)
+
+
+def analyze(document: Any) -> dict[str, Any]:
+    """Raises Failure; broken rows are an answer, not a failure."""
+    violations: list[Violation] = []
+    reader = Reader(document, "", violations)
+    base = reader.child("base_model")
+    directory = base.text("directory", PATH_LENGTH_MAX)
+    base.raw("id", None), base.raw("revision", None)
+    base.finish()
+    train_file = reader.text("train_file", PATH_LENGTH_MAX)
+    validation_file = reader.optional_text("validation_file", PATH_LENGTH_MAX)
+    asked_length = reader.optional_integer("max_seq_length", MAX_SEQ_LENGTH_MIN, MAX_SEQ_LENGTH_MAX)
+    packing = reader.flag("packing", True)
+    inputs = train_on_inputs(reader)
+    day = template_date(reader)
+    batch_size = reader.integer("batch_size", 1, 1024, 8)
+    accumulation = reader.integer("gradient_accumulation_steps", 1, 256, 1)
+    epochs = reader.integer("epochs", 1, 100, 1)
+    evaluations = reader.integer("evaluations", 0, 100, 0)
+    errors_max = reader.integer("errors_max", 1, 10_000, ERRORS_MAX)
+    reader.finish()
+    if evaluations and validation_file is None:
+        reader.refuse("evaluations", "needs a validation_file; set it to 0 or give one")
+    _raise_if(violations)
+
+    folder = open_model_folder(Path(directory))
+    settings = PrepareSettings(
+        max_seq_length=resolve_max_seq_length(asked_length, folder),
+        packing=packing,
+        train_on_inputs=inputs,
+        template_date=day,
+        errors_max=errors_max,
+    )
+    datasets = _prepare(folder, settings, train_file, validation_file)
+    refusals = [dataset for dataset in datasets.values() if isinstance(dataset, DatasetRefusal)]
+    if refusals:
+        return _invalid(refusals)
+    train, validation = datasets["train"], datasets.get("validation")
+    assert isinstance(train, Dataset)
+    plan = plan_run(
+        train.sequences.count,
+        sequences_per_step=batch_size * accumulation,
+        epochs=epochs,
+        evaluations=evaluations,
+        checkpoints=1,
+        checkpoint_every_steps=None,
+        seed=0,
+    )
+    validation_tokens = validation.rows.token_count if isinstance(validation, Dataset) else 0
+    return {
+        "ok": True,
+        "train": _counts(train),
+        "validation": _counts(validation) if isinstance(validation, Dataset) else None,
+        "max_seq_length": settings.max_seq_length,
+        "packing_digest": train.sequences.digest,
+        "tokenizer_sha256": folder.tokenizer_sha256,
+        "template_sha256": folder.template_sha256,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "train_token_count": train.rows.token_count,
+        "validation_token_count": validation_tokens,
+        "billed_train_tokens": train.rows.token_count * epochs,
+        "billed_validation_tokens": validation_tokens * epochs * evaluations,
+        "errors": [],
+        "error_count": 0,
+    }
+
+
+def _prepare(
+    folder: ModelFolder, settings: PrepareSettings, train_file: str, validation_file: str | None
+) -> dict[str, Dataset | DatasetRefusal]:
+    datasets = {"train": prepare_dataset(Path(train_file), "train", folder, settings, pack_rows=True)}
+    if validation_file is not None:
+        path = Path(validation_file)
+        datasets["validation"] = prepare_dataset(path, "validation", folder, settings, pack_rows=False)
+    return datasets
+
+
+def _counts(dataset: Dataset) -> dict[str, Any]:
+    rows = dataset.rows
+    return {
+        "format": dataset.format,
+        "rows": rows.rows,
+        "used_rows": rows.count,
+        "token_count": rows.token_count,
+        "trained_token_count": rows.labelled_count,
+        "truncated_rows": rows.truncated_rows,
+        "skipped_rows": rows.skipped_rows,
+        "longest_row_tokens": rows.longest_row_tokens,
+        "sequences": dataset.sequences.count,
+        "sha256": dataset.sha256,
+    }
+
+
+def _parse(request: bytes) -> Any:
+    if len(request) > REQUEST_BYTES_MAX:
+        raise user_failure("SIZE_LIMIT", f"the request is larger than {REQUEST_BYTES_MAX} bytes")
+    try:
+        return json.loads(request)
+    except ValueError as error:
+        raise user_failure("INVALID_FIELD", f"the request is not JSON: {error}") from error
+
+
+def _raise_if(violations: list[Violation]) -> None:
+    if violations:
+        names = ", ".join(violation.field for violation in violations)
+        raise user_failure("INVALID_FIELD", f"the request is invalid: {names}", violations)
+
+
+def _invalid(refusals: list[DatasetRefusal]) -> dict[str, Any]:
+    total = sum(refusal.error_count for refusal in refusals)
+    errors = [{"file": refusal.file, **asdict(error)} for refusal in refusals for error in refusal.errors]
+    first = errors[0]
+    where = f"{first['file']} file, line {first['line']}: {first['path']}: expected {first['expected']}"
+    return {
+        "ok": False,
+        "reason": "DATASET_INVALID",
+        "message": f"{total} invalid {'entry' if total == 1 else 'entries'}; first: {where}",
+        "errors": errors,
+        "error_count": total,
+        "violations": [],
+    }
+
+
+def _refused(failure: Failure) -> dict[str, Any]:
+    return {
+        "ok": False,
+        "reason": failure.reason,
+        "message": failure.message,
+        "errors": [],
+        "error_count": 0,
+        "violations": [asdict(violation) for violation in failure.violations],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Folders that exist whole or not at all: written beside, synced, described by a manifest with digests, then renamed.
+
+It knows no tensors.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+UNFINISHED_PREFIX = "tmp-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+def commit_folder(target: Path, write: Callable[[Path], None], manifest: dict[str, Any] | None) -> list[FileDigest]:
+    """Calls `write` with an empty folder beside `target` and renames it there once every byte is on disk.
+
+    With a manifest, manifest.json gets its fields and the list of files. An older `target` is replaced.
+    """
+    unfinished = target.parent / f"{UNFINISHED_PREFIX}{target.name}"
+    remove_folder(unfinished)
+    unfinished.mkdir(parents=True)
+    write(unfinished)
+    files = digest_files(unfinished)
+    if manifest is not None:
+        document = {**manifest, "files": [asdict(file) for file in files]}
+        (unfinished / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
+    for path in sorted(unfinished.rglob("*")):
+        _sync(path)
+    _sync(unfinished)
+    remove_folder(target)
+    unfinished.rename(target)
+    _sync(target.parent)
+    return files
+
+
+def digest_files(folder: Path) -> list[FileDigest]:
+    """Every file below `folder` but the manifest, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return [
+        FileDigest(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in paths
+    ]
+
+
+def read_whole_folder(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files all match it. Raises ValueError saying what is wrong."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder.name}: the manifest cannot be read: {error}") from error
+    actual = {file.path: file.sha256 for file in digest_files(folder)}
+    if listed != actual:
+        wrong = sorted(path for path in listed.keys() | actual.keys() if listed.get(path) != actual.get(path))
+        raise ValueError(f"{folder.name}: files differ from the manifest: {', '.join(wrong)}")
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def remove_unfinished(parent: Path) -> list[str]:
+    """Clears what a killed writer left; returns the names."""
+    torn = sorted(path.name for path in parent.glob(f"{UNFINISHED_PREFIX}*"))
+    for name in torn:
+        remove_folder(parent / name)
+    return torn
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder if it is there. A finished one is first renamed away, so that a kill leaves no half of it."""
+    if not folder.exists():
+        return
+    if not folder.name.startswith(UNFINISHED_PREFIX):
+        doomed = folder.parent / f"{UNFINISHED_PREFIX}removed-{folder.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        folder = doomed
+    shutil.rmtree(folder)
+
+
+def revision_of(files: list[FileDigest]) -> str:
+    """The content-derived name of a set of files."""
+    lines = "".join(f"{file.path}\0{file.sha256}\n" for file in sorted(files, key=lambda file: file.path))
+    return "rv_" + hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""The run's only voice: JSON objects, one a line, on the stream that the agent reads.
+
+Types: ready, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed. `progress` carries the
+metered range [start_step, end_step) and `evaluation` the metered number; both keep their identity when work is redone.
+It knows no lease and no meter.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+# The agent is gone; nobody reads why.
+EXIT_ORPHANED = 4
+
+
+class Emit(Protocol):
+    def __call__(self, event_type: str, /, **fields: Any) -> None: ...
+
+
+class EventStream:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._start = time.monotonic()
+
+    def __call__(self, event_type: str, /, **fields: Any) -> None:
+        event = {"type": event_type, "elapsed_s": round(time.monotonic() - self._start, 3), **fields}
+        try:
+            self._stream.write(json.dumps(event, allow_nan=False) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            os._exit(EXIT_ORPHANED)
+
+
+def claim_stdout() -> EventStream:
+    """Takes standard output for events alone: what libraries print goes to standard error from here on."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return EventStream(stream)

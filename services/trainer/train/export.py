@@ -1,0 +1,82 @@
+"""Writes what was learned in the layouts that others load: peft's adapter files, or a whole transformers folder.
+
+It knows no checkpoint state. Equal weights give equal bytes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from services.trainer.train.model import CausalModel
+from services.trainer.train.spec import Spec
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+FULL_WEIGHTS = "model.safetensors"
+# What belongs to the tokenizer and the way of asking; weights and config are written by the model.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
+)  # fmt: skip
+# One entry only: the header lists metadata in no fixed order.
+_METADATA = {"format": "pt"}
+
+
+def write_export(model: CausalModel, spec: Spec, folder: Path) -> None:
+    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights."""
+    if spec.training.type == "lora":
+        write_trained_weights(model, spec, folder)
+        return
+    model.base.save_pretrained(str(folder))
+    for name in _COMPANIONS:
+        source = Path(spec.base_model.directory) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def write_trained_weights(model: CausalModel, spec: Spec, folder: Path) -> None:
+    """Just what the optimizer moves, exactly as it is in memory; a checkpoint holds this."""
+    if spec.training.type == "full":
+        save_file(_plain(model.trainable), folder / FULL_WEIGHTS, metadata=_METADATA)
+        return
+    tensors = get_peft_model_state_dict(model.module, save_embedding_layers=False)
+    save_file(_plain(tensors), folder / ADAPTER_WEIGHTS, metadata=_METADATA)
+    config = _sorted_sets(model.module.peft_config["default"].to_dict()) | {"inference_mode": True}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_trained_weights(model: CausalModel, spec: Spec, folder: Path) -> None:
+    """Raises ValueError when the tensors are not those of this model."""
+    if spec.training.type == "full":
+        tensors, trainable = load_file(folder / FULL_WEIGHTS), model.trainable
+        _require_same(tensors, trainable)
+        for name, parameter in trainable.items():
+            parameter.data.copy_(tensors[name])
+        return
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    _require_same(tensors, get_peft_model_state_dict(model.module, save_embedding_layers=False))
+    set_peft_model_state_dict(model.module, tensors)
+
+
+def _plain(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _require_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    if {name: tuple(value.shape) for name, value in found.items()} != {
+        name: tuple(value.shape) for name, value in expected.items()
+    }:
+        raise ValueError("the stored weights are not those of this model and these settings")
+
+
+def _sorted_sets(value: Any) -> Any:
+    """JSON has no sets, and their order changes from process to process."""
+    if isinstance(value, set):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {key: _sorted_sets(inner) for key, inner in value.items()}
+    return value

@@ -1,0 +1,42 @@
+"""How a run or an analysis says no: whose fault it is, a reason of the platform's closed list, and every broken field at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["user", "platform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One broken setting: `field` is its path in the JSON document, `description` says what was expected."""
+
+    field: str
+    description: str
+
+
+class Failure(Exception):
+    """Ends the run. `reason` is the name of an ErrorReason without its prefix; the loop notes how far it had come."""
+
+    def __init__(self, kind: Kind, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason
+        self.message = message
+        self.violations = tuple(violations)
+        self.step = 0
+        self.last_checkpoint_step: int | None = None
+
+
+def user_failure(reason: str, message: str, violations: Sequence[Violation] = ()) -> Failure:
+    """The data or the settings are at fault: the same run would fail again."""
+    return Failure("user", reason, message, violations)
+
+
+def platform_failure(reason: str, message: str) -> Failure:
+    """We are at fault: the run may go on elsewhere from its last checkpoint."""
+    return Failure("platform", reason, message)
+
+
+class Stopped(Exception):
+    """The run was asked to end; whoever holds the loop reports the last finished step."""

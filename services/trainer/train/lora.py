@@ -1,0 +1,32 @@
+"""Puts a peft LoRA adapter on a base model. It knows no optimizer and no file."""
+
+from dataclasses import replace
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+
+from services.trainer.train.failures import Violation, user_failure
+from services.trainer.train.model import CausalModel
+from services.trainer.train.spec import LoraTraining
+
+
+def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> CausalModel:
+    """Freezes the base; the adapter is float32 and drawn from torch's current seed. Raises Failure(user, INVALID_FIELD)."""
+    modules: Any = training.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_id,
+        r=training.r,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        bias="none",
+    )
+    try:
+        module = get_peft_model(model.base, config)
+    except ValueError as error:
+        violation = Violation(field="training.target_modules", description=f"must name modules of the model: {error}")
+        raise user_failure("INVALID_FIELD", "target_modules does not fit the base model", [violation]) from error
+    # peft overwrites the name with the folder that the base was loaded from.
+    module.peft_config["default"].base_model_name_or_path = base_id
+    return replace(model, module=module)

@@ -1,0 +1,130 @@
+"""The training child: `python -m services.trainer.train.main --workdir W`. Events on stdout, logs on stderr; W/spec.json says what
+to do (spec.py). Refuses to outlive its agent: it ends when its standard input does.
+
+Exit codes: 0 finished or stopped, 2 failed by data or settings, 3 failed by the platform, 4 the agent is gone.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from services.trainer.train.events import EXIT_ORPHANED, EventStream, claim_stdout
+from services.trainer.train.failures import Failure, platform_failure
+from services.trainer.train.spec import load_spec, resolve_paths
+
+EXIT_OK = 0
+EXIT_USER = 2
+EXIT_PLATFORM = 3
+_PR_SET_PDEATHSIG = 1
+# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS) and no look at any network.
+_ENVIRONMENT = {
+    "MKL_CBWR": "AVX2",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def main() -> int:
+    arguments = _arguments()
+    emit = claim_stdout()
+    _die_with_parent()
+    stop = threading.Event()
+
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    # On Ctrl-C the whole group hears SIGINT; the agent decides what becomes of the run.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    workdir = _await_work(emit) if arguments.wait else arguments.workdir
+    if not arguments.no_stdin_watch:
+        threading.Thread(target=_exit_when_orphaned, daemon=True).start()
+    try:
+        run(workdir, emit, stop)
+    except Failure as failure:
+        return _report(emit, failure)
+    except Exception as error:
+        traceback.print_exc()
+        return _report(emit, _explain(error))
+    return EXIT_OK
+
+
+def run(workdir: Path, emit: EventStream, stop: threading.Event) -> None:
+    """Reads the spec first: a wrong one is refused before the seconds that torch takes to load."""
+    spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+    # Loading torch before the environment above is set would fix the libraries' choices.
+    from services.trainer.train.loop import train  # noqa: PLC0415
+
+    train(spec, workdir, emit, stop.is_set)
+
+
+def _await_work(emit: EventStream) -> Path:
+    """A warm child: the libraries are loaded before there is work; one line of standard input brings it."""
+    from services.trainer.train import loop  # noqa: F401, PLC0415
+
+    emit("ready")
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(EXIT_ORPHANED)
+    return Path(json.loads(line)["workdir"])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One fine-tuning run.")
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--workdir", type=Path, help="folder with spec.json")
+    work.add_argument("--wait", action="store_true", help='load the libraries, then read {"workdir": ...} from stdin')
+    parser.add_argument("--no-stdin-watch", action="store_true", help="run on when stdin ends (by hand only)")
+    return parser.parse_args()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exit_when_orphaned() -> None:
+    while os.read(0, 4096):
+        continue
+    os._exit(EXIT_ORPHANED)
+
+
+def _explain(error: Exception) -> Failure:
+    """What nobody foresaw is ours. Memory and disk are named, because people can do something about them."""
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return platform_failure("TRAINING_FAILED", f"out of memory: {error}")
+    if isinstance(error, OSError):
+        return platform_failure("TRAINING_FAILED", f"{error.strerror or name} ({error.filename or 'no file'})")
+    return platform_failure("TRAINING_FAILED", f"{name}: {error}")
+
+
+def _report(emit: EventStream, failure: Failure) -> int:
+    emit(
+        "failed",
+        kind=failure.kind,
+        reason=failure.reason,
+        message=failure.message,
+        step=failure.step,
+        last_checkpoint_step=failure.last_checkpoint_step,
+        violations=[asdict(violation) for violation in failure.violations],
+    )
+    return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
+
+
+if __name__ == "__main__":
+    # Not sys.exit: interpreter shutdown with torch loaded takes a good part of a second, and all is on disk.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,96 @@
+"""Loads a base model and splits it into what the engine needs: the body that makes hidden states and the vocabulary head.
+
+It knows no data. Weights come from safetensors only, code only from transformers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from services.trainer.train.batches import IGNORED, MicroBatch
+from services.trainer.train.failures import user_failure
+from services.trainer.train.loss import cross_entropy_sum, logits_of
+
+# Hidden states times head must be the model's own logits; beyond this the architecture does something we do not know.
+_HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalModel:
+    """`module` is what is trained (a transformers model, or a peft model around it); `base` is always the former."""
+
+    module: Any
+    base: Any
+    device: str
+    softcap: float | None
+
+    @property
+    def trainable(self) -> dict[str, Any]:
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+
+    @property
+    def head_weight(self) -> Any:
+        return self.base.get_output_embeddings().weight
+
+    def labelled_hidden(self, batch: MicroBatch) -> tuple[Any, Any]:
+        """Hidden states [labelled, width] and their targets [labelled]: the head never sees a token without a label."""
+        output = self.base.get_decoder()(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, return_dict=True
+        )
+        chosen = batch.targets != IGNORED
+        return output.last_hidden_state[chosen], batch.targets[chosen]
+
+    def loss_sum(self, batch: MicroBatch) -> Any:
+        hidden, targets = self.labelled_hidden(batch)
+        return cross_entropy_sum(hidden, self.head_weight, targets, self.softcap)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, total)."""
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        return sum(parameter.numel() for parameter in self.trainable.values()), total
+
+
+def load_base(directory: Path, device: str, *, full: bool) -> CausalModel:
+    """Raises Failure(user, MODEL_INVALID). Float32 on a CPU and for full weights; a frozen base on a GPU is bfloat16."""
+    dtype = torch.float32 if full or device == "cpu" else torch.bfloat16
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise user_failure("MODEL_INVALID", f"the base model cannot be loaded: {error}") from error
+    base.to(device)
+    base.config.use_cache = False
+    head = base.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise user_failure("MODEL_INVALID", "the base model has no plain vocabulary head")
+    model = CausalModel(
+        module=base, base=base, device=device, softcap=getattr(base.config, "final_logit_softcapping", None)
+    )
+    _check_head(model, dtype)
+    return model
+
+
+def _check_head(model: CausalModel, dtype: Any) -> None:
+    """One short look at what the shortcut through the head assumes."""
+    model.base.eval()
+    ids = torch.arange(8, device=model.device)[None] % model.head_weight.shape[0]
+    with torch.no_grad():
+        theirs = model.base(input_ids=ids, use_cache=False).logits.float()
+        hidden = model.base.get_decoder()(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+        ours = logits_of(hidden, model.head_weight, model.softcap)
+    difference = (theirs - ours).abs().max().item()
+    if not difference <= _HEAD_TOLERANCE[dtype]:
+        raise user_failure(
+            "MODEL_INVALID",
+            f"the architecture {type(model.base).__name__} is not supported: its logits are not hidden states times head "
+            f"(difference {difference:.3g})",
+        )

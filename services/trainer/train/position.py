@@ -1,0 +1,18 @@
+"""Where a run stands: the part of its state that is numbers, saved with every checkpoint. It knows no tensors."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands after `step` finished steps. `epoch` and `epoch_step` say the same in the words of the data order;
+    the metered counts cover exactly these steps and evaluations."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    evaluations_done: int = 0
+    metered_train_tokens: int = 0
+    metered_validation_tokens: int = 0
+    loss: float | None = None
+    validation_loss: float | None = None

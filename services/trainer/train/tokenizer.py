@@ -1,0 +1,142 @@
+"""Loads the tokenizer and chat template of a base model folder as the `tokenizers` library sees them, without torch.
+
+It knows no rows and no masks. A tokenizer.json whose class transformers rebuilds by rules of its own is loaded by
+transformers, so that training and serving always see the same ids.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+
+from services.trainer.train.failures import user_failure
+from services.trainer.train.template import ChatTemplate
+
+# Classes that take tokenizer.json as it is.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+CONTEXT_LENGTH_DEFAULT = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """What rendering and tokenising need from a base model."""
+
+    tokenizer: Tokenizer
+    template_source: str | None
+    special_tokens: dict[str, str]
+    eos_id: int
+    context_length: int
+    tokenizer_sha256: str
+    template_sha256: str
+
+    def chat_template(self, today: date) -> ChatTemplate:
+        if self.template_source is None:
+            raise user_failure(
+                "MODEL_INVALID", "the base model has no chat template; use prompt/completion rows with it"
+            )
+        return ChatTemplate(self.template_source, self.special_tokens, today)
+
+
+def open_model_folder(directory: Path) -> ModelFolder:
+    """Raises Failure(user, MODEL_INVALID)."""
+    config = _json(directory / "config.json", required=True)
+    tokenizer_config = _json(directory / "tokenizer_config.json", required=False)
+    tokenizer = _tokenizer(directory, str(tokenizer_config.get("tokenizer_class", "")))
+    special_tokens = _special_tokens(tokenizer_config)
+    template = _template(directory, tokenizer_config)
+    return ModelFolder(
+        tokenizer=tokenizer,
+        template_source=template,
+        special_tokens=special_tokens,
+        eos_id=_eos_id(tokenizer, special_tokens, config),
+        context_length=_context_length(config),
+        tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        template_sha256=hashlib.sha256((template or "").encode()).hexdigest(),
+    )
+
+
+def without_offset_trimming(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy whose offsets cover every character. The byte-level post-processor cuts white space off them, and a token of
+    nothing but white space at the edge of an answer would then seem to lie outside. Only for use without special tokens."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.post_processor = processors.Sequence([])
+    return copy
+
+
+def _tokenizer(directory: Path, class_name: str) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if class_name in _PLAIN_CLASSES and path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a broken file
+            raise user_failure("MODEL_INVALID", f"tokenizer.json of the base model is broken: {error}") from error
+    else:
+        # Brings transformers and torch along, seconds that most analyses must not pay.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+            tokenizer = loaded.backend_tokenizer
+        except (OSError, ValueError, AttributeError, ImportError) as error:
+            raise user_failure("MODEL_INVALID", f"the base model's tokenizer cannot be loaded: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _json(path: Path, *, required: bool) -> dict[str, Any]:
+    if not path.is_file() and not required:
+        return {}
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise user_failure("MODEL_INVALID", f"{path.name} of the base model is not a JSON object")
+    return document
+
+
+def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    tokens = {}
+    for name in _SPECIAL_TOKENS:
+        value = tokenizer_config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def _template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _eos_id(tokenizer: Tokenizer, special_tokens: dict[str, str], config: dict[str, Any]) -> int:
+    from_name = tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
+    from_config = config.get("eos_token_id")
+    if isinstance(from_config, list):
+        from_config = from_config[0] if from_config else None
+    eos_id = from_name if from_name is not None else from_config
+    if not isinstance(eos_id, int):
+        raise user_failure("MODEL_INVALID", "the base model names no end-of-sequence token")
+    return eos_id
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    text_config = config.get("text_config")
+    inner = text_config if isinstance(text_config, dict) else config
+    length = inner.get("max_position_embeddings", CONTEXT_LENGTH_DEFAULT)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise user_failure("MODEL_INVALID", "max_position_embeddings of the base model is not a positive integer")
+    return length
