@@ -53,7 +53,7 @@ def parse_name(message: type[Message], name: str, field: str = "name") -> dict[s
 def own_name(message: type[Message], name: str, caller: Caller, field: str = "name") -> dict[str, str]:
     """As `parse_name`, and NotFound when the project is not the caller's: a stranger learns nothing."""
     parts = parse_name(message, name, field)
-    if not caller.tenant or parts[TENANT_PART] != caller.tenant:
+    if not caller.tenant or parts.get(TENANT_PART) != caller.tenant:
         raise NotFound("NOT_FOUND", f"{field} names nothing that exists: {name}", metadata={"name": name})
     return parts
 

@@ -38,10 +38,11 @@ class Witness(Echo):
         self.remaining_s: float | None = None
         self.calls = 0
         self.slow = False
-        self.ended = asyncio.Event()
+        self.began, self.ended = asyncio.Event(), asyncio.Event()
 
     async def Say(self, request: StringValue, context: object) -> StringValue:
         self.calls += 1
+        self.began.set()
         self.caller, self.remaining_s = identity.current_caller(), deadline.remaining_s()
         try:
             if self.slow:
@@ -72,10 +73,12 @@ async def serving(
 
 async def test_only_listed_callers_are_served(tls_dir: Path) -> None:
     echo = Witness()
-    async with serving(settings_of("back", tls_dir), echo) as (_, server):
-        async with stub_of(settings_of("stranger", tls_dir), server.port, "back") as stub:
-            with pytest.raises(PermissionDenied) as caught:
-                await stub.Say(StringValue())
+    async with (
+        serving(settings_of("back", tls_dir), echo) as (_, server),
+        stub_of(settings_of("stranger", tls_dir), server.port, "back") as stub,
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            await stub.Say(StringValue())
     assert caught.value.reason == "CALLER_NOT_ALLOWED"
     assert caught.value.metadata == {"caller": "stranger"}
     assert echo.calls == 0
@@ -85,10 +88,12 @@ async def test_identity_is_believed_from_trusted_forwarders_only(tls_dir: Path) 
     echo = Witness()
     user = Caller(service="", tenant="p1", account="o1", subject="k1", roles=frozenset({"admin"}))
     for trusted, believed in (((), ""), (("front",), "p1")):
-        async with serving(settings_of("back", tls_dir), echo, trusted_forwarders=trusted) as (_, server):
-            async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-                with identity.acting_as(user):
-                    await stub.Say(StringValue())
+        async with (
+            serving(settings_of("back", tls_dir), echo, trusted_forwarders=trusted) as (_, server),
+            stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+        ):
+            with identity.acting_as(user):
+                await stub.Say(StringValue())
         assert echo.caller is not None
         assert (echo.caller.service, echo.caller.tenant) == ("front", believed)
         assert echo.caller.roles == (frozenset({"admin"}) if believed else frozenset())
@@ -97,9 +102,11 @@ async def test_identity_is_believed_from_trusted_forwarders_only(tls_dir: Path) 
 async def test_a_channel_drops_identity_that_came_from_elsewhere(tls_dir: Path) -> None:
     echo = Witness()
     forged = [(identity.TENANT_KEY, "p1"), (identity.ROLES_KEY, "admin")]
-    async with serving(settings_of("back", tls_dir), echo, trusted_forwarders={"front"}) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            await stub.Say(StringValue(), metadata=forged)
+    async with (
+        serving(settings_of("back", tls_dir), echo, trusted_forwarders={"front"}) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        await stub.Say(StringValue(), metadata=forged)
     assert echo.caller == Caller(service="front")
 
 
@@ -114,10 +121,12 @@ async def test_without_a_certificate_nobody_gets_in(tls_dir: Path) -> None:
 
 
 async def test_a_peer_with_another_name_is_not_taken_for_the_service(tls_dir: Path) -> None:
-    async with serving(settings_of("back", tls_dir), Echo()) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "middle") as stub:
-            with pytest.raises(Unavailable):
-                await stub.Say(StringValue())
+    async with (
+        serving(settings_of("back", tls_dir), Echo()) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "middle") as stub,
+    ):
+        with pytest.raises(Unavailable):
+            await stub.Say(StringValue())
 
 
 async def test_a_public_server_asks_its_authenticator_and_nobody_else(tls_dir: Path) -> None:
@@ -128,14 +137,16 @@ async def test_a_public_server_asks_its_authenticator_and_nobody_else(tls_dir: P
 
     echo = Witness()
     settings = settings_of("back", tls_dir)
-    async with serving(settings, echo, public=True, authenticate=authenticate, trusted_forwarders={""}) as (_, server):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            say = channel.unary_unary(f"/{SERVICE}/Say")
-            forged = (("authorization", "Bearer wrong"), (identity.TENANT_KEY, "p2"))
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await say(b"", metadata=forged)
-            await say(b"", metadata=(("authorization", "Bearer right"), (identity.TENANT_KEY, "p2")))
-            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    async with (
+        serving(settings, echo, public=True, authenticate=authenticate, trusted_forwarders={""}) as (_, server),
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        say = channel.unary_unary(f"/{SERVICE}/Say")
+        forged = (("authorization", "Bearer wrong"), (identity.TENANT_KEY, "p2"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await say(b"", metadata=forged)
+        await say(b"", metadata=(("authorization", "Bearer right"), (identity.TENANT_KEY, "p2")))
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert echo.caller == Caller(service="", tenant="p1")
     assert health.status == health_pb2.HealthCheckResponse.SERVING
@@ -158,27 +169,31 @@ async def test_health_and_reflection_are_open_to_any_peer(tls_dir: Path) -> None
 
 async def test_each_hop_sees_less_of_the_deadline(tls_dir: Path) -> None:
     echo = Witness()
-    async with serving(settings_of("back", tls_dir), echo) as (_, server):
-        async with stub_of(settings_of("front", tls_dir, deadline_shave_s=0.5), server.port, "back") as stub:
-            with deadline.limit(10):
-                await stub.Say(StringValue())
-            assert echo.remaining_s is not None
-            assert 9 < echo.remaining_s <= 9.5
+    async with (
+        serving(settings_of("back", tls_dir), echo) as (_, server),
+        stub_of(settings_of("front", tls_dir, deadline_shave_s=0.5), server.port, "back") as stub,
+    ):
+        with deadline.limit(10):
             await stub.Say(StringValue())
-            assert 29 < echo.remaining_s <= 30
-            with deadline.limit(10):
-                await stub.Say(StringValue(), timeout=2)
-            assert echo.remaining_s <= 2
+        assert echo.remaining_s is not None
+        assert 9 < echo.remaining_s <= 9.5
+        await stub.Say(StringValue())
+        assert 29 < echo.remaining_s <= 30.1  # gRPC rounds up on the wire.
+        with deadline.limit(10):
+            await stub.Say(StringValue(), timeout=2)
+        assert echo.remaining_s <= 2.01
 
 
 async def test_too_short_a_deadline_is_refused_before_work(tls_dir: Path) -> None:
     echo = Witness()
-    async with serving(settings_of("back", tls_dir, deadline_min_s=5), echo) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            with pytest.raises(DeadlineExceeded) as there:
-                await stub.Say(StringValue(), timeout=2)
-            with deadline.limit(0.04), pytest.raises(DeadlineExceeded) as here:
-                await stub.Say(StringValue())
+    async with (
+        serving(settings_of("back", tls_dir, deadline_min_s=5), echo) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        with pytest.raises(DeadlineExceeded) as there:
+            await stub.Say(StringValue(), timeout=2)
+        with deadline.limit(0.04), pytest.raises(DeadlineExceeded) as here:
+            await stub.Say(StringValue())
     assert there.value.reason == here.value.reason == "DEADLINE_TOO_SHORT"
     assert echo.calls == 0
 
@@ -186,10 +201,12 @@ async def test_too_short_a_deadline_is_refused_before_work(tls_dir: Path) -> Non
 async def test_a_call_without_a_deadline_gets_the_servers(tls_dir: Path) -> None:
     echo = Witness()
     echo.slow = True
-    async with serving(settings_of("back", tls_dir, default_deadline_s=0.1), echo, public=True) as (_, server):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(f"/{SERVICE}/Say")(b"")
+    async with (
+        serving(settings_of("back", tls_dir, default_deadline_s=0.1), echo, public=True) as (_, server),
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/Say")(b"")
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert echo.ended.is_set()
 
@@ -207,36 +224,42 @@ async def test_an_oversize_message_names_the_limit(tls_dir: Path, client_max: in
 
 
 async def test_a_method_that_nobody_implements_is_not_offered(tls_dir: Path) -> None:
-    async with serving(settings_of("back", tls_dir), Echo()) as (_, server):
-        async with open_channel(settings_of("front", tls_dir), f"127.0.0.1:{server.port}", "back") as channel:
-            for method in (f"/{SERVICE}/Nothing", "/grpc.health.v1.Health/List"):
-                with pytest.raises(Unimplemented) as caught:
-                    await channel.unary_unary(method)(b"")
-                assert caught.value.reason == "NOT_OFFERED"
+    async with (
+        serving(settings_of("back", tls_dir), Echo()) as (_, server),
+        open_channel(settings_of("front", tls_dir), f"127.0.0.1:{server.port}", "back") as channel,
+    ):
+        for method in (f"/{SERVICE}/Nothing", "/grpc.health.v1.Health/List"):
+            with pytest.raises(Unimplemented) as caught:
+                await channel.unary_unary(method)(b"")
+            assert caught.value.reason == "NOT_OFFERED"
 
 
 async def test_leaving_a_stream_cancels_the_call(tls_dir: Path) -> None:
     echo = Witness()
-    async with serving(settings_of("back", tls_dir), echo) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            stream = stub.Count(StringValue())
-            async with contextlib.aclosing(aiter(stream)) as responses:
-                async for _ in responses:
-                    break
-            async with asyncio.timeout(5):
-                await echo.ended.wait()
+    async with (
+        serving(settings_of("back", tls_dir), echo) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        stream = stub.Count(StringValue())
+        async with contextlib.aclosing(aiter(stream)) as responses:
+            async for _ in responses:
+                break
+        async with asyncio.timeout(5):
+            await echo.ended.wait()
 
 
 async def test_cancelling_a_caller_cancels_the_handler(tls_dir: Path) -> None:
     echo = Witness()
     echo.slow = True
-    async with serving(settings_of("back", tls_dir), echo) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await stub.Say(StringValue())
-            async with asyncio.timeout(5):
-                await echo.ended.wait()
+    async with (
+        serving(settings_of("back", tls_dir), echo) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await stub.Say(StringValue())
+        async with asyncio.timeout(5):
+            await echo.ended.wait()
 
 
 async def test_a_failing_request_stream_raises_its_own_error(tls_dir: Path) -> None:
@@ -244,39 +267,45 @@ async def test_a_failing_request_stream_raises_its_own_error(tls_dir: Path) -> N
         yield StringValue(value="a")
         raise ValueError("the file went away")
 
-    async with serving(settings_of("back", tls_dir), Echo()) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            with pytest.raises(ValueError, match="went away"):
-                await stub.Join(requests())
-            with pytest.raises(ValueError, match="went away"):
-                async for _ in stub.Talk(requests()):
-                    pass
+    async with (
+        serving(settings_of("back", tls_dir), Echo()) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        with pytest.raises(ValueError, match="went away"):
+            await stub.Join(requests())
+        with pytest.raises(ValueError, match="went away"):
+            async for _ in stub.Talk(requests()):
+                pass
 
 
 async def test_both_halves_of_a_stream_by_hand(tls_dir: Path) -> None:
-    async with serving(settings_of("back", tls_dir), Echo()) as (_, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            talk = stub.Talk()
-            await talk.write(StringValue(value="one"))
-            assert (await talk.read()).value == "one"
-            await talk.done_writing()
-            assert await talk.read() is grpc.aio.EOF
-            join = stub.Join()
-            await join.write(StringValue(value="one"))
-            await join.done_writing()
-            assert (await join).value == "one"
+    async with (
+        serving(settings_of("back", tls_dir), Echo()) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        talk = stub.Talk()
+        await talk.write(StringValue(value="one"))
+        assert (await talk.read()).value == "one"
+        await talk.done_writing()
+        assert await talk.read() is grpc.aio.EOF
+        join = stub.Join()
+        await join.write(StringValue(value="one"))
+        await join.done_writing()
+        assert (await join).value == "one"
 
 
 async def test_a_drain_ends_endless_streams_at_once_with_a_typed_error(tls_dir: Path) -> None:
     echo = Witness()
-    async with serving(settings_of("back", tls_dir, drain_grace_s=60), echo, endless={"Count"}) as (process, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            stream = stub.Count(StringValue())
-            await stream.read()
-            process.stop()
-            async with asyncio.timeout(5):
-                with pytest.raises(Unavailable) as caught:
-                    await stream.read()
+    async with (
+        serving(settings_of("back", tls_dir, drain_grace_s=60), echo, endless={"Count"}) as (process, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        stream = stub.Count(StringValue())
+        await stream.read()
+        process.stop()
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable) as caught:
+                await stream.read()
     assert caught.value.retry_after_s is not None
     assert echo.ended.is_set()
 
@@ -284,14 +313,15 @@ async def test_a_drain_ends_endless_streams_at_once_with_a_typed_error(tls_dir: 
 async def test_a_drain_lets_calls_finish_and_cancels_those_that_do_not(tls_dir: Path) -> None:
     echo = Witness()
     echo.slow = True
-    async with serving(settings_of("back", tls_dir, drain_grace_s=0.5), echo) as (process, server):
-        async with stub_of(settings_of("front", tls_dir), server.port, "back") as stub:
-            call = asyncio.create_task(stub.Say(StringValue()))
-            while not echo.calls:
-                await asyncio.sleep(0.01)
-            process.stop()
-            with pytest.raises((Cancelled, Unavailable)):
-                await call
+    async with (
+        serving(settings_of("back", tls_dir, drain_grace_s=0.5), echo) as (process, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        call = asyncio.create_task(stub.Say(StringValue()))
+        await echo.began.wait()
+        process.stop()
+        with pytest.raises((Cancelled, Unavailable)):
+            await call
     assert echo.ended.is_set()
 
 

@@ -81,7 +81,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_typed_too(tls_dir: Path) ->
     async with three_hops(tls_dir, Failing(errors.OutOfRange("CONTEXT_TOO_LONG", "too long"))) as stub:
         with pytest.raises(errors.OutOfRange) as caught:
             async for response in stub.Count(StringValue()):
-                seen.append(response.value)
+                seen += [response.value]
     assert seen == ["before"]
     assert caught.value.reason == "CONTEXT_TOO_LONG"
 

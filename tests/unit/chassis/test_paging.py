@@ -1,0 +1,41 @@
+"""Page tokens: they come back as they were made, for their own list only."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chassis.errors import InvalidArgument
+from chassis.paging import decode_token, encode_token, page_size
+
+CURSORS = st.tuples(st.integers(min_value=-(2**63), max_value=2**63), st.text(max_size=50))
+
+
+@given(cursor=CURSORS, scope=st.text(max_size=50))
+def test_a_token_comes_back_as_it_was_made(cursor: tuple[int, str], scope: str) -> None:
+    assert decode_token(encode_token(cursor, scope=scope), scope=scope, kinds=(int, str)) == cursor
+
+
+def test_no_token_is_the_first_page() -> None:
+    assert decode_token("", scope="a", kinds=(int,)) is None
+
+
+@given(st.text(min_size=1, max_size=2000))
+def test_anything_else_is_refused_by_field(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        decode_token(text, scope="a", kinds=(int, str))
+    assert caught.value.violations[0].field == "page_token"
+
+
+@pytest.mark.parametrize(("scope", "kinds"), [("b", (int, str)), ("a", (str, int)), ("a", (int,))])
+def test_a_token_of_another_list_is_refused(scope: str, kinds: tuple[type, ...]) -> None:
+    token = encode_token((1, "x"), scope="a")
+    with pytest.raises(InvalidArgument):
+        decode_token(token, scope=scope, kinds=kinds)
+
+
+def test_sizes_are_clamped() -> None:
+    assert page_size(0, default=7, maximum=9) == 7
+    assert page_size(8, default=7, maximum=9) == 8
+    assert page_size(10**9, default=7, maximum=9) == 9
+    with pytest.raises(InvalidArgument):
+        page_size(-1)
