@@ -1,7 +1,8 @@
 """Where an event message belongs on the bus, read from the message's own `subject` option. It knows no event by name."""
 
-from finemesh.common.v1 import event_options_pb2
 from google.protobuf.message import Message
+
+from finemesh.common.v1 import event_options_pb2
 
 
 def subject_of(message: Message | type[Message]) -> str:

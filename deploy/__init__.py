@@ -1,0 +1,1 @@
+"""Ways to run the mesh: as processes on one machine (`local`) and as containers."""

@@ -1,0 +1,99 @@
+"""One child process with everything that it starts: begun, listened to, asked to end, ended. It restarts nothing."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.local.output import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`user` is the system user to run as, None for our own. `stop_signal` asks for an orderly end."""
+
+    name: str
+    arguments: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    # What the kernel sends when the launcher itself dies without a goodbye.
+    death_signal: signal.Signals = signal.SIGKILL
+
+
+class Child:
+    """A started process in a session of its own, so that a Ctrl-C in the terminal reaches only the launcher."""
+
+    def __init__(self, command: Command, process: asyncio.subprocess.Process, output: Output) -> None:
+        assert process.stdout is not None
+        self.command = command
+        self.pid = process.pid
+        self._process = process
+        self._copying = asyncio.create_task(output.copy(process.stdout))
+
+    @classmethod
+    async def start(cls, command: Command, output: Output) -> "Child":
+        process = await asyncio.create_subprocess_exec(
+            *_tied_to_launcher(command.death_signal),
+            *command.arguments,
+            cwd=command.folder,
+            env={**os.environ, **command.environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            **run_as(command.user),
+        )
+        return cls(command, process, output)
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int:
+        """The exit status, negative for a signal; whatever the process left in its session is ended too."""
+        status = await self._process.wait()
+        self._end_session()
+        # Somebody who left the session may still hold the pipe; what it says later is not ours to wait for.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._copying, timeout=1)
+        return status
+
+    def send(self, number: signal.Signals) -> None:
+        if self.running:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def stop(self, grace_s: float) -> int:
+        """Asks, waits `grace_s`, then kills."""
+        self.send(self.command.stop_signal)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            self._end_session()
+        return await self.wait()
+
+    def _end_session(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def run_as(user: str | None) -> dict[str, Any]:
+    """Arguments of a subprocess that give up our rights for those of a system user; none for ourselves."""
+    return {} if user is None else {"user": user, "group": user, "extra_groups": ()}
+
+
+def _tied_to_launcher(number: signal.Signals) -> tuple[str, ...]:
+    """A prefix that makes the kernel signal the process when its parent dies. Only Linux has that.
+
+    A helper program and not a hook between fork and exec: the launcher has threads, in which such hooks deadlock.
+    """
+    setpriv = shutil.which("setpriv")
+    return () if setpriv is None else (setpriv, "--pdeathsig", number.name.removeprefix("SIG"), "--")

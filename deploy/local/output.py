@@ -1,0 +1,56 @@
+"""What the processes say: every line to the process's own file, and to the terminal behind a coloured name."""
+
+import asyncio
+import zlib
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+FILE_BYTES_MAX = 32 * 1024 * 1024
+LINE_BYTES_MAX = 64 * 1024
+_COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
+_NAME_WIDTH = 12
+
+
+class Output:
+    """Where the lines of one process go. The file is turned over once at `FILE_BYTES_MAX`, so it stays bounded."""
+
+    def __init__(self, name: str, folder: Path, terminal: TextIO | None) -> None:
+        self._path = folder / f"{name}.log"
+        self._terminal = terminal
+        colour = _COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)]
+        coloured = terminal is not None and terminal.isatty()
+        padded = f"{name:<{_NAME_WIDTH}}"
+        self._prefix = f"\x1b[{colour}m{padded}\x1b[0m | " if coloured else f"{padded} | "
+        self._file: BinaryIO | None = None
+
+    async def copy(self, reader: asyncio.StreamReader) -> None:
+        """Copies until the process and everything that inherited its output have closed it."""
+        rest = b""
+        while chunk := await reader.read(LINE_BYTES_MAX):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > LINE_BYTES_MAX:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self.write(line)
+        if rest:
+            self.write(rest)
+
+    def write(self, line: bytes) -> None:
+        file = self._open()
+        file.write(line + b"\n")
+        file.flush()
+        if self._terminal is not None:
+            print(self._prefix + line.decode(errors="replace"), file=self._terminal, flush=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> BinaryIO:
+        if self._file is not None and self._file.tell() > FILE_BYTES_MAX:
+            self.close()
+            self._path.replace(self._path.with_suffix(".log.1"))
+        if self._file is None:
+            self._file = self._path.open("ab")
+        return self._file

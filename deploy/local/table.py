@@ -1,0 +1,56 @@
+"""The one table of what the mesh consists of: what starts, after what, and what it is given.
+
+Compose is compared with it. It knows names and modules, never how a process is started.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+POSTGRES = "postgres"
+NATS = "nats"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One line of the table.
+
+    `needs` are healthy before this one starts. `doors` are listeners besides the mesh server, by the suffix of the
+    variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a module that runs
+    once, after the first healthy start, and prints one line of JSON that is kept.
+    """
+
+    name: str
+    module: str
+    needs: tuple[str, ...]
+    database: bool = True
+    doors: tuple[str, ...] = ()
+    bootstrap: str | None = None
+    per_node: bool = False
+
+    @property
+    def env_prefix(self) -> str:
+        return f"FINEMESH_{self.name.upper()}_"
+
+
+SERVICES: tuple[Service, ...] = (
+    Service(
+        name="gateway",
+        module="services.gateway.main",
+        needs=(POSTGRES, NATS),
+        doors=("PUBLIC", "HTTP"),
+        bootstrap="services.gateway.bootstrap",
+    ),
+    Service(name="scheduler", module="services.scheduler.main", needs=(POSTGRES, NATS)),
+    Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
+    Service(name="inference", module="services.inference.main", needs=(POSTGRES, NATS)),
+    # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.
+    Service(name="trainer", module="services.trainer.main", needs=(), database=False, per_node=True),
+)
+
+
+def start_order(services: Sequence[Service]) -> list[str]:
+    """Names of infrastructure and services, each after what it needs; graphlib.CycleError names a circle."""
+    graph: dict[str, tuple[str, ...]] = {POSTGRES: (), NATS: ()}
+    graph.update({service.name: service.needs for service in services})
+    return list(TopologicalSorter(graph).static_order())

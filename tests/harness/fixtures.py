@@ -1,0 +1,58 @@
+"""Fixtures over the real servers: one PostgreSQL per session, one database and one nats-server per test module."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from chassis import pki
+from chassis.settings import ChassisSettings
+from tests.harness.servers import NatsServer, PostgresServer, running_nats, running_postgres
+
+SettingsFactory = Callable[..., ChassisSettings]
+
+CERTIFIED = ("gateway", "scheduler", "trainer", "billing", "inference", "operator", "tester")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
+    """The session's PostgreSQL 18; a test that kills it starts it again before it ends."""
+    async with running_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def database_url(postgres: PostgresServer) -> AsyncIterator[str]:
+    """An empty database of the module's own, with a role that owns one schema, as a service has it."""
+    async with postgres.scratch() as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """A nats-server of the module's own, since stream and consumer names are the same everywhere."""
+    async with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of the five services, of the launcher (`operator`) and of the test itself (`tester`)."""
+    folder = tmp_path_factory.mktemp("tls")
+    pki.create_authority(folder)
+    for name in CERTIFIED:
+        pki.issue(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_settings(database_url: str, nats_server: NatsServer, tls_dir: Path) -> SettingsFactory:
+    """`make_settings("billing", outbox_poll_s=0.01)`: settings that point at the module's servers."""
+
+    def make(service_name: str = "tester", **overrides: Any) -> ChassisSettings:
+        given = {"database_url": database_url, "nats_url": nats_server.url, "tls_dir": tls_dir, **overrides}
+        return ChassisSettings(service_name=service_name, **given)
+
+    return make

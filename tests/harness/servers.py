@@ -1,0 +1,105 @@
+"""A real PostgreSQL and real nats-servers for tests, started by the code of the local stack."""
+
+import itertools
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from deploy.local.broker import Broker
+from deploy.local.child import Child, Command
+from deploy.local.output import Output
+from deploy.local.ports import pick_ports
+from deploy.local.postgres import Postgres, role_statements
+
+STOP_GRACE_S = 20.0
+SECRET = "0123456789abcdef"
+
+
+class Server:
+    """A server process that a test may kill and start again on the same port and data."""
+
+    def __init__(self, command: Command, logs: Path) -> None:
+        self._command = command
+        self._output = Output(command.name, logs, None)
+        self._child: Child | None = None
+
+    async def start(self) -> None:
+        assert self._child is None
+        self._child = await Child.start(self._command, self._output)
+
+    async def kill(self) -> None:
+        assert self._child is not None
+        self._child.send(signal.SIGKILL)
+        await self._child.wait()
+        self._child = None
+
+    async def stop(self) -> None:
+        if self._child is not None:
+            await self._child.stop(STOP_GRACE_S)
+            self._child = None
+        self._output.close()
+
+
+class PostgresServer(Server):
+    """`scratch` gives a new database with a role of its own, laid out as a service finds it."""
+
+    def __init__(self, cluster: Postgres, logs: Path) -> None:
+        super().__init__(cluster.command(), logs)
+        self.cluster = cluster
+        self._numbers = itertools.count(1)
+
+    async def start(self) -> None:
+        await super().start()
+        await self.cluster.wait_ready()
+
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[str]:
+        name = f"scratch_{next(self._numbers)}"
+        await self._on("postgres", f"CREATE DATABASE {name}")
+        await self._on(name, role_statements(name, SECRET))
+        yield self.cluster.url(role=name, password=SECRET, database=name)
+        await self._on("postgres", f"DROP DATABASE {name} WITH (FORCE)")
+        await self._on("postgres", f"DROP ROLE {name}")
+
+    async def _on(self, database: str, statement: str) -> None:
+        connection = await asyncpg.connect(self.cluster.url(database=database))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+class NatsServer(Server):
+    def __init__(self, broker: Broker, logs: Path) -> None:
+        super().__init__(broker.command(), logs)
+        self.broker = broker
+        self.url = broker.url
+
+    async def start(self) -> None:
+        await super().start()
+        await self.broker.wait_ready()
+
+
+@asynccontextmanager
+async def running_postgres(folder: Path) -> AsyncIterator[PostgresServer]:
+    cluster = Postgres(folder=folder / "postgres", port=pick_ports(["postgres"], {})["postgres"], password=SECRET)
+    await cluster.initialise()
+    server = PostgresServer(cluster, folder)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def running_nats(folder: Path) -> AsyncIterator[NatsServer]:
+    server = NatsServer(Broker(folder=folder, port=pick_ports(["nats"], {})["nats"], token=SECRET), folder)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()

@@ -1,0 +1,120 @@
+"""The outbox and its relays on real servers: what is committed is published, whoever dies in between."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from chassis.bus.connection import connect
+from chassis.bus.outbox import Outbox, event_id_of, prune
+from chassis.bus.relay import Relay
+from chassis.clock import ManualClock, SystemClock
+from chassis.db.pool import transaction
+from chassis.errors import ResourceExhausted
+from chassis.ids import SeededIds
+from tests.store.chassis.world import Counted, World
+
+WAITING = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+
+
+async def _stream_size(world: World) -> int:
+    info = await world.bus.jetstream.stream_info("PROBE")
+    return int(info.state.messages)
+
+
+async def test_headers_and_deterministic_ids(world: World) -> None:
+    clock = ManualClock(datetime(2031, 5, 6, tzinfo=UTC))
+    outbox = Outbox(world.settings, clock=clock, ids=SeededIds(1))
+    async with transaction(world.pool) as connection:
+        first = await outbox.add(connection, Counted(name="a"), subject_name="probes/1", key="job/1-20")
+        again = await outbox.add(connection, Counted(name="a"), subject_name="probes/1", key="job/1-20")
+        other = await outbox.add(connection, Counted(name="a"), subject_name="probes/1")
+    assert first == again == event_id_of("prober", "chassis_test.Counted", "job/1-20")
+    assert other != first
+    assert await world.pool.fetchval("SELECT count(*) FROM outbox") == 2
+    headers = await world.pool.fetchval("SELECT headers FROM outbox WHERE id = $1", first)
+    assert headers["ce-type"] == "chassis_test.Counted"
+    assert headers["ce-source"] == "prober"
+    assert headers["ce-subject"] == "probes/1"
+    assert headers["ce-time"] == "2031-05-06T00:00:00+00:00"
+    assert headers["ce-id"] == str(first)
+
+
+async def test_rolled_back_change_has_no_event(world: World) -> None:
+    with pytest.raises(RuntimeError):
+        async with transaction(world.pool) as connection:
+            await world.outbox.add(connection, Counted(name="a"), subject_name="probes/1")
+            raise RuntimeError("the change failed")
+    assert await world.pool.fetchval("SELECT count(*) FROM outbox") == 0
+
+
+async def test_oversized_event_is_refused_before_it_is_stored(world: World) -> None:
+    with pytest.raises(ResourceExhausted, match="SIZE_LIMIT"):
+        await world.add(Counted(name="x" * (world.settings.event_size_bytes_max + 1)))
+    assert await world.pool.fetchval("SELECT count(*) FROM outbox") == 0
+
+
+async def test_two_relays_share_one_outbox(world: World) -> None:
+    for number in range(300):
+        await world.add(Counted(name=str(number)))
+    for _ in range(2):
+        world.spawn(Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).run)
+    await world.until(WAITING, 0)
+    assert await _stream_size(world) == 300
+
+
+async def test_wake_publishes_without_waiting_for_the_poll(world: World) -> None:
+    slow = world.settings.model_copy(update={"outbox_poll_s": 3600.0})
+    world.bus.settings = slow
+    world.spawn(Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).run)
+    await asyncio.sleep(0.1)
+    await world.add(Counted(name="a"))
+    await world.until(WAITING, 0)
+
+
+async def test_event_of_a_slower_transaction_is_not_skipped(world: World) -> None:
+    """The first row commits last; a relay that remembered how far it had read would lose it."""
+    world.spawn(Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).run)
+    async with transaction(world.pool) as connection:
+        await world.outbox.add(connection, Counted(name="early"), subject_name="probes/1")
+        await world.add(Counted(name="late"))
+        await world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 1)
+    await world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 2)
+    assert await _stream_size(world) == 2
+
+
+async def test_crash_between_publish_and_mark_publishes_one_event_once(world: World) -> None:
+    relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    await world.add(Counted(name="a"))
+    assert await relay.publish_batch() == (1, 1)
+    # What the database shows after a relay died before it could mark the row.
+    await world.pool.execute("UPDATE outbox SET published_at = NULL, claimed_until = now() + interval '0.3 s'")
+    assert await relay.publish_batch() == (0, 0), "the claim of the dead relay still holds"
+    await asyncio.sleep(0.35)
+    assert await relay.publish_batch() == (1, 1)
+    assert await _stream_size(world) == 1
+
+
+async def test_stop_publishes_what_the_last_calls_left(world: World) -> None:
+    relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    running = world.spawn(relay.run)
+    await asyncio.sleep(0.1)
+    await world.add(Counted(name="a"))
+    await world.bus.close()
+    assert running.done()
+    assert await world.pool.fetchval(WAITING) == 0
+    world.bus = await connect(world.settings)
+
+
+async def test_prune_is_bounded_and_keeps_what_is_young_or_waiting(world: World) -> None:
+    for number in range(5):
+        await world.add(Counted(name=str(number)))
+    await world.pool.execute(
+        "UPDATE outbox SET published_at = now() - interval '8 days' WHERE id IN (SELECT id FROM outbox LIMIT 4)"
+    )
+    settings = world.settings.model_copy(update={"prune_batch_max": 3})
+    async with transaction(world.pool) as connection:
+        assert await prune(connection, settings) == 3
+        assert await prune(connection, settings) == 1
+        assert await prune(connection, settings) == 0
+    assert await world.pool.fetchval(WAITING) == 1
