@@ -6,12 +6,14 @@ The only module that imports vllm. It refuses to know gRPC, tenants and where ad
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ class VllmEngine:
         self._sockets = Path()
         self._llm: AsyncLLM | None = None
         self._stopped = False
+        self._elder_children: frozenset[BaseProcess] | None = None
         self._unfinished: set[str] = set()
         self._table = AdapterTable(
             resident_max=settings.adapters_resident_max,
@@ -87,12 +90,12 @@ class VllmEngine:
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_llm))
         try:
             self._llm = await asyncio.wait_for(asyncio.shield(starting), self._settings.start_timeout_s)
-        except (TimeoutError, asyncio.CancelledError) as error:
-            # The thread cannot be interrupted; whatever it brings up later is taken down at once.
-            starting.add_done_callback(_discard)
-            if isinstance(error, TimeoutError):
-                raise EngineFailed(f"vLLM did not start within {self._settings.start_timeout_s} s") from error
+        except asyncio.CancelledError:
+            await self._abandon(starting)
             raise
+        except TimeoutError as error:
+            await self._abandon(starting)
+            raise EngineFailed(f"vLLM did not start within {self._settings.start_timeout_s} s") from error
         except Exception as error:
             # vLLM reports everything that can go wrong here (memory, shapes, a dead child) as assorted builtins.
             raise EngineFailed(f"vLLM did not start: {error}") from error
@@ -247,11 +250,25 @@ class VllmEngine:
             os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
             if current_platform.is_cpu():
                 os.environ["OMP_NUM_THREADS"] = str(self._settings.threads or len(os.sched_getaffinity(0)))
+                # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
+                # other request of the engine for twenty seconds.
+                os.environ["TORCHDYNAMO_DISABLE"] = "1"
             config = _engine_args(self._model_path, self._settings, self._context_tokens_max).create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
             # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
             object.__setattr__(config, "additional_config", DieWithParent(config.additional_config))
+            self._elder_children = frozenset(multiprocessing.active_children())
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+
+    async def _abandon(self, starting: asyncio.Future[AsyncLLM]) -> None:
+        """End a start that nobody waits for. Its thread cannot be interrupted, but it gives up when its child dies."""
+        while not starting.done():
+            if self._elder_children is not None:
+                for child in frozenset(multiprocessing.active_children()) - self._elder_children:
+                    child.kill()
+            await asyncio.sleep(_LIVENESS_POLL_S)
+        if starting.exception() is None:
+            self._llm = starting.result()
 
 
 def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max: int) -> AsyncEngineArgs:
@@ -311,8 +328,3 @@ def _finish_reason(reason: str | None) -> FinishReason | None:
 def _lora(adapter: Adapter) -> LoRARequest:
     # The name is part of vLLM's prefix cache key, so two adapters can never share cached state.
     return LoRARequest(lora_name=adapter.revision, lora_int_id=adapter.number, lora_path=str(adapter.path))
-
-
-def _discard(starting: asyncio.Future[AsyncLLM]) -> None:
-    if not starting.cancelled() and starting.exception() is None:
-        threading.Thread(target=starting.result().shutdown, args=(0.0,), daemon=True).start()
