@@ -1,0 +1,76 @@
+"""The gateway's settings: every limit of the public edge has its name here. Read once, at the start."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from chassis.settings import ChassisSettings
+from services.gateway.dataset_check import DatasetLimits
+
+MIB = 1024 * 1024
+
+
+class GatewaySettings(ChassisSettings):
+    """`listen_address` is the mesh's door (mTLS); the public doors are `public_address` (gRPC) and `http_address`."""
+
+    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {
+        "public_address",
+        "public_port_file",
+        "http_address",
+        "http_port_file",
+    }
+
+    service_name: str = "gateway"
+    public_address: str = Field(default="127.0.0.1:0", description="host:port of the public gRPC API.")
+    public_port_file: Path | None = Field(default=None, description="Where the bound public gRPC port is written.")
+    http_address: str = Field(default="127.0.0.1:0", description="host:port of the HTTP edge.")
+    http_port_file: Path | None = Field(default=None, description="Where the bound HTTP port is written.")
+
+    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
+    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference.")
+    artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
+
+    key_cache_s: float = Field(default=2.0, ge=0, description="A key revoked elsewhere still works this long here.")
+    key_cache_size_max: int = Field(default=10_000, ge=1, description="Keys remembered at a time.")
+    rate_calls_per_s: float = Field(default=2000.0, gt=0, description="Calls per second of one key, on average.")
+    rate_burst_max: int = Field(default=4000, ge=1, description="Calls of one key at once.")
+    rate_keys_max: int = Field(default=10_000, ge=1, description="Keys whose calls are counted at a time.")
+
+    projects_max: int = Field(default=1000, ge=1, description="Projects of one organization.")
+    keys_per_project_max: int = Field(default=1000, ge=1, description="Valid keys of one project.")
+    idempotency_retention_s: float = Field(default=7 * 86400.0, gt=0, description="How long request_ids are known.")
+
+    file_size_bytes_max: int = Field(default=10 * 1024 * MIB, ge=1, description="Largest uploaded file.")
+    chunk_bytes_max: int = Field(default=MIB, ge=1024, description="Largest chunk of an upload or a download.")
+    uploads_max: int = Field(default=16, ge=1, description="Uploads in flight at a time; each holds parts in memory.")
+    upload_part_bytes: int = Field(default=5 * MIB, ge=5 * MIB, description="Part of a multipart upload.")
+    upload_parts_in_flight_max: int = Field(default=3, ge=1, description="Parts of one upload written at a time.")
+    upload_idle_s_max: float = Field(default=60.0, gt=0, description="Longest pause between two chunks of an upload.")
+    upload_s_max: float = Field(default=3600.0, gt=0, description="Longest upload; the stream ends after it.")
+    # Jobs read their files when an attempt starts, which may be days after the file was deleted.
+    deleted_file_retention_s: float = Field(default=7 * 86400.0, ge=0, description="Bytes outlive their file so long.")
+    sweep_interval_s: float = Field(default=30.0, gt=0, description="Pause between removals of bytes nobody needs.")
+    sweep_batch_max: int = Field(default=100, ge=1, description="Objects or rows that one sweep removes.")
+    sweep_claim_s: float = Field(default=300.0, gt=0, description="An unfinished removal is tried again after it.")
+
+    dataset_line_bytes_max: int = Field(default=4 * MIB, ge=1024, description="Longest line of a dataset.")
+    dataset_lines_max: int = Field(default=10_000_000, ge=1, description="Examples of one dataset.")
+    dataset_messages_max: int = Field(default=1000, ge=1, description="Messages of one conversation.")
+    dataset_errors_max: int = Field(default=100, ge=1, description="Errors of a file that are kept; all are counted.")
+
+    http_body_bytes_max: int = Field(default=4 * MIB - 65536, ge=1024, description="Largest body of an HTTP request.")
+    http_messages_max: int = Field(default=1000, ge=1, description="Messages of one chat request.")
+    http_body_s_max: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
+    http_chat_s_max: float = Field(default=600.0, gt=0, description="Longest generation over HTTP.")
+    http_connections_max: int = Field(default=1000, ge=1, description="HTTP requests in flight at a time.")
+
+    @property
+    def dataset_limits(self) -> DatasetLimits:
+        return DatasetLimits(
+            line_bytes_max=self.dataset_line_bytes_max,
+            lines_max=self.dataset_lines_max,
+            messages_max=self.dataset_messages_max,
+            errors_max=self.dataset_errors_max,
+        )

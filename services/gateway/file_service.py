@@ -1,0 +1,173 @@
+"""The public FileService: checks what came, and hands over to the intake, the tables and the artifact store."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+
+from chassis.clock import Clock
+from chassis.db.pool import Pool, transaction
+from chassis.errors import Cancelled, DataLoss, NotFound, OutOfRange
+from chassis.identity import Caller, current_caller
+from chassis.names import format_name, own_name, own_parent
+from chassis.paging import decode_token, encode_token, page_size
+from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
+from finemesh.identity.v1 import identity_pb2
+from services.gateway import audit, convert
+from services.gateway.artifacts import ArtifactStore
+from services.gateway.config import GatewaySettings
+from services.gateway.domain import StoredFile, artifact_key
+from services.gateway.idempotency import Request
+from services.gateway.intake import Intake, Wanted
+from services.gateway.store import Store
+from services.gateway.sweep import Sweeper
+from services.gateway.upload import Announced, size_limit
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class FileService(file_service_pb2_grpc.FileServiceServicer):
+    def __init__(
+        self,
+        pool: Pool,
+        store: Store,
+        artifacts: ArtifactStore,
+        intake: Intake,
+        sweeper: Sweeper,
+        clock: Clock,
+        settings: GatewaySettings,
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._artifacts = artifacts
+        self._intake = intake
+        self._sweeper = sweeper
+        self._clock = clock
+        self._settings = settings
+
+    async def UploadFile(self, request_iterator: Any, context: Any) -> file_service_pb2.UploadFileResponse:
+        requests: AsyncIterator[file_service_pb2.UploadFileRequest] = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise convert.invalid("header", "must be the first message of the stream")
+        wanted = self._wanted(first.header, current_caller())
+
+        async def confirm_end() -> None:
+            # To gRPC a client that vanished and one that is done look alike when reading; only writing tells.
+            try:
+                await context.send_initial_metadata(())
+            except (grpc.aio.BaseError, grpc.aio.UsageError) as error:
+                raise Cancelled("CANCELLED", "the stream broke before its end; nothing was kept") from error
+            if context.cancelled():
+                raise Cancelled("CANCELLED", "the stream broke before its end; nothing was kept")
+
+        file_id = await self._intake.take(wanted, _chunks(requests), confirm_end)
+        name = format_name(file_pb2.File, project=wanted.project_id, file=file_id)
+        file = await self._file(wanted.project_id, file_id, name)
+        return file_service_pb2.UploadFileResponse(file=convert.file_message(file))
+
+    async def GetFile(self, request: file_service_pb2.GetFileRequest, context: Any) -> file_service_pb2.GetFileResponse:
+        file = await self._named(request.name, current_caller())
+        return file_service_pb2.GetFileResponse(file=convert.file_message(file))
+
+    async def ListFiles(
+        self, request: file_service_pb2.ListFilesRequest, context: Any
+    ) -> file_service_pb2.ListFilesResponse:
+        project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
+        scope = f"files:{project_id}"
+        cursor = decode_token(request.page_token, scope=scope, kinds=(str,))
+        before_id = "" if cursor is None else str(cursor[0])
+        size = page_size(request.page_size)
+        async with self._pool.acquire() as connection:
+            files = await self._store.list_files(connection, project_id, before_id, size + 1)
+        more = len(files) > size
+        return file_service_pb2.ListFilesResponse(
+            files=[convert.file_message(file) for file in files[:size]],
+            next_page_token=encode_token([files[size - 1].file_id], scope=scope) if more else "",
+        )
+
+    async def DownloadFile(
+        self, request: file_service_pb2.DownloadFileRequest, context: Any
+    ) -> AsyncIterator[file_service_pb2.DownloadFileResponse]:
+        file = await self._named(request.name, current_caller())
+        offset_bytes = request.offset_bytes
+        if not 0 <= offset_bytes <= file.size_bytes:
+            raise OutOfRange("INVALID_FIELD", f"offset_bytes must be 0 to {file.size_bytes}, the size of the file")
+        if offset_bytes == file.size_bytes:
+            return
+        digest = hashlib.sha256()
+        chunks = self._artifacts.read(
+            artifact_key(file.project_id, file.file_id),
+            offset_bytes=offset_bytes,
+            chunk_bytes_max=self._settings.chunk_bytes_max,
+        )
+        async for chunk in chunks:
+            if not offset_bytes:
+                await asyncio.to_thread(digest.update, chunk)
+            yield file_service_pb2.DownloadFileResponse(chunk=chunk)
+        if not offset_bytes and digest.hexdigest() != file.sha256:
+            raise DataLoss("DATA_CORRUPT", "the stored bytes do not match their digest; upload the file again")
+
+    async def DeleteFile(
+        self, request: file_service_pb2.DeleteFileRequest, context: Any
+    ) -> file_service_pb2.DeleteFileResponse:
+        caller = current_caller()
+        parts = own_name(file_pb2.File, request.name, caller)
+        now = self._clock.now()
+        due = now + timedelta(seconds=self._settings.deleted_file_retention_s)
+        async with transaction(self._pool) as connection:
+            if not await self._store.delete_file(connection, parts["project"], parts["file"], now):
+                raise _not_found(request.name)
+            await self._store.add_removal(connection, artifact_key(parts["project"], parts["file"]), due)
+            await audit.record(self._store, connection, caller, now, "file.delete", request.name)
+        self._sweeper.wake()
+        return file_service_pb2.DeleteFileResponse()
+
+    def _wanted(self, header: file_service_pb2.UploadFileHeader, caller: Caller) -> Wanted:
+        project_id = own_parent(identity_pb2.Project, header.parent, caller, "header.parent")["project"]
+        if header.purpose not in (file_pb2.FILE_PURPOSE_UNSPECIFIED, file_pb2.FILE_PURPOSE_FINE_TUNE):
+            raise convert.invalid("header.purpose", "must be FILE_PURPOSE_FINE_TUNE")
+        if header.size_bytes < 0:
+            raise convert.invalid("header.size_bytes", "must not be negative")
+        if header.size_bytes > self._settings.file_size_bytes_max:
+            limit = self._settings.file_size_bytes_max
+            raise size_limit("the file", "file_size_bytes_max", header.size_bytes, limit)
+        if header.sha256 and not _SHA256.fullmatch(header.sha256):
+            raise convert.invalid("header.sha256", "must be 64 lower-case hex digits, or empty")
+        return Wanted(
+            project_id=project_id,
+            display_name=convert.checked_display_name(header.display_name, "header.display_name"),
+            announced=Announced(size_bytes=header.size_bytes, sha256=header.sha256),
+            request=Request(
+                project_id=project_id,
+                method="UploadFile",
+                request_id=convert.checked_request_id(header.request_id, "header.request_id"),
+                fingerprint=convert.fingerprint(header, project_id),
+            ),
+        )
+
+    async def _named(self, name: str, caller: Caller) -> StoredFile:
+        parts = own_name(file_pb2.File, name, caller)
+        return await self._file(parts["project"], parts["file"], name)
+
+    async def _file(self, project_id: str, file_id: str, name: str) -> StoredFile:
+        async with self._pool.acquire() as connection:
+            file = await self._store.file(connection, project_id, file_id)
+        if file is None:
+            raise _not_found(name)
+        return file
+
+
+async def _chunks(requests: AsyncIterator[file_service_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise convert.invalid("chunk", "must be the part of every message after the first")
+        yield request.chunk
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound("NOT_FOUND", f"name names nothing that exists: {name}", metadata={"name": name})

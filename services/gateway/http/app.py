@@ -1,0 +1,162 @@
+"""The routes of the HTTP edge. Each authenticates, converts, calls the inference service and converts back."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from chassis import deadline, telemetry
+from chassis.clock import Clock
+from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
+from chassis.failures import domain_error_of
+from chassis.identity import Caller, acting_as
+from finemesh.inference.v1 import inference_service_pb2
+from services.gateway.auth import Authenticator
+from services.gateway.config import GatewaySettings
+from services.gateway.http import chat_answer
+from services.gateway.http.chat_request import ChatCall, read_chat
+from services.gateway.http.errors import error_body, error_response
+from services.gateway.http.streams import DONE, EventStream, event, read_body, unless_disconnected
+
+log = structlog.get_logger()
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class HttpApp:
+    """Holds what the routes need; `asgi` is the application."""
+
+    def __init__(self, inference: Any, authenticator: Authenticator, clock: Clock, settings: GatewaySettings) -> None:
+        # Any: the asynchronous twin of InferenceServiceStub exists only in the type stubs.
+        self._inference = inference
+        self._authenticator = authenticator
+        self._clock = clock
+        self._settings = settings
+        self._in_flight = 0
+        self._draining = False
+        self.asgi = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._shaped(self._chat), methods=["POST"]),
+                Route("/v1/models", self._shaped(self._models), methods=["GET"]),
+                # An id holds slashes, which most clients escape and some do not.
+                Route("/v1/models/{model_id:path}", self._shaped(self._model), methods=["GET"]),
+                Route("/healthz", self._healthz, methods=["GET"]),
+                Route("/{path:path}", self._shaped(self._unknown)),
+            ]
+        )
+
+    async def drain(self) -> None:
+        """From now on health says that this process stops."""
+        self._draining = True
+
+    async def _chat(self, request: Request) -> Response:
+        caller = await self._caller(request)
+        settings = self._settings
+        body = await read_body(request, bytes_max=settings.http_body_bytes_max, seconds_max=settings.http_body_s_max)
+        call = read_chat(body, settings.http_messages_max)
+        created_s = int(self._clock.now().timestamp())
+        with acting_as(caller), deadline.limit(settings.http_chat_s_max):
+            if call.stream:
+                return await self._streamed(request, call, created_s)
+            asked = inference_service_pb2.ChatRequest(model=call.model, messages=call.messages, sampling=call.sampling)
+            answer = await unless_disconnected(request.receive, self._inference.Chat(asked))
+        return JSONResponse(chat_answer.completion(answer, call.model, created_s), headers=_headers())
+
+    async def _streamed(self, request: Request, call: ChatCall, created_s: int) -> Response:
+        asked = inference_service_pb2.StreamChatRequest(
+            model=call.model, messages=call.messages, sampling=call.sampling
+        )
+        answer = self._inference.StreamChat(asked)
+        parts = aiter(answer)
+        try:
+            # Waited for before the answer begins, so that a refusal still has its own status.
+            first = await unless_disconnected(request.receive, anext(parts, None))
+        except BaseException:
+            answer.cancel()
+            raise
+        if first is None:
+            raise Internal("INTERNAL", "the answer ended before it began")
+        chunks = chat_answer.Chunks(call.model, created_s, include_usage=call.include_usage)
+        return EventStream(_events(answer, first, parts, chunks), _headers())
+
+    async def _models(self, request: Request) -> Response:
+        served = await self._served(request)
+        return JSONResponse({"object": "list", "data": [chat_answer.model(model) for model in served]})
+
+    async def _model(self, request: Request) -> Response:
+        model_id = request.path_params["model_id"]
+        for model in await self._served(request):
+            if model.model_id == model_id:
+                return JSONResponse(chat_answer.model(model))
+        raise NotFound("MODEL_UNKNOWN", f"there is no model {model_id[:200]}; /v1/models lists those that you can use")
+
+    async def _served(self, request: Request) -> list[inference_service_pb2.ServedModel]:
+        caller = await self._caller(request)
+        with acting_as(caller), deadline.limit(self._settings.default_deadline_s):
+            answer = await self._inference.ListServedModels(inference_service_pb2.ListServedModelsRequest())
+        return list(answer.models)
+
+    async def _caller(self, request: Request) -> Caller:
+        return await self._authenticator.caller(request.headers.get("authorization", ""))
+
+    async def _healthz(self, request: Request) -> Response:
+        if self._draining:
+            return JSONResponse({"status": "stopping"}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    async def _unknown(self, request: Request) -> Response:
+        raise Unimplemented("NOT_OFFERED", f"there is no {request.method} {request.url.path[:200]} here")
+
+    def _shaped(self, endpoint: Endpoint) -> Endpoint:
+        """Counts the request, begins its trace, and answers every failure in OpenAI's shape."""
+
+        async def serve(request: Request) -> Response:
+            telemetry.carry(request.headers.get(telemetry.TRACEPARENT_KEY))
+            if self._in_flight >= self._settings.http_connections_max:
+                message = "too many requests are in flight; try again in a moment"
+                return error_response(Unavailable("CAPACITY_EXHAUSTED", message, retry_after_s=1))
+            self._in_flight += 1
+            try:
+                return await endpoint(request)
+            except Exception as error:
+                return error_response(_typed(error, request.url.path))
+            finally:
+                self._in_flight -= 1
+
+        return serve
+
+
+async def _events(
+    answer: Any,
+    first: inference_service_pb2.StreamChatResponse,
+    rest: AsyncIterator[inference_service_pb2.StreamChatResponse],
+    chunks: chat_answer.Chunks,
+) -> AsyncIterator[bytes]:
+    try:
+        yield event(chunks.opening(first))
+        for chunk in chunks.of(first):
+            yield event(chunk)
+        async for part in rest:
+            # Everything that one message brought goes out in one write.
+            yield b"".join(event(chunk) for chunk in chunks.of(part))
+        yield DONE
+    except Exception as error:
+        # The status is sent already; clients raise on a chunk with an error.
+        yield event(error_body(_typed(error, "/v1/chat/completions")))
+    finally:
+        answer.cancel()
+
+
+def _typed(error: Exception, path: str) -> DomainError:
+    typed = domain_error_of(error, telemetry.current_trace_id())
+    if isinstance(typed, Internal):
+        log.error("request failed", path=path, exc_info=error)
+    return typed
+
+
+def _headers() -> dict[str, str]:
+    return {"x-request-id": telemetry.current_trace_id()}

@@ -1,0 +1,109 @@
+"""Wires the gateway in a straight line: database, artifact store, peers, the mesh's door and the two public doors."""
+
+import sys
+
+from chassis.channel import open_channel
+from chassis.clock import SystemClock
+from chassis.db.migrations import migrate
+from chassis.db.pool import open_pool
+from chassis.ids import SystemIds
+from chassis.process import DrainStage, Process, run
+from chassis.server import ServerBuilder
+from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
+from finemesh.billing.v1 import billing_service_pb2
+from finemesh.endpoints.v1 import endpoint_service_pb2
+from finemesh.files.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
+from finemesh.identity.v1.identity_service_pb2_grpc import add_IdentityServiceServicer_to_server
+from finemesh.inference.v1 import inference_service_pb2
+from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from finemesh.models.v1 import model_service_pb2
+from finemesh.tuning.v1 import tuning_service_pb2
+from services.gateway.artifacts import ArtifactStore
+from services.gateway.auth import Authenticator
+from services.gateway.config import GatewaySettings
+from services.gateway.file_artifact_service import FileArtifactService
+from services.gateway.file_service import FileService
+from services.gateway.http.app import HttpApp
+from services.gateway.http.server import start_http
+from services.gateway.identity_service import IdentityService
+from services.gateway.intake import Intake
+from services.gateway.proxy import Proxy
+from services.gateway.rate_limit import RateLimiter
+from services.gateway.store import MIGRATIONS, KeyFinder, Store
+from services.gateway.sweep import Sweeper
+
+
+async def main(process: Process, settings: GatewaySettings) -> None:
+    clock = SystemClock()
+    ids = SystemIds(clock)
+    store = Store()
+    pool = await open_pool(settings)
+    process.on_drain(DrainStage.CLOSE_POOL, pool.close)
+    await migrate(pool, [MIGRATIONS])
+    artifacts = ArtifactStore(
+        settings.artifacts_url,
+        part_bytes=settings.upload_part_bytes,
+        parts_in_flight_max=settings.upload_parts_in_flight_max,
+    )
+    sweeper = Sweeper(pool, store, artifacts, clock, settings)
+    process.spawn("sweep", sweeper.run)
+
+    limiter = RateLimiter(
+        rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max
+    )
+    authenticator = Authenticator(
+        KeyFinder(pool, store),
+        limiter,
+        clock,
+        cache_s=settings.key_cache_s,
+        cache_size_max=settings.key_cache_size_max,
+    )
+    scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
+    billing = open_channel(settings, settings.billing_address, "billing")
+    inference = open_channel(settings, settings.inference_address, "inference")
+    for channel in (scheduler, billing, inference):
+        process.on_drain(DrainStage.RELEASE_LEASES, channel.close)
+
+    intake = Intake(pool, store, artifacts, sweeper, clock, ids, settings)
+    files = FileService(pool, store, artifacts, intake, sweeper, clock, settings)
+    identities = IdentityService(pool, store, authenticator, clock, ids, settings)
+    proxy = Proxy(
+        {
+            tuning_service_pb2.DESCRIPTOR.services_by_name["TuningService"]: scheduler,
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]: inference,
+            endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"]: inference,
+            inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference,
+            billing_service_pb2.DESCRIPTOR.services_by_name["BillingService"]: billing,
+        }
+    )
+    mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
+    mesh.add(
+        add_FileArtifactServiceServicer_to_server,
+        FileArtifactService(pool, store),
+        "finemesh.artifacts.v1.FileArtifactService",
+        {"scheduler", "trainer"},
+    )
+    public = ServerBuilder(
+        process,
+        settings,
+        public=True,
+        authenticate=authenticator,
+        listen_address=settings.public_address,
+        port_file=settings.public_port_file,
+    )
+    public.add(add_FileServiceServicer_to_server, files, "finemesh.files.v1.FileService", ())
+    public.add(add_IdentityServiceServicer_to_server, identities, "finemesh.identity.v1.IdentityService", ())
+    public.add_generic(proxy, endless=proxy.endless)
+    public.announce(*proxy.service_names)
+    edge = HttpApp(InferenceServiceStub(inference), authenticator, clock, settings)
+    process.on_drain(DrainStage.NOT_SERVING, edge.drain)
+
+    await public.start()
+    await start_http(process, edge.asgi, settings.http_address, settings.http_port_file)
+    # Last: whoever asks this door whether the gateway is healthy learns that the public doors are open.
+    await mesh.start()
+
+
+if __name__ == "__main__":
+    SETTINGS = GatewaySettings()
+    sys.exit(run(lambda process: main(process, SETTINGS), SETTINGS))

@@ -1,0 +1,81 @@
+"""Forwards the public methods of other services byte for byte: one handler for all of them.
+
+It reads no message: who calls, the deadline, traces and the form of errors are the server's and the channel's work.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from chassis.channel import NO_DEADLINE
+
+# A stream by this name lasts as long as what it watches.
+_WATCH = "Watch"
+
+
+class Proxy(grpc.GenericRpcHandler):
+    """Serves every method of the given services by calling the same method on the service's channel."""
+
+    def __init__(self, upstreams: Mapping[ServiceDescriptor, grpc.aio.Channel]) -> None:
+        self.service_names = [service.full_name for service in upstreams]
+        self.endless = frozenset(
+            method.name for service in upstreams for method in service.methods if _is_endless(method)
+        )
+        self._handlers = {
+            f"/{service.full_name}/{method.name}": _forwarding(f"/{service.full_name}/{method.name}", method, channel)
+            for service, channel in upstreams.items()
+            for method in service.methods
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+def _is_endless(method: MethodDescriptor) -> bool:
+    return method.server_streaming and method.name.startswith(_WATCH)
+
+
+def _forwarding(path: str, method: MethodDescriptor, channel: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler without serializers: gRPC then hands over and takes bytes."""
+    options = {"timeout": NO_DEADLINE} if _is_endless(method) else {}
+    if method.client_streaming and method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(_streaming(channel.stream_stream(path), options))
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_streaming(channel.unary_stream(path), options))
+    if method.client_streaming:
+        return grpc.stream_unary_rpc_method_handler(_collecting(channel.stream_unary(path)))
+    return grpc.unary_unary_rpc_method_handler(_unary(channel.unary_unary(path)))
+
+
+def _unary(upstream: Any) -> Any:
+    async def forward(request: bytes, _context: Any) -> Any:
+        return await upstream(request)
+
+    return forward
+
+
+def _collecting(upstream: Any) -> Any:
+    async def forward(requests: Any, _context: Any) -> Any:
+        call = upstream(requests)
+        try:
+            return await call
+        finally:
+            # A client that is gone must not leave its call running upstream; after an answer this does nothing.
+            call.cancel()
+
+    return forward
+
+
+def _streaming(upstream: Any, options: Mapping[str, float]) -> Any:
+    async def forward(requests: Any, context: Any) -> None:
+        call = upstream(requests, **options)
+        try:
+            # Reads the next message only once the client took the last: back-pressure reaches the upstream.
+            async for response in call:
+                await context.write(response)
+        finally:
+            call.cancel()
+
+    return forward
