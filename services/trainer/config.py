@@ -1,0 +1,65 @@
+"""The agent's settings: who this node is, where it keeps its files, and every limit of its work.
+
+It opens nothing: paths and addresses become files and channels in main.py.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from chassis.settings import ChassisSettings
+
+
+class TrainerSettings(ChassisSettings):
+    """Read from `FINEMESH_TRAINER_<NAME>`, then from `FINEMESH_<NAME>` where a value may be shared."""
+
+    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {"node_name", "advertised_address"}
+
+    service_name: str = "trainer"
+    node_name: str = Field(default="local-0", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Stable node name.")
+    advertised_address: str = Field(default="", description="host:port that others reach; empty: the bound one.")
+    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
+
+    artifacts_url: str = Field(
+        default="file:///var/lib/finemesh/artifacts",
+        description="Root of the artifact store, such as file:///... or s3://...",
+    )
+    data_dir: Path = Field(default=Path("data"), description="What this machine keeps; shared by its agents.")
+    work_dir: Path | None = Field(default=None, description="Folders of running attempts; none: under data_dir.")
+    cache_dir: Path | None = Field(default=None, description="Downloaded files by digest; none: under data_dir.")
+    cache_size_bytes_max: int = Field(default=200 * 1024**3, ge=1024**2, description="Least used files go above it.")
+    transfer_chunk_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, description="Bytes in memory per chunk.")
+    transfers_concurrent_max: int = Field(default=4, ge=1, description="Files of one artifact in flight.")
+    transfer_attempts_max: int = Field(default=5, ge=1, description="Tries of one file while the store is away.")
+
+    threads_per_child: int = Field(default=2, ge=1, le=256, description="CPU threads of a training child.")
+    micro_batch_tokens: int = Field(default=4096, ge=64, description="Tokens in one forward pass of a child.")
+    child_module: str = Field(default="services.trainer.train.main", description="What a training child runs.")
+    child_line_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest event line of a child.")
+    child_silence_s_max: float = Field(default=3600.0, gt=0, description="A child without an event is hung after it.")
+    cancel_grace_s: float = Field(default=120.0, gt=0, description="Time for the step at hand after a cancellation.")
+
+    report_interval_s: float = Field(default=0.5, ge=0, description="Progress is collected this long per report.")
+    report_metrics_max: int = Field(default=500, ge=1, description="Steps in one progress report.")
+    report_queue_max: int = Field(default=1000, ge=1, description="Reports kept while the scheduler is away.")
+    report_timeout_s: float = Field(default=10.0, gt=0, description="Deadline of one report.")
+    report_patience_s: float = Field(default=3600.0, gt=0, description="A report is given up after it.")
+    report_backoff_s_min: float = Field(default=0.1, gt=0, description="First pause before a report is repeated.")
+    report_backoff_s_max: float = Field(default=5.0, gt=0, description="Longest pause before a report is repeated.")
+
+    analysis_module: str = Field(default="services.trainer.train.analyze", description="What an analysis runs.")
+    analysis_s_max: float = Field(default=600.0, gt=0, description="Longest analysis of one dataset.")
+    analysis_memory_bytes_max: int = Field(default=8 * 1024**3, ge=256 * 1024**2, description="Its address space.")
+    analysis_answer_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest answer of an analysis.")
+    analysis_errors_max: int = Field(default=100, ge=1, description="Faulty lines that one answer names.")
+    analyses_concurrent_max: int = Field(default=2, ge=1, description="Analyses at the same time on this node.")
+    analyses_remembered_max: int = Field(default=256, ge=1, description="Answers kept in memory.")
+
+    @property
+    def attempts_root(self) -> Path:
+        return self.work_dir or self.data_dir / "trainer"
+
+    @property
+    def cache_root(self) -> Path:
+        return self.cache_dir or self.data_dir / "cache" / "artifacts"

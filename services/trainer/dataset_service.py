@@ -1,0 +1,88 @@
+"""The internal DatasetService: fetches a dataset and a tokenizer, has them counted, remembers the answers.
+
+It knows no price and keeps nothing: the answers in memory only spare the same work twice.
+"""
+
+import asyncio
+import contextvars
+from collections import OrderedDict
+from pathlib import Path
+
+import structlog
+
+from chassis.errors import DomainError
+from chassis.ids import Ids
+from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from services.trainer import inputs, workdir
+from services.trainer.analysis import analyze
+from services.trainer.cache import FileCache
+from services.trainer.config import TrainerSettings
+from services.trainer.uploads import stored_files
+from services.trainer.workdir import NodeFolder
+
+log = structlog.get_logger()
+
+Answer = dataset_service_pb2.AnalyzeDatasetResponse
+FULL_NAME = "finemesh.datasets.v1.DatasetService"
+
+
+class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
+    """Equal requests in flight share one analysis, which goes on when its callers give up: they will ask again."""
+
+    def __init__(self, cache: FileCache, node_folder: NodeFolder, settings: TrainerSettings, ids: Ids) -> None:
+        self._cache = cache
+        self._node_folder = node_folder
+        self._settings = settings
+        self._ids = ids
+        self._slots = asyncio.Semaphore(settings.analyses_concurrent_max)
+        self._running: dict[bytes, asyncio.Task[Answer]] = {}
+        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+
+    async def AnalyzeDataset(self, request: dataset_service_pb2.AnalyzeDatasetRequest, context: object) -> Answer:
+        key = request.SerializeToString(deterministic=True)
+        known = self._answers.get(key)
+        if known is not None:
+            self._answers.move_to_end(key)
+            return known
+        return await asyncio.shield(self._running.get(key) or self._begin(key, request))
+
+    async def drain(self) -> None:
+        """Ends the analyses that nobody will hear of any more, and their processes."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _begin(self, key: bytes, request: dataset_service_pb2.AnalyzeDatasetRequest) -> asyncio.Task[Answer]:
+        # A context of its own: the first caller's deadline and identity are not those of the others.
+        task = asyncio.get_running_loop().create_task(self._analyze(request), context=contextvars.Context())
+        self._running[key] = task
+        task.add_done_callback(lambda done: self._end(key, done))
+        return task
+
+    def _end(self, key: bytes, task: asyncio.Task[Answer]) -> None:
+        del self._running[key]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._answers[key] = task.result()
+            if len(self._answers) > self._settings.analyses_remembered_max:
+                self._answers.popitem(last=False)
+        elif not isinstance(error, DomainError):
+            log.error("analysis failed", exc_info=error)
+
+    async def _analyze(self, request: dataset_service_pb2.AnalyzeDatasetRequest) -> Answer:
+        async with self._slots:
+            folder = await asyncio.to_thread(self._node_folder.create, "analysis", self._ids.uuid().hex)
+            try:
+                dataset = await self._fetch(request, folder)
+                return await analyze(request, folder, dataset, inputs.BASE, self._settings)
+            finally:
+                await asyncio.to_thread(workdir.remove, folder)
+
+    async def _fetch(self, request: dataset_service_pb2.AnalyzeDatasetRequest, folder: Path) -> str:
+        files = stored_files(request.base_model)
+        await self._cache.place(request.base_model.key, files, folder / inputs.BASE, wanted=inputs.is_no_weight)
+        return await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)

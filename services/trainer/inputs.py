@@ -1,0 +1,88 @@
+"""The inputs of an attempt, fetched and verified into its work folder, and the spec that tells the child where they are.
+
+It knows which files of a base model are fit to be read: weights as safetensors, never pickles.
+"""
+
+import json
+from pathlib import Path
+
+from chassis.errors import DataLoss
+from finemesh.artifacts.v1 import artifact_pb2
+from finemesh.nodes.v1 import node_pb2
+from services.trainer.cache import FileCache
+from services.trainer.config import TrainerSettings
+from services.trainer.devices import LocalDevice
+from services.trainer.spec_map import Placement, child_spec
+from services.trainer.transfer import ArtifactStore
+from services.trainer.uploads import MANIFEST, stored_files
+
+BASE = "inputs/base"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def is_sound(path: str) -> bool:
+    """Whether training may read this file of a base model."""
+    return not path.lower().endswith(_PICKLES)
+
+
+def is_no_weight(path: str) -> bool:
+    """Whether rendering and tokenising may need this file of a base model."""
+    return not path.lower().endswith(_WEIGHTS)
+
+
+async def fetch_inputs(
+    assignment: node_pb2.Assignment, folder: Path, *, cache: FileCache, store: ArtifactStore
+) -> dict[str, str | None]:
+    """Paths below `folder`, by their names in `Placement`."""
+    await cache.place(assignment.base_model.key, stored_files(assignment.base_model), folder / BASE, wanted=is_sound)
+    train_file = await fetch_file(assignment.training_file, folder, "inputs/train", cache)
+    validation_file = None
+    if assignment.HasField("validation_file"):
+        validation_file = await fetch_file(assignment.validation_file, folder, "inputs/validation", cache)
+    resume_from = None
+    if assignment.HasField("resume_from"):
+        resume_from = "inputs/resume"
+        await _fetch_checkpoint(assignment.resume_from, folder / resume_from, store)
+    return {"train_file": train_file, "validation_file": validation_file, "resume_from": resume_from}
+
+
+async def fetch_file(artifact: artifact_pb2.Artifact, folder: Path, below: str, cache: FileCache) -> str:
+    """The path below `folder` of an artifact that is one file."""
+    files = stored_files(artifact)
+    if len(files) != 1:
+        raise DataLoss("DATA_CORRUPT", f"{artifact.key} should be one file and is {len(files)}")
+    await cache.place(artifact.key, files, folder / below)
+    return f"{below}/{files[0].path or artifact.key.rpartition('/')[2]}"
+
+
+def write_spec(
+    assignment: node_pb2.Assignment,
+    folder: Path,
+    inputs: dict[str, str | None],
+    device: LocalDevice,
+    settings: TrainerSettings,
+) -> None:
+    """InvalidArgument or Unimplemented when no child could run what is asked for."""
+    train_file = inputs["train_file"]
+    assert train_file is not None
+    placement = Placement(
+        base_directory=str(folder / BASE),
+        train_file=train_file,
+        validation_file=inputs["validation_file"],
+        resume_from=inputs["resume_from"],
+        # The child sees its own GPU only, whatever its number on the node is.
+        device="cuda:0" if device.is_gpu else "cpu",
+        threads=settings.threads_per_child,
+        micro_batch_tokens=settings.micro_batch_tokens,
+    )
+    document = child_spec(assignment, placement)
+    (folder / "spec.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+async def _fetch_checkpoint(checkpoint: node_pb2.CheckpointManifest, folder: Path, store: ArtifactStore) -> None:
+    files = stored_files(checkpoint.artifact)
+    digests = {file.path: file.sha256 for file in files}
+    if digests.get(MANIFEST) != checkpoint.manifest_sha256:
+        raise DataLoss("DATA_CORRUPT", f"the checkpoint at step {checkpoint.step} is not the one that was committed")
+    await store.download_all(checkpoint.artifact.key, files, folder)

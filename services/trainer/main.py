@@ -1,0 +1,73 @@
+"""The trainer agent as a daemon: `python -m services.trainer.main`. A straight line of wiring; it never imports torch."""
+
+import sys
+
+from chassis.channel import open_channel
+from chassis.clock import SystemClock
+from chassis.ids import SystemIds
+from chassis.process import DrainStage, Process, run
+from chassis.server import ServerBuilder
+from finemesh.datasets.v1 import dataset_service_pb2_grpc
+from finemesh.nodes.v1 import node_service_pb2_grpc
+from services.trainer import devices
+from services.trainer.agent import Agent
+from services.trainer.attempt import Kit
+from services.trainer.cache import FileCache
+from services.trainer.config import TrainerSettings
+from services.trainer.dataset_service import FULL_NAME, DatasetService
+from services.trainer.transfer import ArtifactStore
+from services.trainer.workdir import NodeFolder
+
+
+async def main(process: Process, settings: TrainerSettings) -> None:
+    clock, ids = SystemClock(), SystemIds()
+    node_folder = NodeFolder(settings.attempts_root, settings.node_name).open()
+    store = ArtifactStore(
+        settings.artifacts_url,
+        clock,
+        chunk_bytes=settings.transfer_chunk_bytes,
+        concurrent_max=settings.transfers_concurrent_max,
+        attempts_max=settings.transfer_attempts_max,
+    )
+    cache = FileCache(
+        settings.cache_root,
+        store,
+        size_bytes_max=settings.cache_size_bytes_max,
+        concurrent_max=settings.transfers_concurrent_max,
+    )
+
+    datasets = DatasetService(cache, node_folder, settings, ids)
+    server = ServerBuilder(process, settings)
+    server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, {"scheduler"})
+    port = await server.start()
+
+    channel = open_channel(settings, settings.scheduler_address, "scheduler")
+    kit = Kit(
+        settings=settings,
+        stub=node_service_pb2_grpc.NodeServiceStub(channel),
+        store=store,
+        cache=cache,
+        node_folder=node_folder,
+        devices={device.index: device for device in devices.discover()},
+        clock=clock,
+    )
+    listen_host = settings.listen_address.rpartition(":")[0]
+    address = settings.advertised_address or f"{listen_host}:{port}"
+    agent = Agent(kit, incarnation=ids.uuid().hex, address=address)
+    process.spawn("agent", agent.run)
+
+    # The children die in the first moments of a drain: what they still told would be told in other ranges than the
+    # next attempt tells it. Their endings are reported until the grace is over.
+    process.on_drain(DrainStage.NOT_SERVING, agent.stop_working)
+    process.on_drain(DrainStage.RELEASE_LEASES, agent.release)
+    process.on_drain(DrainStage.RELEASE_LEASES, datasets.drain)
+    process.on_drain(DrainStage.CLOSE_POOL, channel.close)
+
+
+def start() -> int:
+    settings = TrainerSettings()
+    return run(lambda process: main(process, settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(start())
