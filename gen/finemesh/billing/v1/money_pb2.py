@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inemesh/billing/v1/money.proto\x12\x13\x66inemesh.billing.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"{\n\x07\x42\x61lance\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x1b\n\x13\x61vailable_nanos_usd\x18\x02 \x01(\x03\x12\x16\n\x0eheld_nanos_usd\x18\x03 \x01(\x03\x12%\n\tavailable\x18\x04 \x01(\x0b\x32\x12.google.type.Money\"\x80\x03\n\x0bUsageRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08work_key\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08quantity\x18\x06 \x01(\x03\x12.\n\nusage_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x61mount_nanos_usd\x18\x08 \x01(\x03\x12\x1a\n\x12price_book_version\x18\t \x01(\t\x12\x12\n\nstart_step\x18\n \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x0b \x01(\x03:d\xea\x41\x61\n\x14\x66inemesh/UsageRecord\x12.projects/{project}/usageRecords/{usage_record}*\x0cusageRecords2\x0busageRecord\"\xd9\x02\n\x07Invoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x11period_start_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fperiod_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05lines\x18\x04 \x03(\x0b\x32 .finemesh.billing.v1.InvoiceLine\x12\x17\n\x0ftotal_nanos_usd\x18\x05 \x01(\x03\x12!\n\x05total\x18\x06 \x01(\x0b\x32\x12.google.type.Money\x12\x0c\n\x04open\x18\x07 \x01(\x08:Y\xea\x41V\n\x10\x66inemesh/Invoice\x12/organizations/{organization}/invoices/{invoice}*\x08invoices2\x07invoice\"\x82\x02\n\x0bInvoiceLine\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x1c\n\x14unit_price_nanos_usd\x18\x06 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x07 \x01(\x03\x12\x1a\n\x12price_book_version\x18\x08 \x01(\t\x12\x15\n\rusage_records\x18\t \x03(\t\x12\x1a\n\x12usage_record_count\x18\n \x01(\x03\x12\x17\n\x0fminimum_applied\x18\x0b \x01(\x08*\xc5\x01\n\tUsageKind\x12\x1a\n\x16USAGE_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUSAGE_KIND_TRAINING_TOKENS\x10\x01\x12 \n\x1cUSAGE_KIND_EVALUATION_TOKENS\x10\x02\x12\x1b\n\x17USAGE_KIND_INPUT_TOKENS\x10\x03\x12\x1c\n\x18USAGE_KIND_OUTPUT_TOKENS\x10\x04\x12\x1f\n\x1bUSAGE_KIND_ENDPOINT_MINUTES\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inemesh/billing/v1/money.proto\x12\x13\x66inemesh.billing.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\x93\x01\n\x07\x42\x61lance\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x1b\n\x13\x61vailable_nanos_usd\x18\x02 \x01(\x03\x12\x16\n\x0eheld_nanos_usd\x18\x03 \x01(\x03\x12%\n\tavailable\x18\x04 \x01(\x0b\x32\x12.google.type.Money\x12\x16\n\x0eowed_nanos_usd\x18\x05 \x01(\x03\"\x80\x03\n\x0bUsageRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08work_key\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08quantity\x18\x06 \x01(\x03\x12.\n\nusage_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x61mount_nanos_usd\x18\x08 \x01(\x03\x12\x1a\n\x12price_book_version\x18\t \x01(\t\x12\x12\n\nstart_step\x18\n \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x0b \x01(\x03:d\xea\x41\x61\n\x14\x66inemesh/UsageRecord\x12.projects/{project}/usageRecords/{usage_record}*\x0cusageRecords2\x0busageRecord\"\xd9\x02\n\x07Invoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x11period_start_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fperiod_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05lines\x18\x04 \x03(\x0b\x32 .finemesh.billing.v1.InvoiceLine\x12\x17\n\x0ftotal_nanos_usd\x18\x05 \x01(\x03\x12!\n\x05total\x18\x06 \x01(\x0b\x32\x12.google.type.Money\x12\x0c\n\x04open\x18\x07 \x01(\x08:Y\xea\x41V\n\x10\x66inemesh/Invoice\x12/organizations/{organization}/invoices/{invoice}*\x08invoices2\x07invoice\"\x82\x02\n\x0bInvoiceLine\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08quantity\x18\x04 \x01(\x03\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x1c\n\x14unit_price_nanos_usd\x18\x06 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x07 \x01(\x03\x12\x1a\n\x12price_book_version\x18\x08 \x01(\t\x12\x15\n\rusage_records\x18\t \x03(\t\x12\x1a\n\x12usage_record_count\x18\n \x01(\x03\x12\x17\n\x0fminimum_applied\x18\x0b \x01(\x08*\xc5\x01\n\tUsageKind\x12\x1a\n\x16USAGE_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUSAGE_KIND_TRAINING_TOKENS\x10\x01\x12 \n\x1cUSAGE_KIND_EVALUATION_TOKENS\x10\x02\x12\x1b\n\x17USAGE_KIND_INPUT_TOKENS\x10\x03\x12\x1c\n\x18USAGE_KIND_OUTPUT_TOKENS\x10\x04\x12\x1f\n\x1bUSAGE_KIND_ENDPOINT_MINUTES\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,14 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGERECORD']._serialized_options = b'\352Aa\n\024finemesh/UsageRecord\022.projects/{project}/usageRecords/{usage_record}*\014usageRecords2\013usageRecord'
   _globals['_INVOICE']._loaded_options = None
   _globals['_INVOICE']._serialized_options = b'\352AV\n\020finemesh/Invoice\022/organizations/{organization}/invoices/{invoice}*\010invoices2\007invoice'
-  _globals['_USAGEKIND']._serialized_start=1263
-  _globals['_USAGEKIND']._serialized_end=1460
-  _globals['_BALANCE']._serialized_start=141
-  _globals['_BALANCE']._serialized_end=264
-  _globals['_USAGERECORD']._serialized_start=267
-  _globals['_USAGERECORD']._serialized_end=651
-  _globals['_INVOICE']._serialized_start=654
-  _globals['_INVOICE']._serialized_end=999
-  _globals['_INVOICELINE']._serialized_start=1002
-  _globals['_INVOICELINE']._serialized_end=1260
+  _globals['_USAGEKIND']._serialized_start=1288
+  _globals['_USAGEKIND']._serialized_end=1485
+  _globals['_BALANCE']._serialized_start=142
+  _globals['_BALANCE']._serialized_end=289
+  _globals['_USAGERECORD']._serialized_start=292
+  _globals['_USAGERECORD']._serialized_end=676
+  _globals['_INVOICE']._serialized_start=679
+  _globals['_INVOICE']._serialized_end=1024
+  _globals['_INVOICELINE']._serialized_start=1027
+  _globals['_INVOICELINE']._serialized_end=1285
 # @@protoc_insertion_point(module_scope)

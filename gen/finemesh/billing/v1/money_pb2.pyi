@@ -67,12 +67,15 @@ class Balance(_message.Message):
     AVAILABLE_NANOS_USD_FIELD_NUMBER: _builtins.int
     HELD_NANOS_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    OWED_NANOS_USD_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """`organizations/{organization}`."""
     available_nanos_usd: _builtins.int
     """Free to hold or spend, in nano-dollars; never negative."""
     held_nanos_usd: _builtins.int
     """Held for running jobs, in nano-dollars."""
+    owed_nanos_usd: _builtins.int
+    """Served usage that the prepaid credit did not cover, in nano-dollars; the next credit pays it first."""
     @_builtins.property
     def available(self) -> _money_pb2.Money:
         """The available amount as money."""
@@ -84,10 +87,11 @@ class Balance(_message.Message):
         available_nanos_usd: _builtins.int = ...,
         held_nanos_usd: _builtins.int = ...,
         available: _money_pb2.Money | None = ...,
+        owed_nanos_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nanos_usd", b"available_nanos_usd", "held_nanos_usd", b"held_nanos_usd", "organization", b"organization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nanos_usd", b"available_nanos_usd", "held_nanos_usd", b"held_nanos_usd", "organization", b"organization", "owed_nanos_usd", b"owed_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

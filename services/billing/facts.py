@@ -1,0 +1,110 @@
+"""What events claim was used, and the bounds within which a claim can be true. Pure: it prices and books nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from services.billing.records import UsageKind
+
+WORK_KEY_CHARS_MAX = 256
+NAME_CHARS_MAX = 512
+# No meter of this platform ran before it.
+EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class FactInvalid(ValueError):
+    """The claim cannot be true: no later attempt can book it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactLimits:
+    tokens_max: int = 10**12
+    devices_max: int = 4096
+    steps_max: int = 10**9
+    # How far a node's clock may run ahead of ours.
+    clock_skew: timedelta = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    work_key: str
+    organization_id: str
+    project_id: str
+    # The job, model or endpoint that used it.
+    resource: str
+    usage_time: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFact(Fact):
+    """Tokens of a range of steps, or of one evaluation."""
+
+    kind: UsageKind
+    start_step: int
+    end_step: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceFact(Fact):
+    base_model: str
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointFact(Fact):
+    hardware_type: str
+    device_count: int
+    minute: int
+
+
+def check_training(fact: TrainingFact, job_id: str, now: datetime, limits: FactLimits) -> None:
+    _check(fact, now, limits)
+    if not fact.work_key.startswith(f"{job_id}:"):
+        raise FactInvalid(f"work key {fact.work_key!r} is not one of job {job_id}")
+    _within("tokens", fact.tokens, 0, limits.tokens_max)
+    _within("start_step", fact.start_step, 0, limits.steps_max)
+    _within("end_step", fact.end_step, fact.start_step, limits.steps_max)
+    if fact.kind is UsageKind.TRAINING_TOKENS and fact.end_step == fact.start_step:
+        raise FactInvalid("a range of training steps has at least one step")
+
+
+def check_inference(facts: Sequence[InferenceFact], now: datetime, limits: FactLimits) -> None:
+    for fact in facts:
+        _check(fact, now, limits)
+        _text("base_model", fact.base_model, NAME_CHARS_MAX)
+        _within("input_tokens", fact.input_tokens, 0, limits.tokens_max)
+        _within("output_tokens", fact.output_tokens, 0, limits.tokens_max)
+
+
+def check_endpoint(fact: EndpointFact, now: datetime, limits: FactLimits) -> None:
+    _check(fact, now, limits)
+    _text("hardware_type", fact.hardware_type, NAME_CHARS_MAX)
+    _within("device_count", fact.device_count, 1, limits.devices_max)
+    _within("minute", fact.minute, 0, limits.steps_max)
+
+
+def check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -> None:
+    if moment < EARLIEST:
+        raise FactInvalid(f"{name} {moment.isoformat()} is before {EARLIEST.isoformat()}")
+    if moment > now + limits.clock_skew:
+        raise FactInvalid(f"{name} {moment.isoformat()} is in the future")
+
+
+def _check(fact: Fact, now: datetime, limits: FactLimits) -> None:
+    _text("work_key", fact.work_key, WORK_KEY_CHARS_MAX)
+    _text("organization_id", fact.organization_id, WORK_KEY_CHARS_MAX)
+    _text("project_id", fact.project_id, WORK_KEY_CHARS_MAX)
+    _text("resource", fact.resource, NAME_CHARS_MAX)
+    check_time("usage_time", fact.usage_time, now, limits)
+
+
+def _text(name: str, value: str, chars_max: int) -> None:
+    if not value or len(value) > chars_max or not value.isprintable():
+        raise FactInvalid(f"{name} must be 1 to {chars_max} printable characters")
+
+
+def _within(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise FactInvalid(f"{name} must be from {lowest} to {highest}, not {value}")

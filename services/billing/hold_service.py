@@ -1,0 +1,68 @@
+"""HoldService, for the scheduler: quotes with their holds. Money is decided in `holding.py` and `pricing.py`."""
+
+from typing import Any
+
+from chassis.clock import Clock
+from chassis.db.pool import Pool, transaction
+from chassis.errors import FieldViolation, InvalidArgument
+from chassis.names import format_name, parse_name
+from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
+from finemesh.identity.v1 import identity_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.billing import convert, holding
+from services.billing.config import BillingSettings
+from services.billing.pricebook import PriceBook, Shelf
+from services.billing.refusal import refusing
+
+
+class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
+    def __init__(self, pool: Pool, shelf: Shelf, settings: BillingSettings, *, clock: Clock) -> None:
+        self._pool = pool
+        self._shelf = shelf
+        self._limits = settings.limits
+        self._clock = clock
+
+    async def CreateHold(
+        self, request: hold_service_pb2.CreateHoldRequest, context: Any
+    ) -> hold_service_pb2.CreateHoldResponse:
+        parts = parse_name(tuning_job_pb2.TuningJob, request.resource, "resource")
+        if parts["project"] != request.project_id:
+            raise _invalid("project_id", "is not the project of the resource")
+        parse_name(identity_pb2.Organization, f"organizations/{request.organization_id}", "organization_id")
+        now = self._clock.now()
+        with refusing("price."):
+            book = self._current_book(request.price.price_book_version)
+            async with transaction(self._pool) as connection:
+                hold = await holding.create_hold(
+                    connection,
+                    book,
+                    resource=format_name(tuning_job_pb2.TuningJob, **parts),
+                    organization_id=request.organization_id,
+                    project_id=request.project_id,
+                    work=convert.work_of(request.price),
+                    now=now,
+                    limits=self._limits,
+                )
+        made_by = self._shelf.version(hold.price_book_version)
+        return hold_service_pb2.CreateHoldResponse(
+            hold_id=hold.id, quote=convert.to_price(holding.quote_of(hold, made_by), made_by.version)
+        )
+
+    async def ReleaseHold(
+        self, request: hold_service_pb2.ReleaseHoldRequest, context: Any
+    ) -> hold_service_pb2.ReleaseHoldResponse:
+        parse_name(tuning_job_pb2.TuningJob, request.resource, "resource")
+        async with transaction(self._pool) as connection:
+            released = await holding.release_hold(connection, resource=request.resource, now=self._clock.now())
+        return hold_service_pb2.ReleaseHoldResponse(released_nanos_usd=released)
+
+    def _current_book(self, version: str) -> PriceBook:
+        """Only the current version holds money: nobody may choose a cheaper book for a job."""
+        book = self._shelf.at(self._clock.now())
+        if version not in ("", book.version):
+            raise _invalid("price.price_book_version", f"must be empty or {book.version}, which prices new work")
+        return book
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])

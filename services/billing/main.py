@@ -1,0 +1,66 @@
+"""Starts billing: a straight line of wiring. It decides nothing and prices nothing."""
+
+import sys
+
+from chassis.bus.connection import connect
+from chassis.bus.consumer import Consumer
+from chassis.bus.outbox import Outbox
+from chassis.bus.relay import Relay
+from chassis.clock import SystemClock
+from chassis.db.migrations import migrate
+from chassis.db.pool import open_pool, transaction
+from chassis.ids import SystemIds
+from chassis.process import DrainStage, Process, run
+from chassis.server import ServerBuilder
+from finemesh.billing.v1 import billing_service_pb2_grpc
+from finemesh.holds.v1 import hold_service_pb2_grpc
+from services.billing import store
+from services.billing.config import BillingSettings
+from services.billing.events import DURABLE, Events
+from services.billing.hold_service import HoldService
+from services.billing.service import BillingService
+from services.billing.shelf import open_shelf
+
+
+async def main(process: Process, settings: BillingSettings) -> None:
+    clock = SystemClock()
+
+    pool = await open_pool(settings)
+    process.on_drain(DrainStage.CLOSE_POOL, pool.close)
+    await migrate(pool, [store.MIGRATIONS])
+    async with transaction(pool) as connection:
+        shelf = await open_shelf(connection, settings.price_books_dir, current=settings.price_book)
+
+    bus = await connect(settings)
+    process.on_drain(DrainStage.CLOSE_BUS, bus.close)
+    events = Events(shelf, settings.fact_limits, clock=clock)
+    consumer = Consumer(pool, bus, DURABLE, events.handlers, clock=clock)
+    process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
+    process.spawn("consumer", consumer.run)
+    # Billing announces nothing yet; the relay keeps the tables of events from growing without end.
+    relay = Relay(pool, bus, Outbox(settings, clock=clock, ids=SystemIds(clock)), clock=clock)
+    process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
+
+    server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    server.add(
+        billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
+        BillingService(pool, shelf, settings, clock=clock),
+        "finemesh.billing.v1.BillingService",
+        allow={"gateway"},
+    )
+    server.add(
+        hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
+        HoldService(pool, shelf, settings, clock=clock),
+        "finemesh.holds.v1.HoldService",
+        allow={"scheduler"},
+    )
+    await server.start()
+
+
+def start() -> int:
+    settings = BillingSettings()
+    return run(lambda process: main(process, settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -1,0 +1,231 @@
+"""What work costs: pure functions of a rule, a rate and counts, in integer nano-dollars.
+
+It knows no price and no model: rules and rates are data (`pricebook.py`). Multiply first, round once per term.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+
+NANOS_USD_PER_USD = 10**9
+NANOS_USD_PER_CENT = NANOS_USD_PER_USD // 100
+TOKENS_PER_RATE = 10**6
+MINUTES_PER_HOUR = 60
+
+METHODS = ("sft_lora", "sft_full", "dpo_lora", "dpo_full")
+
+# What a run really does with each count: validation tokens are read `evaluations` times in every epoch. A rule may
+# leave a factor out and bill less than what is done; it can never bill more.
+FACTORS_DONE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"training_tokens": ("epochs",), "validation_tokens": ("epochs", "evaluations")}
+)
+
+
+class PriceUnknown(LookupError):
+    """No price book, or no rate in it, for what was asked; the message says what to do."""
+
+
+class QuantityInvalid(ValueError):
+    """A count is outside of its bounds; `field` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Largest counts that are taken as meant; beyond them a request is a mistake or an attack."""
+
+    tokens_max: int = 10**14
+    epochs_max: int = 1000
+    evaluations_max: int = 1000
+    amount_nanos_usd_max: int = 10**18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The numbers of a tuning job that its price depends on. `parameter_count` 0: only the model's id is known."""
+
+    base_model: str
+    method: str
+    training_tokens: int
+    validation_tokens: int
+    epochs: int
+    evaluations: int
+    parameter_count: int = 0
+
+    def count(self, name: str) -> int:
+        value: int = getattr(self, name)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metered:
+    """Tokens that were really processed: each counted as often as the run saw it."""
+
+    training_tokens: int = 0
+    validation_tokens: int = 0
+
+    def count(self, name: str) -> int:
+        value: int = getattr(self, name)
+        return value
+
+    @property
+    def nothing(self) -> bool:
+        return not self.training_tokens and not self.validation_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleTerm:
+    """`tokens` times the product of the counts in `times`, at the model's rate."""
+
+    description: str
+    tokens: str
+    times: tuple[str, ...]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Factors of the work that this term does not bill."""
+        return tuple(factor for factor in FACTORS_DONE[self.tokens] if factor not in self.times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningRule:
+    terms: tuple[RuleTerm, ...]
+    base_fee_nanos_usd: int
+    minimum_nanos_usd: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedTerm:
+    """`nanos_usd_per_million` is 0 for a fixed amount."""
+
+    description: str
+    quantity: int
+    nanos_usd_per_million: int
+    amount_nanos_usd: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """The terms sum to the total."""
+
+    terms: tuple[PricedTerm, ...]
+    minimum_applied: bool = False
+
+    @property
+    def total_nanos_usd(self) -> int:
+        return sum(term.amount_nanos_usd for term in self.terms)
+
+    @property
+    def tokens(self) -> int:
+        return sum(term.quantity for term in self.terms if term.nanos_usd_per_million)
+
+
+def divide_half_even(numerator: int, denominator: int) -> int:
+    """Nearest integer; a tie goes to the even neighbour."""
+    quotient, remainder = divmod(numerator, denominator)
+    if 2 * remainder > denominator or (2 * remainder == denominator and quotient % 2):
+        return quotient + 1
+    return quotient
+
+
+def round_to_cent(nanos_usd: int) -> int:
+    """Nano-dollars, a whole number of cents."""
+    return divide_half_even(nanos_usd, NANOS_USD_PER_CENT) * NANOS_USD_PER_CENT
+
+
+def in_dollars(nanos_usd: int) -> str:
+    """Exact, with at least two decimals: `5.00`, `0.0000061`."""
+    whole, fraction = divmod(nanos_usd, NANOS_USD_PER_USD)
+    digits = f"{fraction:09d}"
+    return f"{whole}.{digits[:2]}{digits[2:].rstrip('0')}"
+
+
+def token_amount(tokens: int, nanos_usd_per_million: int, *, shared_by: int = 1) -> int:
+    """Price of `tokens / shared_by` tokens, rounded once."""
+    return divide_half_even(tokens * nanos_usd_per_million, TOKENS_PER_RATE * shared_by)
+
+
+def check_work(work: Work, limits: Limits) -> None:
+    """Raises QuantityInvalid for a count that no job can have."""
+    bounds = (
+        ("training_tokens", 1, limits.tokens_max),
+        ("validation_tokens", 0, limits.tokens_max),
+        ("epochs", 1, limits.epochs_max),
+        ("evaluations", 0, limits.evaluations_max),
+        ("parameter_count", 0, limits.tokens_max),
+    )
+    for field, lowest, highest in bounds:
+        if not lowest <= work.count(field) <= highest:
+            raise QuantityInvalid(field, f"must be from {lowest} to {highest}, not {work.count(field)}")
+
+
+def quote(rule: TuningRule, nanos_usd_per_million: int, work: Work) -> Price:
+    """The price of the whole job, after the minimum. Estimates, holds and settlements all come from here."""
+    terms = []
+    for term in rule.terms:
+        quantity = work.count(term.tokens) * prod(work.count(factor) for factor in term.times)
+        terms.append(_token_term(term, quantity, nanos_usd_per_million, token_amount(quantity, nanos_usd_per_million)))
+    return at_least_minimum(rule, _with_base_fee(rule, terms))
+
+
+def price_metered(rule: TuningRule, nanos_usd_per_million: int, work: Work, metered: Metered) -> Price:
+    """The rule on what was really done, before any minimum; for a whole job it equals the quote before its minimum."""
+    terms = []
+    for term in rule.terms:
+        tokens = metered.count(term.tokens)
+        # Dividing once at the end keeps a partial run exact: its share of what the whole job would be billed for.
+        shared_by = max(1, prod(work.count(factor) for factor in term.left_out))
+        amount = token_amount(tokens, nanos_usd_per_million, shared_by=shared_by)
+        terms.append(_token_term(term, tokens // shared_by, nanos_usd_per_million, amount))
+    return Price(terms=tuple(terms)) if metered.nothing else _with_base_fee(rule, terms)
+
+
+def record_amount(rule: TuningRule, nanos_usd_per_million: int, work: Work, tokens: str, count: int) -> int:
+    """The amount of one usage record by the rule, 0 where no term bills this kind of token."""
+    return sum(
+        token_amount(
+            count,
+            nanos_usd_per_million,
+            shared_by=max(1, prod(work.count(factor) for factor in term.left_out)),
+        )
+        for term in rule.terms
+        if term.tokens == tokens
+    )
+
+
+def at_least_minimum(rule: TuningRule, price: Price) -> Price:
+    missing = rule.minimum_nanos_usd - price.total_nanos_usd
+    if missing <= 0:
+        return price
+    fill = PricedTerm(
+        description="Up to the minimum per completed job", quantity=1, nanos_usd_per_million=0, amount_nanos_usd=missing
+    )
+    return Price(terms=(*price.terms, fill), minimum_applied=True)
+
+
+def device_minute_nanos_usd(nanos_usd_per_device_hour: int) -> int:
+    """The price of a started minute of one device: a sixtieth of its hour, rounded half to even, once."""
+    return divide_half_even(nanos_usd_per_device_hour, MINUTES_PER_HOUR)
+
+
+def _token_term(term: RuleTerm, quantity: int, nanos_usd_per_million: int, amount: int) -> PricedTerm:
+    return PricedTerm(
+        description=term.description,
+        quantity=quantity,
+        nanos_usd_per_million=nanos_usd_per_million,
+        amount_nanos_usd=amount,
+    )
+
+
+def _with_base_fee(rule: TuningRule, terms: list[PricedTerm]) -> Price:
+    if rule.base_fee_nanos_usd:
+        fee = PricedTerm(
+            description="Base fee", quantity=1, nanos_usd_per_million=0, amount_nanos_usd=rule.base_fee_nanos_usd
+        )
+        return Price(terms=(*terms, fee))
+    return Price(terms=tuple(terms))

@@ -1,0 +1,46 @@
+"""Reads the folder of price books at the start and keeps what has been in force in the database.
+
+A version that has been in force never changes: a file that says otherwise stops the start.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from chassis.db.pool import Connection
+from services.billing import store
+from services.billing.bookfile import read_book
+from services.billing.pricebook import BookConflict, PriceBook, Shelf
+
+
+def read_folder(folder: Path) -> dict[str, tuple[PriceBook, str]]:
+    """Version -> the book and its text."""
+    found: dict[str, tuple[PriceBook, str]] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        book = read_book(text, path.name)
+        if book.version in found:
+            raise BookConflict(f"{path.name}: price book version {book.version!r} exists twice")
+        found[book.version] = (book, text)
+    return found
+
+
+async def open_shelf(connection: Connection, folder: Path, *, current: str) -> Shelf:
+    """All versions of the folder, and those of the past: a job that was quoted with a removed file settles by it."""
+    files = read_folder(folder)
+    stored = {
+        version: read_book(source, f"stored price book {version}")
+        for version, source in (await store.list_price_books(connection)).items()
+    }
+    for version, (book, text) in files.items():
+        before = stored.get(version, book)
+        # Only the end of a version may be written later: that is how a next version takes over.
+        if dataclasses.replace(before, effective_until=book.effective_until) != book:
+            raise BookConflict(
+                f"price book version {version!r} differs from what has been in force; write a new version instead"
+            )
+        await store.insert_price_book(connection, version=version, book=book.book, source=text)
+    return Shelf(
+        (book for book, _ in files.values()),
+        current=current,
+        retired=(book for version, book in stored.items() if version not in files),
+    )
