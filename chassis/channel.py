@@ -1,7 +1,8 @@
 """Channels to other services of the mesh: mTLS, the caller's identity, trace and deadline; errors come back typed.
 
 The calls are wrapped where a stub takes them from the channel, not by grpc.aio client interceptors: those start a task
-and build a second call object for each call, which measured a fifth of a unary call here.
+and build a second call object for each call. One that does nothing measured 15 to 20 % of the CPU time of a unary call
+over TLS, as much as everything that this file and `chassis.guard` do together.
 """
 
 import asyncio
@@ -151,8 +152,11 @@ class MeshStream:
         try:
             async for response in self._inner:
                 yield response
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            raise self._typed(error) from error
+        except grpc.aio.AioRpcError as error:
+            raise _told(error, self._span) from error
+        except asyncio.CancelledError as error:
+            self._raise_request_failure(error)
+            raise
         finally:
             self._inner.cancel()
         _end(self._span)
@@ -186,16 +190,17 @@ class MeshStream:
     async def _guarded(self, step: Awaitable[Any]) -> Any:
         try:
             return await step
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            raise self._typed(error) from error
+        except grpc.aio.AioRpcError as error:
+            raise _told(error, self._span) from error
+        except asyncio.CancelledError as error:
+            self._raise_request_failure(error)
+            raise
 
-    def _typed(self, error: BaseException) -> BaseException:
-        if isinstance(error, grpc.aio.AioRpcError):
-            return _told(error, self._span)
+    def _raise_request_failure(self, error: BaseException) -> None:
+        """gRPC cancels a call whose request iterator failed and drops the reason; the reason is what matters here."""
         _end(self._span, "CANCELLED")
-        # gRPC cancels a call whose request iterator failed and drops the reason; the reason is what matters here.
-        failure = self._requests.failure if self._requests is not None else None
-        return failure or error
+        if self._requests is not None and self._requests.failure is not None:
+            raise self._requests.failure from error
 
 
 class _Requests:

@@ -152,6 +152,16 @@ async def test_a_public_server_asks_its_authenticator_and_nobody_else(tls_dir: P
     assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_a_public_server_with_a_certificate_asks_for_none(tls_dir: Path) -> None:
+    files = {"public_certificate_file": tls_dir / "back.pem", "public_key_file": tls_dir / "back.key"}
+    trust = grpc.ssl_channel_credentials((tls_dir / "ca.pem").read_bytes())
+    async with (
+        serving(settings_of("back", tls_dir, **files), Echo(), public=True) as (_, server),
+        grpc.aio.secure_channel(f"localhost:{server.port}", trust) as channel,
+    ):
+        assert await channel.unary_unary(f"/{SERVICE}/Say")(b"") == b""
+
+
 async def test_health_and_reflection_are_open_to_any_peer(tls_dir: Path) -> None:
     async with serving(settings_of("back", tls_dir), Echo(), serving=False) as (_, server):
         stranger = settings_of("stranger", tls_dir)

@@ -144,6 +144,22 @@ async def test_many_violations_are_counted_where_they_do_not_fit() -> None:
     assert len(found.violations) > 20
 
 
+async def test_the_largest_error_reaches_a_client_with_stock_limits(tls_dir: Path) -> None:
+    violations = [FieldViolation(f"line {n}: $", "誤" * 50) for n in range(5000)]
+    largest = errors.InvalidArgument(
+        "DATASET_INVALID", "誤" * 5000, violations=violations, metadata={"file": "誤" * 5000}, retry_after_s=1
+    )
+    settings = settings_of("back", tls_dir)
+    async with living(settings) as process:
+        server = ServerBuilder(process, settings, public=True)
+        server.add(add_echo_to_server, Failing(largest), SERVICE, ())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
+            for _ in range(20):  # Between its soft and its hard limit gRPC refuses at random.
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary(f"/{SERVICE}/Say")(b"")
+                assert errors.unpack(caught.value).violations
+
+
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 async def test_a_status_without_details_becomes_a_typed_error(code: grpc.StatusCode) -> None:
     bare = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "ipv4:10.0.0.7:1 said no")
