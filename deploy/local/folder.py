@@ -1,4 +1,4 @@
-"""The data folder of a stack: where things lie in it, its lock, its secrets and its state. It starts nothing."""
+"""The data folder of a stack: where things lie in it, its lock, secrets and ports. It starts nothing."""
 
 import fcntl
 import json
@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from deploy.local.ports import pick_ports
 
 
 class StackRunning(Exception):
@@ -48,8 +50,9 @@ class DataFolder:
     def api_key_file(self) -> Path:
         return self.root / "api_key.json"
 
-    def work(self, process: str) -> Path:
-        return self.root / "work" / process
+    @property
+    def ports_file(self) -> Path:
+        return self.root / "ports.json"
 
     def acquire(self) -> None:
         """Takes the lock for the life of this process; StackRunning when another one has it."""
@@ -68,7 +71,9 @@ class DataFolder:
         self._lock = lock
 
     def release(self) -> None:
+        """Gives the lock back, and with it the word that a stack runs here. Nothing happens without the lock."""
         if self._lock is not None:
+            self.state_file.unlink(missing_ok=True)
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
@@ -97,14 +102,12 @@ class DataFolder:
             write_private(path, known)
         return known
 
-    def read_state(self) -> dict[str, Any]:
-        if not self.state_file.exists():
-            return {}
-        state: dict[str, Any] = json.loads(self.state_file.read_text())
-        return state
-
-    def write_state(self, state: Mapping[str, Any]) -> None:
-        write_private(self.state_file, state)
+    def ports(self, names: Sequence[str]) -> dict[str, int]:
+        """A free port per name, the same ones as the last time where they are still free."""
+        kept = json.loads(self.ports_file.read_text()) if self.ports_file.exists() else {}
+        ports = pick_ports(names, kept)
+        write_private(self.ports_file, {**kept, **ports})
+        return ports
 
 
 def write_private(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ class Output:
     """Where the lines of one process go. The file is turned over once at `FILE_BYTES_MAX`, so it stays bounded."""
 
     def __init__(self, name: str, folder: Path, terminal: TextIO | None) -> None:
-        self._path = folder / f"{name}.log"
+        self.path = folder / f"{name}.log"
         self._terminal = terminal
         colour = _COLOURS[zlib.crc32(name.encode()) % len(_COLOURS)]
         coloured = terminal is not None and terminal.isatty()
@@ -42,6 +42,15 @@ class Output:
         if self._terminal is not None:
             print(self._prefix + line.decode(errors="replace"), file=self._terminal, flush=True)
 
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of the file, for a person who has to find out why the process ended."""
+        if not self.path.exists():
+            return ""
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - LINE_BYTES_MAX))
+            said = file.read().decode(errors="replace").splitlines()
+        return "\n".join(said[-lines:])
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -50,7 +59,7 @@ class Output:
     def _open(self) -> BinaryIO:
         if self._file is not None and self._file.tell() > FILE_BYTES_MAX:
             self.close()
-            self._path.replace(self._path.with_suffix(".log.1"))
+            self.path.replace(self.path.with_suffix(".log.1"))
         if self._file is None:
-            self._file = self._path.open("ab")
+            self._file = self.path.open("ab")
         return self._file

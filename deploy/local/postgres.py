@@ -84,7 +84,7 @@ class Postgres:
                 stderr=asyncio.subprocess.STDOUT,
                 **run_as(_system_user()),
             )
-            said, _ = await process.communicate()
+            said, _ = await _to_its_end(process)
         finally:
             await asyncio.to_thread(password_file.unlink)
         if process.returncode != 0:
@@ -144,6 +144,15 @@ class Postgres:
         if user is not None:
             shutil.chown(path, user, user)
         return path
+
+
+async def _to_its_end(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """What it said; a stop that comes in between ends it."""
+    try:
+        return await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 def role_statements(role: str, password: str) -> str:

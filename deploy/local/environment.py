@@ -1,0 +1,60 @@
+"""What each process is told through its environment. Pure: facts in, variables out; the services' settings read them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.ports import HOST
+from deploy.local.table import Service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`."""
+
+    ports: Mapping[str, int]
+    database_urls: Mapping[str, str]
+    nats_url: str
+    tls_dir: Path
+    artifacts_dir: Path
+    data_dir: Path
+    engine: str | None
+    log_format: str
+
+
+def address(facts: Facts, key: str) -> str:
+    return f"{HOST}:{facts.ports[key]}"
+
+
+def process_name(service: Service, node: int) -> str:
+    return f"{service.name}-{node}" if service.per_node else service.name
+
+
+def listeners(service: Service, node: int) -> list[str]:
+    """The port keys of one process: its mesh server and its doors."""
+    return [process_name(service, node), *(f"{service.name}.{door}" for door in service.doors)]
+
+
+def environment_of(service: Service, node: int, services: tuple[Service, ...], facts: Facts) -> dict[str, str]:
+    """Shared variables, everybody's addresses, and the process's own."""
+    environment = {
+        "FINEMESH_NATS_URL": facts.nats_url,
+        "FINEMESH_TLS_DIR": str(facts.tls_dir),
+        "FINEMESH_ARTIFACTS_URL": facts.artifacts_dir.as_uri(),
+        "FINEMESH_DATA_DIR": str(facts.data_dir),
+        "FINEMESH_LOG_FORMAT": facts.log_format,
+        "PYTHONUNBUFFERED": "1",
+        f"{service.env_prefix}LISTEN_ADDRESS": address(facts, process_name(service, node)),
+    }
+    for peer in services:
+        environment[f"{peer.env_prefix}ADDRESS"] = address(facts, process_name(peer, 0))
+    for door in service.doors:
+        environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{service.name}.{door}")
+    if service.database:
+        environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
+    if service.per_node:
+        environment[f"{service.env_prefix}NODE_NAME"] = f"local-{node}"
+        environment[f"{service.env_prefix}WORK_DIR"] = str(facts.data_dir / "work" / process_name(service, node))
+    if facts.engine is not None:
+        environment["FINEMESH_INFERENCE_ENGINE"] = facts.engine
+    return environment
