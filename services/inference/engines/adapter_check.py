@@ -20,6 +20,9 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_BYTES_MAX = 1 << 20
 
+# The linear layers that an adapter may change; an engine prepares these and no others.
+ADAPTED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 # Loading any of these would run a pickle.
 _EXECUTABLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"})
 _TENSOR_NAME = re.compile(
@@ -148,6 +151,14 @@ def _check_rank(name: str, value: object, limits: EngineSettings) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def takes_adapters(base_config: Mapping[str, Any]) -> bool:
+    """Whether this base model has the layers that adapters may change."""
+    try:
+        return bool(module_shapes(base_config))
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

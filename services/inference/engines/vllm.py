@@ -20,6 +20,7 @@ from typing import Any
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import tokens_input
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -27,7 +28,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.inference.engines.adapter_check import check_adapter
+from services.inference.engines.adapter_check import ADAPTED_MODULES, check_adapter, takes_adapters
 from services.inference.engines.adapters import Adapter, AdapterTable
 from services.inference.engines.base import (
     AdapterInvalid,
@@ -43,6 +44,7 @@ from services.inference.engines.base import (
     Usage,
     completion_tokens_allowed,
 )
+from services.inference.engines.lora_rows import RowGroup, expand, group_rows, shrink
 from services.inference.engines.model_files import context_tokens, read_config
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompt import PromptRenderer
@@ -50,6 +52,7 @@ from services.inference.engines.prompt import PromptRenderer
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _LIVENESS_POLL_S = 0.2
+_CPU_LORA = "services.inference.engines.vllm.CpuLora"
 # vLLM reads its thread count and socket folder from the environment while it starts, so starts take turns.
 _STARTING = threading.Lock()
 
@@ -253,7 +256,8 @@ class VllmEngine:
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            config = _engine_args(self._model_path, self._settings, self._context_tokens_max).create_engine_config()
+            arguments = _engine_args(self._model_path, self._settings, self._config, self._context_tokens_max)
+            config = arguments.create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
             # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
             object.__setattr__(config, "additional_config", DieWithParent(config.additional_config))
@@ -271,7 +275,9 @@ class VllmEngine:
             self._llm = starting.result()
 
 
-def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max: int) -> AsyncEngineArgs:
+def _engine_args(
+    model_path: Path, settings: EngineSettings, config: dict[str, Any], context_tokens_max: int
+) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
     devices = max(1, len(settings.gpu_indices))
     arguments: dict[str, Any] = {
@@ -288,13 +294,14 @@ def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max:
         "enforce_eager": cpu,
         "disable_log_stats": True,
         # The class, not its name: on a CPU vLLM turns the name "uni" into a second process with its own imports.
-        "distributed_executor_backend": UniProcExecutor if devices == 1 else "mp",
+        "distributed_executor_backend": (CpuExecutor if cpu else UniProcExecutor) if devices == 1 else "mp",
     }
     if not cpu:
         arguments["tensor_parallel_size"] = devices
         arguments["device_ids"] = list(settings.gpu_indices) or None
-    if settings.adapters_resident_max:
+    if settings.adapters_resident_max and takes_adapters(config):
         arguments["enable_lora"] = True
+        arguments["lora_target_modules"] = list(ADAPTED_MODULES)
         arguments["max_loras"] = min(settings.adapters_in_batch_max, settings.adapters_resident_max)
         arguments["max_cpu_loras"] = settings.adapters_resident_max
         arguments["max_lora_rank"] = next(rank for rank in _RANKS if rank >= settings.adapter_rank_max)
@@ -328,3 +335,44 @@ def _finish_reason(reason: str | None) -> FinishReason | None:
 def _lora(adapter: Adapter) -> LoRARequest:
     # The name is part of vLLM's prefix cache key, so two adapters can never share cached state.
     return LoRARequest(lora_name=adapter.revision, lora_int_id=adapter.number, lora_path=str(adapter.path))
+
+
+class CpuExecutor(UniProcExecutor):  # type: ignore[misc]  # vllm is not typed
+    """Computes in vLLM's child itself, with LoRA layers that leave the rows of the base model alone."""
+
+    def _init_executor(self) -> None:
+        type(current_platform).get_punica_wrapper = classmethod(lambda _: _CPU_LORA)
+        super()._init_executor()
+
+
+class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vllm is not typed
+    """vLLM 0.32 on a CPU reads "no adapter" (-1) as "the last adapter", so that a request for the base model gets the
+    weights of another tenant when both are in one batch. It also copies an adapter's matrices once per token.
+    """
+
+    _groups: tuple[RowGroup, ...] = ()
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        super().update_metadata(*args, **kwargs)
+        self._groups = group_rows(self.token_lora_indices)
+
+    def add_shrink(self, y: Any, x: Any, lora_a_stacked: Any, scale: float, **_: Any) -> None:
+        inputs = x.view(-1, x.shape[-1])
+        for out, lora_a in zip(y, lora_a_stacked, strict=True):
+            shrink(out, inputs, lora_a, scale, self._groups)
+
+    def add_expand(
+        self,
+        y: Any,
+        x: Any,
+        lora_b_stacked: Any,
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **_: Any,
+    ) -> None:
+        out = y.view(-1, y.shape[-1])
+        start = offset_start
+        for inputs, lora_b, width in zip(x, lora_b_stacked, output_slices, strict=True):
+            expand(out, inputs, lora_b, slice(start, start + width), self._groups)
+            start += width

@@ -1,0 +1,72 @@
+"""The settings of inference: every limit of serving has its name here. Read once, at the start."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from chassis.settings import ChassisSettings
+from services.inference.engines.base import EngineSettings
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class InferenceSettings(ChassisSettings):
+    """`FINEMESH_INFERENCE_<NAME>` or the shared `FINEMESH_<NAME>`."""
+
+    service_name: str = "inference"
+
+    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
+    artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
+    data_dir: Path = Field(default=Path("/var/lib/finemesh"), description="Folder for local copies of weights.")
+
+    engine: Literal["vllm", "stub"] = Field(default="vllm", description="What computes the tokens.")
+    engines_max: int = Field(default=3, ge=1, description="Engines in memory at a time; the idlest one leaves first.")
+    engine_start_s_max: float = Field(default=600.0, gt=0, description="Longest start of an engine.")
+    warm_up: bool = Field(default=True, description="Start engine and load adapter as soon as a model is registered.")
+    context_tokens_max: int | None = Field(default=None, description="Shorter context than the model declares.")
+    sequences_max: int = Field(default=64, ge=1, description="Requests that an engine computes together.")
+    queue_requests_max: int = Field(default=256, ge=1, description="Unfinished requests of one engine.")
+    kv_cache_bytes: int | None = Field(default=GIB, description="Key-value cache of one engine; none: the GPU's rest.")
+    gpu_memory_fraction: float = Field(default=0.85, gt=0, le=1, description="Share of a GPU that an engine takes.")
+    engine_threads: int | None = Field(default=None, description="CPU threads of one engine; none: all.")
+    adapters_resident_max: int = Field(default=16, ge=1, description="Adapters in an engine's memory.")
+    adapter_rank_max: int = Field(default=64, ge=1, le=512, description="Largest rank of an adapter.")
+    adapter_bytes_max: int = Field(default=8 * GIB, ge=1, description="Largest adapter file.")
+
+    output_tokens_default: int = Field(
+        default=512, ge=1, description="Most tokens of an answer that asks for no limit."
+    )
+    messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
+    stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
+
+    model_bytes_max: int = Field(default=500 * GIB, ge=1, description="Largest base model.")
+    model_files_max: int = Field(default=500, ge=1, description="Files of one base model.")
+    chunk_bytes_max: int = Field(default=MIB, ge=1024, description="Largest chunk of an import or a download.")
+    part_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Part of a multipart upload to the store.")
+    parts_in_flight_max: int = Field(default=3, ge=1, description="Parts of one upload written at a time.")
+    imports_max: int = Field(default=2, ge=1, description="Imports in flight at a time.")
+
+    usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")
+    usage_batch_max: int = Field(default=200, ge=1, description="Usage records in one event.")
+    endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
+    endpoint_poll_s: float = Field(default=0.5, gt=0, description="Pause between looks at endpoints that must move.")
+    endpoints_batch_max: int = Field(default=100, ge=1, description="Endpoints that one look takes.")
+    endpoint_minute_s: float = Field(default=60.0, gt=0, description="Length of a billed minute.")
+
+    def engine_settings(self, *, adapters: bool, gpu_indices: tuple[int, ...] = ()) -> EngineSettings:
+        """What an engine is given; without adapters for models that are tuned as a whole."""
+        return EngineSettings(
+            context_tokens_max=self.context_tokens_max,
+            sequences_max=self.sequences_max,
+            queue_requests_max=self.queue_requests_max,
+            kv_cache_bytes=self.kv_cache_bytes,
+            gpu_memory_fraction=self.gpu_memory_fraction,
+            gpu_indices=gpu_indices,
+            threads=self.engine_threads,
+            adapters_resident_max=self.adapters_resident_max if adapters else 0,
+            adapter_rank_max=self.adapter_rank_max,
+            adapter_bytes_max=self.adapter_bytes_max,
+            start_timeout_s=self.engine_start_s_max,
+        )

@@ -1,0 +1,237 @@
+"""Drives every endpoint to where it shall be: devices from the scheduler, an engine, minutes, and back.
+
+Load, process, apply: nothing waits for the network or an engine inside a transaction, and each change is guarded by the
+state and the lease token that it was decided on. It knows no message of a caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import timedelta
+
+import grpc
+import structlog
+
+from chassis.bus.outbox import Outbox
+from chassis.clock import Clock
+from chassis.db.pool import Connection, Pool, database_is_away, transaction
+from chassis.errors import Aborted, DeadlineExceeded, DomainError, NotFound, Unavailable
+from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
+from services.inference import convert, store
+from services.inference.catalogue import Catalogue, Target
+from services.inference.config import InferenceSettings
+from services.inference.domain import Endpoint
+from services.inference.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
+from services.inference.serving import Serving
+
+log = structlog.get_logger()
+
+
+class EndpointKeeper:
+    """One loop over all endpoints that hold or want devices. Slow work (an engine's start) runs beside it."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        outbox: Outbox,
+        catalogue: Catalogue,
+        serving: Serving,
+        scheduler: grpc.aio.Channel,
+        settings: InferenceSettings,
+        clock: Clock,
+    ) -> None:
+        self._pool = pool
+        self._outbox = outbox
+        self._catalogue = catalogue
+        self._serving = serving
+        self._allocations = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
+        self._settings = settings
+        self._clock = clock
+        self._woken = asyncio.Event()
+        self._starting: dict[str, asyncio.Task[None]] = {}
+
+    def wake(self) -> None:
+        """Look now instead of at the next poll."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Looks after the endpoints until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._round()
+                except Exception as error:
+                    if not database_is_away(error):
+                        raise
+                    log.warning("endpoints wait for the database", error=repr(error))
+                try:
+                    async with asyncio.timeout(self._settings.endpoint_poll_s):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass
+                self._woken.clear()
+        finally:
+            for task in self._starting.values():
+                task.cancel()
+
+    async def _round(self) -> None:
+        async with self._pool.acquire() as connection:
+            moving = await store.list_moving(connection, self._settings.endpoints_batch_max)
+        await asyncio.gather(*(self._look_after(endpoint) for endpoint in moving))
+
+    async def _look_after(self, endpoint: Endpoint) -> None:
+        """One step for one endpoint; a peer that is away is waited for."""
+        try:
+            match EndpointState(endpoint.state):
+                case EndpointState.PENDING:
+                    await self._allocate(endpoint)
+                case EndpointState.STARTING:
+                    await self._renew(endpoint)
+                    self._start(endpoint)
+                case EndpointState.READY:
+                    await self._keep(endpoint)
+                case EndpointState.STOPPING:
+                    await self._stop(endpoint)
+        except (Unavailable, DeadlineExceeded) as error:
+            log.warning("endpoint waits", endpoint=endpoint.id, error=str(error))
+        except DomainError as error:
+            await self._fail(endpoint, str(error))
+
+    async def _allocate(self, endpoint: Endpoint) -> None:
+        answer = await self._allocations.CreateAllocation(convert.to_allocation_request(endpoint))
+        if not answer.HasField("allocation"):
+            async with transaction(self._pool) as connection:
+                await store.set_status(connection, endpoint.id, f"waits for {answer.waiting_for}")
+            return
+        given = answer.allocation
+        async with transaction(self._pool) as connection:
+            moved = await self.move(connection, endpoint, EndpointEvent.ALLOCATE, "the engine starts")
+            if moved is not None:
+                await store.set_allocation(
+                    connection,
+                    endpoint.id,
+                    lease_token=given.lease_token,
+                    device_indices=tuple(given.device_indices),
+                    hardware_type=given.hardware_type,
+                )
+        self.wake()
+
+    def _start(self, endpoint: Endpoint) -> None:
+        """Starts the engine in a task of its own, once; a restart of this service comes here again."""
+        if endpoint.id in self._starting:
+            return
+        task = asyncio.create_task(self._bring_up(endpoint), name=f"endpoint-{endpoint.id}")
+        self._starting[endpoint.id] = task
+        task.add_done_callback(lambda _: self._starting.pop(endpoint.id, None))
+
+    async def _bring_up(self, endpoint: Endpoint) -> None:
+        try:
+            await self._serving.warm_up(await self._catalogue.endpoint_target(endpoint))
+        except DomainError as error:
+            await self._fail(endpoint, str(error))
+            return
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.SERVE)
+        self.wake()
+
+    async def _keep(self, endpoint: Endpoint) -> None:
+        """Renews the devices, bills started minutes, and begins again when the engine or the devices are gone."""
+        target = await self._catalogue.endpoint_target(endpoint)
+        await self._bill(endpoint)
+        await self._renew(endpoint)
+        if not self._serving.is_running(target):
+            await self._lose(endpoint, "the engine stopped; it is started again")
+
+    async def _renew(self, endpoint: Endpoint) -> None:
+        request = allocation_service_pb2.RenewAllocationRequest(
+            owner=convert.endpoint_name(endpoint), lease_token=endpoint.lease_token or 0
+        )
+        try:
+            await self._allocations.RenewAllocation(request)
+        except (Aborted, NotFound) as error:
+            await self._lose(endpoint, f"the devices were lost: {error.message}")
+
+    async def _lose(self, endpoint: Endpoint, why: str) -> None:
+        await self._release(endpoint)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.LOSE, why)
+        self.wake()
+
+    async def _bill(self, endpoint: Endpoint) -> None:
+        """Emits every started minute that was not counted yet, in the transaction that counts it."""
+        if endpoint.ready_at is None:
+            return
+        minute = timedelta(seconds=self._settings.endpoint_minute_s)
+        started = math.floor((self._clock.now() - endpoint.ready_at) / minute) + 1
+        due = started - endpoint.period_minutes
+        if due <= 0:
+            return
+        async with transaction(self._pool) as connection:
+            if not await store.bill_minutes(connection, endpoint, due):
+                return
+            for number in range(due):
+                begun = endpoint.ready_at + (endpoint.period_minutes + number) * minute
+                event = convert.to_minute_event(endpoint, endpoint.billed_minutes + number, begun)
+                await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
+        self._outbox.wake()
+
+    async def _stop(self, endpoint: Endpoint) -> None:
+        """Bills what was started, frees the engine and the devices, then says STOPPED."""
+        starting = self._starting.get(endpoint.id)
+        if starting is not None:
+            starting.cancel()
+        if endpoint.lease_token is not None:
+            await self._bill(endpoint)
+            await self._release(endpoint)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.STOPPED)
+        self.wake()
+
+    async def _fail(self, endpoint: Endpoint, why: str) -> None:
+        log.error("endpoint failed", endpoint=endpoint.id, error=why)
+        await self._release(endpoint)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.FAIL, why[:1000])
+
+    async def _release(self, endpoint: Endpoint) -> None:
+        """Stops the engine and gives the devices back; both may be gone already."""
+        if endpoint.lease_token is None:
+            return
+        target = await self._target_or_none(endpoint)
+        if target is not None:
+            await self._serving.drop(target)
+        request = allocation_service_pb2.ReleaseAllocationRequest(
+            owner=convert.endpoint_name(endpoint), lease_token=endpoint.lease_token
+        )
+        await self._allocations.ReleaseAllocation(request)
+
+    async def _target_or_none(self, endpoint: Endpoint) -> Target | None:
+        """The endpoint's target; None when its model was deleted meanwhile."""
+        try:
+            return await self._catalogue.endpoint_target(endpoint)
+        except NotFound:
+            return None
+
+    async def move(
+        self, connection: Connection, endpoint: Endpoint, event: EndpointEvent, status_message: str = ""
+    ) -> Endpoint | None:
+        """One transition with its event, inside the caller's transaction; None when the state does not allow it."""
+        transition = TRANSITIONS[event]
+        moved = await store.move_endpoint(
+            connection,
+            endpoint.id,
+            sources=transition.sources,
+            destination=transition.destination,
+            status_message=status_message,
+            now=self._clock.now(),
+        )
+        if moved is not None:
+            await self.announce(connection, moved, from_state=endpoint.state)
+        return moved
+
+    async def announce(self, connection: Connection, endpoint: Endpoint, *, from_state: str) -> None:
+        """Tells the mesh of an endpoint's new state."""
+        event = convert.to_state_event(endpoint, from_state, self._clock.now())
+        await self._outbox.add(connection, event, subject_name=event.endpoint)

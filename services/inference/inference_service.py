@@ -1,0 +1,169 @@
+"""Handlers of finemesh.inference.v1.InferenceService: check, convert, call, convert."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from chassis.db.pool import Pool
+from chassis.errors import FieldViolation, InvalidArgument
+from chassis.identity import current_caller
+from chassis.ids import Ids
+from finemesh.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
+from services.inference import convert, store
+from services.inference.catalogue import Catalogue
+from services.inference.config import InferenceSettings
+from services.inference.engines.base import Chunk, Message
+from services.inference.lifecycle import EndpointState
+from services.inference.serving import Call, Render, Serving
+
+ROLES = ("system", "user", "assistant")
+LISTED_MAX = 1000
+
+
+class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Chat and completion, whole and as streams."""
+
+    def __init__(
+        self, *, catalogue: Catalogue, serving: Serving, pool: Pool, settings: InferenceSettings, ids: Ids
+    ) -> None:
+        self._catalogue = catalogue
+        self._serving = serving
+        self._pool = pool
+        self._settings = settings
+        self._ids = ids
+
+    async def Chat(
+        self, request: inference_service_pb2.ChatRequest, context: object
+    ) -> inference_service_pb2.ChatResponse:
+        messages = self._messages(request.messages)
+        call = await self._call(request.model, lambda e: e.render_chat(messages), request.sampling, stream=False)
+        text, last = await self._whole(call)
+        return inference_service_pb2.ChatResponse(
+            generation_id=call.generation_id,
+            model=request.model,
+            message=generation_pb2.ChatMessage(role="assistant", content=text),
+            finish_reason=convert.to_finish_reason(last.finish_reason),
+            usage=convert.to_usage(last.usage),
+            revision=call.target.revision,
+        )
+
+    async def StreamChat(
+        self, request: inference_service_pb2.StreamChatRequest, context: object
+    ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
+        messages = self._messages(request.messages)
+        call = await self._call(request.model, lambda e: e.render_chat(messages), request.sampling, stream=True)
+        revision = call.target.revision
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                done = chunk.finish_reason
+                yield inference_service_pb2.StreamChatResponse(
+                    generation_id=call.generation_id,
+                    text_delta=chunk.text,
+                    finish_reason=convert.to_finish_reason(done),
+                    usage=convert.to_usage(chunk.usage) if done else None,
+                    revision=revision,
+                )
+                revision = ""
+
+    async def Complete(
+        self, request: inference_service_pb2.CompleteRequest, context: object
+    ) -> inference_service_pb2.CompleteResponse:
+        prompt = self._prompt(request.prompt)
+        call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=False)
+        text, last = await self._whole(call)
+        return inference_service_pb2.CompleteResponse(
+            generation_id=call.generation_id,
+            model=request.model,
+            text=text,
+            finish_reason=convert.to_finish_reason(last.finish_reason),
+            usage=convert.to_usage(last.usage),
+        )
+
+    async def StreamComplete(
+        self, request: inference_service_pb2.StreamCompleteRequest, context: object
+    ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
+        prompt = self._prompt(request.prompt)
+        call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=True)
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                done = chunk.finish_reason
+                yield inference_service_pb2.StreamCompleteResponse(
+                    generation_id=call.generation_id,
+                    text_delta=chunk.text,
+                    finish_reason=convert.to_finish_reason(done),
+                    usage=convert.to_usage(chunk.usage) if done else None,
+                )
+
+    async def ListServedModels(
+        self, request: inference_service_pb2.ListServedModelsRequest, context: object
+    ) -> inference_service_pb2.ListServedModelsResponse:
+        caller = current_caller()
+        newest = (store.END_OF_TIME, store.LAST_ID)
+        async with self._pool.acquire() as connection:
+            bases = await store.list_base_models(connection, "", LISTED_MAX)
+            models = await store.list_models(connection, caller.tenant, newest, LISTED_MAX)
+            endpoints = await store.list_endpoints(connection, caller.tenant, newest, LISTED_MAX)
+        found = [(b.model_id, "base", b.created_at, "finemesh") for b in bases]
+        found += [(m.model_id, "tuned", m.created_at, caller.namespace) for m in models]
+        ready = [e for e in endpoints if e.state == EndpointState.READY]
+        found += [(e.endpoint_id, "endpoint", e.created_at, caller.namespace) for e in ready]
+        return inference_service_pb2.ListServedModelsResponse(
+            models=[
+                inference_service_pb2.ServedModel(
+                    model_id=model_id, kind=kind, create_time_s=int(created.timestamp()), owner=owner
+                )
+                for model_id, kind, created, owner in found
+            ]
+        )
+
+    async def _call(
+        self, model: str, render: Render, wanted: generation_pb2.SamplingParameters, *, stream: bool
+    ) -> Call:
+        """The call with its target; a typed error for an unknown model or sampling outside its ranges."""
+        caller = current_caller()
+        if len(wanted.stop) > self._settings.stops_max:
+            problem = f"at most {self._settings.stops_max} stop texts"
+            raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("sampling.stop", problem)])
+        return Call(
+            generation_id=self._ids.new("gen"),
+            caller=caller,
+            model=model,
+            target=await self._catalogue.target(caller.tenant, model),
+            render=render,
+            output_tokens_max=wanted.output_tokens_max if wanted.HasField("output_tokens_max") else None,
+            sampling=lambda limit: convert.to_sampling(wanted, limit),
+            stream=stream,
+        )
+
+    async def _whole(self, call: Call) -> tuple[str, Chunk]:
+        """The text of all chunks and the last one."""
+        parts: list[str] = []
+        last: Chunk | None = None
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                parts.append(chunk.text)
+                last = chunk
+        assert last is not None
+        return "".join(parts), last
+
+    def _messages(self, messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
+        """The conversation, checked: every faulty message is named."""
+        violations = [
+            FieldViolation(f"messages[{index}].role", f"must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
+            for index, message in enumerate(messages)
+            if message.role not in ROLES
+        ]
+        if not 1 <= len(messages) <= self._settings.messages_max:
+            violations.append(FieldViolation("messages", f"must be 1 to {self._settings.messages_max} messages"))
+        if violations:
+            raise InvalidArgument("INVALID_FIELD", violations[0].description, violations=violations)
+        return convert.to_messages(messages)
+
+    @staticmethod
+    def _prompt(prompt: str) -> str:
+        if not prompt:
+            raise InvalidArgument(
+                "INVALID_FIELD", "prompt is empty", violations=[FieldViolation("prompt", "must not be empty")]
+            )
+        return prompt

@@ -1,0 +1,165 @@
+"""From a target to tokens: engine, adapter, generation, metering. It knows no message of the wire.
+
+Engine errors become the platform's typed errors here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from chassis.clock import Clock
+from chassis.errors import (
+    DomainError,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from chassis.identity import Caller
+from services.inference.catalogue import Target
+from services.inference.config import InferenceSettings
+from services.inference.domain import UsageOfCall
+from services.inference.engine_pool import EnginePool
+from services.inference.engines.base import (
+    AdapterInvalid,
+    AdapterNotLoaded,
+    Chunk,
+    ContextTooLong,
+    Engine,
+    EngineBusy,
+    EngineError,
+    GenerateRequest,
+    RequestInvalid,
+    Sampling,
+)
+from services.inference.metering import Meter
+from services.inference.weights_cache import WeightsCache
+
+BUSY_RETRY_S = 1.0
+FAILED_RETRY_S = 2.0
+Render = Callable[[Engine], Awaitable[tuple[int, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One generation: for whom, with what, and how its prompt becomes tokens."""
+
+    generation_id: str
+    caller: Caller
+    model: str
+    target: Target
+    render: Render
+    # The answer's limit, None for the default; a default shrinks to what the context leaves.
+    output_tokens_max: int | None
+    sampling: Callable[[int], Sampling]
+    stream: bool
+
+
+def to_domain_error(error: EngineError) -> DomainError:
+    """The typed error for something that an engine raised on purpose."""
+    match error:
+        case RequestInvalid():
+            violation = FieldViolation(error.field_name, error.problem)
+            return InvalidArgument("INVALID_FIELD", str(error), violations=[violation])
+        case ContextTooLong():
+            return InvalidArgument(
+                "CONTEXT_TOO_LONG", str(error), metadata={"context_tokens_max": str(error.context_tokens_max)}
+            )
+        case AdapterInvalid():
+            return FailedPrecondition("MODEL_INVALID", str(error))
+        case EngineBusy() | AdapterNotLoaded():
+            return ResourceExhausted("CAPACITY_EXHAUSTED", str(error), retry_after_s=BUSY_RETRY_S)
+    return Unavailable("ENGINE_FAILED", str(error), retry_after_s=FAILED_RETRY_S)
+
+
+@contextlib.contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turns engine errors inside the block into typed ones."""
+    try:
+        yield
+    except EngineError as error:
+        raise to_domain_error(error) from error
+
+
+class Serving:
+    """Runs calls on engines and meters what they used, also when the caller leaves early."""
+
+    def __init__(
+        self, *, engines: EnginePool, cache: WeightsCache, meter: Meter, settings: InferenceSettings, clock: Clock
+    ) -> None:
+        self._engines = engines
+        self._cache = cache
+        self._meter = meter
+        self._settings = settings
+        self._clock = clock
+
+    @contextlib.asynccontextmanager
+    async def engine(self, target: Target) -> AsyncIterator[Engine]:
+        """A started engine with the target's adapter loaded, for the length of the block."""
+        settings = self._settings.engine_settings(adapters=target.takes_adapters, gpu_indices=target.gpu_indices)
+        folder = lambda: self._cache.fetch(target.engine_weights)  # noqa: E731
+        with engine_errors():
+            async with self._engines.use(target.engine, folder, settings) as engine:
+                if target.adapter is not None:
+                    path = await self._cache.fetch(target.adapter)
+                    await engine.load_adapter(target.adapter.revision, path, target.adapter_rank)
+                yield engine
+
+    async def warm_up(self, target: Target) -> None:
+        """Starts the engine and loads the adapter before the first call asks for them."""
+        async with self.engine(target):
+            return
+
+    async def drop(self, target: Target) -> None:
+        """Stops the target's engine."""
+        await self._engines.remove(target.engine)
+
+    def is_running(self, target: Target) -> bool:
+        """Whether the target's engine has started and not failed."""
+        return self._engines.is_running(target.engine)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The chunks of one call. Its usage is committed before the last chunk goes out, and when the caller leaves."""
+        async with self.engine(call.target) as engine:
+            prompt = await call.render(engine)
+            request = GenerateRequest(
+                request_id=call.generation_id,
+                prompt_token_ids=prompt,
+                sampling=call.sampling(self._limit(call, len(prompt), engine.context_tokens_max)),
+                adapter_revision=call.target.adapter.revision if call.target.adapter else None,
+                stream=call.stream,
+            )
+            last: Chunk | None = None
+            metered = False
+            try:
+                async with contextlib.aclosing(engine.generate(request)) as chunks:
+                    async for chunk in chunks:
+                        last = chunk
+                        if chunk.finish_reason is not None:
+                            metered = True
+                            await self._meter.record(self._usage(call, chunk))
+                        yield chunk
+            finally:
+                if last is not None and not metered:
+                    await self._meter.record(self._usage(call, last))
+
+    def _limit(self, call: Call, prompt_tokens: int, context_tokens_max: int) -> int:
+        """The answer's limit: what was asked for, else the default within what the context leaves."""
+        if call.output_tokens_max is not None:
+            return call.output_tokens_max
+        return max(1, min(self._settings.output_tokens_default, context_tokens_max - prompt_tokens))
+
+    def _usage(self, call: Call, chunk: Chunk) -> UsageOfCall:
+        return UsageOfCall(
+            generation_id=call.generation_id,
+            project_id=call.caller.tenant,
+            organization_id=call.caller.account,
+            model_id=call.model,
+            base_model=call.target.base_model,
+            input_tokens=chunk.usage.prompt_tokens,
+            output_tokens=chunk.usage.completion_tokens,
+            ended_at=self._clock.now(),
+        )
