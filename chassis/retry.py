@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from chassis import deadline
+from chassis.backoff import Backoff
 from chassis.clock import Clock
-from chassis.errors import DeadlineExceeded, DomainError, Unavailable
+from chassis.errors import DeadlineExceeded, Unavailable
 
 _T = TypeVar("_T")
 
@@ -25,22 +26,17 @@ async def retry(
 ) -> _T:
     """The first answer of `call`, or its last error after `attempts` times Unavailable or DeadlineExceeded.
 
-    The pause before attempt n is random below `base_s * 2**n` and at most `cap_s`, but never shorter than what the
-    server asked for with `retry_after_s`. Other errors pass at once.
+    The pauses grow with jitter from `base_s` to at most `cap_s`, but are never shorter than what the server asked for
+    with `retry_after_s`. Other errors pass at once.
     """
-    chance = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-    for attempt in range(attempts - 1):
+    backoff = Backoff(first_s=base_s, last_s=cap_s, source=rng)
+    for _ in range(attempts - 1):
         try:
             return await call()
         except (Unavailable, DeadlineExceeded) as error:
-            pause_s = _pause_s(error, attempt, base_s, cap_s, chance)
+            pause_s = max(backoff.next_s(), error.retry_after_s or 0.0)
             remaining_s = deadline.remaining_s()
             if remaining_s is not None and remaining_s <= pause_s:
                 raise
         await clock.sleep(pause_s)
     return await call()
-
-
-def _pause_s(error: DomainError, attempt: int, base_s: float, cap_s: float, chance: random.Random) -> float:
-    pause_s = chance.uniform(0, min(cap_s, base_s * 2**attempt))
-    return max(pause_s, error.retry_after_s or 0.0)

@@ -4,9 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
-from finemesh.common.v1 import error_reason_pb2
 
 from chassis import errors
+from finemesh.common.v1 import error_reason_pb2
 
 ROOT = Path(__file__).parents[3]
 PREFIX = "ERROR_REASON_"
