@@ -41,7 +41,7 @@ def local_stack(data_dir: Path) -> dict[str, str]:
     if not described.is_file():
         return {}
     stack = json.loads(described.read_text())
-    found = {"address": stack["public_grpc"], "http_url": stack["http_url"]}
+    found = {"address": stack["public_grpc"], "http_url": f"{stack['http_url']}/v1"}
     key_file = Path(stack["api_key_file"])
     if key_file.is_file():
         found["api_key"] = str(json.loads(key_file.read_text())["api_key"])

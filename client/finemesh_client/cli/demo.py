@@ -89,7 +89,7 @@ async def tell(folder: Path) -> Figures:
     with step(2, "The mesh: PostgreSQL, nats-server and five services"):
         stack = running_stack(folder)
         ready = await stack.__aenter__()
-        console.print(f"gRPC {ready['public_grpc']}, HTTP {ready['http_url']}")
+        console.print(f"gRPC {ready['public_grpc']}, HTTP {ready['http_url']}/v1")
     async with contextlib.AsyncExitStack() as ending:
         ending.push_async_exit(stack.__aexit__)
         mesh = await ending.enter_async_context(Client(find_config(data_dir=folder)))
