@@ -26,7 +26,7 @@ CONTEXT_TOKENS = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def build_base(folder: Path, seed: int = 7) -> Path:
+def build_base(folder: Path, *, seed: int = 7, layers: int = 2) -> Path:
     """Write config, weights and tokenizer in the layout of the hub."""
     tokenizer = _train_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -34,7 +34,7 @@ def build_base(folder: Path, seed: int = 7) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,  # heads of 32: the smallest that vLLM's CPU attention takes
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
