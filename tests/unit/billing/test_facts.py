@@ -1,0 +1,77 @@
+"""Claims that cannot be true are refused before anything is priced or booked."""
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from services.billing import facts
+from services.billing.facts import EndpointFact, FactInvalid, FactLimits, InferenceFact, TrainingFact
+from services.billing.records import UsageKind
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+LIMITS = FactLimits()
+OWNER: dict[str, Any] = {"organization_id": "o", "project_id": "p", "usage_time": NOW}
+TRAINING = TrainingFact(
+    work_key="ft-1:train:0-10",
+    resource="projects/p/tuningJobs/ft-1",
+    kind=UsageKind.TRAINING_TOKENS,
+    start_step=0,
+    end_step=10,
+    tokens=100,
+    **OWNER,
+)
+INFERENCE = InferenceFact(
+    work_key="gen-1", resource="acme/bot", base_model="m", input_tokens=1, output_tokens=0, **OWNER
+)
+ENDPOINT = EndpointFact(
+    work_key="ep-1:1:0", resource="projects/p/endpoints/ep-1", hardware_type="cpu", device_count=1, minute=0, **OWNER
+)
+
+
+def test_plausible_claims_pass() -> None:
+    facts.check_training(TRAINING, "ft-1", NOW, LIMITS)
+    facts.check_inference([INFERENCE], NOW, LIMITS)
+    facts.check_endpoint(ENDPOINT, NOW, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": -1},
+        {"tokens": 10**13},
+        {"start_step": -1},
+        {"end_step": 0},
+        {"start_step": 11},
+        {"end_step": 10**10},
+        {"work_key": ""},
+        {"work_key": "ft-2:train:0-10"},
+        {"work_key": "ft-1:" + "x" * 300},
+        {"organization_id": ""},
+        {"project_id": "a\0b"},
+        {"usage_time": datetime(1970, 1, 1, tzinfo=UTC)},
+        {"usage_time": NOW + timedelta(hours=2)},
+    ],
+)
+def test_training_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
+    with pytest.raises(FactInvalid):
+        facts.check_training(dataclasses.replace(TRAINING, **change), "ft-1", NOW, LIMITS)
+
+
+@pytest.mark.parametrize("change", [{"input_tokens": -1}, {"output_tokens": 10**13}, {"base_model": ""}])
+def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
+    with pytest.raises(FactInvalid):
+        facts.check_inference([INFERENCE, dataclasses.replace(INFERENCE, **change)], NOW, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"device_count": 0}, {"device_count": 10**6}, {"minute": -1}, {"hardware_type": ""}]
+)
+def test_endpoint_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
+    with pytest.raises(FactInvalid):
+        facts.check_endpoint(dataclasses.replace(ENDPOINT, **change), NOW, LIMITS)
+
+
+def test_a_clock_that_is_a_little_ahead_is_believed() -> None:
+    facts.check_endpoint(dataclasses.replace(ENDPOINT, usage_time=NOW + timedelta(minutes=30)), NOW, LIMITS)
