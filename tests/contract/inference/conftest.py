@@ -1,0 +1,251 @@
+"""The real inference service on real servers, with the stub engine and a scripted scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+from safetensors.numpy import save_file
+
+from chassis.bus.connection import connect
+from chassis.channel import open_channel
+from chassis.errors import Aborted, NotFound
+from chassis.identity import Caller, acting_as
+from chassis.process import Process
+from chassis.server import ServerBuilder
+from chassis.settings import ChassisSettings
+from finemesh.allocations.v1 import allocation_service_pb2 as allocations
+from finemesh.allocations.v1 import allocation_service_pb2_grpc
+from finemesh.artifacts.v1 import artifact_pb2
+from finemesh.events.v1 import tuning_events_pb2
+from finemesh.models.v1 import model_service_pb2 as models
+from finemesh.models.v1 import model_service_pb2_grpc
+from services.inference.config import InferenceSettings
+from services.inference.main import main
+
+BASE = "finemesh/tiny"
+RANK = 4
+OPERATOR = frozenset({"member", "admin", "operator"})
+
+
+class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
+    """Gives one device at a time, and takes it away when a test says so."""
+
+    def __init__(self) -> None:
+        self.owner = ""
+        self.token = 0
+        self.busy = False
+
+    async def CreateAllocation(
+        self, request: allocations.CreateAllocationRequest, context: object
+    ) -> allocations.CreateAllocationResponse:
+        if self.busy or self.owner not in ("", request.owner):
+            return allocations.CreateAllocationResponse(waiting_for="1 device of type cpu; 0 of 1 free")
+        if not self.owner:
+            self.owner, self.token = request.owner, self.token + 1
+        return allocations.CreateAllocationResponse(
+            allocation=allocations.Allocation(
+                lease_token=self.token, node="local-0", device_indices=[0], hardware_type="cpu"
+            )
+        )
+
+    async def RenewAllocation(
+        self, request: allocations.RenewAllocationRequest, context: object
+    ) -> allocations.RenewAllocationResponse:
+        if (request.owner, request.lease_token) != (self.owner, self.token):
+            raise Aborted("LEASE_STALE", "the allocation is another's now")
+        return allocations.RenewAllocationResponse()
+
+    async def ReleaseAllocation(
+        self, request: allocations.ReleaseAllocationRequest, context: object
+    ) -> allocations.ReleaseAllocationResponse:
+        if (request.owner, request.lease_token) == (self.owner, self.token):
+            self.owner = ""
+        return allocations.ReleaseAllocationResponse()
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The running service as its callers see it."""
+
+    channel: grpc.aio.Channel
+    settings: InferenceSettings
+    scheduler: ScriptedScheduler
+
+    @contextmanager
+    def caller(
+        self, project: str = "proj_a", roles: frozenset[str] = OPERATOR, namespace: str = "demo"
+    ) -> Iterator[None]:
+        """Calls inside the block come from this project's key, forwarded by the gateway."""
+        caller = Caller(
+            service="gateway",
+            tenant=project,
+            account=f"org_of_{project}",
+            subject="key_1",
+            roles=roles,
+            namespace=namespace,
+        )
+        with acting_as(caller):
+            yield
+
+
+@asynccontextmanager
+async def living(settings: ChassisSettings, wire: object) -> AsyncIterator[int]:
+    """A process inside this one: started when its port file appears, drained at the end."""
+    process = Process(settings)
+    task = asyncio.create_task(process.live(wire))  # type: ignore[arg-type]
+    assert settings.port_file is not None
+    while not settings.port_file.exists():
+        if task.done():
+            await task
+        await asyncio.sleep(0.02)
+    yield int(settings.port_file.read_text())
+    process.stop()
+    await task
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a base model; the stub engine needs no more."""
+    folder = tmp_path_factory.mktemp("base")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "max_position_embeddings": 512,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"model.embed_tokens.weight": np.zeros((16, 8), dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+async def import_parts(
+    folder: Path, model_id: str = BASE, **broken: str
+) -> AsyncIterator[models.ImportBaseModelRequest]:
+    """The messages of an import; `broken` maps a file name to a wrong digest."""
+    yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id=model_id))
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        digest = broken.get(path.stem, hashlib.sha256(content).hexdigest())
+        yield models.ImportBaseModelRequest(
+            file=models.ImportBaseModelFile(path=path.name, size_bytes=len(content), sha256=digest)
+        )
+        yield models.ImportBaseModelRequest(chunk=content)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(
+    make_settings: object, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """Inference with one imported base model."""
+    root = tmp_path_factory.mktemp("inference")
+    scheduler = ScriptedScheduler()
+    shared: ChassisSettings = make_settings()  # type: ignore[operator]
+    given = {"database_url": shared.database_url, "nats_url": shared.nats_url, "tls_dir": shared.tls_dir}
+    as_scheduler = ChassisSettings(service_name="scheduler", port_file=root / "scheduler.port", **given)
+
+    async def wire_scheduler(process: Process) -> None:
+        server = ServerBuilder(process, as_scheduler)
+        server.add(
+            allocation_service_pb2_grpc.add_AllocationServiceServicer_to_server,
+            scheduler,
+            "finemesh.allocations.v1.AllocationService",
+            {"inference"},
+        )
+        await server.start()
+
+    async with living(as_scheduler, wire_scheduler) as scheduler_port:
+        settings = InferenceSettings(
+            port_file=root / "inference.port",
+            scheduler_address=f"127.0.0.1:{scheduler_port}",
+            artifacts_url=(root / "artifacts").as_uri(),
+            data_dir=root / "data",
+            engine="stub",
+            endpoint_poll_s=0.02,
+            endpoint_minute_s=0.2,
+            outbox_poll_s=0.05,
+            **given,
+        )
+        async with living(settings, main) as port:
+            gateway = ChassisSettings(service_name="gateway", **given)
+            channel = open_channel(gateway, f"127.0.0.1:{port}", "inference")
+            made = World(channel=channel, settings=settings, scheduler=scheduler)
+            with made.caller():
+                stub = model_service_pb2_grpc.ModelServiceStub(channel)
+                await stub.ImportBaseModel(import_parts(base_folder))
+            yield made
+            await channel.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tuned_model(world: World) -> str:
+    """A tuned model of proj_a, registered by the event that the scheduler emits; sent twice, as the bus may do."""
+    artifacts = Path(world.settings.artifacts_url.removeprefix("file://")) / "models/proj_a/tuned"
+    artifacts.mkdir(parents=True)
+    described = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (artifacts / "adapter_config.json").write_text(json.dumps(described))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    matrices = {
+        f"{layer}.lora_A.weight": np.ones((RANK, 8), np.float32),
+        f"{layer}.lora_B.weight": np.ones((8, RANK), np.float32),
+    }
+    save_file(matrices, artifacts / "adapter_model.safetensors")
+    files = []
+    for path in sorted(artifacts.iterdir()):
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        files.append(artifact_pb2.ArtifactFile(path=path.name, size_bytes=len(content), sha256=digest))
+    stub = model_service_pb2_grpc.ModelServiceStub(world.channel)
+    with world.caller():
+        base = (await stub.GetBaseModel(models.GetBaseModelRequest(name=f"baseModels/{BASE}"))).base_model
+    event = tuning_events_pb2.TuningJobEnded(
+        tuning_job="projects/proj_a/tuningJobs/ft-1",
+        project_id="proj_a",
+        organization_id="org_of_proj_a",
+        ending=tuning_events_pb2.TUNING_JOB_ENDING_COMPLETED,
+        model=tuning_events_pb2.TunedModel(
+            model_id="demo/tuned",
+            revision="rv_tuned",
+            kind="adapter",
+            adapter_rank=RANK,
+            base_model=BASE,
+            base_revision=base.revision,
+            artifact=artifact_pb2.Artifact(key="models/proj_a/tuned/", files=files),
+        ),
+    )
+    event.end_time.GetCurrentTime()
+    bus = await connect(world.settings)
+    for event_id in (uuid.uuid4(), uuid.uuid4()):
+        await bus.ensure_stream("TUNING")
+        headers = {
+            "ce-specversion": "1.0",
+            "ce-id": str(event_id),
+            "ce-source": "scheduler",
+            "ce-type": event.DESCRIPTOR.full_name,
+            "ce-subject": event.tuning_job,
+            "ce-time": datetime.now(UTC).isoformat(),
+        }
+        await bus.jetstream.publish("tuning.job.ended", event.SerializeToString(), headers=headers)
+    async with asyncio.timeout(20):
+        while True:
+            with world.caller():
+                try:
+                    return (await stub.GetModel(models.GetModelRequest(name="demo/tuned"))).model.model_id
+                except NotFound:
+                    await asyncio.sleep(0.05)

@@ -1,0 +1,111 @@
+"""What callers of ModelService rely on: imports are whole or nothing, registries are walls, downloads are exact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from chassis.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
+from finemesh.models.v1 import model_service_pb2 as models
+from finemesh.models.v1.model_service_pb2_grpc import ModelServiceStub
+from tests.contract.inference.conftest import BASE, World, import_parts
+
+
+async def base_ids(world: World) -> list[str]:
+    with world.caller():
+        answer = await ModelServiceStub(world.channel).ListBaseModels(models.ListBaseModelsRequest())
+    return [model.model_id for model in answer.base_models]
+
+
+async def test_importing_the_same_files_again_gives_the_same_revision(world: World, base_folder: Path) -> None:
+    stub = ModelServiceStub(world.channel)
+    with world.caller():
+        before = (await stub.GetBaseModel(models.GetBaseModelRequest(name=f"baseModels/{BASE}"))).base_model
+        again = (await stub.ImportBaseModel(import_parts(base_folder))).base_model
+    assert again.revision == before.revision
+    assert again.parameter_count == 16 * 8
+    assert again.context_tokens_max == 512
+
+
+async def test_an_import_needs_the_operator_role(world: World, base_folder: Path) -> None:
+    with world.caller(roles=frozenset({"member", "admin"})), pytest.raises(PermissionDenied) as refused:
+        await ModelServiceStub(world.channel).ImportBaseModel(import_parts(base_folder))
+    assert refused.value.reason == "ROLE_MISSING"
+
+
+async def test_a_wrong_digest_leaves_nothing(world: World, base_folder: Path) -> None:
+    with world.caller(), pytest.raises(DataLoss) as refused:
+        await ModelServiceStub(world.channel).ImportBaseModel(
+            import_parts(base_folder, "finemesh/torn", model="0" * 64)
+        )
+    assert refused.value.reason == "DIGEST_MISMATCH"
+    assert "model.safetensors" in refused.value.message
+    assert "finemesh/torn" not in await base_ids(world)
+    assert not list((world.settings.data_dir / "imports").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("pytorch_model.bin", b"\x80\x04", "pytorch_model.bin is not one of"),
+        ("config.json", json.dumps({"architectures": ["A"], "auto_map": {"AutoModel": "x.y"}}).encode(), "auto_map"),
+        ("config.json", b"{", "is not JSON"),
+        ("model.safetensors", b"\xff" * 64, "is no safetensors file"),
+    ],
+)
+async def test_files_that_could_carry_code_or_are_broken_are_refused(
+    world: World, base_folder: Path, tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    for path in base_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with world.caller(), pytest.raises(InvalidArgument) as refused:
+        await ModelServiceStub(world.channel).ImportBaseModel(import_parts(tmp_path, "finemesh/broken"))
+    assert refused.value.reason == "MODEL_INVALID"
+    assert expected in refused.value.message
+    assert "finemesh/broken" not in await base_ids(world)
+
+
+@pytest.mark.parametrize("path", ["../evil.json", "a/b.json", "/etc/passwd.json", ".hidden.json", ""])
+async def test_paths_cannot_leave_the_models_folder(world: World, path: str) -> None:
+    async def parts() -> object:
+        yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id="finemesh/escape"))
+        yield models.ImportBaseModelRequest(file=models.ImportBaseModelFile(path=path, size_bytes=1, sha256="0"))
+
+    with world.caller(), pytest.raises(InvalidArgument) as refused:
+        await ModelServiceStub(world.channel).ImportBaseModel(parts())
+    assert refused.value.violations[0].field == "file.path"
+
+
+async def test_unknown_models_are_not_found_by_name(world: World) -> None:
+    with world.caller(), pytest.raises(NotFound) as refused:
+        await ModelServiceStub(world.channel).GetModel(models.GetModelRequest(name="demo/nothing"))
+    assert refused.value.reason == "MODEL_UNKNOWN"
+
+
+async def test_a_tuned_model_is_registered_once_downloaded_exactly_and_walled_off(
+    world: World, tuned_model: str
+) -> None:
+    stub = ModelServiceStub(world.channel)
+    with world.caller():
+        model = (await stub.GetModel(models.GetModelRequest(name=tuned_model))).model
+        listed = (await stub.ListModels(models.ListModelsRequest())).models
+        assert [m.model_id for m in listed] == [tuned_model]
+        for file in model.files:
+            content = b""
+            async for part in stub.DownloadModelFile(
+                models.DownloadModelFileRequest(name=model.name, path=file.path, offset_bytes=3)
+            ):
+                content += part.chunk
+            assert len(content) == file.size_bytes - 3
+            whole = world.settings.artifacts_url.removeprefix("file://") + f"/models/proj_a/tuned/{file.path}"
+            assert hashlib.sha256(Path(whole).read_bytes()).hexdigest() == file.sha256
+            assert Path(whole).read_bytes()[3:] == content
+    with world.caller(project="proj_b"):
+        for name in (model.name, tuned_model):
+            with pytest.raises(NotFound):
+                await stub.GetModel(models.GetModelRequest(name=name))
+        assert not (await stub.ListModels(models.ListModelsRequest())).models
