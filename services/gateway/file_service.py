@@ -14,11 +14,11 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import Cancelled, DataLoss, NotFound, OutOfRange
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
+from chassis.objects import ObjectStore
 from chassis.paging import decode_token, encode_token, page_size
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.gateway import audit, convert
-from services.gateway.artifacts import ArtifactStore
 from services.gateway.config import GatewaySettings
 from services.gateway.domain import StoredFile, artifact_key
 from services.gateway.idempotency import Request
@@ -35,7 +35,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         self,
         pool: Pool,
         store: Store,
-        artifacts: ArtifactStore,
+        artifacts: ObjectStore,
         intake: Intake,
         sweeper: Sweeper,
         clock: Clock,

@@ -12,8 +12,8 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import Aborted, DeadlineExceeded, ResourceExhausted
 from chassis.ids import Ids
+from chassis.objects import ObjectStore
 from services.gateway import idempotency
-from services.gateway.artifacts import ArtifactStore
 from services.gateway.config import GatewaySettings
 from services.gateway.domain import StoredFile, artifact_key
 from services.gateway.idempotency import Request
@@ -41,7 +41,7 @@ class Intake:
         self,
         pool: Pool,
         store: Store,
-        artifacts: ArtifactStore,
+        artifacts: ObjectStore,
         sweeper: Sweeper,
         clock: Clock,
         ids: Ids,
@@ -74,9 +74,9 @@ class Intake:
         key = artifact_key(wanted.project_id, file_id)
         # Noted before the first byte: whatever happens to this process, a sweep finds what it left.
         due = self._clock.now() + timedelta(seconds=self._settings.upload_s_max + self._settings.sweep_claim_s)
-        async with self._pool.acquire() as connection:
-            await self._store.add_removal(connection, key, due)
         try:
+            async with self._pool.acquire() as connection:
+                await self._store.add_removal(connection, key, due)
             received = await self._receive(wanted, chunks, key, confirm_end)
             kept_id = await self._keep(wanted, received, file_id, key)
         except BaseException:

@@ -7,6 +7,7 @@ from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
+from chassis.objects import ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
@@ -18,7 +19,6 @@ from finemesh.inference.v1 import inference_service_pb2
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from finemesh.models.v1 import model_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
-from services.gateway.artifacts import ArtifactStore
 from services.gateway.auth import Authenticator
 from services.gateway.config import GatewaySettings
 from services.gateway.file_artifact_service import FileArtifactService
@@ -40,7 +40,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     pool = await open_pool(settings)
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
     await migrate(pool, [MIGRATIONS])
-    artifacts = ArtifactStore(
+    artifacts = ObjectStore(
         settings.artifacts_url,
         part_bytes=settings.upload_part_bytes,
         parts_in_flight_max=settings.upload_parts_in_flight_max,

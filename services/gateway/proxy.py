@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from chassis.channel import NO_DEADLINE
+from chassis.guard import Handler
 
 # A stream by this name lasts as long as what it watches.
 _WATCH = "Watch"
@@ -29,7 +30,7 @@ class Proxy(grpc.GenericRpcHandler):
             for method in service.methods
         }
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(handler_call_details.method)
 
 
@@ -37,7 +38,7 @@ def _is_endless(method: MethodDescriptor) -> bool:
     return method.server_streaming and method.name.startswith(_WATCH)
 
 
-def _forwarding(path: str, method: MethodDescriptor, channel: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _forwarding(path: str, method: MethodDescriptor, channel: Any) -> Handler:
     """A handler without serializers: gRPC then hands over and takes bytes."""
     options = {"timeout": NO_DEADLINE} if _is_endless(method) else {}
     if method.client_streaming and method.server_streaming:

@@ -8,7 +8,7 @@ from obstore.exceptions import BaseError
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from services.gateway.artifacts import ArtifactStore
+from chassis.objects import ObjectStore
 from services.gateway.config import GatewaySettings
 from services.gateway.store import Store
 
@@ -20,7 +20,7 @@ class Sweeper:
     dies in between leaves a claim that is taken over later."""
 
     def __init__(
-        self, pool: Pool, store: Store, artifacts: ArtifactStore, clock: Clock, settings: GatewaySettings
+        self, pool: Pool, store: Store, artifacts: ObjectStore, clock: Clock, settings: GatewaySettings
     ) -> None:
         self._pool = pool
         self._store = store

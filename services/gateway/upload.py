@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
-from services.gateway.artifacts import ArtifactStore
+from chassis.objects import ObjectStore
 from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
 
 
@@ -50,7 +50,7 @@ class Upload:
     async def receive(
         self,
         chunks: AsyncIterator[bytes],
-        artifacts: ArtifactStore,
+        artifacts: ObjectStore,
         key: str,
         confirm_end: Callable[[], Awaitable[None]],
     ) -> Received:

@@ -58,7 +58,7 @@ def read_chat(body: bytes, messages_max: int) -> ChatCall:
             continue
         if name not in _FIXED:
             raise bad_param(name[:100], "is not supported here; leave it out")
-        if not any(value == fixed and isinstance(value, type(fixed)) for fixed in _FIXED[name]):
+        if not any(value == fixed and type(value) is type(fixed) for fixed in _FIXED[name]):
             raise bad_param(name, f"only {json.dumps(_FIXED[name][0])} is supported here; leave it out")
     model = fields.get("model")
     if not isinstance(model, str) or not model:

@@ -1,0 +1,188 @@
+"""The dataset check: every kind of error by line and path, at any chunking, in bounded memory, whatever the bytes."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
+from services.trainer.train.data import RowReader
+
+LIMITS = DatasetLimits(line_bytes_max=4096, lines_max=1000, messages_max=5, errors_max=10)
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+PAIR = {"prompt": "One plus one is", "completion": " two"}
+
+
+def check(content: bytes, limits: DatasetLimits = LIMITS, chunk_bytes: int = 1 << 20) -> DatasetReport:
+    checker = DatasetCheck(limits)
+    for start in range(0, len(content), chunk_bytes):
+        checker.feed(content[start : start + chunk_bytes])
+    return checker.finish()
+
+
+def lines(*documents: object) -> bytes:
+    return b"".join(json.dumps(document).encode() + b"\n" for document in documents)
+
+
+def places(report: DatasetReport) -> list[tuple[int, str]]:
+    return [(error.line, error.path) for error in report.errors]
+
+
+@pytest.mark.parametrize(("document", "expected"), [(GOOD, "conversation"), (PAIR, "instruction")])
+def test_a_sound_file_has_a_format_and_no_errors(document, expected):
+    report = check(lines(document, document) + b"\n  \n" + lines(document)[:-1])
+    assert (report.format, report.line_count, report.error_count, report.errors) == (expected, 3, 0, ())
+
+
+def message(**changes: object) -> dict:
+    return {"messages": [{"role": "user", "content": "Hi", **changes}, {"role": "assistant", "content": "Ho"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "expectation"),
+    [
+        (b"", (0, "$"), "at least one example"),
+        (b" \n\n\t\n", (0, "$"), "at least one example"),
+        (b"\xef\xbb\xbf" + lines(GOOD), (1, "$"), "byte order mark"),
+        (lines(GOOD) + b'{"prompt": "\xff"}\n', (2, "$"), "UTF-8"),
+        (lines(GOOD) + b"{oops}\n", (2, "$"), "a JSON object"),
+        (b'{"prompt": NaN, "completion": "a"}', (1, "$"), "a JSON object"),
+        (b'{"completion": "a", "prompt": 1' + b"0" * 4000 + b"}", (1, "$.prompt"), "a string"),
+        (b"[" * 4000, (1, "$"), "a JSON object"),
+        (lines([1, 2]), (1, "$"), "a JSON object"),
+        (lines("text"), (1, "$"), "a JSON object"),
+        (lines({"text": "raw"}), (1, "$"), "the key `messages`"),
+        (lines({**GOOD, "tools": []}), (1, "$.tools"), "not supported"),
+        (lines(message(role="robot")), (1, "$.messages[0].role"), "one of system, user, assistant"),
+        (lines(message(role=["user"])), (1, "$.messages[0].role"), "one of system, user, assistant"),
+        (lines(message(content=None)), (1, "$.messages[0].content"), "a string"),
+        (lines(message(content="\ud800")), (1, "$.messages[0].content"), "surrogates"),
+        (lines(message(weight=2)), (1, "$.messages[0].weight"), "0 or 1"),
+        (lines(message(weight=True)), (1, "$.messages[0].weight"), "0 or 1"),
+        (lines(message(mood="good")), (1, "$.messages[0].mood"), "no such key"),
+        (lines({"messages": []}), (1, "$.messages"), "at least one message"),
+        (lines({"messages": "Hi"}), (1, "$.messages"), "a list"),
+        (lines({"messages": GOOD["messages"] * 3}), (1, "$.messages"), "at most 5 messages"),
+        (lines({"messages": GOOD["messages"][:1]}), (1, "$.messages"), "assistant"),
+        (
+            lines({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}),
+            (1, "$.messages[2].role"),
+            "fir",
+        ),
+        (lines({"messages": [1, *GOOD["messages"]]}), (1, "$.messages[0]"), "an object"),
+        (lines(GOOD, PAIR), (2, "$"), "conversation format"),
+        (lines({"prompt": "x"}), (1, "$.completion"), "a string"),
+        (lines({"prompt": "x", "completion": ""}), (1, "$.completion"), "not empty"),
+        (lines({"prompt": 3, "completion": "x"}), (1, "$.prompt"), "a string"),
+        (lines(GOOD, {**PAIR, "prompt": "x" * 5000}, GOOD), (2, "$"), "at most 4096 bytes"),
+        (lines(*[PAIR] * 1002), (1001, "$"), "at most 1000 examples"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 1 << 20])
+def test_each_fault_is_one_error_with_its_place(content, place, expectation, chunk_bytes):
+    report = check(content, chunk_bytes=chunk_bytes)
+    assert places(report) == [place]
+    assert report.error_count == 1
+    assert expectation in report.errors[0].expectation
+    assert report.errors[0].found
+
+
+def test_every_error_comes_at_once():
+    bad = {"messages": [{"role": "robot", "content": 1, "weight": 7}, {"role": "assistant", "content": "Ho"}]}
+    report = check(lines(GOOD, bad, {"prompt": "x"}) + b"\xff\n" + lines(bad))
+    assert places(report) == [
+        (2, "$.messages[0].role"),
+        (2, "$.messages[0].content"),
+        (2, "$.messages[0].weight"),
+        (3, "$.completion"),
+        (3, "$"),
+        (4, "$"),
+        (5, "$.messages[0].role"),
+        (5, "$.messages[0].content"),
+        (5, "$.messages[0].weight"),
+    ]
+
+
+def test_errors_are_capped_and_all_are_counted():
+    report = check(b"{}\n" * 777)
+    assert len(report.errors) == 10
+    assert report.error_count == 777
+    assert report.line_count == 777
+
+
+def test_memory_stays_with_one_line_of_a_long_file():
+    chunk = b"x" * (1 << 20)
+    checker = DatasetCheck(LIMITS)
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            checker.feed(chunk)
+        report = checker.finish()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert places(report) == [(1, "$")]
+    assert peak_bytes < 4 << 20
+
+
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["messages", "role", "content", "weight", "prompt", "completion", "tools"])
+            | st.text(max_size=5),
+            inner | st.sampled_from(["user", "assistant", "system"]),
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+FILES = st.lists(st.binary(max_size=60) | DOCUMENTS.map(lambda document: json.dumps(document).encode()), max_size=8)
+
+
+@given(FILES, st.integers(1, 50))
+@settings(max_examples=300)
+def test_no_bytes_crash_it_and_chunks_do_not_matter(parts, chunk_bytes):
+    content = b"\n".join(parts)
+    whole = check(content)
+    assert check(content, chunk_bytes=chunk_bytes) == whole
+    assert len(whole.errors) == min(whole.error_count, LIMITS.errors_max)
+    assert list(places(whole)) == sorted(places(whole), key=lambda place: place[0])
+    for error in whole.errors:
+        for text in (error.path, error.expectation, error.found):
+            assert text.isprintable()
+            assert len(text.encode()) < 1000
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=5)},
+        optional={"weight": st.sampled_from([0, 1, None, 1.0])},
+    ),
+    max_size=4,
+)
+NEAR_ROWS = st.one_of(
+    MESSAGES.map(lambda messages: {"messages": messages}),
+    st.fixed_dictionaries({"prompt": st.text(max_size=5), "completion": st.text(max_size=5)}),
+    st.just(GOOD),
+    DOCUMENTS,
+)
+
+
+@given(st.lists(NEAR_ROWS, max_size=5))
+@settings(max_examples=300)
+def test_what_passes_here_passes_in_the_trainer(tmp_path_factory, rows):
+    content = lines(*rows)
+    report = check(content)
+    if report.error_count:
+        return
+    path = Path(tmp_path_factory.getbasetemp()) / "passes.jsonl"
+    path.write_bytes(content)
+    reader = RowReader(path)
+    assert len(list(reader)) == report.line_count
+    assert reader.errors.kept == []
+    assert reader.format == report.format
