@@ -6,10 +6,7 @@ It knows how to ask and how to read the answer; it never renders or tokenises in
 import asyncio
 import contextlib
 import json
-import os
 import resource
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,9 @@ from chassis.errors import (
     ResourceExhausted,
 )
 from finemesh.datasets.v1 import dataset_service_pb2
-from services.trainer.child import LAST_WORDS_LINES_MAX, child_environment
+from services.trainer.child import LAST_WORDS_LINES_MAX
 from services.trainer.config import TrainerSettings
+from services.trainer.spawn import Spawned, spawn_module
 
 log = structlog.get_logger()
 
@@ -93,25 +91,26 @@ def _refusal(answer: Mapping[str, Any]) -> DomainError:
 
 
 async def _run(question: bytes, settings: TrainerSettings) -> Mapping[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", settings.analysis_module),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=child_environment(os.environ, threads=settings.threads_per_child, gpu_uuid=""),
-        start_new_session=True,
+    process = await spawn_module(
+        settings.analysis_module,
+        (),
+        threads=settings.threads_per_child,
+        gpu_uuid="",
+        line_bytes_max=settings.analysis_answer_bytes_max,
     )
     try:
-        _limit(process.pid, settings)
+        # Set from outside before the question is sent: nothing that costs memory happens before.
+        process.limit(resource.RLIMIT_AS, settings.analysis_memory_bytes_max)
+        process.limit(resource.RLIMIT_CORE, 0)
         async with asyncio.timeout(settings.analysis_s_max):
             output, errors = await _communicate(process, question, settings.analysis_answer_bytes_max)
             exit_code = await process.wait()
     except TimeoutError:
         raise _too_much(f"takes longer than {settings.analysis_s_max:g} s", "analysis_s_max") from None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         await process.wait()
+        process.stdin.close()
     if exit_code == 0:
         return _parsed(output)
     last_words = "\n".join(errors.decode(errors="replace").splitlines()[-LAST_WORDS_LINES_MAX:])
@@ -121,16 +120,10 @@ async def _run(question: bytes, settings: TrainerSettings) -> Mapping[str, Any]:
     raise Internal("INTERNAL", "the analysis of the dataset crashed; the trainer's log has the details")
 
 
-async def _communicate(
-    process: asyncio.subprocess.Process, question: bytes, answer_bytes_max: int
-) -> tuple[bytes, bytes]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
+async def _communicate(process: Spawned, question: bytes, answer_bytes_max: int) -> tuple[bytes, bytes]:
     # A process that ended before it read the question is told apart by its exit code.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(question)
-        await process.stdin.drain()
+    with contextlib.suppress(BrokenPipeError):
+        await asyncio.to_thread(process.stdin.write, question)
         process.stdin.close()
     output, errors = await asyncio.gather(
         _read_at_most(process.stdout, answer_bytes_max), _read_at_most(process.stderr, answer_bytes_max)
@@ -144,15 +137,6 @@ async def _read_at_most(stream: asyncio.StreamReader, bytes_max: int) -> bytes:
     while chunk := await stream.read(64 * 1024):
         kept += chunk[: bytes_max - len(kept)]
     return bytes(kept)
-
-
-def _limit(pid: int, settings: TrainerSettings) -> None:
-    # Set from outside before the question is sent: nothing that costs memory happens before.
-    with contextlib.suppress(ProcessLookupError):
-        memory, seconds = settings.analysis_memory_bytes_max, int(settings.analysis_s_max) + 1
-        resource.prlimit(pid, resource.RLIMIT_AS, (memory, memory))
-        resource.prlimit(pid, resource.RLIMIT_CPU, (seconds * 4, seconds * 4))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
 def _parsed(output: bytes) -> Mapping[str, Any]:

@@ -38,27 +38,30 @@ class ProgressReport:
 
 
 class RunView:
-    """The run as its events told it so far."""
+    """The run as its events told it so far. Metrics come out in the order of the steps."""
 
     def __init__(self, step: int = 0) -> None:
         self.step = step
         self._last = tuning.TuningProgress()
         self._steps_per_epoch = 1
+        # Losses of evaluations inside a range whose steps are told later, by step.
+        self._evaluated: dict[int, float] = {}
 
     def started(self, event: Event) -> None:
+        """A resumed run goes on with the totals of the one before, where the event tells them."""
         self.step = int(event["start_step"])
         self._steps_per_epoch = max(1, int(event["steps_per_epoch"]))
         self._last = tuning.TuningProgress(
             step=self.step, step_count=int(event["total_steps"]), trained_tokens=int(event.get("trained_tokens") or 0)
         )
-        initial_loss = event.get("initial_validation_loss")
-        if initial_loss is not None:
-            self._last.initial_validation_loss = float(initial_loss)
+        if event.get("initial_validation_loss") is not None:
+            self._last.initial_validation_loss = float(event["initial_validation_loss"])
+        if event.get("validation_loss") is not None:
+            self._last.validation_loss = float(event["validation_loss"])
 
     def progress(self, event: Event) -> ProgressReport:
         """One item per step, one usage entry for the whole metered range."""
         report = ProgressReport()
-        rest_s = event.get("eta_s")
         for step in event["steps"]:
             self._last.step = int(step["step"])
             self._last.epoch = self._last.step / self._steps_per_epoch
@@ -66,23 +69,30 @@ class RunView:
             self._last.learning_rate = float(step["learning_rate"])
             self._last.tokens_per_second = float(event["tokens_per_second"])
             self._last.trained_tokens += int(step["train_tokens"])
-            if rest_s is not None:
-                self._last.remaining_s = float(rest_s)
+            if event.get("eta_s") is not None:
+                self._last.remaining_s = float(event["eta_s"])
             report.metrics.append(_copy(self._last))
+            if self._last.step in self._evaluated:
+                self._last.validation_loss = self._evaluated.pop(self._last.step)
+                report.metrics.append(_copy(self._last))
         start, end = int(event["start_step"]), int(event["end_step"])
         report.usage.append(_usage(TRAIN, start, end, int(event["train_tokens"])))
         self.step = end
         return report
 
     def evaluation(self, event: Event) -> ProgressReport:
-        """One more item at the step of the last one. Number 0 is the look before the first step: it costs nothing."""
-        number, loss = int(event["evaluation"]), float(event["loss"])
+        """One more item at the step of the evaluation. Number 0 is the look before the first step: it costs nothing."""
+        number, step, loss = int(event["evaluation"]), int(event["step"]), float(event["loss"])
         if number == 0:
             self._last.initial_validation_loss = loss
             return ProgressReport(metrics=[_copy(self._last)])
-        self._last.validation_loss = loss
-        usage = _usage(EVALUATE, number, number, int(event["validation_tokens"]))
-        return ProgressReport(metrics=[_copy(self._last)], usage=[usage])
+        report = ProgressReport(usage=[_usage(EVALUATE, number, number, int(event["validation_tokens"]))])
+        if step > self.step:
+            self._evaluated[step] = loss
+        else:
+            self._last.validation_loss = loss
+            report.metrics.append(_copy(self._last))
+        return report
 
     def warning(self, event: Event) -> ProgressReport:
         return ProgressReport(warnings=[f"{event['code']}: {event['message']}"[:METADATA_CHARS_MAX]])

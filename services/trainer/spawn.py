@@ -1,0 +1,133 @@
+"""Starts a process beside a running gRPC server: its own group, pipes to all three streams, and a way to wait for its end.
+
+Not the event loop's own way: that forks, and gRPC's fork handlers can abort the new process before it becomes itself.
+`subprocess` uses vfork, which runs no such handler. It knows nothing of what is started.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+# What a child may see of our environment: no addresses, no credentials of the store.
+_ENVIRONMENT_NAMES = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"}
+)
+_ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
+
+
+class Spawned:
+    """A Python module that runs as a process. It leads a group of its own, which dies with it."""
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", stdout: asyncio.StreamReader, stderr: asyncio.StreamReader
+    ) -> None:
+        assert process.stdin is not None
+        self.pid = process.pid
+        self.stdin: IO[bytes] = process.stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self._process = process
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # A daemon, so that a process that does not end cannot keep us from ending.
+        threading.Thread(target=self._bury, args=(asyncio.get_running_loop(),), daemon=True).start()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
+
+    async def wait(self) -> int:
+        """The exit code; negative for the signal that ended it."""
+        return await asyncio.shield(self._ended)
+
+    def terminate(self) -> None:
+        """Asks the process, not its group."""
+        if not self.has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """The whole group, at once."""
+        if not self.has_ended:
+            _kill_group(self.pid)
+
+    def limit(self, kind: int, value: int) -> None:
+        """One of the `resource.RLIMIT_` limits, where the system can set it from outside."""
+        if sys.platform == "linux":
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(self.pid, kind, (value, value))
+
+    def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Waits without reaping: as long as the leader is a zombie, nobody else can get its id or its group's.
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        # What the process started may outlive it, hold a GPU, and keep our pipes open.
+        _kill_group(self.pid)
+        code = self._process.wait()
+        # The loop is gone when we are on our way out ourselves.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._tell, code)
+
+    def _tell(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+
+async def spawn_module(
+    module: str, arguments: Sequence[str], *, threads: int, gpu_uuid: str, line_bytes_max: int
+) -> Spawned:
+    """Runs `python -m module`. `gpu_uuid` empty: it sees no GPU. Call it from the main thread: the kernel ends a process
+    that asked to die with its parent when the thread that started it ends."""
+    # Blocks for the milliseconds of a vfork; a worker thread would do it for them, and then be the mortal parent.
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid),
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stdout = await _reader(process.stdout, line_bytes_max)
+        stderr = await _reader(process.stderr, line_bytes_max)
+    except BaseException:
+        _kill_group(process.pid)
+        process.wait()
+        raise
+    return Spawned(process, stdout, stderr)
+
+
+def child_environment(environment: Mapping[str, str], *, threads: int, gpu_uuid: str) -> dict[str, str]:
+    """What a child is told of this machine, and that there is no hub to ask."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name in _ENVIRONMENT_NAMES or name.startswith(_ENVIRONMENT_PREFIXES)
+    }
+    return kept | {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": gpu_uuid,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+async def _reader(pipe: IO[bytes], line_bytes_max: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=line_bytes_max)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
