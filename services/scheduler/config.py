@@ -1,0 +1,40 @@
+"""The scheduler's settings, read from the environment once. Every limit of the service is named here."""
+
+from pydantic import Field
+
+from chassis.settings import ChassisSettings
+
+
+class SchedulerSettings(ChassisSettings):
+    """`FINEMESH_SCHEDULER_<NAME>` or the shared `FINEMESH_<NAME>`."""
+
+    service_name: str = "scheduler"
+
+    gateway_address: str = Field(default="127.0.0.1:7100", description="host:port of the gateway's mesh server.")
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
+    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference.")
+
+    heartbeat_interval_s: float = Field(default=1.0, gt=0, le=60, description="How often a node says that it lives.")
+    lease_duration_s: float = Field(default=10.0, gt=0, le=3600, description="How long a lease lives unrenewed.")
+    sweep_interval_s: float = Field(default=0.5, gt=0, description="Pause between looks for ended leases.")
+    node_memory_s: float = Field(default=3600.0, gt=0, description="A node that is away longer counts for no job.")
+    node_devices_max: int = Field(default=64, ge=1, description="Devices of one node.")
+    nodes_max: int = Field(default=1000, ge=1, description="Nodes that one snapshot of the fleet holds.")
+
+    attempts_max: int = Field(default=10, ge=1, description="Failures in a row without a new checkpoint in between.")
+    checkpoints_kept_max: int = Field(default=3, ge=1, description="Newest checkpoints of a job that are kept.")
+    obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")
+    report_metrics_max: int = Field(default=1000, ge=1, description="Metrics and usage records in one report.")
+
+    validations_concurrent_max: int = Field(default=4, ge=1, description="Jobs that are analysed at the same time.")
+    claim_duration_s: float = Field(
+        default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
+    )
+    analysis_deadline_s: float = Field(default=600.0, gt=0, description="Longest analysis of one file.")
+    peer_deadline_s: float = Field(default=5.0, gt=0, description="Longest call to billing by a worker.")
+    analyzers_max: int = Field(default=64, ge=1, description="Channels to trainers that are kept open.")
+
+    pipeline_poll_s: float = Field(default=1.0, gt=0, description="Pause of a worker that nothing wakes.")
+    placements_batch_max: int = Field(default=500, ge=1, description="Queued jobs that one round of the policy sees.")
+    watch_poll_s: float = Field(default=2.0, gt=0, description="A watcher looks again after it, woken or not.")
+    watch_batch_max: int = Field(default=200, ge=1, description="Events in one message of a watch.")

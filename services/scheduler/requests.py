@@ -1,0 +1,119 @@
+"""What users ask of jobs: create one, once per request id, and cancel one. It shows nothing."""
+
+import hashlib
+
+import asyncpg
+
+from chassis.errors import AlreadyExists, FailedPrecondition, FieldViolation, NotFound
+from chassis.identity import Caller
+from chassis.ids import Ids
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler import job_store
+from services.scheduler.admission import Admission, Admitted
+from services.scheduler.attempts import cancelled_ending
+from services.scheduler.convert_spec import spec_to
+from services.scheduler.domain import JobRef, NewJob
+from services.scheduler.job_store import JobStore
+from services.scheduler.lease_store import leased_node
+from services.scheduler.lifecycle import JobState, JobTransition
+from services.scheduler.store import Store, node_topic, notify
+
+JOB_PREFIX = "ft"
+
+
+class Requests:
+    def __init__(self, store: Store, jobs: JobStore, admission: Admission, ids: Ids) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._admission = admission
+        self._ids = ids
+
+    async def create(self, caller: Caller, spec: tuning_job_pb2.TuningSpec, request_id: str) -> str:
+        """The id of the new job, or of the one that the same request made before."""
+        digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+        known = await self._known(caller, request_id, digest)
+        if known is not None:
+            return known
+        job_id = self._ids.new(JOB_PREFIX)
+        admitted = await self._admission.admit(spec, caller, job_id)
+        job = _new_job(caller, job_id, admitted, request_id, digest)
+        try:
+            async with self._store.writing() as connection:
+                await self._jobs.create(connection, job)
+        except asyncpg.UniqueViolationError as error:
+            known = await self._known(caller, request_id, digest)
+            if known is not None:
+                return known
+            raise _name_taken(job) from error
+        return job_id
+
+    async def cancel(self, ref: JobRef) -> None:
+        """Cancels what waits, asks the node of what runs to stop; a job that was cancelled before is no error."""
+        async with self._store.writing() as connection:
+            change = await self._jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled")
+            if change is not None:
+                await self._jobs.end(connection, change, cancelled_ending(change))
+                return
+            message = "cancellation asked for; the node finishes its step"
+            change = await self._jobs.transition(connection, JobTransition.CANCEL_RUNNING, ref, message)
+            if change is not None:
+                node = await leased_node(connection, ref)
+                await notify(connection, *([node_topic(node)] if node else []))
+                return
+        job = await job_store.get_job(self._store.pool, ref)
+        if job is None:
+            name = job_store.resource_name(ref)
+            raise NotFound("NOT_FOUND", f"there is no tuning job {name}", metadata={"name": name})
+        if job.state not in (JobState.CANCELLING, JobState.CANCELLED):
+            raise FailedPrecondition(
+                "STATE_CONFLICT",
+                f"the job is {job.state} and cannot be cancelled any more",
+                metadata={"state": job.state.value},
+            )
+
+    async def _known(self, caller: Caller, request_id: str, digest: str) -> str | None:
+        if not request_id:
+            return None
+        found = await job_store.get_job_by_request(self._store.pool, caller.tenant, request_id)
+        if found is None:
+            return None
+        job_id, first_digest = found
+        if first_digest != digest:
+            raise AlreadyExists(
+                "REQUEST_ID_REUSED",
+                "this request_id came before with a different spec; use a new one",
+                violations=[FieldViolation("request_id", f"belongs to {job_id}, whose spec differs")],
+                metadata={"tuning_job": job_store.resource_name(JobRef(project_id=caller.tenant, job_id=job_id))},
+            )
+        return job_id
+
+
+def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, digest: str) -> NewJob:
+    inputs = admitted.inputs
+    validation = inputs.validation_file
+    return NewJob(
+        project_id=caller.tenant,
+        job_id=job_id,
+        organization_id=caller.account,
+        namespace=caller.namespace or caller.tenant,
+        request_id=request_id or None,
+        request_sha256=digest,
+        spec=spec_to(admitted.spec).SerializeToString(deterministic=True),
+        base_model=admitted.spec.base_model,
+        base_revision=inputs.base_revision,
+        parameter_count=admitted.parameter_count,
+        output_name=admitted.spec.output_name,
+        gpu_count=admitted.spec.gpu_count,
+        memory_bytes_min=admitted.memory_bytes_min,
+        base_artifact=inputs.base_model.SerializeToString(deterministic=True),
+        training_artifact=inputs.training_file.SerializeToString(deterministic=True),
+        validation_artifact=None if validation is None else validation.SerializeToString(deterministic=True),
+    )
+
+
+def _name_taken(job: NewJob) -> AlreadyExists:
+    return AlreadyExists(
+        "ALREADY_EXISTS",
+        f"spec.output_name: another job of this project makes, or made, {job.namespace}/{job.output_name}; choose another name",
+        violations=[FieldViolation("spec.output_name", f"{job.output_name!r} is taken in this project")],
+    )
