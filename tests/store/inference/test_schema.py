@@ -1,0 +1,96 @@
+"""The schema is what docs/serving.md says, and every query fits it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from chassis.db.migrations import migrate
+from chassis.db.pool import Pool, open_pool
+from chassis.db.queries import statements
+from services.inference import store
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
+CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "schema_migrations")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pool(make_settings: object) -> AsyncIterator[Pool]:
+    pool = await open_pool(make_settings("inference"))  # type: ignore[operator]
+    await migrate(pool, [store.MIGRATIONS])
+    yield pool
+    await pool.close()
+
+
+async def test_migrations_produce_the_documented_schema(pool: Pool) -> None:
+    rows = await pool.fetch(
+        """
+        SELECT c.relname AS table_name, string_agg(
+            a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN '' ELSE '?' END,
+            ', ' ORDER BY a.attnum
+        ) AS columns
+        FROM pg_class AS c
+        JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
+        GROUP BY c.relname
+        """
+    )
+    ours = {row["table_name"]: row["columns"] for row in rows if row["table_name"] not in CHASSIS_TABLES}
+    documented = dict(DOCUMENTED.findall((ROOT / "docs/serving.md").read_text(encoding="utf-8")))
+    assert ours == {
+        name: columns.replace("timestamptz", "timestamp with time zone") for name, columns in documented.items()
+    }
+
+
+async def test_every_query_fits_the_schema(pool: Pool) -> None:
+    found = statements(Path(store.__file__).parent / "queries.sql")
+    async with pool.acquire() as connection:
+        for name, sql in found.items():
+            assert await connection.prepare(sql), name
+
+
+async def test_an_endpoint_moves_only_from_the_states_that_its_table_names(pool: Pool) -> None:
+    from datetime import UTC, datetime
+
+    from services.inference.domain import Endpoint
+    from services.inference.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
+
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    async with pool.acquire() as connection:
+        for event, transition in TRANSITIONS.items():
+            for state in EndpointState:
+                endpoint = Endpoint(
+                    id=f"ep_{event}_{state}",
+                    project_id="p",
+                    organization_id="o",
+                    endpoint_id=f"demo/{event}-{state}",
+                    model="m",
+                    hardware_type="",
+                    gpu_count=1,
+                    state=state,
+                    status_message="",
+                    lease_token=None,
+                    device_indices=(),
+                    ready_at=None,
+                    stopped_at=None,
+                    created_at=now,
+                    billed_minutes=0,
+                    period_minutes=0,
+                )
+                await store.add_endpoint(connection, endpoint, request_id=None, request_sha256="")
+                await connection.execute("UPDATE endpoints SET state = $2 WHERE id = $1", endpoint.id, str(state))
+                moved = await store.move_endpoint(
+                    connection,
+                    endpoint.id,
+                    sources=transition.sources,
+                    destination=transition.destination,
+                    status_message="",
+                    now=now,
+                )
+                assert (moved is not None) == (state in transition.sources), (event, state)
+                if event is EndpointEvent.SERVE and moved is not None:
+                    assert moved.ready_at == now

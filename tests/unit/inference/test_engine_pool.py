@@ -1,0 +1,125 @@
+"""How engines live and die: one start for many callers, room made by the idlest, failures that leave no trace."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from chassis.clock import SystemClock
+from services.inference.engine_pool import EngineKey, EnginePool
+from services.inference.engines.base import Engine, EngineBusy, EngineFailed, EngineSettings
+
+
+class FakeEngine:
+    """Counts its starts and stops; dies when told."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+        self.started = 0
+        self.stopped = 0
+        self.died: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        self.started += 1
+        await asyncio.sleep(0.01)
+        if self.broken:
+            raise EngineFailed("cannot start")
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+    async def wait_failed(self) -> EngineFailed:
+        return await self.died
+
+
+class Workshop:
+    """Opens fake engines and remembers them in order."""
+
+    def __init__(self, engines_max: int = 2) -> None:
+        self.opened: list[FakeEngine] = []
+        self.broken = False
+        self.pool = EnginePool(open_engine=self._open, engines_max=engines_max, clock=SystemClock())
+
+    async def _open(self, path: Path, settings: EngineSettings) -> Engine:
+        engine = FakeEngine(self.broken)
+        self.opened.append(engine)
+        return engine  # type: ignore[return-value]
+
+    def use(self, revision: str, owner: str = "") -> object:
+        async def folder() -> Path:
+            return Path(revision)
+
+        return self.pool.use(EngineKey(revision=revision, owner=owner), folder, EngineSettings())
+
+
+async def test_callers_share_one_start() -> None:
+    shop = Workshop()
+
+    async def call() -> object:
+        async with shop.use("rv_1") as engine:
+            return engine
+
+    found = await asyncio.gather(*(call() for _ in range(20)))
+    assert len(shop.opened) == 1
+    assert shop.opened[0].started == 1
+    assert all(engine is shop.opened[0] for engine in found)
+
+
+async def test_a_caller_that_gives_up_does_not_end_the_start() -> None:
+    shop = Workshop()
+
+    async def call() -> None:
+        async with shop.use("rv_1"):
+            pass
+
+    impatient, patient = asyncio.create_task(call()), asyncio.create_task(call())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await patient
+    assert shop.opened[0].started == 1
+    assert shop.opened[0].stopped == 0
+
+
+async def test_a_failed_start_leaves_no_slot_behind() -> None:
+    shop = Workshop()
+    shop.broken = True
+    with pytest.raises(EngineFailed):
+        async with shop.use("rv_1"):
+            pass
+    assert shop.opened[0].stopped == 1
+    shop.broken = False
+    async with shop.use("rv_1"):
+        pass
+    assert len(shop.opened) == 2
+
+
+async def test_the_longest_unused_engine_makes_room_and_a_used_one_never_does() -> None:
+    shop = Workshop(engines_max=2)
+    for revision in ("rv_1", "rv_2"):
+        async with shop.use(revision):
+            pass
+    async with shop.use("rv_3"):
+        assert [engine.stopped for engine in shop.opened] == [1, 0, 0]
+        async with shop.use("rv_2"):
+            with pytest.raises(EngineBusy):
+                async with shop.use("rv_4"):
+                    pass
+    # An endpoint's engine runs on devices of its own and takes nobody's room.
+    async with shop.use("rv_5", owner="ep_1"):
+        assert [engine.stopped for engine in shop.opened] == [1, 0, 0, 0]
+
+
+async def test_a_dead_engine_is_replaced() -> None:
+    shop = Workshop()
+    async with shop.use("rv_1"):
+        pass
+    shop.opened[0].died.set_result(EngineFailed("killed"))
+    await asyncio.sleep(0.01)
+    assert not shop.pool.is_running(EngineKey(revision="rv_1"))
+    assert shop.opened[0].stopped == 1
+    async with shop.use("rv_1"):
+        assert shop.pool.is_running(EngineKey(revision="rv_1"))
+    await shop.pool.close()
+    assert shop.opened[1].stopped == 1
