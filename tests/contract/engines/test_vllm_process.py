@@ -1,0 +1,136 @@
+"""The computing process of vLLM dies with its service, is missed when it dies first, and is gone after `stop`.
+
+Each test starts an engine of its own (about twenty seconds): what is killed cannot be shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from services.inference.engines.base import EngineFailed, Message, Sampling
+from services.inference.engines.choice import open_engine
+from tests.contract.engines.asking import ask, request_for
+from tests.contract.engines.conftest import SETTINGS
+
+ROOT = Path(__file__).parents[3]
+GONE_WITHIN_S = 5.0
+
+PARENT = """
+    import asyncio, multiprocessing, pathlib, sys
+    from services.inference.engines.base import EngineSettings
+    from services.inference.engines.choice import open_engine
+
+    async def main():
+        engine = await open_engine("vllm", pathlib.Path(sys.argv[1]), EngineSettings(kv_cache_bytes=1 << 26))
+        starting = asyncio.create_task(engine.start())
+        while not multiprocessing.active_children():
+            await asyncio.sleep(0.05)
+        child = multiprocessing.active_children()[0].pid
+        if sys.argv[2] == "started":
+            await starting
+        print(child, flush=True)
+        await asyncio.sleep(600)
+
+    if __name__ == "__main__":
+        asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["starting", "started"])
+def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path: Path, moment: str) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(PARENT))
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(base_model), moment],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    # A child that is killed while it still imports its libraries notices right after.
+    deadline = time.monotonic() + (GONE_WITHIN_S if moment == "started" else 60.0)
+    while _alive(child):
+        assert time.monotonic() < deadline, "the computing process outlived its service"
+        time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_dead_computing_process_fails_requests_and_is_reported(base_model: Path) -> None:
+    others = set(multiprocessing.active_children())
+    engine = await open_engine("vllm", base_model, SETTINGS)
+    await engine.start()
+    prompt = await engine.render_chat([Message(role="user", content="hm")])
+    asked = [asyncio.create_task(ask(engine, request_for(prompt, Sampling(temperature=0.0)))) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    (child,) = set(multiprocessing.active_children()) - others
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    failures = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), GONE_WITHIN_S)
+    assert [type(failure) for failure in failures] == [EngineFailed, EngineFailed]
+    assert isinstance(await asyncio.wait_for(engine.wait_failed(), GONE_WITHIN_S), EngineFailed)
+    with pytest.raises(EngineFailed):
+        await engine.health()
+    with pytest.raises(EngineFailed):
+        await ask(engine, request_for(prompt))
+    assert engine.requests_unfinished == 0
+    await engine.stop()
+
+
+async def test_a_stop_ends_requests_and_processes(base_model: Path) -> None:
+    others = set(multiprocessing.active_children())
+    engine = await open_engine("vllm", base_model, SETTINGS)
+    await engine.start()
+    prompt = await engine.render_chat([Message(role="user", content="hm")])
+    asked = asyncio.create_task(ask(engine, request_for(prompt, Sampling(temperature=0.0))))
+    await asyncio.sleep(0.05)
+    await engine.stop()
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(asked, GONE_WITHIN_S)
+    assert set(multiprocessing.active_children()) <= others
+    with pytest.raises(EngineFailed):
+        await engine.health()
+    await engine.stop()
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(base_model: Path) -> None:
+    others = set(multiprocessing.active_children())
+    engine = await open_engine("vllm", base_model, SETTINGS)
+    starting = asyncio.create_task(engine.start())
+    while set(multiprocessing.active_children()) <= others:
+        await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, 30.0)
+    await engine.stop()
+    assert set(multiprocessing.active_children()) <= others
+
+
+async def test_a_folder_without_weights_does_not_start(base_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((base_model / name).read_bytes())
+    others = set(multiprocessing.active_children())
+    engine = await open_engine("vllm", tmp_path, SETTINGS)
+    with pytest.raises(EngineFailed):
+        await engine.start()
+    await engine.stop()
+    assert set(multiprocessing.active_children()) <= others
