@@ -4,6 +4,7 @@ transaction, so an event and its effect are one; it knows no message format.
 Locks are taken in one order everywhere: the job, then usage keys, then accounts sorted by name.
 """
 
+import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -63,13 +64,14 @@ async def book_ending(connection: Connection, shelf: Shelf, ending: JobEnding) -
 async def book_inference(connection: Connection, shelf: Shelf, facts: Sequence[InferenceFact]) -> None:
     """Books served tokens at the prices of the moment they were served: what is owed grows, nothing is refused."""
     records: list[UsageRecord] = []
-    charges: dict[str, Transaction] = {}
+    charges: dict[uuid.UUID, Transaction] = {}
     for fact in facts:
         sides = _inference_records(fact, shelf.at(fact.usage_time))
         records += sides
         charge = ledger.usage_charge(
             TransactionKind.INFERENCE,
             organization_id=fact.organization_id,
+            project_id=fact.project_id,
             resource=fact.resource,
             work_key=fact.work_key,
             amount_nanos_usd=sum(side.amount_nanos_usd for side in sides),
@@ -77,7 +79,7 @@ async def book_inference(connection: Connection, shelf: Shelf, facts: Sequence[I
             usage_time=fact.usage_time,
         )
         if charge is not None:
-            charges.setdefault(sides[0].work_key, charge)
+            charges.setdefault(sides[0].id, charge)
     await _book_charged(connection, records, charges)
 
 
@@ -98,27 +100,28 @@ async def book_endpoint_minute(connection: Connection, shelf: Shelf, fact: Endpo
     charge = ledger.usage_charge(
         TransactionKind.ENDPOINT,
         organization_id=fact.organization_id,
+        project_id=fact.project_id,
         resource=fact.resource,
         work_key=fact.work_key,
         amount_nanos_usd=record.amount_nanos_usd,
         price_book_version=book.version,
         usage_time=fact.usage_time,
     )
-    await _book_charged(connection, [record], {record.work_key: charge} if charge else {})
+    await _book_charged(connection, [record], {record.id: charge} if charge else {})
 
 
 async def _book_charged(
-    connection: Connection, records: Sequence[UsageRecord], charges: dict[str, Transaction]
+    connection: Connection, records: Sequence[UsageRecord], charges: dict[uuid.UUID, Transaction]
 ) -> None:
-    """Inserts records, and posts the charge of each key in `charges` that is new."""
+    """Inserts records, and posts the charges of those that are new."""
     if not records:
         return
     new = await store.insert_usage(connection, records)
     if len(new) < len(records):
-        booked = await store.get_usage(connection, {record.work_key for record in records})
+        booked = await store.get_usage(connection, {record.id for record in records})
         for record in records:
-            _same_record(booked[record.work_key], record)
-    due = [charge for work_key, charge in charges.items() if work_key in new]
+            _same_record(booked[record.id], record)
+    due = [charge for record_id, charge in charges.items() if record_id in new]
     await store.lock_accounts(connection, {charge.organization_id for charge in due})
     await store.post(connection, due)
     _booked.add(len(new))
@@ -170,7 +173,7 @@ async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold) -
 
 
 async def _is_new(connection: Connection, record: UsageRecord) -> bool:
-    booked = (await store.get_usage(connection, [record.work_key])).get(record.work_key)
+    booked = (await store.get_usage(connection, [record.id])).get(record.id)
     if booked is None:
         return True
     _same_record(booked, record)
@@ -264,7 +267,7 @@ def _record(
     end_step: int = 0,
 ) -> UsageRecord:
     return UsageRecord(
-        id=ledger.usage_record_id(work_key),
+        id=ledger.usage_record_id(fact.project_id, work_key),
         work_key=work_key,
         kind=kind,
         organization_id=fact.organization_id,

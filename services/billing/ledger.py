@@ -118,8 +118,8 @@ def hold_id(resource: str) -> str:
     return f"hold_{uuid.uuid5(_NAMESPACE, resource).hex}"
 
 
-def usage_record_id(work_key: str) -> uuid.UUID:
-    return uuid.uuid5(_NAMESPACE, f"usage\0{work_key}")
+def usage_record_id(project_id: str, work_key: str) -> uuid.UUID:
+    return uuid.uuid5(_NAMESPACE, f"usage\0{project_id}\0{work_key}")
 
 
 def top_up(*, organization_id: str, amount_nanos_usd: int, request_id: str, now: datetime) -> Transaction:
@@ -193,6 +193,7 @@ def usage_charge(
     kind: TransactionKind,
     *,
     organization_id: str,
+    project_id: str,
     resource: str,
     work_key: str,
     amount_nanos_usd: int,
@@ -207,7 +208,7 @@ def usage_charge(
     if amount_nanos_usd == 0:
         return None
     return Transaction(
-        id=transaction_id(kind, work_key),
+        id=transaction_id(kind, project_id, work_key),
         kind=kind,
         organization_id=organization_id,
         resource=resource,

@@ -93,7 +93,7 @@ FROM job_endings
 WHERE resource = :resource;
 
 -- name: insert_usage_records(ids, work_keys, kinds, organization_ids, project_ids, resources, models, quantities, unit_prices, amounts, price_book_versions, start_steps, end_steps, usage_times)
--- Books usage once per work key and answers which keys are new.
+-- Books usage once per piece of work and answers which are new.
 INSERT INTO usage_records (
     id, work_key, kind, organization_id, project_id, resource, model, quantity, unit_price_nanos_usd, amount_nanos_usd,
     price_book_version, start_step, end_step, usage_time
@@ -109,17 +109,17 @@ FROM unnest(
     id, work_key, kind, organization_id, project_id, resource, model, quantity, unit_price, amount, price_book_version,
     start_step, end_step, usage_time
 )
-ORDER BY u.work_key
-ON CONFLICT (work_key) DO NOTHING
-RETURNING work_key;
+ORDER BY u.id
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
 
--- name: list_usage_by_key(work_keys)
--- Reads what is booked under these keys.
+-- name: list_usage_by_id(ids)
+-- Reads what is booked for these pieces of work.
 SELECT
     id, work_key, kind, organization_id, project_id, resource, model, quantity, unit_price_nanos_usd, amount_nanos_usd,
     price_book_version, start_step, end_step, usage_time
 FROM usage_records
-WHERE work_key = ANY(:work_keys::text[]);
+WHERE id = ANY(:ids::uuid[]);
 
 -- name: get_overlapping_work_key(resource, start_step, end_step)$
 -- Finds a booked range of training steps that shares a step with this one.

@@ -149,8 +149,8 @@ async def get_job_ending(connection: Connection, resource: str) -> JobEnding | N
     return JobEnding(**{**row, "ending": Ending(row["ending"])}) if row is not None else None
 
 
-async def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -> set[str]:
-    """Returns the work keys that are new; the others were booked before and stay as they are."""
+async def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -> set[uuid.UUID]:
+    """Returns the ids that are new; the others were booked before and stay as they are."""
     rows = _queries.insert_usage_records(
         connection,
         ids=[record.id for record in records],
@@ -168,12 +168,12 @@ async def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -
         end_steps=[record.end_step for record in records],
         usage_times=[record.usage_time for record in records],
     )
-    return {row["work_key"] async for row in rows}
+    return {row["id"] async for row in rows}
 
 
-async def get_usage(connection: Connection, work_keys: Iterable[str]) -> dict[str, UsageRecord]:
-    rows = _queries.list_usage_by_key(connection, work_keys=sorted(work_keys))
-    return {row["work_key"]: _usage_record(row) async for row in rows}
+async def get_usage(connection: Connection, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, UsageRecord]:
+    rows = _queries.list_usage_by_id(connection, ids=sorted(ids))
+    return {row["id"]: _usage_record(row) async for row in rows}
 
 
 async def get_overlapping_work_key(

@@ -78,10 +78,10 @@ CREATE TABLE job_endings (
     end_time timestamptz NOT NULL
 );
 
--- Priced facts, one row for each piece of work.
+-- Priced facts, one row for each piece of work: the id follows from project and work key.
 CREATE TABLE usage_records (
     id uuid PRIMARY KEY,
-    work_key text NOT NULL UNIQUE,
+    work_key text NOT NULL,
     kind text NOT NULL CHECK (
         kind IN ('training_tokens', 'evaluation_tokens', 'input_tokens', 'output_tokens', 'endpoint_minutes')
     ),
@@ -97,7 +97,8 @@ CREATE TABLE usage_records (
     price_book_version text NOT NULL REFERENCES price_books (version),
     start_step bigint NOT NULL DEFAULT 0,
     end_step bigint NOT NULL DEFAULT 0,
-    usage_time timestamptz NOT NULL
+    usage_time timestamptz NOT NULL,
+    UNIQUE (project_id, work_key)
 );
 CREATE INDEX usage_records_project ON usage_records (project_id, usage_time DESC, id DESC);
 CREATE INDEX usage_records_resource ON usage_records (resource, kind, start_step);

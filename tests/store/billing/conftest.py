@@ -1,0 +1,32 @@
+"""A fresh migrated database per test: the ledger refuses to be emptied."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest_asyncio
+
+from chassis.db.migrations import migrate
+from chassis.db.pool import open_pool, transaction
+from services.billing import store
+from services.billing.config import BillingSettings
+from services.billing.shelf import open_shelf
+from tests.harness.servers import PostgresServer
+from tests.store.billing.world import World
+
+
+@asynccontextmanager
+async def fresh_world(postgres: PostgresServer) -> AsyncIterator[World]:
+    async with postgres.scratch() as url:
+        settings = BillingSettings(database_url=url)
+        pool = await open_pool(settings)
+        await migrate(pool, [store.MIGRATIONS])
+        async with transaction(pool) as connection:
+            shelf = await open_shelf(connection, settings.price_books_dir, current="default")
+        yield World(pool=pool, shelf=shelf)
+        await pool.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(postgres: PostgresServer) -> AsyncIterator[World]:
+    async with fresh_world(postgres) as fresh:
+        yield fresh

@@ -1,0 +1,238 @@
+"""Usage and endings on the real database: any order, any repetition, the same ledger."""
+
+import random
+
+import pytest
+from google.protobuf.message import Message
+
+from chassis.errors import DomainError, InvalidArgument, NotFound
+from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
+from tests.harness.servers import PostgresServer
+from tests.store.billing.conftest import fresh_world
+from tests.store.billing.world import LARGE, USD, World, at, ended, evaluate, minute, served, train, whole_run
+
+
+async def test_a_completed_job_is_charged_its_quote_exactly_once(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o", work=LARGE)
+    run: list[Message] = [train("o", step, step + 20, tokens_per_step=10_000) for step in range(0, 200, 20)]
+    run += [evaluate("o", number, tokens=50_000) for number in range(1, 7)]
+    await world.deliver(*run, ended("o", "COMPLETED", len(run)))
+    hold = await world.hold_row("o")
+    assert (hold["state"], hold["charged_nanos_usd"], hold["discrepancy"]) == ("settled", 14_030_000_000, "")
+    assert hold["held_nanos_usd"] == hold["charged_nanos_usd"]
+    balances = await world.balances("o")
+    assert (balances["prepaid"], balances["held"], balances["revenue"]) == (5_970_000_000, 0, 14_030_000_000)
+
+
+async def test_settlement_waits_for_every_record_in_any_order(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    run = whole_run("o")
+    await world.deliver(ended("o", "COMPLETED", len(run)))
+    for message in run[:-1]:
+        await world.deliver(message)
+        assert (await world.hold_row("o"))["state"] == "held"
+    await world.deliver(run[-1])
+    hold = await world.hold_row("o")
+    assert (hold["state"], hold["charged_nanos_usd"], hold["minimum_applied"]) == ("settled", 5 * USD, True)
+    assert hold["discrepancy"] == ""
+
+
+@pytest.mark.parametrize("ending", ["CANCELLED_RUNNING", "STOPPED_EARLY", "USER_FAILURE"])
+async def test_unfinished_jobs_pay_for_finished_steps(world: World, ending: str) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 0, 20), evaluate("o", 1), ended("o", ending, 2))
+    hold = await world.hold_row("o")
+    # 25,000 tokens at 6,100 nano-dollars each.
+    assert (hold["state"], hold["charged_nanos_usd"]) == ("settled", 152_500_000)
+    assert (await world.balances("o"))["prepaid"] == 5 * USD - 152_500_000
+
+
+@pytest.mark.parametrize("ending", ["PLATFORM_FAILURE", "REFUSED", "CANCELLED_BEFORE_RUN"])
+async def test_what_is_not_owed_is_released_at_once(world: World, ending: str) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(ended("o", ending, 1))
+    assert (await world.hold_row("o"))["state"] == "settled"
+    assert (await world.balances("o"))["prepaid"] == 5 * USD
+    # The late record is kept as a fact and changes no money.
+    await world.deliver(train("o", 0, 20))
+    assert await world.pool.fetchval("SELECT count(*) FROM usage_records") == 1
+    assert (await world.balances("o"))["prepaid"] == 5 * USD
+
+
+async def test_work_that_contradicts_the_quote_is_flagged_and_never_above_the_hold(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 0, 20, tokens_per_step=10**6), ended("o", "COMPLETED", 1))
+    hold = await world.hold_row("o")
+    assert hold["charged_nanos_usd"] == 5 * USD
+    assert "was quoted" in hold["discrepancy"]
+
+
+async def test_an_ending_without_a_hold_owes_nothing(world: World) -> None:
+    await world.deliver(ended("o", "REFUSED", 0), ended("o", "REFUSED", 0))
+    assert await world.pool.fetchval("SELECT count(*) FROM job_endings") == 1
+    assert await world.pool.fetchval("SELECT count(*) FROM transactions") == 0
+
+
+async def test_usage_is_charged_to_the_credit_and_beyond_it_is_owed(world: World) -> None:
+    await world.top_up("o", 2_000_000)
+    await world.deliver(minute("o", 0), minute("o", 1), minute("o", 2))
+    balances = await world.balances("o")
+    assert (balances["prepaid"], balances["receivable"], balances["revenue"]) == (2_000_000, -3_000_000, 3_000_000)
+    # Nothing is free, so nothing can be held, however small; the next credit pays what is owed first.
+    with pytest.raises(DomainError, match=r"0\.00 USD are free"):
+        await world.hold("o")
+    await world.top_up("o", 5 * USD, "second")
+    with pytest.raises(DomainError, match=r"4\.999 USD are free"):
+        await world.hold("o")
+    await world.top_up("o", 1_000_000, "third")
+    await world.hold("o")
+
+
+async def test_served_tokens_are_priced_by_direction(world: World) -> None:
+    await world.deliver(served("o", ("gen-1", 1000, 20), ("gen-2", 0, 7), ("gen-3", 0, 0)))
+    rows = await world.pool.fetch("SELECT work_key, quantity, amount_nanos_usd FROM usage_records ORDER BY 1")
+    # 0.05 dollars per million read, 0.10 per million written.
+    assert [tuple(row) for row in rows] == [
+        ("gen-1:input", 1000, 50_000),
+        ("gen-1:output", 20, 2_000),
+        ("gen-2:output", 7, 700),
+    ]
+    assert (await world.balances("o"))["receivable"] == -52_700
+    assert await world.pool.fetchval("SELECT count(*) FROM transactions") == 2
+
+
+async def test_a_minute_costs_its_devices(world: World) -> None:
+    await world.deliver(minute("o", 0, hardware="nvidia-h100-80gb", devices=8))
+    row = await world.pool.fetchrow("SELECT quantity, unit_price_nanos_usd, amount_nanos_usd FROM usage_records")
+    assert tuple(row) == (8, 56_000_000, 448_000_000)
+
+
+def _training(**changes: object) -> Message:
+    message = train("o", 0, 20)
+    for name, value in changes.items():
+        if name == "usage_time":
+            message.usage_time.CopyFrom(value)  # type: ignore[attr-defined]
+        else:
+            setattr(message, name, value)
+    return message
+
+
+def _served(**changes: object) -> Message:
+    message = served("o", ("gen-1", 10, 10))
+    for name, value in changes.items():
+        setattr(message.records[0], name, value)  # type: ignore[attr-defined]
+    return message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        _training(tokens=-5),
+        _training(tokens=10**15),
+        _training(kind="magic"),
+        _training(work_key="ft-2:train:0-20"),
+        _training(work_key=""),
+        _training(end_step=0),
+        _training(project_id="stranger"),
+        _training(organization_id="stranger"),
+        _training(tuning_job="nonsense"),
+        _training(usage_time=at(10_000)),
+        _served(input_tokens=-1),
+        _served(base_model=""),
+        _served(organization_id=""),
+        usage_events_pb2.InferenceUsageRecorded(records=[usage_events_pb2.InferenceUsage(work_key="x")]),
+        minute("o", 0, hardware="abacus"),
+        minute("o", 0, devices=0),
+        minute("o", -1),
+        ended("o", "COMPLETED", -1),
+        ended("o", "UNSPECIFIED", 0),
+        tuning_events_pb2.TuningJobEnded(tuning_job="projects/o-p/tuningJobs/ft-1", project_id="o-p"),
+    ],
+)
+async def test_claims_that_cannot_be_true_are_refused_for_good(world: World, message: Message) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    before = await world.dump()
+    # InvalidArgument is what the consumer sets aside at once, with the reason.
+    with pytest.raises(InvalidArgument) as refused:
+        await world.deliver(message)
+    assert refused.value.reason in ("EVENT_INVALID", "INVALID_FIELD", "PRICE_UNKNOWN")
+    assert await world.dump() == before
+
+
+async def test_tokens_without_a_hold_wait_and_are_not_booked(world: World) -> None:
+    with pytest.raises(NotFound, match="has no hold"):
+        await world.deliver(train("o", 0, 20))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        (train("o", 0, 20), train("o", 10, 30), "paid twice"),
+        (train("o", 0, 20), train("o", 0, 20, tokens_per_step=2000), "other numbers"),
+        (served("o", ("gen-1", 10, 10)), served("o", ("gen-1", 11, 10)), "other numbers"),
+        (ended("o", "CANCELLED_RUNNING", 0), train("o", 0, 20), "one more"),
+        (ended("o", "CANCELLED_RUNNING", 0), ended("o", "COMPLETED", 0), "ended as cancelled_running"),
+    ],
+)
+async def test_contradicting_facts_are_set_aside(world: World, first: Message, second: Message, problem: str) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(first, first)
+    before = await world.dump()
+    with pytest.raises(InvalidArgument, match=problem):
+        await world.deliver(second)
+    assert await world.dump() == before
+
+
+async def test_usage_after_a_release_is_set_aside(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.release("o")
+    with pytest.raises(InvalidArgument, match="released"):
+        await world.deliver(train("o", 0, 20))
+
+
+async def test_a_job_keeps_the_version_it_was_quoted_with(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 0, 20))
+    assert await world.pool.fetchval("SELECT price_book_version FROM usage_records") == "default-2026-1"
+    assert (await world.hold_row("o"))["price_book_version"] == "default-2026-1"
+
+
+def _story() -> list[Message]:
+    """Two organizations: a completed job, a cancelled one, a failed one, and more served than one of them paid for."""
+    events = [*whole_run("a"), ended("a", "COMPLETED", 16)]
+    events += [train("b", 0, 20), evaluate("b", 1), ended("b", "CANCELLED_RUNNING", 2)]
+    events += [train("b", 0, 40, job="ft-2"), ended("b", "PLATFORM_FAILURE", 1, job="ft-2")]
+    events += [served("a", *((f"gen-{batch}-{call}", 1000 + call, 10) for call in range(5))) for batch in range(4)]
+    # Ten dollars of device minutes on top of what b has left: it ends in debt.
+    events += [minute("b", number, hardware="nvidia-h200-141gb", devices=8) for number in range(20)]
+    return events
+
+
+async def _book(world: World, events: list[Message]) -> list[str]:
+    for organization in ("a", "b"):
+        await world.top_up(organization, 15 * USD)
+        await world.hold(organization)
+    await world.hold("b", "ft-2")
+    await world.deliver(*events)
+    return await world.dump()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_replay_doubled_and_shuffled_gives_the_same_ledger_byte_for_byte(
+    world: World, postgres: PostgresServer, seed: int
+) -> None:
+    once = await _book(world, _story())
+    assert any("receivable" in line and "-13" in line for line in once)
+    shuffled = _story() * 2
+    random.Random(seed).shuffle(shuffled)
+    async with fresh_world(postgres) as other:
+        assert await _book(other, shuffled) == once

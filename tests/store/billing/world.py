@@ -1,0 +1,206 @@
+"""What billing's store tests work with: a migrated database, the real price books, a clock that stands, and events."""
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chassis.bus.envelope import EventInfo
+from chassis.clock import ManualClock
+from chassis.db.pool import Connection, Pool, transaction
+from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
+from services.billing import holding
+from services.billing.events import Events
+from services.billing.facts import FactLimits
+from services.billing.pricebook import Shelf
+from services.billing.pricing import Limits, Work
+from services.billing.records import Hold
+
+NOW = datetime(2026, 11, 23, 5, 0, tzinfo=UTC)
+USD = 10**9
+
+# 100 training steps of 1000 tokens in each of 2 epochs, and 3 evaluations of 5000 tokens in each: at the default
+# book's 6.10 dollars per million that is below its minimum of 5 dollars.
+SMALL = Work(
+    base_model="meta-llama/Llama-3.1-8B",
+    method="sft_lora",
+    training_tokens=100_000,
+    validation_tokens=5_000,
+    epochs=2,
+    evaluations=3,
+)
+# The same in large: 12.20 dollars to train and 1.83 to evaluate.
+LARGE = Work(
+    base_model="meta-llama/Llama-3.1-8B",
+    method="sft_lora",
+    training_tokens=1_000_000,
+    validation_tokens=50_000,
+    epochs=2,
+    evaluations=3,
+)
+
+
+@dataclass(kw_only=True)
+class World:
+    pool: Pool
+    shelf: Shelf
+    clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+
+    async def top_up(self, organization: str, amount: int, request_id: str = "first") -> uuid.UUID:
+        async with transaction(self.pool) as connection:
+            return await self.top_up_on(connection, organization, amount, request_id)
+
+    async def top_up_on(self, connection: Connection, organization: str, amount: int, request_id: str) -> uuid.UUID:
+        transaction_id, _ = await holding.top_up(
+            connection,
+            organization_id=organization,
+            amount_nanos_usd=amount,
+            request_id=request_id,
+            now=self.clock.now(),
+            limits=Limits(),
+        )
+        return transaction_id
+
+    async def hold(self, organization: str, job: str = "ft-1", work: Work = SMALL) -> Hold:
+        async with transaction(self.pool) as connection:
+            return await self.hold_on(connection, organization, job, work)
+
+    async def hold_on(self, connection: Connection, organization: str, job: str, work: Work) -> Hold:
+        return await holding.create_hold(
+            connection,
+            self.shelf.at(self.clock.now()),
+            resource=resource(organization, job),
+            organization_id=organization,
+            project_id=f"{organization}-p",
+            work=work,
+            now=self.clock.now(),
+            limits=Limits(),
+        )
+
+    async def release(self, organization: str, job: str = "ft-1") -> int:
+        async with transaction(self.pool) as connection:
+            return await self.release_on(connection, organization, job)
+
+    async def release_on(self, connection: Connection, organization: str, job: str) -> int:
+        return await holding.release_hold(connection, resource=resource(organization, job), now=self.clock.now())
+
+    async def deliver(self, *messages: Message) -> None:
+        """Runs the handlers as the consumer does, without its memory of handled events: the harder case."""
+        for message in messages:
+            async with transaction(self.pool) as connection:
+                await self.handle(connection, message)
+
+    async def handle(self, connection: Connection, message: Message) -> None:
+        handlers = Events(self.shelf, FactLimits(), clock=self.clock).handlers
+        info = EventInfo(
+            id=uuid.uuid4(), type=message.DESCRIPTOR.full_name, source="test", subject="", time=NOW, deliveries=1
+        )
+        await handlers[type(message)](connection, message, info)
+
+    async def balances(self, organization: str) -> dict[str, int]:
+        rows = await self.pool.fetch(
+            "SELECT account, balance_nanos_usd FROM accounts WHERE organization_id = $1", organization
+        )
+        return {row["account"]: row["balance_nanos_usd"] for row in rows}
+
+    async def hold_row(self, organization: str, job: str = "ft-1") -> Any:
+        return await self.pool.fetchrow("SELECT * FROM holds WHERE resource = $1", resource(organization, job))
+
+    async def dump(self) -> list[str]:
+        """Everything that billing knows, in an order that depends on nothing but its content."""
+        tables = ("accounts", "transactions", "postings", "holds", "job_endings", "usage_records")
+        lines: list[str] = []
+        for table in tables:
+            rows = await self.pool.fetch(f"SELECT to_jsonb(t)::text AS line FROM {table} AS t ORDER BY 1")  # noqa: S608
+            lines += [f"{table} {row['line']}" for row in rows]
+        return lines
+
+
+def resource(organization: str, job: str = "ft-1") -> str:
+    return f"projects/{organization}-p/tuningJobs/{job}"
+
+
+def at(minutes: float) -> Timestamp:
+    value = Timestamp()
+    value.FromDatetime(NOW + timedelta(minutes=minutes))
+    return value
+
+
+def train(organization: str, start: int, end: int, job: str = "ft-1", tokens_per_step: int = 1000) -> Message:
+    return usage_events_pb2.TrainingUsageRecorded(
+        work_key=f"{job}:train:{start}-{end}",
+        tuning_job=resource(organization, job),
+        project_id=f"{organization}-p",
+        organization_id=organization,
+        kind="train",
+        start_step=start,
+        end_step=end,
+        tokens=(end - start) * tokens_per_step,
+        usage_time=at(end / 10),
+    )
+
+
+def evaluate(organization: str, number: int, job: str = "ft-1", tokens: int = 5000) -> Message:
+    return usage_events_pb2.TrainingUsageRecorded(
+        work_key=f"{job}:evaluate:{number}",
+        tuning_job=resource(organization, job),
+        project_id=f"{organization}-p",
+        organization_id=organization,
+        kind="evaluate",
+        start_step=number,
+        end_step=number,
+        tokens=tokens,
+        usage_time=at(number),
+    )
+
+
+def ended(organization: str, ending: str, count: int, job: str = "ft-1") -> Message:
+    return tuning_events_pb2.TuningJobEnded(
+        tuning_job=resource(organization, job),
+        project_id=f"{organization}-p",
+        organization_id=organization,
+        ending=tuning_events_pb2.TuningJobEnding.Value(f"TUNING_JOB_ENDING_{ending}"),
+        usage_record_count=count,
+        end_time=at(30),
+    )
+
+
+def whole_run(organization: str, job: str = "ft-1") -> list[Message]:
+    """All usage of the SMALL work: 200 steps and 6 evaluations, 16 records."""
+    steps = [train(organization, start, start + 20, job) for start in range(0, 200, 20)]
+    return steps + [evaluate(organization, number, job) for number in range(1, 7)]
+
+
+def served(organization: str, *calls: tuple[str, int, int], model: str = "acme/bot") -> Message:
+    """Calls as (generation id, input tokens, output tokens)."""
+    return usage_events_pb2.InferenceUsageRecorded(
+        records=[
+            usage_events_pb2.InferenceUsage(
+                work_key=key,
+                project_id=f"{organization}-p",
+                organization_id=organization,
+                model_id=model,
+                base_model="finemesh/demo-llama",
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                usage_time=at(1),
+            )
+            for key, input_tokens, output_tokens in calls
+        ]
+    )
+
+
+def minute(organization: str, number: int, hardware: str = "cpu", devices: int = 1) -> Message:
+    return usage_events_pb2.EndpointMinuteRecorded(
+        work_key=f"ep_1:7:{number}",
+        endpoint=f"projects/{organization}-p/endpoints/ep_1",
+        project_id=f"{organization}-p",
+        organization_id=organization,
+        hardware_type=hardware,
+        device_count=devices,
+        minute=number,
+        usage_time=at(number),
+    )
