@@ -14,7 +14,8 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import metrics
+from opentelemetry.trace import SpanKind
 
 from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
@@ -25,11 +26,11 @@ from chassis.bus.verdict import Verdict, dependency_is_away, judge
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
 from chassis.db.queries import affected
+from chassis.telemetry import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
-_tracer = trace.get_tracer(__name__)
 _handled = metrics.get_meter(__name__).create_counter("consumer.handled", unit="{event}")
 _set_aside = metrics.get_meter(__name__).create_counter("consumer.dead_letters", unit="{event}")
 
@@ -167,19 +168,14 @@ class Consumer:
         event = delivery.event
         if event.type not in self._handlers and not event.malformed:
             return Verdict.done()
-        context = propagate.extract(dict(delivery.message.headers or {}))
-        with (
-            structlog.contextvars.bound_contextvars(event_id=str(event.id), event_type=event.type),
-            _tracer.start_as_current_span(
-                f"{self._durable} {event.type}", context=context, kind=trace.SpanKind.CONSUMER
-            ) as span,
-        ):
+        traceparent = (delivery.message.headers or {}).get(TRACEPARENT_KEY)
+        with structlog.contextvars.bound_contextvars(event_id=str(event.id), event_type=event.type):
             try:
-                await self._apply(delivery)
+                with span(f"{self._durable} {event.type}", traceparent, kind=SpanKind.CONSUMER):
+                    await self._apply(delivery)
             except Exception as error:
                 if database_is_away(error) or dependency_is_away(error):
                     return self._postponed(error)
-                span.record_exception(error)
                 return await self._refused(delivery, error)
             _handled.add(1, {"durable": self._durable})
             return Verdict.done()

@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 
 from google.protobuf.message import Message
-from opentelemetry import propagate
 
 from chassis.bus.subjects import subject_of
 from chassis.clock import Clock
@@ -17,6 +16,7 @@ from chassis.db.queries import affected, load_queries
 from chassis.errors import ResourceExhausted
 from chassis.ids import Ids
 from chassis.settings import ChassisSettings
+from chassis.telemetry import TRACEPARENT_KEY, current_traceparent
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -58,7 +58,9 @@ class Outbox:
             "ce-subject": subject_name,
             "ce-time": self._clock.now().isoformat(),
         }
-        propagate.inject(headers)
+        traceparent = current_traceparent()
+        if traceparent:
+            headers[TRACEPARENT_KEY] = traceparent
         await QUERIES.add_event(connection, id=event_id, subject=subject, payload=payload, headers=headers)
         return event_id
 

@@ -35,6 +35,7 @@ class Child:
         self.command = command
         self.pid = process.pid
         self._process = process
+        self._session_ended = False
         self._copying = asyncio.create_task(output.copy(process.stdout))
 
     @classmethod
@@ -81,6 +82,10 @@ class Child:
         return await self.wait()
 
     def _end_session(self) -> None:
+        """Right after the end and only once: later the number may belong to somebody else's session."""
+        if self._session_ended:
+            return
+        self._session_ended = not self.running
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

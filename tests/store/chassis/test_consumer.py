@@ -14,6 +14,7 @@ from chassis.bus.relay import Relay
 from chassis.clock import SystemClock
 from chassis.db.pool import Connection
 from chassis.errors import DataLoss, FailedPrecondition, Unavailable
+from chassis.telemetry import current_trace_id, span
 from tests.harness.servers import NatsServer, PostgresServer
 from tests.store.chassis.world import Counted, Ignored, Newer, World
 
@@ -188,6 +189,21 @@ async def test_unreadable_events_are_set_aside_and_unknown_ones_passed(world: Wo
     await _idle(world)
     assert await world.pool.fetchval(EFFECTS) == 1
     assert await world.pool.fetchval("SELECT count(*) FROM dead_letters") == 4
+
+
+async def test_trace_goes_on_with_the_event(world: World) -> None:
+    traces: list[str] = []
+
+    async def note(connection: Connection, message: Message, event: EventInfo) -> None:
+        traces.append(current_trace_id())
+
+    world.spawn(_relay(world).run)
+    world.spawn(_consumer(world, note).run)
+    with span("a call"):
+        caused_by = current_trace_id()
+        await world.add(Counted(name="a"))
+    await world.until("SELECT count(*) FROM inbox", 1)
+    assert traces == [caused_by]
 
 
 async def test_stop_finishes_the_events_in_hand(world: World) -> None:

@@ -1,0 +1,54 @@
+"""The pool on a real database: named limits, JSON columns, transactions, and every query of the chassis prepares."""
+
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from chassis.bus import outbox
+from chassis.db.pool import open_pool, transaction
+from chassis.db.queries import statements
+from tests.harness.fixtures import SettingsFactory
+from tests.store.chassis.world import World
+
+
+async def test_every_query_prepares(world: World) -> None:
+    async with world.pool.acquire() as connection:
+        for name, sql in statements(Path(outbox.__file__).parent / "queries.sql").items():
+            assert await connection.prepare(sql), name
+
+
+async def test_claiming_uses_the_index_of_waiting_rows(world: World) -> None:
+    sql = statements(Path(outbox.__file__).parent / "queries.sql")["claim_events"].rstrip().rstrip(";")
+    async with transaction(world.pool) as connection:
+        await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan")
+        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + sql, 10.0, 100))
+    assert "outbox_waiting" in plan
+
+
+async def test_statement_timeout_is_the_settings(make_settings: SettingsFactory) -> None:
+    pool = await open_pool(make_settings(statement_timeout_s=0.2))
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await pool.execute("SELECT pg_sleep(5)")
+    await pool.close()
+
+
+async def test_transaction_rolls_back_and_json_is_python(world: World) -> None:
+    await world.pool.execute("CREATE TABLE IF NOT EXISTS documents (content jsonb)")
+    with pytest.raises(ZeroDivisionError):
+        async with transaction(world.pool) as connection:
+            await connection.execute("INSERT INTO documents (content) VALUES ($1)", {"lost": True})
+            raise ZeroDivisionError
+    async with transaction(world.pool) as connection:
+        await connection.execute("INSERT INTO documents (content) VALUES ($1)", {"names": ["a", None]})
+    assert [row["content"] for row in await world.pool.fetch("SELECT content FROM documents")] == [
+        {"names": ["a", None]}
+    ]
+
+
+async def test_start_waits_a_bounded_time_for_the_database(make_settings: SettingsFactory) -> None:
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        await open_pool(make_settings(database_url="postgresql://nobody@127.0.0.1:1/none", startup_wait_s=0.3))
+    assert 0.1 < time.monotonic() - began < 5

@@ -1,0 +1,133 @@
+"""The parts of the launcher that need no server: table, ports, environment, data folder, output."""
+
+import asyncio
+import socket
+from graphlib import CycleError
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from deploy.local import output as output_module
+from deploy.local.environment import Facts, environment_of, listeners
+from deploy.local.folder import DataFolder, StackRunning
+from deploy.local.output import Output
+from deploy.local.ports import HOST, PORT_MAX, PORT_MIN, is_free, pick_ports
+from deploy.local.postgres import role_statements
+from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
+
+
+def test_order_puts_everything_after_what_it_needs() -> None:
+    order = start_order(SERVICES)
+    assert set(order) == {POSTGRES, NATS, "gateway", "scheduler", "trainer", "billing", "inference"}
+    for service in SERVICES:
+        assert all(order.index(need) < order.index(service.name) for need in service.needs)
+
+
+def test_circle_is_refused() -> None:
+    one = Service(name="one", module="m", needs=("two",))
+    two = Service(name="two", module="m", needs=("one",))
+    with pytest.raises(CycleError):
+        start_order([one, two])
+
+
+def test_ports_are_free_distinct_and_kept() -> None:
+    first = pick_ports(["a", "b", "c"], {})
+    assert len(set(first.values())) == 3
+    assert all(PORT_MIN <= port < PORT_MAX and is_free(port) for port in first.values())
+    assert pick_ports(["c", "a", "b"], first) == first
+    with socket.socket() as taken:
+        taken.bind((HOST, first["b"]))
+        taken.listen()
+        second = pick_ports(["a", "b", "c"], first)
+    assert second["a"] == first["a"]
+    assert second["b"] != first["b"]
+
+
+def _facts(tmp_path: Path) -> Facts:
+    keys = [key for service in SERVICES for node in range(2) for key in listeners(service, node)]
+    return Facts(
+        ports={key: 20_000 + number for number, key in enumerate(dict.fromkeys(keys))},
+        database_urls={name: f"postgresql://{name}" for name in ("gateway", "scheduler", "billing", "inference")},
+        nats_url="nats://token@127.0.0.1:1",
+        tls_dir=tmp_path / "tls",
+        artifacts_dir=tmp_path / "artifacts",
+        data_dir=tmp_path,
+        engine="stub",
+        log_format="json",
+    )
+
+
+def test_each_service_is_told_its_own_and_everybodys_addresses(tmp_path: Path) -> None:
+    facts = _facts(tmp_path)
+    by_name = {service.name: service for service in SERVICES}
+    gateway = environment_of(by_name["gateway"], 0, SERVICES, facts)
+    assert gateway["FINEMESH_GATEWAY_LISTEN_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway']}"
+    assert gateway["FINEMESH_GATEWAY_PUBLIC_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.PUBLIC']}"
+    assert gateway["FINEMESH_GATEWAY_HTTP_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.HTTP']}"
+    assert gateway["FINEMESH_SCHEDULER_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler']}"
+    assert gateway["FINEMESH_GATEWAY_DATABASE_URL"] == "postgresql://gateway"
+    assert not any("DATABASE_URL" in name and "GATEWAY" not in name for name in gateway), "others' passwords are theirs"
+    assert gateway["FINEMESH_ARTIFACTS_URL"] == (tmp_path / "artifacts").as_uri()
+    second = environment_of(by_name["trainer"], 1, SERVICES, facts)
+    assert second["FINEMESH_TRAINER_NODE_NAME"] == "local-1"
+    assert second["FINEMESH_TRAINER_LISTEN_ADDRESS"] == f"127.0.0.1:{facts.ports['trainer-1']}"
+    assert second["FINEMESH_TRAINER_ADDRESS"] == f"127.0.0.1:{facts.ports['trainer-0']}"
+    assert second["FINEMESH_TRAINER_WORK_DIR"].endswith("trainer-1")
+    assert "FINEMESH_TRAINER_DATABASE_URL" not in second
+
+
+def test_folder_belongs_to_one_stack(tmp_path: Path) -> None:
+    first, second = DataFolder(tmp_path), DataFolder(tmp_path)
+    assert second.holder() is None
+    first.acquire()
+    with pytest.raises(StackRunning, match="already"):
+        second.acquire()
+    assert second.holder() is not None
+    first.state_file.touch()
+    second.release()
+    assert first.state_file.exists(), "who has no lock changes nothing"
+    first.release()
+    assert not first.state_file.exists()
+    second.acquire()
+    second.release()
+
+
+def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    first = folder.secrets(["a", "b"])
+    assert len({*first.values()}) == 2
+    assert all(len(secret) >= 32 for secret in first.values())
+    again = folder.secrets(["a", "b", "c"])
+    assert {name: again[name] for name in first} == first
+    assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_role_names_and_passwords_cannot_carry_sql() -> None:
+    for role, password in (("a; drop", "x"), ("a", "x' OR")):
+        with pytest.raises(AssertionError):
+            role_statements(role, password)
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+async def test_output_goes_to_file_and_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "LINE_BYTES_MAX", 32)
+    monkeypatch.setattr(output_module, "FILE_BYTES_MAX", 100)
+    terminal = StringIO()
+    output = Output("billing", tmp_path, terminal)
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"one\ntwo " + b"\xff" + b"\n" + b"x" * 100 + b"\nlast")
+    reader.feed_eof()
+    await output.copy(reader)
+    shown = terminal.getvalue().splitlines()
+    assert shown[0].endswith("| one")
+    assert shown[-1].endswith("last")
+    assert all(line.startswith("billing") for line in shown)
+    assert output.tail(1) == "last"
+    for number in range(50):
+        output.write(b"line %d" % number)
+    output.close()
+    assert _size_bytes(tmp_path) < 300, "the files stay bounded"
