@@ -157,5 +157,5 @@ async def wait_for_death(pid: int, timeout_s: float = 10.0) -> None:
 async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """For what other processes do to files and to one another: nothing here can tell us of it."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)

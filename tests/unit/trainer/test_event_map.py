@@ -1,0 +1,162 @@
+"""What a child's events become: metered ranges exactly as told, metrics in the order of the steps, faults to whom they belong."""
+
+from typing import Any
+
+import pytest
+
+from chassis.errors import DataLoss, FieldViolation, InvalidArgument
+from finemesh.tuning.v1 import tuning_job_pb2 as tuning
+from services.trainer import event_map
+from services.trainer.event_map import RunView
+
+
+def started(**fields: Any) -> dict[str, Any]:
+    return {
+        "start_step": 0,
+        "total_steps": 10,
+        "steps_per_epoch": 5,
+        "train_token_count": 100,
+        "evaluations_total": 0,
+        "validation_token_count": 0,
+        **fields,
+    }
+
+
+def progress(start: int, end: int, **fields: Any) -> dict[str, Any]:
+    steps = [
+        {"step": step, "loss": 1.0 / step, "learning_rate": 0.1, "train_tokens": 7}
+        for step in range(start + 1, end + 1)
+    ]
+    return {
+        "start_step": start,
+        "end_step": end,
+        "train_tokens": 7 * (end - start),
+        "tokens_per_second": 70.0,
+        "eta_s": 2.5,
+        "steps": steps,
+        **fields,
+    }
+
+
+def evaluation(number: int, step: int, loss: float) -> dict[str, Any]:
+    return {"evaluation": number, "step": step, "validation_tokens": 50, "loss": loss}
+
+
+def test_a_range_is_metered_as_it_was_told() -> None:
+    view = RunView()
+    view.started(started())
+    report = view.progress(progress(0, 3))
+    (usage,) = report.usage
+    assert (usage.kind, usage.start_step, usage.end_step, usage.tokens) == ("train", 0, 3, 21)
+    assert [(item.step, item.trained_tokens, item.epoch) for item in report.metrics] == [
+        (1, 7, 0.2),
+        (2, 14, 0.4),
+        (3, 21, 0.6),
+    ]
+    assert not report.metrics[0].HasField("validation_loss")
+    assert (report.metrics[0].step_count, report.metrics[0].remaining_s) == (10, 2.5)
+    assert view.step == 3
+
+
+def test_an_evaluation_inside_a_range_is_metered_at_once_and_shown_at_its_step() -> None:
+    view = RunView()
+    view.started(started())
+    at_once = view.evaluation(evaluation(1, 2, 0.5))
+    assert [(entry.kind, entry.start_step, entry.end_step, entry.tokens) for entry in at_once.usage] == [
+        ("evaluate", 1, 1, 50)
+    ]
+    assert at_once.metrics == []
+    later = view.progress(progress(0, 3)).metrics
+    assert [item.step for item in later] == [1, 2, 2, 3]
+    assert [item.HasField("validation_loss") for item in later] == [False, False, True, True]
+    assert later[-1].validation_loss == 0.5
+
+
+def test_evaluations_on_one_step_are_metered_one_by_one() -> None:
+    view = RunView()
+    view.started(started())
+    view.progress(progress(0, 3))
+    reports = [view.evaluation(evaluation(number, 3, 0.1 * number)) for number in (1, 2)]
+    assert [report.usage[0].start_step for report in reports] == [1, 2]
+    assert [report.metrics[0].step for report in reports] == [3, 3]
+
+
+def test_the_look_before_the_first_step_costs_nothing() -> None:
+    view = RunView()
+    view.started(started())
+    report = view.evaluation(evaluation(0, 0, 3.0))
+    assert report.usage == []
+    assert report.metrics[0].initial_validation_loss == 3.0
+    assert view.progress(progress(0, 1)).metrics[0].initial_validation_loss == 3.0
+
+
+def test_a_resumed_run_goes_on_with_its_totals() -> None:
+    view = RunView(4)
+    view.started(started(start_step=4, trained_tokens=28, validation_loss=0.5, initial_validation_loss=2.0))
+    item = view.progress(progress(4, 5)).metrics[0]
+    assert (item.trained_tokens, item.validation_loss, item.initial_validation_loss) == (35, 0.5, 2.0)
+
+
+def test_reports_merge_in_order() -> None:
+    view = RunView()
+    view.started(started())
+    merged = view.progress(progress(0, 2))
+    merged.merge(view.progress(progress(2, 4)))
+    merged.merge(view.warning({"code": "ROWS_TRUNCATED", "message": "3 rows"}))
+    assert [item.step for item in merged.metrics] == [1, 2, 3, 4]
+    assert [(entry.start_step, entry.end_step) for entry in merged.usage] == [(0, 2), (2, 4)]
+    assert merged.warnings == ["ROWS_TRUNCATED: 3 rows"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "platform_fault", "retryable"),
+    [
+        ("user", "TRAINING_INPUT_INVALID", False, False),
+        ("platform", "TRAINING_FAILED", True, True),
+        ("platform", "PARITY_FAILED", True, False),
+    ],
+)
+def test_a_failure_belongs_to_whom_the_child_says(
+    kind: str, reason: str, platform_fault: bool, retryable: bool
+) -> None:
+    violations = [{"field": "epochs", "description": "1 to 100"}]
+    event = {"kind": kind, "reason": reason, "message": "m", "violations": violations}
+    failed = event_map.failed_by_child(event)
+    assert (failed.error.reason, failed.error.platform_fault, failed.retryable) == (reason, platform_fault, retryable)
+    assert dict(failed.error.metadata) == {"epochs": "1 to 100"}
+
+
+def test_a_silent_death_is_the_platforms_and_may_be_tried_again() -> None:
+    killed = event_map.failed_without_a_word(-9, "")
+    assert "signal 9" in killed.error.message
+    assert killed.error.platform_fault
+    assert killed.retryable
+    assert event_map.failed_without_a_word(77, "bye").error.metadata["last_words"] == "bye"
+
+
+def test_the_nodes_own_errors() -> None:
+    lost = event_map.failed_by_error(DataLoss("DATA_CORRUPT", "gone", metadata={"key": "k"}))
+    assert (lost.error.platform_fault, lost.retryable, lost.error.metadata["key"]) == (True, True, "k")
+    invalid = InvalidArgument("INVALID_FIELD", "m", violations=[FieldViolation("hyperparameters.batch_size", "rule")])
+    refused = event_map.failed_by_error(invalid, user_fault=True)
+    assert (refused.error.platform_fault, refused.retryable) == (False, False)
+    assert refused.error.metadata["hyperparameters.batch_size"] == "rule"
+
+
+def test_metadata_is_bounded() -> None:
+    violations = [{"field": f"f{number}", "description": "x" * 5000} for number in range(100)]
+    failed = event_map.failed_by_child(
+        {"kind": "user", "reason": "DATASET_INVALID", "message": "m" * 10_000, "violations": violations}
+    )
+    assert failed.ByteSize() < 16 * 1024
+
+
+def test_counts_that_differ_from_the_quote_are_named() -> None:
+    counts = tuning.DatasetCounts(training_tokens=100, validation_tokens=50)
+    assert event_map.mismatch(started(), counts) is None
+    assert event_map.mismatch(started(), tuning.DatasetCounts()) is None
+    assert event_map.mismatch(started(evaluations_total=2, validation_token_count=50), counts) is None
+    wrong = event_map.mismatch(started(train_token_count=99, evaluations_total=1, validation_token_count=51), counts)
+    assert wrong is not None
+    assert "99 training tokens instead of 100" in wrong
+    assert "51 validation tokens instead of 50" in wrong
