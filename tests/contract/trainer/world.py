@@ -57,7 +57,7 @@ class AgentWorld:
             "log_format": "console",
             **settings,
         }
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}:{self.folder}"}
         environment |= {f"FINEMESH_TRAINER_{name.upper()}": str(value) for name, value in given.items()}
         log = (self.folder / "agent.log").open("ab")
         agent = await asyncio.create_subprocess_exec(
