@@ -86,6 +86,8 @@ def _stop_on_signals(stack: Stack) -> asyncio.Event:
         asked.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # started by nohup: outliving the terminal is what was asked for
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     return asked
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from deploy.local.ports import HOST
 from deploy.local.table import Service
 
+# The bus sets a stream's full size aside when it makes the stream, and refuses what the disk does not have.
+STREAM_SIZE_BYTES_MAX = 256 * 1024**2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -43,6 +46,7 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
         "FINEMESH_ARTIFACTS_URL": facts.artifacts_dir.as_uri(),
         "FINEMESH_DATA_DIR": str(facts.data_dir),
         "FINEMESH_LOG_FORMAT": facts.log_format,
+        "FINEMESH_STREAM_SIZE_BYTES_MAX": str(STREAM_SIZE_BYTES_MAX),
         "PYTHONUNBUFFERED": "1",
         f"{service.env_prefix}LISTEN_ADDRESS": address(facts, process_name(service, node)),
     }
