@@ -46,7 +46,7 @@ class _TuningJobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tuning
     """Ended by request. Final."""
 
 class TuningJobState(_TuningJobState, metaclass=_TuningJobStateEnumTypeWrapper):
-    """The lifecycle of a job. The table of allowed transitions is in docs/architecture.md."""
+    """The lifecycle of a job. The table of allowed transitions is drawn in docs/leases.md."""
 
 TUNING_JOB_STATE_UNSPECIFIED: TuningJobState.ValueType  # 0
 """Never stored."""
