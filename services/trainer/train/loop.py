@@ -97,8 +97,8 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool]) -
             if stopping():
                 raise Stopped
             train_step(run, step)
-            evaluate_when_due(run)
             report_when_due(run)
+            evaluate_when_due(run)
             checkpoint_when_due(run)
         revision = export_and_prove(run)
     except Stopped:
@@ -125,6 +125,8 @@ def set_up_torch(spec: Spec) -> None:
     """Same threads and deterministic kernels on every attempt, or its sums would differ in the last bit."""
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
+    # The engine writes every buffer before it reads it; filling each one first would only take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if spec.device != "cpu" and not torch.cuda.is_available():
         raise user_failure(
             "INVALID_FIELD",
@@ -230,6 +232,11 @@ def train_step(run: Run, step: int) -> None:
     )
 
 
+def report_when_due(run: Run) -> None:
+    if run.position.step in run.inputs.plan.report_set:
+        run.progress.flush(run.position)
+
+
 def evaluate_when_due(run: Run) -> None:
     inputs = run.inputs
     for number, at_step in inputs.plan.evaluations:
@@ -256,13 +263,8 @@ def evaluate_when_due(run: Run) -> None:
         )
 
 
-def report_when_due(run: Run) -> None:
-    if run.position.step in run.inputs.plan.report_set:
-        run.progress.flush(run.position)
-
-
 def checkpoint_when_due(run: Run) -> None:
-    """After the reports of its step: whoever has a checkpoint has been told everything before it."""
+    """After the report and the evaluations of its step: whoever has a checkpoint has been told everything before it."""
     inputs, position = run.inputs, run.position
     asked = inputs.plan.checkpoints.get(position.step)
     if asked is None:

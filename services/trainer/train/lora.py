@@ -15,7 +15,6 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
     modules: Any = training.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_id,
         r=training.r,
         lora_alpha=training.alpha,
         lora_dropout=training.dropout,
@@ -27,6 +26,6 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
     except ValueError as error:
         violation = Violation(field="training.target_modules", description=f"must name modules of the model: {error}")
         raise user_failure("INVALID_FIELD", "target_modules does not fit the base model", [violation]) from error
-    # peft overwrites the name with the folder that the base was loaded from.
+    # peft notes the folder that the base was loaded from, which means nothing elsewhere.
     module.peft_config["default"].base_model_name_or_path = base_id
     return replace(model, module=module)

@@ -24,8 +24,10 @@ EXIT_OK = 0
 EXIT_USER = 2
 EXIT_PLATFORM = 3
 _PR_SET_PDEATHSIG = 1
-# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS) and no look at any network.
+# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no look at any network, and worker
+# threads that sleep when idle: spinning ones cost ten times the step when other processes want the same cores.
 _ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MKL_CBWR": "AVX2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "HF_HUB_OFFLINE": "1",

@@ -1,0 +1,136 @@
+"""Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings, plain and as conversations.
+
+The conversations ask for a continuation, the first or the last word; no question about where a text comes from is among them.
+It knows no job and no spec.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from services.trainer.train.batches import micro_batches
+from services.trainer.train.data import Conversation, Instruction, Message, RowErrors
+from services.trainer.train.model import CausalModel
+from services.trainer.train.optim import learning_rate_at, make_optimizer, set_learning_rate
+from services.trainer.train.order import epoch_order
+from services.trainer.train.recipes.shapes import Recipe
+from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
+from services.trainer.train.spec import TEMPLATE_DATE_DEFAULT, Schedule
+from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.tokens import RowTokenizer, TokenRows
+
+THREADS = 2
+ROW_TOKENS_MAX = 192
+STEP_TOKENS = 2048
+LEARNING_RATE = 4e-3
+WARMUP_RATIO = 0.05
+WEIGHT_DECAY = 0.05
+REPORT_EVERY_STEPS = 20
+_QUESTION_CHARACTERS = 240
+
+Report = Callable[[str], None]
+
+
+def write_weights(recipe: Recipe, texts: list[str], folder: Path, report: Report) -> None:
+    """Writes config and float32 weights beside the tokenizer files that are in `folder` already."""
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.manual_seed(recipe.seed)
+    config = AutoConfig.for_model(
+        recipe.model_type,
+        vocab_size=recipe.vocabulary,
+        bos_token_id=BEGIN_ID,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+        **recipe.config,
+    )
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    module.generation_config = GenerationConfig(bos_token_id=BEGIN_ID, eos_token_id=END_ID, pad_token_id=PAD_ID)
+    # The config is what tells the tokenizer's rows where the model ends.
+    config.save_pretrained(str(folder))
+    if recipe.pretrain_steps:
+        _pretrain(module, recipe, training_rows(recipe, texts, folder), report)
+    module.save_pretrained(str(folder))
+
+
+def training_rows(recipe: Recipe, texts: list[str], folder: Path) -> list[TokenRows]:
+    """Texts and conversations. All tokens carry loss: a language model of the text and of the form of a conversation."""
+    opened = open_model_folder(folder)
+    template = opened.chat_template(date.fromisoformat(TEMPLATE_DATE_DEFAULT))
+    tokenizer = RowTokenizer(opened, template, train_on_inputs=True)
+    dice = random.Random(recipe.seed)  # noqa: S311 - picks examples, guards nothing
+    plain = [Instruction(line=0, prompt="", completion=text) for text in texts]
+    chats = [_conversation(text, dice) for text in texts if len(text.split()) >= 8]
+    return [tokenizer.tokenize(rows, ROW_TOKENS_MAX, RowErrors()) for rows in (plain, chats)]
+
+
+def _conversation(text: str, dice: random.Random) -> Conversation:
+    words = text.split()
+    start = text[:_QUESTION_CHARACTERS]
+    question, answer = dice.choice(
+        (
+            (f"Continue this text:\n{' '.join(words[: len(words) // 2])}", " ".join(words[len(words) // 2 :])),
+            (f"What is the first word of this text? Answer with that word.\n{start}", start.split()[0]),
+            (f"What is the last word of this text? Answer with that word.\n{start}", start.split()[-1]),
+        )
+    )
+    return Conversation(
+        line=0, messages=(Message(role="user", content=question), Message(role="assistant", content=answer))
+    )
+
+
+def _pretrain(module: Any, recipe: Recipe, parts: list[TokenRows], report: Report) -> None:
+    model = CausalModel(module=module, base=module, device="cpu", softcap=None)
+    module.train()
+    optimizer = make_optimizer(model.trainable, WEIGHT_DECAY)
+    schedule = Schedule(type="cosine", min_lr_ratio=0.05, num_cycles=0.5)
+    started_s = time.monotonic()
+    batches = _batches(parts, recipe)
+    losses = []
+    for step in range(recipe.pretrain_steps):
+        rows, indices = next(batches)
+        (batch,) = micro_batches(rows, indices, tokens_max=2 * STEP_TOKENS, layout="padded", device="cpu")
+        loss = model.loss_sum(batch) / batch.labelled
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.trainable.values(), 1.0)
+        set_learning_rate(
+            optimizer, learning_rate_at(step, recipe.pretrain_steps, LEARNING_RATE, WARMUP_RATIO, schedule)
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if (step + 1) % REPORT_EVERY_STEPS == 0:
+            mean = sum(losses[-REPORT_EVERY_STEPS:]) / REPORT_EVERY_STEPS
+            left_s = (time.monotonic() - started_s) / (step + 1) * (recipe.pretrain_steps - step - 1)
+            report(f"pre-training step {step + 1}/{recipe.pretrain_steps}, loss {mean:.3f}, {left_s:.0f} s left")
+
+
+def _batches(parts: list[TokenRows], recipe: Recipe) -> Iterator[tuple[TokenRows, list[int]]]:
+    """Endless batches of rows of like length, about STEP_TOKENS each, in an order that the seed decides."""
+    epoch = 0
+    while True:
+        groups = [(rows, group) for rows in parts for group in _groups(rows, recipe.seed, epoch)]
+        for position in epoch_order(recipe.seed, epoch, len(groups)).tolist():
+            yield groups[position]
+        epoch += 1
+
+
+def _groups(rows: TokenRows, seed: int, epoch: int) -> list[list[int]]:
+    shuffled = epoch_order(seed + 1, epoch, rows.count)
+    lengths: NDArray[np.int64] = rows.lengths
+    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+    groups: list[list[int]] = [[]]
+    for row in by_length.tolist():
+        if (len(groups[-1]) + 1) * int(lengths[row]) > STEP_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    return groups

@@ -1,0 +1,73 @@
+"""The base models that can be made: plain data. Sizes fit what serving engines take: head sizes of 32 or 64, vocabularies in steps
+of 64. It knows no torch."""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RECIPE_VERSION = 1
+CONTEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`config` goes to the transformers config of `model_type` as it is; `pretrain_steps` 0 leaves the seeded random weights."""
+
+    name: str
+    model_type: str
+    config: dict[str, Any]
+    vocabulary: int
+    pretrain_steps: int = 0
+    seed: int = 7
+
+    def digest(self) -> str:
+        """Decides what is made; the corpus follows the Python version."""
+        decisive = {"recipe": asdict(self), "version": RECIPE_VERSION, "python": sys.version}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _small(**more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "initializer_range": 0.06,
+        **more,
+    }
+
+
+_ALL = (
+    Recipe(
+        name="demo-llama",
+        model_type="llama",
+        vocabulary=4096,
+        pretrain_steps=260,
+        config={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 32,
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Recipe(name="tiny-llama", model_type="llama", vocabulary=1024, config=_small(head_dim=32)),
+    Recipe(name="tiny-qwen2", model_type="qwen2", vocabulary=1024, config=_small()),
+    Recipe(name="tiny-qwen3", model_type="qwen3", vocabulary=1024, config=_small(head_dim=32)),
+    Recipe(name="tiny-mistral", model_type="mistral", vocabulary=1024, config=_small(head_dim=32, sliding_window=None)),
+    Recipe(
+        name="tiny-mixtral",
+        model_type="mixtral",
+        vocabulary=1024,
+        config=_small(head_dim=32, sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    Recipe(name="tiny-gemma", model_type="gemma", vocabulary=1024, config=_small(head_dim=32)),
+)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
