@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-import grpc
-
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import Cancelled, DataLoss, NotFound, OutOfRange
+from chassis.errors import DataLoss, NotFound, OutOfRange
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
 from chassis.objects import ObjectStore
 from chassis.paging import decode_token, encode_token, page_size
+from chassis.streams import whole
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.gateway import audit, convert
@@ -55,17 +54,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise convert.invalid("header", "must be the first message of the stream")
         wanted = self._wanted(first.header, current_caller())
-
-        async def confirm_end() -> None:
-            # To gRPC a client that vanished and one that is done look alike when reading; only writing tells.
-            try:
-                await context.send_initial_metadata(())
-            except (grpc.aio.BaseError, grpc.aio.UsageError) as error:
-                raise Cancelled("CANCELLED", "the stream broke before its end; nothing was kept") from error
-            if context.cancelled():
-                raise Cancelled("CANCELLED", "the stream broke before its end; nothing was kept")
-
-        file_id = await self._intake.take(wanted, _chunks(requests), confirm_end)
+        file_id = await self._intake.take(wanted, _chunks(whole(requests, context)))
         name = format_name(file_pb2.File, project=wanted.project_id, file=file_id)
         file = await self._file(wanted.project_id, file_id, name)
         return file_service_pb2.UploadFileResponse(file=convert.file_message(file))

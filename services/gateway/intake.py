@@ -1,7 +1,7 @@
 """Makes a file out of an upload: bytes into the store, then one transaction that gives them a row, or no trace at all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,20 +56,16 @@ class Intake:
         self._settings = settings
         self._in_flight = 0
 
-    async def take(
-        self, wanted: Wanted, chunks: AsyncIterator[bytes], confirm_end: Callable[[], Awaitable[None]]
-    ) -> str:
+    async def take(self, wanted: Wanted, chunks: AsyncIterator[bytes]) -> str:
         """Id of the stored file; that of the earlier one when the same request was here before."""
         async with self._pool.acquire() as connection:
             file_id = await idempotency.earlier(self._store, connection, wanted.request)
         if file_id is not None:
             return file_id
         with self._slot():
-            return await self._store_new(wanted, chunks, confirm_end)
+            return await self._store_new(wanted, chunks)
 
-    async def _store_new(
-        self, wanted: Wanted, chunks: AsyncIterator[bytes], confirm_end: Callable[[], Awaitable[None]]
-    ) -> str:
+    async def _store_new(self, wanted: Wanted, chunks: AsyncIterator[bytes]) -> str:
         file_id = self._ids.new("file")
         key = artifact_key(wanted.project_id, file_id)
         # Noted before the first byte: whatever happens to this process, a sweep finds what it left.
@@ -77,7 +73,7 @@ class Intake:
         try:
             async with self._pool.acquire() as connection:
                 await self._store.add_removal(connection, key, due)
-            received = await self._receive(wanted, chunks, key, confirm_end)
+            received = await self._receive(wanted, chunks, key)
             kept_id = await self._keep(wanted, received, file_id, key)
         except BaseException:
             await self._discard(key)
@@ -86,9 +82,7 @@ class Intake:
             await self._discard(key)
         return kept_id
 
-    async def _receive(
-        self, wanted: Wanted, chunks: AsyncIterator[bytes], key: str, confirm_end: Callable[[], Awaitable[None]]
-    ) -> Received:
+    async def _receive(self, wanted: Wanted, chunks: AsyncIterator[bytes], key: str) -> Received:
         settings = self._settings
         limits = UploadLimits(
             size_bytes_max=settings.file_size_bytes_max,
@@ -98,7 +92,7 @@ class Intake:
         )
         try:
             async with asyncio.timeout(settings.upload_s_max):
-                return await Upload(wanted.announced, limits).receive(chunks, self._artifacts, key, confirm_end)
+                return await Upload(wanted.announced, limits).receive(chunks, self._artifacts, key)
         except TimeoutError as error:
             message = f"the upload took longer than upload_s_max, {settings.upload_s_max:g} seconds; nothing was kept"
             raise DeadlineExceeded("DEADLINE_TOO_SHORT", message, metadata={"limit": "upload_s_max"}) from error

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from chassis.channel import NO_DEADLINE
 from chassis.guard import Handler
+from chassis.streams import whole
 
 # A stream by this name lasts as long as what it watches.
 _WATCH = "Watch"
@@ -42,7 +43,7 @@ def _forwarding(path: str, method: MethodDescriptor, channel: Any) -> Handler:
     """A handler without serializers: gRPC then hands over and takes bytes."""
     options = {"timeout": NO_DEADLINE} if _is_endless(method) else {}
     if method.client_streaming and method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(_streaming(channel.stream_stream(path), options))
+        return grpc.stream_stream_rpc_method_handler(_talking(channel.stream_stream(path), options))
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(_streaming(channel.unary_stream(path), options))
     if method.client_streaming:
@@ -58,8 +59,8 @@ def _unary(upstream: Any) -> Any:
 
 
 def _collecting(upstream: Any) -> Any:
-    async def forward(requests: Any, _context: Any) -> Any:
-        call = upstream(requests)
+    async def forward(requests: Any, context: Any) -> Any:
+        call = upstream(whole(requests, context))
         try:
             return await call
         finally:
@@ -70,13 +71,24 @@ def _collecting(upstream: Any) -> Any:
 
 
 def _streaming(upstream: Any, options: Mapping[str, float]) -> Any:
-    async def forward(requests: Any, context: Any) -> None:
-        call = upstream(requests, **options)
-        try:
-            # Reads the next message only once the client took the last: back-pressure reaches the upstream.
-            async for response in call:
-                await context.write(response)
-        finally:
-            call.cancel()
+    async def forward(request: bytes, context: Any) -> None:
+        await _pass_on(upstream(request, **options), context)
 
     return forward
+
+
+def _talking(upstream: Any, options: Mapping[str, float]) -> Any:
+    async def forward(requests: Any, context: Any) -> None:
+        # Not confirmed as whole: responses may have begun, and a conversation has no effect that waits for its end.
+        await _pass_on(upstream(requests, **options), context)
+
+    return forward
+
+
+async def _pass_on(call: Any, context: Any) -> None:
+    try:
+        # Reads the next message only once the client took the last: back-pressure reaches the upstream.
+        async for response in call:
+            await context.write(response)
+    finally:
+        call.cancel()

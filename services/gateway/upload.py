@@ -5,7 +5,7 @@ Nothing is stored unless the stream ends well and is what its header announced. 
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
@@ -52,11 +52,10 @@ class Upload:
         chunks: AsyncIterator[bytes],
         artifacts: ObjectStore,
         key: str,
-        confirm_end: Callable[[], Awaitable[None]],
     ) -> Received:
-        """`confirm_end` raises when the sender is gone: a broken stream otherwise looks like one that ended."""
+        """`chunks` must raise when the sender is gone: a stream that broke is not one that ended."""
         try:
-            await artifacts.put(key, self._examined(chunks, confirm_end))
+            await artifacts.put(key, self._examined(chunks))
         except Exception:
             # The store may tell of a failed stream in its own words; the reason is what failed the stream.
             if self._failure is not None:
@@ -65,9 +64,7 @@ class Upload:
         report = await asyncio.to_thread(self._check.finish)
         return Received(size_bytes=self._size_bytes, sha256=self._digest.hexdigest(), report=report)
 
-    async def _examined(
-        self, chunks: AsyncIterator[bytes], confirm_end: Callable[[], Awaitable[None]]
-    ) -> AsyncIterator[bytes]:
+    async def _examined(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             while True:
                 chunk = await self._next(chunks)
@@ -78,7 +75,6 @@ class Upload:
                 if chunk:
                     yield chunk
             self._compare()
-            await confirm_end()
         except Exception as error:
             self._failure = error
             raise

@@ -19,6 +19,7 @@ from chassis.ids import SystemIds
 from chassis.process import Process
 from chassis.server import ServerBuilder
 from chassis.settings import ChassisSettings
+from chassis.streams import whole
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceStub
 from finemesh.files.v1 import file_pb2, file_service_pb2
 from finemesh.files.v1.file_service_pb2_grpc import FileServiceStub
@@ -90,15 +91,16 @@ class Models(ModelServiceServicer):
 
     def __init__(self) -> None:
         self.ends: asyncio.Queue[str] = asyncio.Queue()
+        self.received = asyncio.Semaphore(0)
 
     async def ImportBaseModel(self, request_iterator: Any, context: Any) -> model_service_pb2.ImportBaseModelResponse:
         try:
-            async for _ in request_iterator:
-                continue
-        except asyncio.CancelledError:
+            async for _ in whole(request_iterator, context):
+                self.received.release()
+        except (asyncio.CancelledError, errors.Cancelled):
             self.ends.put_nowait("cancelled")
             raise
-        self.ends.put_nowait("cancelled" if context.cancelled() else "complete")
+        self.ends.put_nowait("complete")
         return model_service_pb2.ImportBaseModelResponse()
 
 
