@@ -145,8 +145,8 @@ async def _take(world: World, organization: str, step: tuple[str, str], crash: b
         return
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(steps, st.booleans()), min_size=1, max_size=14), st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(steps, st.booleans()), min_size=1, max_size=24), st.booleans())
 async def test_any_interleaving_keeps_the_books_balanced(
     world: World, plan: list[tuple[tuple[str, str], bool]], together: bool
 ) -> None:
