@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type import money_pb2
 
-from chassis.errors import InvalidArgument
 from chassis.names import format_name, parse_name
 from finemesh.billing.v1 import billing_service_pb2
 from finemesh.billing.v1 import money_pb2 as billing_pb2
@@ -14,7 +13,7 @@ from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.facts import EndpointFact, FactInvalid, InferenceFact, TrainingFact
 from services.billing.invoice import Invoice, Line
 from services.billing.ledger import Balances
-from services.billing.pricing import NANOS_USD_PER_USD, Price, Work
+from services.billing.pricing import NANOS_USD_PER_USD, Price, QuantityInvalid, Work
 from services.billing.records import JobEnding, UsageKind, UsageRecord
 from services.billing.settlement import Ending
 
@@ -45,7 +44,7 @@ _ENDINGS = {
 def work_of(request: billing_service_pb2.EstimatePriceRequest) -> Work:
     method = _METHODS.get(request.training_kind)
     if method is None:
-        raise InvalidArgument("INVALID_FIELD", f"training_kind {request.training_kind} is not known")
+        raise QuantityInvalid("training_kind", f"{request.training_kind} is not known")
     return Work(
         base_model=request.base_model,
         method=method,

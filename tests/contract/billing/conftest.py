@@ -1,0 +1,166 @@
+"""The real billing service, wired by its own main, with clients that hold the certificates of its real callers."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from google.protobuf.message import Message
+
+from chassis.bus.outbox import Outbox
+from chassis.channel import open_channel
+from chassis.clock import SystemClock
+from chassis.db.pool import Pool, open_pool, transaction
+from chassis.identity import Caller, acting_as
+from chassis.ids import SystemIds
+from chassis.process import Process
+from finemesh.billing.v1.billing_service_pb2 import EstimatePriceRequest, TopUpRequest
+from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
+from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, CreateHoldResponse
+from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
+from services.billing.config import BillingSettings
+from services.billing.main import main
+from tests.harness.fixtures import SettingsFactory
+from tests.harness.servers import NatsServer
+
+WAIT_S_MAX = 60.0
+_numbers = count(1)
+
+
+@dataclass(kw_only=True)
+class Mesh:
+    """`billing` calls as the gateway does, `holds` as the scheduler; `publish` sends events as they would."""
+
+    settings: BillingSettings
+    billing: BillingServiceStub
+    holds: HoldServiceStub
+    misplaced: HoldServiceStub
+    pool: Pool
+    outbox: Outbox
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def publish(self, message: Message, key: str | None = None) -> None:
+        async with transaction(self.pool) as connection:
+            await self.outbox.add(connection, message, subject_name="test", key=key or str(uuid.uuid4()))
+        self.outbox.wake()
+
+    async def until(self, query: str, expected: object, *arguments: object) -> None:
+        answer: object = None
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                while (answer := await self.pool.fetchval(query, *arguments)) != expected:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise TimeoutError(f"{query} answered {answer}, not {expected}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Customer:
+    """An organization with one project, and the identity that the gateway forwards for its key."""
+
+    mesh: Mesh
+    organization: str
+    project: str
+
+    def job(self, number: int = 1) -> str:
+        return f"projects/{self.project}/tuningJobs/ft-{self.organization}-{number}"
+
+    @contextmanager
+    def calling(self, *roles: str) -> Iterator[None]:
+        caller = Caller(
+            service="gateway",
+            tenant=self.project,
+            account=self.organization,
+            subject="key_1",
+            roles=frozenset(roles),
+        )
+        with acting_as(caller):
+            yield
+
+    async def pay_in(self, amount_nanos_usd: int) -> None:
+        with self.calling("operator"):
+            await self.mesh.billing.TopUp(
+                TopUpRequest(amount_nanos_usd=amount_nanos_usd, request_id=f"r{next(_numbers)}")
+            )
+
+    async def hold(self, number: int = 1, **price: object) -> CreateHoldResponse:
+        return await self.mesh.holds.CreateHold(
+            CreateHoldRequest(
+                resource=self.job(number),
+                organization_id=self.organization,
+                project_id=self.project,
+                price=job_price(**price),
+            )
+        )
+
+
+def job_price(**changes: object) -> EstimatePriceRequest:
+    numbers: dict[str, object] = {
+        "base_model": "finemesh/demo-llama",
+        "training_tokens": 1000,
+        "epochs": 2,
+        "validation_tokens": 100,
+        "evaluations": 1,
+    }
+    return EstimatePriceRequest(**{**numbers, **changes})  # type: ignore[arg-type]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def mesh(
+    database_url: str,
+    nats_server: NatsServer,
+    tls_dir: Path,
+    make_settings: SettingsFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Mesh]:
+    settings = BillingSettings(
+        database_url=database_url,
+        nats_url=nats_server.url,
+        tls_dir=tls_dir,
+        port_file=tmp_path_factory.mktemp("billing") / "port",
+        consumer_backoff_s_min=0.01,
+        consumer_failures_max=3,
+        outbox_poll_s=0.05,
+    )
+    process = Process(settings)
+    life = asyncio.create_task(process.live(lambda running: main(running, settings)))
+    assert settings.port_file is not None
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not settings.port_file.exists():
+            assert not life.done(), process.failure
+            await asyncio.sleep(0.02)
+    target = f"127.0.0.1:{settings.port_file.read_text().strip()}"
+    channels = {name: open_channel(make_settings(name), target, "billing") for name in ("gateway", "scheduler")}
+    pool = await open_pool(settings)
+    yield Mesh(
+        settings=settings,
+        billing=BillingServiceStub(channels["gateway"]),
+        holds=HoldServiceStub(channels["scheduler"]),
+        misplaced=HoldServiceStub(channels["gateway"]),
+        pool=pool,
+        outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
+    )
+    for channel in channels.values():
+        await channel.close()
+    await pool.close()
+    process.stop()
+    await life
+    assert process.failure is None
+
+
+@pytest.fixture
+def customer(mesh: Mesh) -> Customer:
+    """An organization that no other test has."""
+    number = next(_numbers)
+    return Customer(mesh=mesh, organization=f"org_{number}", project=f"proj_{number}")
+
+
+@pytest.fixture
+def stranger(mesh: Mesh) -> Customer:
+    number = next(_numbers)
+    return Customer(mesh=mesh, organization=f"org_{number}", project=f"proj_{number}")
