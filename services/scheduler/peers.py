@@ -29,7 +29,7 @@ class Peers:
         self.billing = billing_service_pb2_grpc.BillingServiceStub(billing)
         self.holds = hold_service_pb2_grpc.HoldServiceStub(billing)
 
-    def datasets(self, address: str) -> dataset_service_pb2_grpc.DatasetServiceAsyncStub:
+    def datasets(self, address: str) -> "dataset_service_pb2_grpc.DatasetServiceAsyncStub":
         """The analysis of the trainer at `address`; the channels used last stay open."""
         channel = self._trainers.get(address) or open_channel(self._settings, address, TRAINER)
         self._trainers[address] = channel
