@@ -141,7 +141,7 @@ async def renew_allocation(connection: Connection, owner: str, lease_token: int,
     return affected(status) > 0
 
 
-async def get_allocation(connection: Connection | Pool, owner: str) -> AllocationRecord | None:
+async def get_allocation(connection: "Connection | Pool", owner: str) -> AllocationRecord | None:
     row = await QUERIES.get_allocation(connection, owner=owner)
     if row is None:
         return None

@@ -22,7 +22,7 @@ from services.scheduler.watch import Hub
 log = structlog.get_logger(__name__)
 
 
-class _Overtaken(Exception):
+class Overtaken(Exception):
     """The snapshot is old: the job or the node changed meanwhile."""
 
 
@@ -58,7 +58,7 @@ class Placer:
             try:
                 await self.apply(queue[placement.owner], placement, fleet.incarnations[placement.node])
                 placed += 1
-            except (_Overtaken, asyncpg.UniqueViolationError) as error:
+            except (Overtaken, asyncpg.UniqueViolationError) as error:
                 log.info("placement overtaken", job=placement.owner, node=placement.node, error=repr(error))
         return placed > 0
 
@@ -66,13 +66,13 @@ class Placer:
         """Lease, devices, attempt and transition in one transaction; returns the fencing token."""
         async with self._store.writing() as connection:
             if not await lease_store.guard_node(connection, placement.node, incarnation):
-                raise _Overtaken
+                raise Overtaken
             token = await lease_store.next_lease_token(connection)
             devices = ", ".join(str(index) for index in placement.device_indices)
             message = f"placed on {placement.node}, {placement.hardware_type} {devices}"
             change = await self._jobs.transition(connection, JobTransition.PLACE, ref, message, lease_token=token)
             if change is None:
-                raise _Overtaken
+                raise Overtaken
             now = self._store.now()
             lease = LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
             expires_at = leases.expiry(now, self._settings.lease_duration_s)

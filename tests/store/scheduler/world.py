@@ -1,0 +1,237 @@
+"""What the scheduler's store tests work with: its stores on a scratch database, and short words for common moves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from chassis.bus.outbox import Outbox
+from chassis.clock import ManualClock
+from chassis.db.migrations import migrate
+from chassis.db.pool import Pool, open_pool
+from chassis.ids import SeededIds
+from finemesh.artifacts.v1 import artifact_pb2
+from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler import job_store, policy
+from services.scheduler.attempts import Attempts, ExportedModel, NewCheckpoint
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.domain import DeviceFacts, Job, JobRef, LeaseRef, NewJob, NodeRegistration, Usage
+from services.scheduler.job_store import JobStore, resource_name
+from services.scheduler.lifecycle import JobTransition
+from services.scheduler.node_store import NodeStore
+from services.scheduler.pipelines.placement import Placer
+from services.scheduler.pipelines.sweeper import Sweeper
+from services.scheduler.progress import Metric
+from services.scheduler.store import MIGRATIONS, Store
+from services.scheduler.watch import Hub
+
+PROJECT = "proj_a"
+EVENTS: dict[str, type[Message]] = {
+    "tuning.job.state_changed": tuning_events_pb2.TuningJobStateChanged,
+    "tuning.job.ended": tuning_events_pb2.TuningJobEnded,
+    "usage.training.recorded": usage_events_pb2.TrainingUsageRecorded,
+}
+
+
+def artifact(key: str, sha256: str = "00") -> bytes:
+    files = [artifact_pb2.ArtifactFile(path="a", size_bytes=3, sha256=sha256)]
+    return artifact_pb2.Artifact(key=key, files=files).SerializeToString(deterministic=True)
+
+
+def metric(step: int, *, validation_loss: float | None = None) -> Metric:
+    message = tuning_job_pb2.TuningProgress(step=step, step_count=100, training_loss=2.0)
+    if validation_loss is not None:
+        message.validation_loss = validation_loss
+    return Metric(
+        step=step,
+        step_count=100,
+        training_loss=2.0,
+        validation_loss=validation_loss,
+        remaining_s=5.0,
+        encoded=message.SerializeToString(deterministic=True),
+    )
+
+
+def train(start: int, end: int, tokens: int = 100) -> Usage:
+    return Usage(kind="train", start_step=start, end_step=end, tokens=tokens)
+
+
+def checkpoint(step: int, token: int = 0) -> NewCheckpoint:
+    return NewCheckpoint(
+        step=step, manifest_sha256=f"sha-{step}", size_bytes=3, artifact=artifact(f"checkpoints/{step}-{token}/")
+    )
+
+
+def model(revision: str = "rv_1") -> ExportedModel:
+    return ExportedModel(
+        revision=revision, kind="adapter", adapter_rank=16, lineage={"parity": "ok"}, artifact=artifact("models/x/")
+    )
+
+
+@dataclass(kw_only=True)
+class World:
+    settings: SchedulerSettings
+    clock: ManualClock
+    store: Store
+    jobs: JobStore
+    nodes: NodeStore
+    attempts: Attempts
+    placer: Placer
+    sweeper: Sweeper
+    ids: SeededIds
+
+    @property
+    def pool(self) -> Pool:
+        return self.store.pool
+
+    async def add_node(
+        self, node: str = "n1", devices: int = 1, incarnation: str = "i1", *, listens: bool = True
+    ) -> None:
+        registration = NodeRegistration(
+            node=node,
+            incarnation=incarnation,
+            address="127.0.0.1:1",
+            agent_version="1",
+            devices=tuple(
+                DeviceFacts(index=index, hardware_type="cpu", memory_bytes=0, uuid="") for index in range(devices)
+            ),
+        )
+        async with self.store.writing() as connection:
+            await self.nodes.register(connection, registration)
+            if listens:
+                await self.nodes.open_heartbeat(connection, node, incarnation, self.ids.uuid())
+
+    async def new_job(self, gpu_count: int = 1, project: str = PROJECT, **values: Any) -> JobRef:
+        job_id = self.ids.new("ft")
+        given: dict[str, Any] = {
+            "project_id": project,
+            "job_id": job_id,
+            "organization_id": "org_a",
+            "namespace": "team",
+            "request_id": None,
+            "request_sha256": "digest",
+            "spec": tuning_job_pb2.TuningSpec(base_model="finemesh/demo-llama").SerializeToString(),
+            "base_model": "finemesh/demo-llama",
+            "base_revision": "rv_base",
+            "parameter_count": 1000,
+            "output_name": f"out-{job_id}",
+            "gpu_count": gpu_count,
+            "memory_bytes_min": 0,
+            "base_artifact": artifact("base/"),
+            "training_artifact": artifact("files/t"),
+            "validation_artifact": None,
+        }
+        async with self.store.writing() as connection:
+            await self.jobs.create(connection, NewJob(**(given | values)))
+        return JobRef(project_id=project, job_id=job_id)
+
+    async def queued_job(self, gpu_count: int = 1, **values: Any) -> JobRef:
+        ref = await self.new_job(gpu_count, **values)
+        claim = self.ids.uuid()
+        await self.pool.execute("UPDATE jobs SET claim_token = $1 WHERE job_id = $2", claim, ref.job_id)
+        async with self.store.writing() as connection:
+            change = await self.jobs.transition(
+                connection,
+                JobTransition.HELD,
+                ref,
+                "held",
+                claim=claim,
+                counts=b"",
+                quoted_nanos_usd=5_000_000_000,
+                price_book_version="default",
+                hold_id="hold_1",
+            )
+        assert change is not None
+        return ref
+
+    async def placed_job(self, **values: Any) -> LeaseRef:
+        """A job that the placer gave a lease; needs a free node."""
+        ref = await self.queued_job(**values)
+        await self.placer.place_round()
+        return await self.lease_of(ref)
+
+    async def running_job(self, **values: Any) -> LeaseRef:
+        lease = await self.placed_job(**values)
+        await self.attempts.start(lease)
+        return lease
+
+    async def lease_of(self, ref: JobRef) -> LeaseRef:
+        token = await self.pool.fetchval("SELECT lease_token FROM jobs WHERE job_id = $1", ref.job_id)
+        assert token is not None
+        return LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
+
+    async def job(self, ref: JobRef) -> Job:
+        job = await job_store.get_job(self.pool, ref)
+        assert job is not None
+        return job
+
+    async def lose(self, lease: LeaseRef) -> bool:
+        """Ends the lease as the sweeper does when its time is over."""
+        await self.pool.execute(
+            "UPDATE allocations SET expires_at = $1 WHERE lease_token = $2", self.clock.now(), lease.lease_token
+        )
+        async with self.store.writing() as connection:
+            return await self.attempts.lose(connection, lease, "the node was lost")
+
+    async def place_again(self, ref: JobRef) -> LeaseRef:
+        """The next attempt at a job that was requeued, started."""
+        self.clock.jump(120.0)
+        await self.pool.execute("UPDATE nodes SET seen_at = $1", self.clock.now())
+        await self.placer.place_round()
+        lease = await self.lease_of(ref)
+        await self.attempts.start(lease)
+        return lease
+
+    async def events(self, subject: str, ref: JobRef) -> list[Any]:
+        """The outbox's events of one subject about one job."""
+        rows = await self.pool.fetch(
+            "SELECT payload FROM outbox WHERE subject = $1 AND headers ->> 'ce-subject' = $2 ORDER BY created_at",
+            subject,
+            resource_name(ref),
+        )
+        return [EVENTS[subject].FromString(row["payload"]) for row in rows]
+
+    async def everything(self) -> dict[str, list[tuple[object, ...]]]:
+        """All rows of all tables, to prove that something changed nothing."""
+        tables = await self.pool.fetch(
+            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename"
+        )
+        found = {}
+        for (table,) in tables:
+            rows = await self.pool.fetch(f"SELECT * FROM {table}")  # noqa: S608 - names come from the catalogue
+            found[table] = sorted(tuple(map(repr, row.values())) for row in rows)
+        return found
+
+
+def placement(ref: JobRef, node: str = "n1", devices: tuple[int, ...] = (0,)) -> policy.Placement:
+    return policy.Placement(owner=resource_name(ref), node=node, hardware_type="cpu", device_indices=devices)
+
+
+async def migrated_pool(settings: SchedulerSettings) -> Pool:
+    pool = await open_pool(settings)
+    await migrate(pool, [MIGRATIONS])
+    return pool
+
+
+async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
+    """An empty database, as it is after the migrations."""
+    tables = await pool.fetch(
+        "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename <> 'schema_migrations'"
+    )
+    await pool.execute(f"TRUNCATE {', '.join(row['tablename'] for row in tables)}")
+    clock, ids = ManualClock(), SeededIds(7)
+    store = Store(pool, Outbox(settings, clock=clock, ids=ids), clock)
+    jobs, nodes = JobStore(store), NodeStore(store)
+    attempts = Attempts(store, jobs, settings)
+    return World(
+        settings=settings,
+        clock=clock,
+        store=store,
+        jobs=jobs,
+        nodes=nodes,
+        attempts=attempts,
+        placer=Placer(store, jobs, Hub(), clock, settings),
+        sweeper=Sweeper(store, nodes, attempts, clock, settings),
+        ids=ids,
+    )

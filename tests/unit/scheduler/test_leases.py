@@ -1,0 +1,60 @@
+"""Decisions about leases, without a clock that runs."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.scheduler.leases import (
+    REQUEUE_DELAY_S_MAX,
+    Aftermath,
+    Sight,
+    aftermath,
+    expiry,
+    is_node_lost,
+    requeue_delay_s,
+)
+from services.scheduler.lifecycle import JobState
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_lease_lives_for_its_duration() -> None:
+    assert expiry(NOW, 10.0) == NOW + timedelta(seconds=10)
+
+
+def test_a_node_is_lost_after_a_lease_of_silence() -> None:
+    assert not is_node_lost(NOW - timedelta(seconds=10), NOW, 10.0)
+    assert is_node_lost(NOW - timedelta(seconds=10.1), NOW, 10.0)
+
+
+@pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING])
+def test_a_lost_attempt_is_repeated_until_the_limit(state: JobState) -> None:
+    assert aftermath(state, 9, 10) is Aftermath.REQUEUE
+    assert aftermath(state, 10, 10) is Aftermath.FAIL
+
+
+def test_a_cancelled_job_that_lost_its_node_is_cancelled() -> None:
+    assert aftermath(JobState.CANCELLING, 1, 10) is Aftermath.CANCEL
+    assert aftermath(JobState.CANCELLING, 10, 10) is Aftermath.CANCEL
+
+
+def test_the_delay_doubles_up_to_its_limit() -> None:
+    assert [requeue_delay_s(count) for count in (0, 1, 2, 3, 4)] == [0.5, 0.5, 1.0, 2.0, 4.0]
+    assert requeue_delay_s(1000) == REQUEUE_DELAY_S_MAX
+
+
+def test_nobody_is_judged_before_a_whole_lease_was_watched() -> None:
+    sight = Sight.begin(100.0)
+    for now_s in (101.0, 104.0, 108.0):
+        sight = sight.look(now_s, 10.0)
+        assert not sight.may_judge(10.0)
+    assert sight.look(110.0, 10.0).may_judge(10.0)
+
+
+def test_a_gap_begins_the_watch_anew() -> None:
+    sight = Sight.begin(0.0)
+    for now_s in range(1, 21):
+        sight = sight.look(float(now_s), 10.0)
+    assert sight.may_judge(10.0)
+    blind = sight.look(26.0, 10.0)
+    assert not blind.may_judge(10.0)
