@@ -45,8 +45,8 @@ class HttpApp:
                 # An id holds slashes, which most clients escape and some do not.
                 Route("/v1/models/{model_id:path}", self._shaped(self._model), methods=["GET"]),
                 Route("/healthz", self._healthz, methods=["GET"]),
-                Route("/{path:path}", self._shaped(self._unknown)),
-            ]
+            ],
+            exception_handlers={404: _unknown, 405: _unknown},
         )
 
     async def drain(self) -> None:
@@ -108,9 +108,6 @@ class HttpApp:
             return JSONResponse({"status": "stopping"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    async def _unknown(self, request: Request) -> Response:
-        raise Unimplemented("NOT_OFFERED", f"there is no {request.method} {request.url.path[:200]} here")
-
     def _shaped(self, endpoint: Endpoint) -> Endpoint:
         """Counts the request, begins its trace, and answers every failure in OpenAI's shape."""
 
@@ -128,6 +125,10 @@ class HttpApp:
                 self._in_flight -= 1
 
         return serve
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    return error_response(Unimplemented("NOT_OFFERED", f"there is no {request.method} {request.url.path[:200]} here"))
 
 
 async def _events(

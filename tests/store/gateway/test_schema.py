@@ -1,0 +1,182 @@
+"""Every query of the gateway against its real schema, and what the schema itself refuses."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from chassis.db.migrations import migrate
+from chassis.db.pool import Pool, open_pool
+from chassis.db.queries import statements
+from services.gateway import keys
+from services.gateway.dataset_check import DatasetError
+from services.gateway.domain import ApiKey, Organization, Project, StoredFile
+from services.gateway.store import MIGRATIONS, QUERIES_FILE, Store
+from tests.harness.fixtures import SettingsFactory
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+ORGANIZATION = Organization(organization_id="org_1", display_name="Acme", create_time=NOW)
+PROJECT = Project(project_id="proj_1", organization_id="org_1", slug="acme", display_name="Acme", create_time=NOW)
+SECRET = keys.new_secret()
+KEY = ApiKey(
+    key_id="key_1",
+    project_id="proj_1",
+    display_name="first",
+    secret_prefix=keys.shown_prefix(SECRET),
+    roles=("member", "admin"),
+    create_time=NOW,
+    revoke_time=None,
+)
+FILE = StoredFile(
+    file_id="file-1",
+    project_id="proj_1",
+    display_name="train",
+    purpose="fine-tune",
+    state="invalid",
+    size_bytes=3,
+    sha256="0" * 64,
+    format=None,
+    line_count=1,
+    error_count=7,
+    errors=(DatasetError(line=1, path="$", expectation="a JSON object", found='"übel\\ud800"'),),
+    create_time=NOW,
+)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def pool(make_settings: SettingsFactory):
+    pool = await open_pool(make_settings("gateway"))
+    await migrate(pool, [MIGRATIONS])
+    await pool.execute("TRUNCATE organizations, projects, api_keys, files, removals, idempotency, audit_log")
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def connection(pool: Pool):
+    store = Store()
+    async with pool.acquire() as connection:
+        await store.add_organization(connection, ORGANIZATION)
+        await store.add_project(connection, PROJECT)
+        await store.add_key(connection, KEY, keys.digest(SECRET))
+        yield connection
+
+
+@pytest.mark.parametrize("name", sorted(statements(QUERIES_FILE)))
+async def test_every_query_fits_the_schema(pool: Pool, name: str):
+    async with pool.acquire() as connection:
+        await connection.prepare(statements(QUERIES_FILE)[name])
+
+
+async def test_migrating_twice_changes_nothing(pool: Pool):
+    assert await migrate(pool, [MIGRATIONS]) == []
+
+
+async def test_the_schema_is_the_documented_one(pool: Pool):
+    rows = await pool.fetch(
+        "SELECT table_name, string_agg(column_name, ' ' ORDER BY ordinal_position) AS columns"
+        " FROM information_schema.columns WHERE table_schema = current_schema() GROUP BY table_name"
+    )
+    tables = {row["table_name"]: row["columns"] for row in rows}
+    assert tables["organizations"] == "organization_id display_name create_time"
+    assert tables["projects"] == "project_id organization_id slug display_name create_time"
+    assert tables["api_keys"] == (
+        "key_id project_id display_name secret_sha256 secret_prefix roles create_time revoke_time"
+    )
+    assert tables["files"] == (
+        "file_id project_id display_name purpose state size_bytes sha256 format line_count error_count errors"
+        " create_time delete_time"
+    )
+    assert tables["removals"] == "artifact_key due_time claim_time"
+    assert tables["idempotency"] == "project_id method request_id fingerprint resource_id create_time"
+    assert tables["audit_log"] == ("entry_id create_time organization_id project_id actor action resource trace_id")
+
+
+async def test_a_key_is_found_by_the_hash_of_its_secret(connection: Any):
+    store = Store()
+    holder = await store.find_key(connection, keys.digest(SECRET))
+    assert holder is not None
+    assert (holder.key_id, holder.project_id, holder.organization_id, holder.slug) == (
+        "key_1",
+        "proj_1",
+        "org_1",
+        "acme",
+    )
+    assert (holder.roles, holder.revoked) == ({"member", "admin"}, False)
+    assert await store.revoke_key(connection, "proj_1", "key_1", NOW)
+    assert not await store.revoke_key(connection, "proj_1", "key_1", NOW + timedelta(days=1))
+    revoked = await store.key(connection, "proj_1", "key_1")
+    assert revoked is not None
+    assert revoked.revoke_time == NOW
+    assert (await store.find_key(connection, keys.digest(SECRET))).revoked
+    assert await store.find_key(connection, keys.digest(keys.new_secret())) is None
+    assert await store.count_live_keys(connection, "proj_1") == 0
+
+
+async def test_a_file_comes_back_as_it_was_stored_until_it_is_deleted(connection: Any):
+    store = Store()
+    await store.add_file(connection, FILE)
+    assert await store.file(connection, "proj_1", "file-1") == FILE
+    assert await store.file(connection, "proj_2", "file-1") is None
+    assert await store.list_files(connection, "proj_1", "", 10) == [FILE]
+    assert not await store.delete_file(connection, "proj_2", "file-1", NOW)
+    assert await store.delete_file(connection, "proj_1", "file-1", NOW)
+    assert not await store.delete_file(connection, "proj_1", "file-1", NOW)
+    assert await store.file(connection, "proj_1", "file-1") is None
+    assert await store.list_files(connection, "proj_1", "", 10) == []
+
+
+async def test_a_claimed_removal_cannot_be_taken_back(connection: Any):
+    store, later = Store(), NOW + timedelta(hours=1)
+    for key in ("files/a", "files/b"):
+        await store.add_removal(connection, key, later)
+    assert await store.claim_removals(connection, now=NOW, claimed_before=NOW, limit=10) == []
+    assert await store.take_back_removal(connection, "files/a")
+    assert await store.claim_removals(connection, now=later, claimed_before=NOW, limit=10) == ["files/b"]
+    assert not await store.take_back_removal(connection, "files/b")
+    assert not await store.claim_removal(connection, "files/b", later)
+    assert await store.claim_removals(connection, now=later, claimed_before=NOW, limit=10) == []
+    much_later = later + timedelta(hours=1)
+    assert await store.claim_removals(connection, now=much_later, claimed_before=much_later, limit=10) == ["files/b"]
+    await store.finish_removal(connection, "files/b")
+    assert await store.claim_removals(connection, now=much_later, claimed_before=much_later, limit=10) == []
+
+
+async def test_a_request_id_is_claimed_once_and_forgotten_when_old(connection: Any):
+    store = Store()
+    claim = {"project_id": "proj_1", "method": "Create", "request_id": "r", "fingerprint": bytes(32), "now": NOW}
+    assert await store.claim_request(connection, resource_id="a", **claim)
+    assert not await store.claim_request(connection, resource_id="b", **claim)
+    repeated = await store.repeated(connection, "proj_1", "Create", "r")
+    assert repeated is not None
+    assert (repeated.resource_id, repeated.fingerprint) == ("a", bytes(32))
+    await store.prune_requests(connection, NOW, 10)
+    assert await store.repeated(connection, "proj_1", "Create", "r") is not None
+    await store.prune_requests(connection, NOW + timedelta(seconds=1), 10)
+    assert await store.repeated(connection, "proj_1", "Create", "r") is None
+
+
+async def test_a_slug_is_taken_once(connection: Any):
+    again = Project(project_id="proj_2", organization_id="org_1", slug="acme", display_name="", create_time=NOW)
+    assert not await Store().add_project(connection, again)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE projects SET slug = 'Not A Slug'",
+        "UPDATE api_keys SET roles = ARRAY['king']",
+        "UPDATE api_keys SET roles = ARRAY[]::text[]",
+        "UPDATE api_keys SET secret_sha256 = 'short'",
+        "UPDATE api_keys SET project_id = 'proj_none'",
+        "UPDATE files SET state = 'ready'",
+        "UPDATE files SET size_bytes = -1",
+        "UPDATE files SET sha256 = 'x'",
+    ],
+)
+async def test_the_schema_refuses_what_must_not_be(connection: Any, statement: str):
+    await Store().add_file(connection, FILE)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await connection.execute(statement)
