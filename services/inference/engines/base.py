@@ -15,6 +15,7 @@ from typing import Protocol
 ALTERNATIVES_MAX = 20
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
+RANK_MAX = 512  # the largest that any engine has kernels for
 
 
 class EngineError(Exception):
@@ -82,9 +83,9 @@ class EngineSettings:
     context_tokens_max: int | None = None  # None: what the model's config declares
     sequences_max: int = 64  # requests computed together in one step
     queue_requests_max: int = 256  # unfinished requests, running ones included
-    kv_cache_bytes: int | None = 1 << 30  # None (CUDA only): what gpu_memory_fraction leaves over
+    kv_cache_bytes: int | None = None  # None: 1 GiB on a CPU, what gpu_memory_fraction leaves over on a GPU
     gpu_memory_fraction: float = 0.85
-    gpu_indices: tuple[int, ...] = ()  # devices this engine may use; more than one means tensor parallel
+    gpu_indices: tuple[int, ...] = ()  # GPUs this engine may use, unused on a CPU; several means tensor parallel
     threads: int | None = None  # CPU threads of the computing process; None: all the process may use
     dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
     adapters_in_batch_max: int = 4
@@ -95,6 +96,12 @@ class EngineSettings:
     chunk_interval_s: float = 0.02  # tokens that arrive within this time travel in one chunk
     start_timeout_s: float = 600.0
     stop_grace_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.adapters_known_max < self.adapters_resident_max:
+            raise ValueError("adapters_known_max is less than adapters_resident_max")
+        if not 1 <= self.adapter_rank_max <= RANK_MAX:
+            raise ValueError(f"adapter_rank_max must be between 1 and {RANK_MAX}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ from services.inference.engines.prompt import PromptRenderer
 
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_CPU_KV_CACHE_BYTES = 1 << 30
 _LIVENESS_POLL_S = 0.2
 _CPU_LORA = "services.inference.engines.vllm.CpuLora"
 # vLLM reads its thread count and socket folder from the environment while it starts, so starts take turns.
@@ -282,7 +283,8 @@ def _engine_args(
     model_path: Path, settings: EngineSettings, config: dict[str, Any], context_tokens_max: int
 ) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
-    devices = max(1, len(settings.gpu_indices))
+    devices = 1 if cpu else max(1, len(settings.gpu_indices))
+    kv_cache_bytes = _CPU_KV_CACHE_BYTES if cpu and settings.kv_cache_bytes is None else settings.kv_cache_bytes
     arguments: dict[str, Any] = {
         "model": str(model_path),
         "trust_remote_code": False,
@@ -292,7 +294,7 @@ def _engine_args(
         "dtype": "float32" if cpu and settings.dtype == "auto" else settings.dtype,
         "max_model_len": context_tokens_max,
         "max_num_seqs": settings.sequences_max,
-        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "kv_cache_memory_bytes": kv_cache_bytes,
         "gpu_memory_utilization": settings.gpu_memory_fraction,
         "enforce_eager": cpu,
         "disable_log_stats": True,
