@@ -5,7 +5,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check unit protos protos-check lint format types imports compose-test clean bench-start bench-edge
+.PHONY: help demo up test check unit protos protos-check lint format types imports compose-env compose-test clean bench-start bench-edge
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ protos-check: $(BUF)
 
 protos-baseline: $(VENV)/.ready $(BUF) ## Accept today's contracts as released: later changes must stay compatible with them
 	@$(PY) scripts/gen_protos.py --googleapis build/googleapis && $(BUF) build -o protos/baseline.binpb
+
+compose-env: ## Make deploy/.env with random secrets, or complete it
+	@python3 -m deploy.compose_env
 
 compose-test: $(VENV)/.ready ## The main job through docker compose (needs a Docker Engine)
 	@$(PY) -m pytest -q -m compose tests/mesh

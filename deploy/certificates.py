@@ -1,0 +1,44 @@
+"""Hands each service its own certificate: `python -m deploy.certificates --authority A --out O name...`.
+
+The authority and all keys lie in A; O/<name>/ gets ca.pem, <name>.pem and <name>.key and nothing else, so that a service
+that is broken into can speak as itself only. What is valid stays.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from chassis import pki
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m deploy.certificates", description=__doc__)
+    parser.add_argument("--authority", type=Path, required=True, help="folder of the authority and of all keys")
+    parser.add_argument("--out", type=Path, required=True, help="folder with one folder per service")
+    parser.add_argument("names", nargs="+", help="service names")
+    options = parser.parse_args(arguments)
+    pki.create_authority(options.authority)
+    for name in options.names:
+        pki.issue(options.authority, name)
+        hand_over(options.authority, name, options.out / name)
+    return 0
+
+
+def hand_over(authority: Path, name: str, folder: Path) -> None:
+    """Copies what changed. Readable by the owner only; a reader sees the old file or the new one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for file in (f"{pki.AUTHORITY}.pem", f"{name}.pem", f"{name}.key"):
+        content, target = (authority / file).read_bytes(), folder / file
+        if target.exists() and target.read_bytes() == content:
+            continue
+        partial = target.with_name(f".{file}.partial")
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as copy:
+            copy.write(content)
+        partial.replace(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Compose runs the same mesh as the launcher: one table of services, one set of variables. No Docker is needed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import compose_env
+from deploy.local.broker import Broker
+from deploy.local.environment import Facts, environment_of, listeners
+from deploy.local.table import NATS, POSTGRES, SERVICES, Service
+
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+GPU: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
+CERTIFICATES = "certificates"
+
+# What the launcher needs no word for: the image says it, or compose has a knob that the launcher has as an option.
+ONLY_LAUNCHER = {"PYTHONUNBUFFERED"}
+OF_THE_BUS = {"FINEMESH_NATS_URL", "FINEMESH_STREAM_SIZE_BYTES_MAX"}
+ONLY_COMPOSE = {"FINEMESH_LOG_LEVEL", "FINEMESH_OTLP_ENDPOINT", "FINEMESH_TRAINER_ADVERTISED_ADDRESS"}
+
+each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+
+
+def described(service: Service) -> dict[str, Any]:
+    found: dict[str, Any] = COMPOSE["services"][service.name]
+    return found
+
+
+def launched(service: Service) -> dict[str, str]:
+    keys = [POSTGRES, NATS, *(key for peer in SERVICES for key in listeners(peer, 0))]
+    facts = Facts(
+        ports={key: 20_000 + number for number, key in enumerate(keys)},
+        database_urls={peer.name: f"postgresql://{peer.name}:secret@host/finemesh" for peer in SERVICES},
+        nats_url="nats://secret@host:4222",
+        tls_dir=Path("/tls"),
+        artifacts_dir=Path("/artifacts"),
+        data_dir=Path("/data"),
+        engine="vllm" if service.name == "inference" else None,
+        log_format="json",
+    )
+    return environment_of(service, 0, SERVICES, facts)
+
+
+def test_same_services() -> None:
+    assert set(COMPOSE["services"]) == {POSTGRES, NATS, CERTIFICATES, *(service.name for service in SERVICES)}
+
+
+@each_service
+def test_same_program(service: Service) -> None:
+    assert described(service)["command"] == ["python", "-m", service.module]
+
+
+@each_service
+def test_same_needs(service: Service) -> None:
+    needs = dict(described(service)["depends_on"])
+    assert needs.pop(CERTIFICATES) == {"condition": "service_completed_successfully"}
+    assert needs == {name: {"condition": "service_healthy"} for name in service.needs}
+
+
+@each_service
+def test_same_variables(service: Service) -> None:
+    expected = set(launched(service)) - ONLY_LAUNCHER
+    if NATS not in service.needs:
+        expected -= OF_THE_BUS
+    assert set(described(service)["environment"]) - ONLY_COMPOSE == expected
+
+
+@each_service
+def test_addresses_meet(service: Service) -> None:
+    """Everybody looks for a service where it listens, and every door of it has a port of its own."""
+    environment = described(service)["environment"]
+    listens = environment[f"{service.env_prefix}LISTEN_ADDRESS"]
+    port = listens.rpartition(":")[2]
+    assert {described(peer)["environment"][f"{service.env_prefix}ADDRESS"] for peer in SERVICES} == {
+        f"{service.name}:{port}"
+    }
+    doors = [environment[f"{service.env_prefix}{door}_ADDRESS"] for door in service.doors]
+    assert len({listens, *doors}) == 1 + len(doors)
+    published = {entry.rpartition(":")[2] for entry in described(service).get("ports", [])}
+    assert published == {door.rpartition(":")[2] for door in doors}
+
+
+@each_service
+def test_database_url_is_its_own_role(service: Service) -> None:
+    url = described(service)["environment"].get(f"{service.env_prefix}DATABASE_URL")
+    password = f"${{{service.env_prefix}DATABASE_PASSWORD}}"
+    assert url == (f"postgresql://{service.name}:{password}@postgres:5432/finemesh" if service.database else None)
+
+
+@each_service
+def test_health_is_asked_of_itself(service: Service) -> None:
+    assert described(service)["healthcheck"]["test"] == ["CMD", "python", "-m", "deploy.healthcheck", service.name]
+
+
+@each_service
+def test_certificates_reach_their_owner_only(service: Service) -> None:
+    volume = f"{service.name}-tls"
+    holders = {name for name, other in COMPOSE["services"].items() if any(volume in v for v in other["volumes"])}
+    assert holders == {service.name, CERTIFICATES}
+    assert f"{volume}:/etc/finemesh/tls:ro" in described(service)["volumes"]
+    issued = COMPOSE["services"][CERTIFICATES]
+    assert service.name in issued["command"]
+    assert f"{volume}:/var/lib/finemesh/certificates/{service.name}" in issued["volumes"]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_nothing_has_rights_that_it_does_not_need(name: str) -> None:
+    container = COMPOSE["services"][name]
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert container["read_only"] is True
+    assert "mem_limit" in container
+    assert "pids_limit" in container
+    assert "cap_add" not in container or name == POSTGRES
+    assert "ports" not in container or name == "gateway"
+    assert "privileged" not in container
+
+
+def test_only_stateful_services_reach_the_database() -> None:
+    assert COMPOSE["networks"]["data"] == {"internal": True}
+    for service in SERVICES:
+        assert ("data" in described(service)["networks"]) == bool(service.needs)
+
+
+def test_database_roles_are_those_with_a_database() -> None:
+    script = (DEPLOY / "postgres/roles.sh").read_text()
+    roles = re.search(r"for role in ([a-z ]+);", script)
+    assert roles is not None
+    assert roles[1].split() == [service.name for service in SERVICES if service.database]
+    passwords = {f"{service.env_prefix}DATABASE_PASSWORD" for service in SERVICES if service.database}
+    assert passwords < set(COMPOSE["services"][POSTGRES]["environment"])
+
+
+def test_bus_is_as_durable_as_the_launcher_makes_it() -> None:
+    ours = (DEPLOY / "nats/finemesh.conf").read_text()
+    launched_conf = Broker(folder=Path("/data"), port=4222, token="secret").configuration()
+    for conf in (ours, launched_conf):
+        assert "sync_interval: always" in conf
+        assert "token:" in conf
+        for listener in ("http", "https", "websocket", "mqtt", "leafnodes"):
+            assert not re.search(rf"^\s*{listener}\b", conf, re.MULTILINE)
+
+
+def test_gpu_override_names_services_of_the_table() -> None:
+    assert set(GPU["services"]) == {"trainer", "inference"}
+    for name, container in GPU["services"].items():
+        assert container["build"]["args"] == {"ACCELERATOR": "cuda"}
+        assert container["image"] != COMPOSE["services"][name]["image"]
+        (device,) = container["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def variables(text: str) -> dict[str, str]:
+    """Name -> what follows it inside of the braces: `:-default`, `:?message` or nothing."""
+    return {name: rest for name, rest in sorted(re.findall(r"\$\{([A-Z_]+)([^}]*)\}", text))}
+
+
+def test_example_explains_every_variable() -> None:
+    used = variables((DEPLOY / "compose.yaml").read_text()) | variables((DEPLOY / "compose.gpu.yaml").read_text())
+    explained = re.findall(r"^#?([A-Z_]+)=", (DEPLOY / "env.example").read_text(), re.MULTILINE)
+    assert sorted(explained) == sorted(used)
+
+
+def test_secrets_are_required_and_have_no_value_in_any_file() -> None:
+    required = {name for name, rest in variables((DEPLOY / "compose.yaml").read_text()).items() if ":?" in rest}
+    empty = set(re.findall(r"^([A-Z_]+)=$", (DEPLOY / "env.example").read_text(), re.MULTILINE))
+    assert required == empty
+    assert all(name.endswith(("PASSWORD", "TOKEN")) for name in required)
+
+
+def test_env_is_filled_once_and_kept() -> None:
+    numbers = iter(range(100))
+    example = "# Why.\nA_PASSWORD=\n#OPTION=1\nB_TOKEN=\n"
+    text, made = compose_env.filled(example, "", lambda: f"s{next(numbers)}")
+    assert (text, made) == ("# Why.\nA_PASSWORD=s0\n#OPTION=1\nB_TOKEN=s1\n", ["A_PASSWORD", "B_TOKEN"])
+    assert compose_env.filled(example, text, lambda: "never") == (text, [])
+    more, made = compose_env.filled(f"{example}C_TOKEN=\n", text, lambda: "new")
+    assert (more, made) == (f"{text}C_TOKEN=new\n", ["C_TOKEN"])
+
+
+def test_env_file_is_private(tmp_path: Path) -> None:
+    target = tmp_path / ".env"
+    assert compose_env.main(["--out", str(target)]) == 0
+    assert target.stat().st_mode & 0o077 == 0
+    first = target.read_text()
+    secrets = re.findall(r"^[A-Z_]+=([0-9a-f]{48})$", first, re.MULTILINE)
+    assert len(secrets) == len(set(secrets)) == 6
+    compose_env.main(["--out", str(target)])
+    assert target.read_text() == first
