@@ -1,0 +1,185 @@
+"""The services around the scheduler, scripted: files, models, analysis, prices and holds, as their contracts promise them."""
+
+from dataclasses import dataclass, field
+
+from chassis.errors import DomainError, NotFound, Unavailable
+from chassis.identity import current_caller
+from chassis.process import Process
+from chassis.server import ServerBuilder
+from finemesh.artifacts.v1 import (
+    artifact_pb2,
+    file_artifact_service_pb2,
+    file_artifact_service_pb2_grpc,
+    model_artifact_service_pb2,
+    model_artifact_service_pb2_grpc,
+)
+from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, money_pb2
+from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
+from tests.harness.fixtures import SettingsFactory
+
+BASE = "finemesh/demo-llama"
+NANOS_PER_TOKEN = 1000
+
+
+@dataclass(kw_only=True)
+class Script:
+    """What the peers know and how they fail; a test changes it as it goes."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    token_count: int = 1000
+    analysis_error: DomainError | None = None
+    analyses: int = 0
+    hold_error: DomainError | None = None
+    holds: dict[str, str] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+    price_callers: list[str] = field(default_factory=list)
+    context_tokens_max: int = 2048
+    parameter_count: int = 1_000_000
+
+
+class Files(file_artifact_service_pb2_grpc.FileArtifactServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def ResolveFile(
+        self, request: file_artifact_service_pb2.ResolveFileRequest, context: object
+    ) -> file_artifact_service_pb2.ResolveFileResponse:
+        sha256 = self.script.files.get(request.name)
+        if sha256 is None or f"projects/{current_caller().tenant}/" not in request.name:
+            raise NotFound("NOT_FOUND", f"there is no file {request.name}")
+        file = artifact_pb2.ArtifactFile(path="", size_bytes=10, sha256=sha256)
+        return file_artifact_service_pb2.ResolveFileResponse(
+            artifact=artifact_pb2.Artifact(key=f"files/{request.name}", files=[file]),
+            format="conversation",
+            line_count=3,
+        )
+
+
+class Models(model_artifact_service_pb2_grpc.ModelArtifactServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def ResolveBaseModel(
+        self, request: model_artifact_service_pb2.ResolveBaseModelRequest, context: object
+    ) -> model_artifact_service_pb2.ResolveBaseModelResponse:
+        if request.model_id != BASE:
+            raise NotFound("MODEL_UNKNOWN", f"there is no base model {request.model_id}")
+        return model_artifact_service_pb2.ResolveBaseModelResponse(
+            artifact=artifact_pb2.Artifact(key="base/demo/rv_base/"),
+            revision="rv_base",
+            parameter_count=self.script.parameter_count,
+            context_tokens_max=self.script.context_tokens_max,
+            adapter_rank_max=64,
+        )
+
+
+class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def AnalyzeDataset(
+        self, request: dataset_service_pb2.AnalyzeDatasetRequest, context: object
+    ) -> dataset_service_pb2.AnalyzeDatasetResponse:
+        self.script.analyses += 1
+        if self.script.analysis_error is not None:
+            raise self.script.analysis_error
+        return dataset_service_pb2.AnalyzeDatasetResponse(
+            example_count=3, token_count=self.script.token_count, labelled_token_count=500, plan_sha256="plan"
+        )
+
+
+class Billing(billing_service_pb2_grpc.BillingServiceServicer, hold_service_pb2_grpc.HoldServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def EstimatePrice(
+        self, request: billing_service_pb2.EstimatePriceRequest, context: object
+    ) -> billing_service_pb2.EstimatePriceResponse:
+        self.script.price_callers.append(current_caller().account)
+        return _price(request)
+
+    async def GetBalance(
+        self, request: billing_service_pb2.GetBalanceRequest, context: object
+    ) -> billing_service_pb2.GetBalanceResponse:
+        return billing_service_pb2.GetBalanceResponse(balance=money_pb2.Balance(available_nanos_usd=77))
+
+    async def CreateHold(
+        self, request: hold_service_pb2.CreateHoldRequest, context: object
+    ) -> hold_service_pb2.CreateHoldResponse:
+        if self.script.hold_error is not None:
+            raise self.script.hold_error
+        hold_id = self.script.holds.setdefault(request.resource, f"hold_{len(self.script.holds)}")
+        return hold_service_pb2.CreateHoldResponse(hold_id=hold_id, quote=_price(request.price))
+
+    async def ReleaseHold(
+        self, request: hold_service_pb2.ReleaseHoldRequest, context: object
+    ) -> hold_service_pb2.ReleaseHoldResponse:
+        self.script.released.append(request.resource)
+        return hold_service_pb2.ReleaseHoldResponse()
+
+
+def _price(request: billing_service_pb2.EstimatePriceRequest) -> billing_service_pb2.EstimatePriceResponse:
+    tokens = request.training_tokens * request.epochs + request.validation_tokens * request.epochs * request.evaluations
+    return billing_service_pb2.EstimatePriceResponse(
+        total_nanos_usd=tokens * NANOS_PER_TOKEN,
+        price_book_version="test-1",
+        terms=[
+            billing_service_pb2.PriceTerm(
+                description="tokens", quantity=tokens, nanos_usd_per_million=10**9, amount_nanos_usd=tokens * 1000
+            )
+        ],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    gateway: int
+    billing: int
+    inference: int
+    trainer: int
+
+
+async def serve_peers(process: Process, make_settings: SettingsFactory, script: Script) -> Ports:
+    """One server per peer, each with the certificate of the service that it stands for."""
+
+    def builder(name: str) -> ServerBuilder:
+        return ServerBuilder(process, make_settings(name), trusted_forwarders={"scheduler"})
+
+    gateway, billing, inference, trainer = (builder(name) for name in ("gateway", "billing", "inference", "trainer"))
+    allow = {"scheduler"}
+    gateway.add(
+        file_artifact_service_pb2_grpc.add_FileArtifactServiceServicer_to_server,
+        Files(script),
+        "finemesh.artifacts.v1.FileArtifactService",
+        allow,
+    )
+    inference.add(
+        model_artifact_service_pb2_grpc.add_ModelArtifactServiceServicer_to_server,
+        Models(script),
+        "finemesh.artifacts.v1.ModelArtifactService",
+        allow,
+    )
+    trainer.add(
+        dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+        Datasets(script),
+        "finemesh.datasets.v1.DatasetService",
+        allow,
+    )
+    both = Billing(script)
+    billing.add(
+        billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
+        both,
+        "finemesh.billing.v1.BillingService",
+        allow,
+    )
+    billing.add(hold_service_pb2_grpc.add_HoldServiceServicer_to_server, both, "finemesh.holds.v1.HoldService", allow)
+    return Ports(
+        gateway=await gateway.start(),
+        billing=await billing.start(),
+        inference=await inference.start(),
+        trainer=await trainer.start(),
+    )
+
+
+AWAY = Unavailable("DEPENDENCY_UNAVAILABLE", "away for a test")

@@ -1,0 +1,245 @@
+"""What users ask and what they are told: quotes, refusals with every violation, idempotency, walls between projects."""
+
+import asyncio
+
+import pytest
+
+from chassis.channel import open_channel
+from chassis.errors import (
+    AlreadyExists,
+    DomainError,
+    FailedPrecondition,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from chassis.identity import acting_as
+from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
+from tests.contract.scheduler.peers import AWAY
+from tests.contract.scheduler.world import OWNER, STRANGER, World, state_name
+
+_pb = tuning_service_pb2
+
+
+async def quote(world: World, spec: tuning_job_pb2.TuningSpec) -> _pb.QuoteTuningJobResponse:
+    with acting_as(OWNER):
+        response: _pb.QuoteTuningJobResponse = await world.tuning.QuoteTuningJob(_pb.QuoteTuningJobRequest(spec=spec))
+    return response
+
+
+async def listed(world: World) -> int:
+    with acting_as(OWNER):
+        return len((await world.tuning.ListTuningJobs(_pb.ListTuningJobsRequest(page_size=1000))).tuning_jobs)
+
+
+async def test_a_quote_is_what_the_job_is_held_at_and_counts_once(world: World) -> None:
+    async with world.agent():
+        spec = world.spec(hyperparameters=tuning_job_pb2.Hyperparameters(epochs=3))
+        analyses = world.script.analyses
+        quoted = await quote(world, spec)
+        assert quoted.total_nanos_usd == 3_000_000
+        assert quoted.available_nanos_usd == 77
+        assert quoted.counts.training_tokens == 1000
+        assert quoted.spec.hyperparameters.batch_size == 8
+        assert sum(term.amount_nanos_usd for term in quoted.terms) == quoted.total_nanos_usd
+        assert world.script.price_callers[-1] == "org_a"
+        name = await world.create(spec)
+        job = await world.when(name, lambda job: job.quoted_nanos_usd > 0)
+        assert job.quoted_nanos_usd == quoted.total_nanos_usd
+        assert job.counts == quoted.counts
+        assert world.script.analyses == analyses + 1
+        await world.cancel(name)
+
+
+async def test_every_violation_of_a_spec_at_once_and_nothing_stored(world: World) -> None:
+    before = await listed(world)
+    spec = world.spec(
+        output_name="Not Good",
+        lora=tuning_job_pb2.LoraTraining(rank=1000),
+        hyperparameters=tuning_job_pb2.Hyperparameters(epochs=-1, learning_rate=float("nan"), batch_size=10**9),
+    )
+    with pytest.raises(InvalidArgument) as refused:
+        await world.create(spec)
+    assert {violation.field for violation in refused.value.violations} == {
+        "spec.output_name",
+        "spec.lora.rank",
+        "spec.hyperparameters.epochs",
+        "spec.hyperparameters.learning_rate",
+        "spec.hyperparameters.batch_size",
+    }
+    assert await listed(world) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind", "reason"),
+    [
+        ("base_model", "nobody/knows", NotFound, "MODEL_UNKNOWN"),
+        ("training_file", "projects/proj_a/files/gone", NotFound, "NOT_FOUND"),
+        ("training_file", "projects/proj_b/files/theirs", NotFound, "NOT_FOUND"),
+        ("validation_file", "projects/proj_a/files/gone", NotFound, "NOT_FOUND"),
+        ("training_file", "not a name", InvalidArgument, "INVALID_FIELD"),
+    ],
+)
+async def test_bad_references_are_refused_at_once(
+    world: World, field: str, value: str, kind: type[DomainError], reason: str
+) -> None:
+    before = await listed(world)
+    spec = world.spec()
+    setattr(spec, field, value)
+    with pytest.raises(kind) as refused:
+        await world.create(spec)
+    assert refused.value.reason == reason
+    assert f"spec.{field}" in refused.value.message
+    assert await listed(world) == before
+
+
+async def test_a_job_larger_than_any_node_is_refused(world: World) -> None:
+    async with world.agent(devices=2):
+        with pytest.raises(FailedPrecondition) as refused:
+            await world.create(world.spec(gpu_count=64))
+        assert refused.value.reason == "JOB_TOO_LARGE"
+        assert refused.value.metadata["requested"] == "64 GPUs on one node"
+        assert refused.value.metadata["largest"].startswith("2 of type cpu")
+        with pytest.raises(FailedPrecondition):
+            await quote(world, world.spec(gpu_count=64))
+
+
+async def test_the_same_request_makes_one_job(world: World) -> None:
+    spec = world.spec()
+    names = await asyncio.gather(*(world.create(spec, "same-1") for _ in range(5)))
+    assert len(set(names)) == 1
+    changed = tuning_job_pb2.TuningSpec()
+    changed.CopyFrom(spec)
+    changed.hyperparameters.epochs = 7
+    with pytest.raises(AlreadyExists) as refused:
+        await world.create(changed, "same-1")
+    assert refused.value.reason == "REQUEST_ID_REUSED"
+    await world.cancel(names[0])
+    assert await world.create(spec, "same-1") == names[0]
+
+
+async def test_a_taken_output_name_is_named(world: World) -> None:
+    name = await world.create(world.spec(output_name="taken"))
+    with pytest.raises(AlreadyExists) as refused:
+        await world.create(world.spec(output_name="taken"))
+    assert refused.value.reason == "ALREADY_EXISTS"
+    assert refused.value.violations[0].field == "spec.output_name"
+    await world.cancel(name)
+    await world.cancel(await world.create(world.spec(output_name="taken")))
+
+
+async def test_a_foreign_project_is_a_wall(world: World) -> None:
+    name = await world.create()
+    with pytest.raises(NotFound):
+        await world.get(name, STRANGER)
+    with pytest.raises(NotFound):
+        await world.cancel(name, STRANGER)
+    with acting_as(STRANGER):
+        for call, request in (
+            (world.tuning.ListTuningJobEvents, _pb.ListTuningJobEventsRequest(parent=name)),
+            (world.tuning.ListCheckpoints, _pb.ListCheckpointsRequest(parent=name)),
+            (world.tuning.ListTuningJobs, _pb.ListTuningJobsRequest(parent="projects/proj_a")),
+            (world.tuning.CreateTuningJob, _pb.CreateTuningJobRequest(parent="projects/proj_a", spec=world.spec())),
+        ):
+            with pytest.raises(NotFound):
+                await call(request)
+        with pytest.raises(NotFound):
+            async for _ in world.tuning.WatchTuningJob(_pb.WatchTuningJobRequest(name=name)):
+                pass
+        assert (await world.tuning.ListTuningJobs(_pb.ListTuningJobsRequest())).tuning_jobs == []
+    theirs = name.replace("proj_a", "proj_b")
+    with pytest.raises(NotFound):
+        await world.get(theirs, STRANGER)
+    await world.cancel(name)
+
+
+async def test_jobs_are_listed_in_pages(world: World) -> None:
+    names = [await world.create() for _ in range(3)]
+    found: list[str] = []
+    token = ""
+    with acting_as(OWNER):
+        while True:
+            page = await world.tuning.ListTuningJobs(_pb.ListTuningJobsRequest(page_size=2, page_token=token))
+            found += [job.name for job in page.tuning_jobs]
+            token = page.next_page_token
+            if not token:
+                break
+        with pytest.raises(InvalidArgument):
+            await world.tuning.ListTuningJobs(_pb.ListTuningJobsRequest(page_token="bogus"))
+    assert found[:3] == list(reversed(names))
+    assert len(found) == len(set(found))
+    for name in names:
+        await world.cancel(name)
+
+
+async def test_too_little_credit_fails_the_job_with_the_shortfall(world: World) -> None:
+    world.script.hold_error = FailedPrecondition(
+        "BALANCE_INSUFFICIENT", "the balance lacks $1.00; add credit", metadata={"shortfall_nanos_usd": "1000000000"}
+    )
+    async with world.agent():
+        job = await world.until(await world.create(), "FAILED")
+    assert job.error.reason == "BALANCE_INSUFFICIENT"
+    assert job.error.metadata["shortfall_nanos_usd"] == "1000000000"
+    assert not job.error.platform_fault
+
+
+async def test_faulty_lines_fail_the_job_and_are_named(world: World) -> None:
+    world.script.analysis_error = InvalidArgument(
+        "DATASET_INVALID",
+        "the dataset has errors",
+        violations=[FieldViolation("line 12: $.messages[0].role", "must be system, user or assistant")],
+    )
+    async with world.agent():
+        job = await world.until(await world.create(), "FAILED")
+        with pytest.raises(InvalidArgument) as refused:
+            await quote(world, world.spec())
+    assert job.error.reason == "DATASET_INVALID"
+    assert "line 12: $.messages[0].role: must be system, user or assistant" in job.error.message
+    assert refused.value.violations[0].field == "line 12: $.messages[0].role"
+
+
+@pytest.mark.parametrize("which", ["trainer", "billing", "defect"])
+async def test_a_peer_that_is_away_is_waited_for(world: World, which: str) -> None:
+    if which == "trainer":
+        world.script.analysis_error = AWAY
+    else:
+        world.script.hold_error = AWAY if which == "billing" else Internal("INTERNAL", "a defect")
+    async with world.agent() as agent:
+        name = await world.create()
+        waiting = await world.when(name, lambda job: "waits for" in job.queue.waiting_for)
+        assert state_name(waiting) == "VALIDATING"
+        world.script.analysis_error = world.script.hold_error = None
+        job = await world.until(name, "QUEUED", "STARTING")
+        assert "waits for" not in job.queue.waiting_for
+        assignment = await agent.assignment()
+        await world.cancel(name)
+        await agent.stop(assignment, 0)
+        await world.until(name, "CANCELLED")
+
+
+async def test_a_hold_whose_answer_came_too_late_is_released(world: World) -> None:
+    world.script.hold_error = AWAY
+    async with world.agent():
+        name = await world.create()
+        await world.when(name, lambda job: "waits for billing" in job.queue.waiting_for)
+        await world.cancel(name)
+        async with asyncio.timeout(20):
+            while name not in world.script.released:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_quote_without_a_trainer_says_so(world: World) -> None:
+    world.script.analysis_error = AWAY
+    with pytest.raises(Unavailable):
+        await quote(world, world.spec())
+
+
+async def test_only_the_gateway_may_speak_for_users(world: World) -> None:
+    channel = open_channel(world.make_settings("trainer"), world.target, "scheduler")
+    stub = tuning_service_pb2_grpc.TuningServiceStub(channel)
+    with pytest.raises(PermissionDenied), acting_as(OWNER):
+        await stub.ListTuningJobs(_pb.ListTuningJobsRequest())
+    await channel.close()
