@@ -4,11 +4,10 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deploy.local.output import Output
 
@@ -41,15 +40,13 @@ class Child:
     @classmethod
     async def start(cls, command: Command, output: Output) -> "Child":
         process = await asyncio.create_subprocess_exec(
-            *_tied_to_launcher(command.death_signal),
-            *command.arguments,
+            *launched(command.arguments, user=command.user, death_signal=command.death_signal),
             cwd=command.folder,
             env={**os.environ, **command.environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            **run_as(command.user),
         )
         return cls(command, process, output)
 
@@ -90,15 +87,16 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def run_as(user: str | None) -> dict[str, Any]:
-    """Arguments of a subprocess that give up our rights for those of a system user; none for ourselves."""
-    return {} if user is None else {"user": user, "group": user, "extra_groups": ()}
+def launched(arguments: Sequence[str], *, user: str | None, death_signal: signal.Signals) -> list[str]:
+    """The command line behind a helper that gives up our rights for those of `user`, and that makes the kernel signal
+    the process when the launcher dies, which only Linux can do.
 
-
-def _tied_to_launcher(number: signal.Signals) -> tuple[str, ...]:
-    """A prefix that makes the kernel signal the process when its parent dies. Only Linux has that.
-
-    A helper program and not a hook between fork and exec: the launcher has threads, in which such hooks deadlock.
+    A helper program and not code between fork and exec: the launcher has threads, in which such code deadlocks.
     """
     setpriv = shutil.which("setpriv")
-    return () if setpriv is None else (setpriv, "--pdeathsig", number.name.removeprefix("SIG"), "--")
+    if setpriv is None:
+        if user is not None:
+            raise RuntimeError("setpriv (of util-linux) is missing, so PostgreSQL cannot be run as another user")
+        return list(arguments)
+    rights = () if user is None else ("--reuid", user, "--regid", user, "--clear-groups")
+    return [setpriv, *rights, "--pdeathsig", death_signal.name.removeprefix("SIG"), "--", *arguments]

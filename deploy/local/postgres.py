@@ -18,7 +18,7 @@ from pathlib import Path
 
 import asyncpg
 
-from deploy.local.child import Command, run_as
+from deploy.local.child import Command, launched
 from deploy.local.ports import HOST
 
 DATABASE = "finemesh"
@@ -67,7 +67,7 @@ class Postgres:
             return
         password_file = await asyncio.to_thread(self._write_password)
         try:
-            process = await asyncio.create_subprocess_exec(
+            arguments = (
                 str(programs() / "initdb"),
                 f"--pgdata={self.folder}",
                 f"--username={SUPERUSER}",
@@ -78,11 +78,13 @@ class Postgres:
                 "--no-instructions",
                 # A machine that loses power during the very first start makes its cluster again.
                 "--no-sync",
+            )
+            process = await asyncio.create_subprocess_exec(
+                *launched(arguments, user=_system_user(), death_signal=signal.SIGKILL),
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                **run_as(_system_user()),
             )
             said, _ = await _to_its_end(process)
         finally:

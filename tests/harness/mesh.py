@@ -64,8 +64,15 @@ class Mesh:
     validation_file: str
 
     def spec(self, output_name: str, **hyperparameters: object) -> pb.TuningSpec:
-        """A job of 60 steps with twelve checkpoints and six evaluations."""
-        given = {"epochs": 6, "evaluations": 1, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_interval_steps": 5}
+        """About 60 steps with twelve checkpoints and six evaluations; short sequences, so that little is packed."""
+        given = {
+            "epochs": 6,
+            "evaluations": 1,
+            "batch_size": 6,
+            "learning_rate": 1e-3,
+            "checkpoint_interval_steps": 5,
+            "sequence_tokens_max": 64,
+        }
         return pb.TuningSpec(
             base_model=BASE,
             training_file=self.training_file,

@@ -65,7 +65,10 @@ class PostgresServer(Server):
         await self._on("postgres", f"DROP ROLE {name}")
 
     async def _on(self, database: str, statement: str) -> None:
-        connection = await asyncpg.connect(self.cluster.url(database=database))
+        try:
+            connection = await asyncpg.connect(self.cluster.url(database=database))
+        except OSError as error:
+            raise AssertionError(f"PostgreSQL is gone; its last lines:\n{self._output.tail()}") from error
         try:
             await connection.execute(statement)
         finally:
