@@ -140,11 +140,16 @@ class Serving:
                         last = chunk
                         if chunk.finish_reason is not None:
                             metered = True
-                            await self._meter.record(self._usage(call, chunk))
+                            await self._record(call, chunk)
                         yield chunk
             finally:
                 if last is not None and not metered:
-                    await self._meter.record(self._usage(call, last))
+                    await self._record(call, last)
+
+    async def _record(self, call: Call, chunk: Chunk) -> None:
+        """Meters a call, unless a dedicated endpoint answered it: its minutes pay for every token."""
+        if not call.target.engine.owner:
+            await self._meter.record(self._usage(call, chunk))
 
     def _limit(self, call: Call, prompt_tokens: int, context_tokens_max: int) -> int:
         """The answer's limit: what was asked for, else the default within what the context leaves."""

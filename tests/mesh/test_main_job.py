@@ -204,7 +204,7 @@ async def test_too_little_credit_fails_the_job_with_the_shortfall(mesh: Mesh, tm
         for _ in range(500)
     ]
     file = await mesh.client.files.upload(write_rows(tmp_path / "dear.jsonl", rows))
-    spec = mesh.spec("dear", epochs=100)
+    spec = mesh.spec("dear", epochs=100, sequence_tokens_max=512)
     spec.training_file = file.name
     quote = await mesh.client.jobs.quote(spec)
     if quote.total_nanos_usd <= balance.available_nanos_usd:

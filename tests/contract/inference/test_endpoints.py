@@ -17,6 +17,7 @@ from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.contract.inference.conftest import BASE, World
+from tests.contract.inference.test_chat import metered
 
 
 async def reaches(world: World, name: str, state: str) -> endpoint_pb2.Endpoint:
@@ -60,6 +61,8 @@ async def test_a_whole_life_with_chat_minutes_stop_and_delete(world: World) -> N
             )
         )
         assert answer.usage.output_tokens <= 4
+        # Its minutes pay for the tokens: a second record would bill them twice.
+        assert answer.generation_id not in await metered(world)
         await asyncio.sleep(0.5)
         with pytest.raises(FailedPrecondition) as refused:
             await stub.DeleteEndpoint(endpoints.DeleteEndpointRequest(name=made.name))
