@@ -1,0 +1,138 @@
+"""Workers' claims on jobs: one at a time, taken over when they run out, and a late answer changes nothing."""
+
+import asyncio
+from types import SimpleNamespace
+
+from chassis.clock import SystemClock
+from chassis.errors import Internal, Unavailable
+from finemesh.billing.v1 import billing_service_pb2
+from finemesh.holds.v1 import hold_service_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.domain import JobRef
+from services.scheduler.lifecycle import JobState, JobTransition
+from services.scheduler.pipelines.release import Releaser
+from services.scheduler.pipelines.validate import Validator
+from services.scheduler.watch import Hub
+from tests.store.scheduler.world import World
+
+
+class Holds:
+    """Billing's part: waits at `gate` while it holds, when a test wants to act meanwhile."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+        self.error: Exception | None = None
+        self.released: list[str] = []
+
+    async def CreateHold(
+        self, request: hold_service_pb2.CreateHoldRequest, *, timeout: float
+    ) -> hold_service_pb2.CreateHoldResponse:
+        self.asked.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        quote = billing_service_pb2.EstimatePriceResponse(total_nanos_usd=5, price_book_version="b")
+        return hold_service_pb2.CreateHoldResponse(hold_id="hold_1", quote=quote)
+
+    async def ReleaseHold(
+        self, request: hold_service_pb2.ReleaseHoldRequest, *, timeout: float
+    ) -> hold_service_pb2.ReleaseHoldResponse:
+        self.released.append(request.resource)
+        return hold_service_pb2.ReleaseHoldResponse()
+
+
+class Counter:
+    async def counts(self, spec: object, inputs: object) -> tuning_job_pb2.DatasetCounts:
+        return tuning_job_pb2.DatasetCounts(training_tokens=10)
+
+
+def validator(world: World, holds: Holds) -> Validator:
+    peers = SimpleNamespace(holds=holds)
+    settings = world.settings.model_copy(update={"claim_duration_s": 0.3})
+    return Validator(world.store, world.jobs, Counter(), peers, Hub(), SystemClock(), world.ids, settings)
+
+
+def releaser(world: World, holds: Holds) -> Releaser:
+    return Releaser(world.store, SimpleNamespace(holds=holds), SystemClock(), world.ids, world.settings)
+
+
+async def cancel(world: World, ref: JobRef) -> None:
+    async with world.store.writing() as connection:
+        assert await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled") is not None
+
+
+async def test_one_worker_takes_a_job_to_the_queue(world: World) -> None:
+    ref = await world.new_job()
+    holds = Holds()
+    outcomes = await asyncio.gather(*(validator(world, holds).validate_one() for _ in range(4)))
+    assert sum(outcomes) == 1
+    job = await world.job(ref)
+    assert (job.state, job.hold_id, job.quoted_nanos_usd) == (JobState.QUEUED, "hold_1", 5)
+
+
+async def test_a_claim_that_ran_out_is_taken_over_and_the_late_answer_is_dropped(world: World) -> None:
+    ref = await world.new_job()
+    slow, quick = Holds(), Holds()
+    slow.gate.clear()
+    first = asyncio.create_task(validator(world, slow).validate_one())
+    await slow.asked.wait()
+    await world.pool.execute("UPDATE jobs SET claimed_until = $1", world.clock.now())
+    assert await validator(world, quick).validate_one()
+    before = await world.job(ref)
+    assert before.state is JobState.QUEUED
+    slow.gate.set()
+    assert await first
+    assert await world.job(ref) == before
+
+
+async def test_a_cancelled_job_is_dropped_and_its_hold_is_released_once_nobody_asks_for_it(world: World) -> None:
+    ref = await world.new_job()
+    holds = Holds()
+    holds.gate.clear()
+    first = asyncio.create_task(validator(world, holds).validate_one())
+    await holds.asked.wait()
+    await cancel(world, ref)
+    assert not await releaser(world, holds).release_one()
+    assert await first
+    assert (await world.job(ref)).state is JobState.CANCELLED
+    assert await releaser(world, holds).release_one()
+    assert not await releaser(world, holds).release_one()
+    assert holds.released == [f"projects/{ref.project_id}/tuningJobs/{ref.job_id}"]
+
+
+async def test_a_job_that_was_cancelled_before_billing_was_asked_releases_nothing(world: World) -> None:
+    ref = await world.new_job()
+    await cancel(world, ref)
+    assert not await releaser(world, Holds()).release_one()
+
+
+async def test_a_service_that_is_away_postpones_the_job(world: World) -> None:
+    ref = await world.new_job()
+    holds = Holds()
+    holds.error = Unavailable("DEPENDENCY_UNAVAILABLE", "away")
+    for _ in range(world.settings.attempts_max + 5):
+        assert await validator(world, holds).validate_one()
+        assert not await validator(world, holds).validate_one()
+        world.clock.jump(60.0)
+    job = await world.job(ref)
+    assert job.state is JobState.VALIDATING
+    assert job.waiting_message == "waits for billing: away (attempt 15)"
+    holds.error = None
+    await validator(world, holds).validate_one()
+    job = await world.job(ref)
+    assert (job.state, job.waiting_message) == (JobState.QUEUED, "")
+
+
+async def test_a_service_with_a_defect_is_given_up_in_the_end(world: World) -> None:
+    ref = await world.new_job()
+    holds = Holds()
+    holds.error = Internal("INTERNAL", "a defect")
+    while await validator(world, holds).validate_one():
+        world.clock.jump(60.0)
+    job = await world.job(ref)
+    assert job.state is JobState.FAILED
+    assert tuning_job_pb2.JobError.FromString(job.error or b"").platform_fault
+    (ended,) = await world.events("tuning.job.ended", ref)
+    assert ended.usage_record_count == 0
