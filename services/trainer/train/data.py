@@ -164,7 +164,7 @@ def _conversation(line: int, document: dict[str, Any], refuse: Refuse) -> Conver
         refuse("$.messages", f"at most {MESSAGES_MAX} messages")
         return None
     parsed = [_message(index, message, refuse) for index, message in enumerate(messages)]
-    if not any(message is not None and message.role == "assistant" for message in parsed):
+    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
         refuse("$.messages", "at least one message of the role assistant")
         return None
     return Conversation(line=line, messages=tuple(message for message in parsed if message is not None))

@@ -3,8 +3,6 @@
 It knows neither who started it nor who is billed; it tells its events and obeys `stopping`.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,14 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy
-import peft
 import torch
-import transformers
 
-from services.trainer.train.batches import MicroBatch, layout_for, micro_batches
+from services.trainer.train.batches import MicroBatch
 from services.trainer.train.checkpoint import (
-    Identity,
     find_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -30,46 +24,15 @@ from services.trainer.train.evaluate import validation_loss
 from services.trainer.train.events import Emit
 from services.trainer.train.export import write_export
 from services.trainer.train.failures import Failure, Stopped, Violation, user_failure
+from services.trainer.train.inputs import Inputs, batches_of_step, prepare_inputs, validation_batches
+from services.trainer.train.lineage import library_versions, lineage_of
 from services.trainer.train.lora import add_adapter
 from services.trainer.train.model import CausalModel, load_base
 from services.trainer.train.optim import learning_rate_at, make_optimizer, set_learning_rate
 from services.trainer.train.parity import check_parity
-from services.trainer.train.plan import RunPlan, plan_run
 from services.trainer.train.position import Position
-from services.trainer.train.prepare import (
-    Dataset,
-    DatasetRefusal,
-    PrepareSettings,
-    prepare_dataset,
-    resolve_max_seq_length,
-)
 from services.trainer.train.progress import Progress, StepRecord
 from services.trainer.train.spec import LoraTraining, Spec
-from services.trainer.train.tokenizer import ModelFolder, open_model_folder
-
-CODE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """All that is known before the first step."""
-
-    spec: Spec
-    workdir: Path
-    folder: ModelFolder
-    train: Dataset
-    validation: Dataset | None
-    max_seq_length: int
-    plan: RunPlan
-    identity: Identity
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.workdir / "checkpoints"
-
-    @property
-    def validation_tokens(self) -> int:
-        return self.validation.rows.token_count if self.validation else 0
 
 
 @dataclass(kw_only=True)
@@ -135,43 +98,6 @@ def set_up_torch(spec: Spec) -> None:
         )
 
 
-def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
-    folder = open_model_folder(Path(spec.base_model.directory))
-    settings = PrepareSettings(
-        max_seq_length=resolve_max_seq_length(spec.max_seq_length, folder),
-        packing=spec.packing,
-        train_on_inputs=spec.train_on_inputs,
-        template_date=spec.template_date,
-    )
-    train_data = _dataset(Path(spec.train_file), "train", folder, settings, emit)
-    validation = None
-    if spec.validation_file is not None:
-        validation = _dataset(Path(spec.validation_file), "validation", folder, settings, emit)
-    plan = plan_run(
-        train_data.sequences.count,
-        sequences_per_step=spec.sequences_per_step,
-        epochs=spec.epochs,
-        evaluations=spec.evaluations,
-        checkpoints=spec.checkpoints,
-        checkpoint_every_steps=spec.checkpoint_every_steps,
-        seed=spec.seed,
-    )
-    return Inputs(
-        spec=spec,
-        workdir=workdir,
-        folder=folder,
-        train=train_data,
-        validation=validation,
-        max_seq_length=settings.max_seq_length,
-        plan=plan,
-        identity=Identity(
-            spec_digest=spec.digest(),
-            packing_digest=train_data.sequences.digest,
-            base_revision=spec.base_model.revision,
-        ),
-    )
-
-
 def start_run(inputs: Inputs, emit: Emit, stopping: Callable[[], bool]) -> Run:
     """A fresh model, or one restored from the newest whole checkpoint; then `started`."""
     spec = inputs.spec
@@ -187,10 +113,8 @@ def start_run(inputs: Inputs, emit: Emit, stopping: Callable[[], bool]) -> Run:
         emit=emit,
         stopping=stopping,
         progress=Progress(inputs.plan, emit, inputs.train.rows.token_count * spec.epochs, inputs.validation_tokens),
+        validation_batches=validation_batches(inputs),
     )
-    if inputs.validation is not None and spec.evaluations:
-        rows = inputs.validation.rows
-        run.validation_batches = _batches(inputs, rows_of=inputs.validation, indices=list(range(rows.count)))
     model.module.train()
     resumed_from = _resume(run)
     _emit_started(run, resumed_from)
@@ -301,53 +225,9 @@ def export_and_prove(run: Run) -> str:
         files=[asdict(file) for file in files],
         revision=revision,
         parity=asdict(report),
-        lineage=_lineage(run),
+        lineage=lineage_of(inputs, run.position),
     )
     return revision
-
-
-def batches_of_step(inputs: Inputs, step: int) -> tuple[list[MicroBatch], int]:
-    """The micro-batches of a step and how many tokens they hold, pads not counted."""
-    sequences = inputs.train.sequences
-    chosen = inputs.plan.sequences_of_step(step, sequences.count)
-    indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence]]
-    return _batches(inputs, rows_of=inputs.train, indices=indices), int(sequences.token_counts[chosen].sum())
-
-
-def _batches(inputs: Inputs, *, rows_of: Dataset, indices: list[int]) -> list[MicroBatch]:
-    spec = inputs.spec
-    return micro_batches(
-        rows_of.rows,
-        indices,
-        tokens_max=spec.micro_batch_tokens,
-        layout=layout_for(spec.device),
-        device=spec.device,
-    )
-
-
-def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, emit: Emit) -> Dataset:
-    dataset = prepare_dataset(path, name, folder, settings, pack_rows=name == "train")
-    if isinstance(dataset, DatasetRefusal):
-        violations = [
-            Violation(field=f"{name} line {error.line}: {error.path}", description=f"expected {error.expected}")
-            for error in dataset.errors
-        ]
-        raise user_failure("DATASET_INVALID", f"the {name} file has {dataset.error_count} invalid entries", violations)
-    rows = dataset.rows
-    if rows.truncated_rows:
-        emit(
-            "warning",
-            code="ROWS_TRUNCATED",
-            message=f"{rows.truncated_rows} rows of the {name} file are longer than {settings.max_seq_length} tokens "
-            f"and lose their end; the longest has {rows.longest_row_tokens}",
-        )
-    if rows.skipped_rows:
-        emit(
-            "warning",
-            code="ROWS_SKIPPED",
-            message=f"{rows.skipped_rows} rows of the {name} file have no token to train on and are left out",
-        )
-    return dataset
 
 
 def _resume(run: Run) -> Path | None:
@@ -401,7 +281,7 @@ def _emit_started(run: Run, resumed_from: Path | None) -> None:
         total_parameters=total,
         device=spec.device,
         threads=spec.threads,
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -421,29 +301,3 @@ def _metered(position: Position) -> dict[str, int]:
         "train_tokens": position.metered_train_tokens,
         "validation_tokens": position.metered_validation_tokens,
     }
-
-
-def _lineage(run: Run) -> dict[str, Any]:
-    """Where the weights come from, in digests; nothing in it depends on paths or the time of day."""
-    inputs, spec = run.inputs, run.inputs.spec
-    return {
-        "base_model": {"id": spec.base_model.id, "revision": spec.base_model.revision},
-        "train_sha256": inputs.train.sha256,
-        "validation_sha256": inputs.validation.sha256 if inputs.validation else None,
-        "packing_digest": inputs.train.sequences.digest,
-        "tokenizer_sha256": inputs.folder.tokenizer_sha256,
-        "template_sha256": inputs.folder.template_sha256,
-        "spec_digest": spec.digest(),
-        "spec_sha256": hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
-        "seed": spec.seed,
-        "max_seq_length": inputs.max_seq_length,
-        "code_version": CODE_VERSION,
-        "versions": _versions(),
-        "device": spec.device,
-        "threads": spec.threads,
-        **_metered(run.position),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {module.__name__: str(module.__version__) for module in (torch, transformers, peft, numpy)}

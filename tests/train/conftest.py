@@ -1,0 +1,114 @@
+"""Tiny base models and small jobs for the engine, and a way to run the child as the agent does."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.trainer.train.recipe import make
+from services.trainer.train.recipes.shapes import RECIPES
+
+WORDS = "open read write close socket stream event loop task future lock queue file path name".split()
+
+
+def conversations(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Rows of very different lengths, some of two turns, all distinct."""
+    rows = []
+    for number in range(start, start + count):
+        words = [WORDS[(number * 7 + position * 3) % len(WORDS)] for position in range(3 + number * number % 37)]
+        messages = [
+            {"role": "user", "content": f"{number}: {' '.join(words)}"},
+            {"role": "assistant", "content": " ".join(reversed(words[:6]))},
+        ]
+        if number % 3 == 0:
+            messages += [{"role": "user", "content": "again"}, {"role": "assistant", "content": words[0]}]
+        rows.append({"messages": messages})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_kind_of_sum() -> None:
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes each recipe once a session."""
+    root = tmp_path_factory.mktemp("models")
+
+    def get(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            make(RECIPES[name], folder, cache=None)
+        return folder
+
+    return get
+
+
+@pytest.fixture
+def make_job(base_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """A work folder: 24 training and 6 validation rows, 12 steps of 4 rows in 2 epochs, 4 evaluations."""
+
+    def get(name: str = "job", *, model: str = "tiny-llama", **changes: Any) -> Path:
+        workdir = tmp_path / name
+        write_rows(workdir / "inputs" / "train.jsonl", conversations(24))
+        write_rows(workdir / "inputs" / "held.jsonl", conversations(6, start=100))
+        spec = {
+            "job_id": "ft-test",
+            "base_model": {"directory": str(base_model(model)), "id": f"finemesh/{model}", "revision": "rv_test"},
+            "train_file": "inputs/train.jsonl",
+            "validation_file": "inputs/held.jsonl",
+            "training": {"type": "lora", "r": 4, "dropout": 0.1},
+            "epochs": 2,
+            "evaluations": 2,
+            "batch_size": 4,
+            "packing": False,
+            "learning_rate": 5e-3,
+            "warmup_ratio": 0.1,
+            "checkpoint_every_steps": 2,
+            "seed": 3,
+            **changes,
+        }
+        (workdir / "spec.json").write_text(json.dumps(spec))
+        return workdir
+
+    return get
+
+
+@pytest.fixture
+def spawn_child() -> Any:
+    """Starts the child with its standard input held open; kills what is left at the end."""
+    children: list[subprocess.Popen[str]] = []
+
+    def spawn(workdir: Path, *arguments: str) -> "subprocess.Popen[str]":
+        errors = (workdir / "stderr.txt").open("a")
+        child = subprocess.Popen(
+            [sys.executable, "-m", "services.trainer.train.main", *(arguments or ("--workdir", str(workdir)))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        errors.close()
+        children.append(child)
+        return child
+
+    yield spawn
+    for child in children:
+        child.kill()
+        child.wait()

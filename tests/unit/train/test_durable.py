@@ -1,0 +1,58 @@
+"""A folder is whole or absent: half-written ones are never taken for one and are cleared away."""
+
+from pathlib import Path
+
+import pytest
+
+from services.trainer.train.durable import commit_folder, read_whole_folder, remove_unfinished, revision_of
+
+
+def fill(folder: Path) -> None:
+    (folder / "b").mkdir()
+    (folder / "b" / "two.txt").write_text("2")
+    (folder / "one.txt").write_text("1")
+
+
+def test_a_committed_folder_reads_back(tmp_path: Path) -> None:
+    files = commit_folder(tmp_path / "step-1", fill, {"step": 1})
+    assert [(file.path, file.size_bytes) for file in files] == [("b/two.txt", 1), ("one.txt", 1)]
+    assert read_whole_folder(tmp_path / "step-1")["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_failed_write_leaves_the_older_folder(tmp_path: Path) -> None:
+    commit_folder(tmp_path / "x", fill, {})
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("...")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        commit_folder(tmp_path / "x", fail, {})
+    read_whole_folder(tmp_path / "x")
+    assert remove_unfinished(tmp_path) == ["tmp-x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "add", "manifest"])
+def test_any_difference_to_the_manifest_is_seen(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "x"
+    commit_folder(folder, fill, {})
+    match damage:
+        case "change":
+            (folder / "one.txt").write_text("7")
+        case "remove":
+            (folder / "one.txt").unlink()
+        case "add":
+            (folder / "three.txt").write_text("3")
+        case _:
+            (folder / "manifest.json").write_text('{"files": [')
+    with pytest.raises(ValueError, match="manifest"):
+        read_whole_folder(folder)
+
+
+def test_a_revision_follows_the_content_alone(tmp_path: Path) -> None:
+    one, two = commit_folder(tmp_path / "a", fill, {}), commit_folder(tmp_path / "b", fill, None)
+    assert revision_of(one) == revision_of(list(reversed(two)))
+    assert revision_of(one).startswith("rv_")
+    assert len(revision_of(one)) == 35
