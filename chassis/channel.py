@@ -36,7 +36,9 @@ def open_channel(settings: ChassisSettings, target: str, service: str) -> grpc.a
         ("grpc.max_metadata_size", settings.metadata_size_bytes_max),
         # A peer that was restarted is back within a second; gRPC's own default waits up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", min(100, backoff_ms)),
-        ("grpc.min_reconnect_backoff_ms", min(100, backoff_ms)),
+        # In spite of its name the limit of one connection attempt, and no pause: a busy machine takes its time over a
+        # TLS handshake.
+        ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", backoff_ms),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
