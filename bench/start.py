@@ -1,0 +1,66 @@
+"""How long the whole mesh takes to become healthy, beside PostgreSQL and nats-server alone, and how long a job waits to learn.
+
+Run it: `make bench-start`. Caches are warm: each side's data folder was started once before; engines are not started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from bench.report import last_line, machine, spread
+from deploy.local.stack import Stack, StackOptions
+from finemesh.tuning.v1 import tuning_job_pb2 as pb
+from tests.harness.mesh import running_mesh
+
+ROUNDS = 5
+
+
+async def start_seconds(options: StackOptions) -> float:
+    """From nothing running to everything healthy, then down again."""
+    stack = Stack(options)
+    began = time.perf_counter()
+    await stack.start()
+    took_s = time.perf_counter() - began
+    await stack.stop()
+    return took_s
+
+
+async def first_step_seconds(folder: Path) -> float:
+    """From the creation of a job to the report of its first training step; analysis, hold and placement included."""
+    async with running_mesh(folder) as mesh:
+        spec = mesh.spec("first-step")
+        began = time.perf_counter()
+        job = await mesh.client.jobs.create(spec)
+        async for message in mesh.client.jobs.watch(job.name):
+            if message.tuning_job.progress.step >= 1:
+                return time.perf_counter() - began
+            if message.tuning_job.state == pb.TUNING_JOB_STATE_FAILED:
+                raise RuntimeError(message.tuning_job.error.message)
+    raise RuntimeError("the job ended without a step")
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = StackOptions(data=folder / "ours", engine="stub")
+        bare = StackOptions(data=folder / "bare", services=())
+        sides: dict[str, list[float]] = {"ours": [], "bare": []}
+        for options in (ours, bare):
+            await start_seconds(options)
+        for number in range(ROUNDS):
+            for side, options in (("ours", ours), ("bare", bare)):
+                sides[side].append(await start_seconds(options))
+            print(f"round {number + 1}: ours {sides['ours'][-1]:.2f} s, bare {sides['bare'][-1]:.2f} s", flush=True)
+        print(f"from job creation to the first training step: {await first_step_seconds(folder):.2f} s")
+        print(
+            f"on {machine()}; ours {spread(sides['ours'])} s, bare postgres and nats-server {spread(sides['bare'])} s"
+        )
+        print(last_line("start.stack", median(sides["ours"]), median(sides["bare"]), "s", "bare"))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
