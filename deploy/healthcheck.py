@@ -13,7 +13,7 @@ from pathlib import Path
 from chassis import pki
 from deploy.local.health import wait_serving
 
-TIMEOUT_S = 4.0
+TIMEOUT_S = 8.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from deploy import compose_env
-from deploy.local.ports import pick_ports
+from deploy.local.ports import PortClaims
 
 DEPLOY = Path(compose_env.__file__).parent
 HOST = "127.0.0.1"
 # The first build fetches torch and vllm; later ones find every heavy layer in the engine's cache.
 BUILD_TIMEOUT_S = 3000
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 600
 COMMAND_TIMEOUT_S = 120
 LOG_LINES = 150
 
@@ -101,7 +101,7 @@ def running_compose(folder: Path) -> Iterator[Compose]:
     require_engine()
     secrets_file = folder / "compose.env"
     compose_env.main(["--out", str(secrets_file)])
-    ports = pick_ports(["grpc", "http"], {})
+    ports = PortClaims().pick(["grpc", "http"], {})
     project = f"finemesh-test-{secrets.token_hex(4)}"
     with package_index(folder) as pip_conf:
         compose = Compose(
