@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.local.ports import pick_ports
+from deploy.local.ports import PortClaims
 
 
 class StackRunning(Exception):
@@ -21,6 +21,7 @@ class DataFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
         self._lock: int | None = None
+        self._claims = PortClaims()
 
     @property
     def postgres(self) -> Path:
@@ -74,6 +75,7 @@ class DataFolder:
         """Gives the lock back, and with it the word that a stack runs here. Nothing happens without the lock."""
         if self._lock is not None:
             self.state_file.unlink(missing_ok=True)
+            self._claims.release()
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
@@ -103,9 +105,9 @@ class DataFolder:
         return known
 
     def ports(self, names: Sequence[str]) -> dict[str, int]:
-        """A free port per name, the same ones as the last time where they are still free."""
+        """A free port per name until `release`, the same ones as the last time where they are still free."""
         kept = json.loads(self.ports_file.read_text()) if self.ports_file.exists() else {}
-        ports = pick_ports(names, kept)
+        ports = self._claims.pick(names, kept)
         write_private(self.ports_file, {**kept, **ports})
         return ports
 

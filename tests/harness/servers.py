@@ -11,7 +11,7 @@ import asyncpg
 from deploy.local.broker import Broker
 from deploy.local.child import Child, Command
 from deploy.local.output import Output
-from deploy.local.ports import pick_ports
+from deploy.local.ports import PortClaims
 from deploy.local.postgres import Postgres, role_statements
 
 STOP_GRACE_S = 20.0
@@ -88,7 +88,9 @@ class NatsServer(Server):
 
 @asynccontextmanager
 async def running_postgres(folder: Path) -> AsyncIterator[PostgresServer]:
-    cluster = Postgres(folder=folder / "postgres", port=pick_ports(["postgres"], {})["postgres"], password=SECRET)
+    claims = PortClaims()
+    port = claims.pick(["postgres"], {})["postgres"]
+    cluster = Postgres(folder=folder / "postgres", port=port, password=SECRET)
     await cluster.initialise()
     server = PostgresServer(cluster, folder)
     await server.start()
@@ -96,13 +98,16 @@ async def running_postgres(folder: Path) -> AsyncIterator[PostgresServer]:
         yield server
     finally:
         await server.stop()
+        claims.release()
 
 
 @asynccontextmanager
 async def running_nats(folder: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(Broker(folder=folder, port=pick_ports(["nats"], {})["nats"], token=SECRET), folder)
+    claims = PortClaims()
+    server = NatsServer(Broker(folder=folder, port=claims.pick(["nats"], {})["nats"], token=SECRET), folder)
     await server.start()
     try:
         yield server
     finally:
         await server.stop()
+        claims.release()

@@ -12,7 +12,7 @@ from deploy.local import output as output_module
 from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.folder import DataFolder, StackRunning
 from deploy.local.output import Output
-from deploy.local.ports import HOST, PORT_MAX, PORT_MIN, is_free, pick_ports
+from deploy.local.ports import HOST, PORT_MAX, PORT_MIN, PortClaims, is_free
 from deploy.local.postgres import role_statements
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
 
@@ -31,15 +31,19 @@ def test_circle_is_refused() -> None:
         start_order([one, two])
 
 
-def test_ports_are_free_distinct_and_kept() -> None:
-    first = pick_ports(["a", "b", "c"], {})
+def test_ports_are_free_distinct_claimed_and_kept(tmp_path: Path) -> None:
+    claims, others = PortClaims(tmp_path), PortClaims(tmp_path)
+    first = claims.pick(["a", "b", "c"], {})
     assert len(set(first.values())) == 3
     assert all(PORT_MIN <= port < PORT_MAX and is_free(port) for port in first.values())
-    assert pick_ports(["c", "a", "b"], first) == first
+    assert not set(others.pick(["a", "b", "c"], first).values()) & set(first.values()), "claimed though not bound"
+    claims.release()
+    assert claims.pick(["c", "a", "b"], first) == first
+    claims.release()
     with socket.socket() as taken:
         taken.bind((HOST, first["b"]))
         taken.listen()
-        second = pick_ports(["a", "b", "c"], first)
+        second = claims.pick(["a", "b", "c"], first)
     assert second["a"] == first["a"]
     assert second["b"] != first["b"]
 
