@@ -55,13 +55,13 @@ async def migrate(pool: Pool, dirs: Sequence[Path]) -> list[str]:
     files = [file for folder in (CHASSIS_MIGRATIONS, *dirs) for file in read_folder(folder)]
     async with pool.acquire() as connection:
         # Waiting for another process's migration, or a long one of our own, must not hit the statement timeout.
-        # The pool resets both when it takes the connection back.
         await connection.execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
         await connection.execute("SELECT pg_advisory_lock(hashtext('migrations'), hashtext(current_schema()))")
         try:
             return await _apply_missing(connection, files)
         finally:
             await connection.execute("SELECT pg_advisory_unlock(hashtext('migrations'), hashtext(current_schema()))")
+            await connection.execute("RESET statement_timeout; RESET idle_in_transaction_session_timeout")
 
 
 def read_folder(folder: Path) -> list[MigrationFile]:

@@ -82,6 +82,7 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
         # The server cancels first; the client's own limit only covers a server that went silent.
         command_timeout=settings.statement_timeout_s + settings.connect_timeout_s,
         init=_prepare_connection,
+        reset=_keep_session,
         server_settings={
             "application_name": settings.service_name,
             "statement_timeout": str(statement_timeout_ms),
@@ -90,6 +91,11 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
             "timezone": "UTC",
         },
     )
+
+
+async def _keep_session(connection: object) -> None:
+    """Instead of asyncpg's own `RESET ALL` and the like, a round trip after each use: nothing here leaves session state
+    behind (migrations clean up after themselves), and a transaction left open is still rolled back by asyncpg."""
 
 
 async def _prepare_connection(connection: Connection) -> None:
