@@ -1,8 +1,8 @@
 """From an API key to the caller it speaks for, with a rate limit per key. It knows no method and no transport."""
 
 import asyncio
+import hashlib
 import hmac
-import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -30,8 +30,6 @@ class Authenticator:
         self._clock = clock
         self._cache_s = cache_s
         self._cache_size_max = cache_size_max
-        # The cache is keyed by a keyed hash, so that how long a look-up takes says nothing about secrets that exist.
-        self._cache_secret = secrets.token_bytes(32)
         self._cache: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
         # Counts revocations: a look-up that began before one must not be remembered after it.
@@ -43,14 +41,14 @@ class Authenticator:
 
     async def caller(self, authorization: str) -> Caller:
         """Unauthenticated says whether the key is missing, unknown or revoked; ResourceExhausted when to come again."""
-        secret = _secret_of(authorization)
         now_s = self._clock.monotonic()
-        slot = hmac.digest(self._cache_secret, secret.encode(), "sha256")
+        # By its hash, so that no secret is kept and how long the look-up takes says nothing about those that exist.
+        slot = hashlib.sha256(authorization.encode(errors="replace")).digest()
         remembered = self._cache.get(slot)
         if remembered is not None and remembered[1] > now_s:
             caller = remembered[0]
         else:
-            caller = await self._look_up(slot, secret)
+            caller = await self._look_up(slot, _secret_of(authorization))
         wait_s = self._limiter.take(caller.subject, now_s)
         if wait_s > 0:
             raise ResourceExhausted(

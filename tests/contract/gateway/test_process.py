@@ -24,7 +24,8 @@ from tests.contract.gateway.world import CONVERSATION
 SIZE_BYTES = 200 * 1000 * 1000
 GROWTH_BYTES_MAX = 64 * 1024 * 1024
 START_S_MAX = 60
-PIECE = CONVERSATION * (1_000_000 // len(CONVERSATION))
+LINE = CONVERSATION.replace(b"Hi", b"Hi " * 600)
+PIECE = LINE * (1_000_000 // len(LINE))
 
 
 def environment(database_url: str, tls_dir: Path, folder: Path) -> dict[str, str]:
