@@ -22,6 +22,7 @@ class InferenceSettings(ChassisSettings):
     data_dir: Path = Field(default=Path("/var/lib/finemesh"), description="Folder for local copies of weights.")
 
     engine: Literal["vllm", "stub"] = Field(default="vllm", description="What computes the tokens.")
+    stub_token_s: float = Field(default=0.0, ge=0, le=10, description="How long the stub takes per token.")
     engines_max: int = Field(default=3, ge=1, description="Engines in memory at a time; the idlest one leaves first.")
     engine_start_s_max: float = Field(default=600.0, gt=0, description="Longest start of an engine.")
     warm_up: bool = Field(default=True, description="Start engine and load adapter as soon as a model is registered.")

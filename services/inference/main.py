@@ -60,7 +60,9 @@ async def main(process: Process) -> None:
     )
     cache = WeightsCache(settings.data_dir / "weights", objects, chunk_bytes_max=settings.chunk_bytes_max)
     engines = EnginePool(
-        open_engine=functools.partial(open_engine, settings.engine), engines_max=settings.engines_max, clock=clock
+        open_engine=functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s),
+        engines_max=settings.engines_max,
+        clock=clock,
     )
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
     catalogue = Catalogue(pool)

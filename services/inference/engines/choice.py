@@ -31,7 +31,7 @@ _ENVIRONMENT = {
 _ENVIRONMENT_DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
 
 
-async def open_engine(kind: str, model_path: Path, settings: EngineSettings) -> Engine:
+async def open_engine(kind: str, model_path: Path, settings: EngineSettings, *, stub_token_s: float = 0.0) -> Engine:
     """Construct, not start. ValueError for an unknown kind, EngineFailed when its libraries are not installed."""
     if kind not in _CLASSES:
         raise ValueError(f"unknown engine {kind!r}, expected one of {', '.join(sorted(_CLASSES))}")
@@ -45,4 +45,5 @@ async def open_engine(kind: str, model_path: Path, settings: EngineSettings) -> 
         module = await asyncio.to_thread(importlib.import_module, module_name)
     except ImportError as error:
         raise EngineFailed(f"engine {kind} is not installed: {error}") from error
-    return cast(Engine, getattr(module, class_name)(model_path, settings))
+    slowed = {"token_s": stub_token_s} if kind == "stub" else {}
+    return cast(Engine, getattr(module, class_name)(model_path, settings, **slowed))
