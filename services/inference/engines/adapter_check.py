@@ -60,7 +60,7 @@ def check_adapter(
 ) -> AdapterFacts:
     """Raise AdapterInvalid with the first thing that is wrong; read every byte once and hold at most a few MiB."""
     if limits.adapters_resident_max == 0:
-        raise AdapterInvalid(revision, "this engine was started without adapters")
+        raise AdapterInvalid(revision, "this engine serves no adapters")
     try:
         _check_names(folder)
         config = _read_config(folder / CONFIG_NAME)
@@ -161,6 +161,12 @@ def takes_adapters(base_config: Mapping[str, Any]) -> bool:
         return False
 
 
+def has_experts(base_config: Mapping[str, Any]) -> bool:
+    """Whether the base model is a mixture of experts."""
+    text = base_config.get("text_config") or base_config
+    return bool(text.get("num_local_experts") or text.get("num_experts"))
+
+
 def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """(out features, in features) of each linear layer that an adapter may change, for Llama-shaped decoders."""
     text = base_config.get("text_config") or base_config
@@ -174,7 +180,7 @@ def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         "self_attn.o_proj": (hidden, heads * head),
     }
     # A mixture of experts has no dense layer of these names.
-    if not (text.get("num_local_experts") or text.get("num_experts")):
+    if not has_experts(base_config):
         inner = int(text["intermediate_size"])
         shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
     return shapes

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.inference.engines.adapter_check import ADAPTED_MODULES, check_adapter, takes_adapters
+from services.inference.engines.adapter_check import ADAPTED_MODULES, check_adapter, has_experts, takes_adapters
 from services.inference.engines.adapters import Adapter, AdapterTable
 from services.inference.engines.base import (
     AdapterInvalid,
@@ -89,6 +90,9 @@ class VllmEngine:
 
     async def start(self) -> None:
         self._config = await asyncio.to_thread(read_config, self._model_path)
+        if not takes_adapters(self._config) or (current_platform.is_cpu() and has_experts(self._config)):
+            # With adapters switched on, vLLM computes experts by a kernel that only GPUs have.
+            self._settings = replace(self._settings, adapters_resident_max=0)
         self._context_tokens_max = context_tokens(self._config, self._settings)
         await self._prompts.start()
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_llm))
@@ -260,7 +264,7 @@ class VllmEngine:
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            arguments = _engine_args(self._model_path, self._settings, self._config, self._context_tokens_max)
+            arguments = _engine_args(self._model_path, self._settings, self._context_tokens_max)
             config = arguments.create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
             # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
@@ -279,9 +283,7 @@ class VllmEngine:
             self._llm = starting.result()
 
 
-def _engine_args(
-    model_path: Path, settings: EngineSettings, config: dict[str, Any], context_tokens_max: int
-) -> AsyncEngineArgs:
+def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max: int) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
     devices = 1 if cpu else max(1, len(settings.gpu_indices))
     kv_cache_bytes = _CPU_KV_CACHE_BYTES if cpu and settings.kv_cache_bytes is None else settings.kv_cache_bytes
@@ -304,7 +306,7 @@ def _engine_args(
     if not cpu:
         arguments["tensor_parallel_size"] = devices
         arguments["device_ids"] = list(settings.gpu_indices) or None
-    if settings.adapters_resident_max and takes_adapters(config):
+    if settings.adapters_resident_max:
         arguments["enable_lora"] = True
         arguments["lora_target_modules"] = list(ADAPTED_MODULES)
         arguments["max_loras"] = min(settings.adapters_in_batch_max, settings.adapters_resident_max)

@@ -23,7 +23,9 @@ from tests.contract.engines.asking import ask, request_for
 from tests.contract.engines.conftest import SETTINGS
 
 ROOT = Path(__file__).parents[3]
-GONE_WITHIN_S = 5.0
+# Generous, because a loaded machine runs the tests too; an orphan would live for ever.
+GONE_WITHIN_S = 20.0
+IMPORTED_WITHIN_S = 180.0
 
 PARENT = """
     import asyncio, multiprocessing, pathlib, sys
@@ -61,8 +63,8 @@ def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    # A child that is killed while it still imports its libraries notices right after.
-    deadline = time.monotonic() + (GONE_WITHIN_S if moment == "started" else 60.0)
+    # A child whose parent is killed while it still imports its libraries notices when that is done.
+    deadline = time.monotonic() + (GONE_WITHIN_S if moment == "started" else IMPORTED_WITHIN_S)
     while _alive(child):
         assert time.monotonic() < deadline, "the computing process outlived its service"
         time.sleep(0.1)
@@ -120,7 +122,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(base_model: Path) -> 
         await asyncio.sleep(0.05)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(starting, 30.0)
+        await asyncio.wait_for(starting, 60.0)
     await engine.stop()
     assert set(multiprocessing.active_children()) <= others
 

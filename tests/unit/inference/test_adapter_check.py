@@ -186,7 +186,7 @@ def test_links_pickles_and_missing_parts_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_engine_without_adapters_says_so(tmp_path: Path) -> None:
-    with pytest.raises(AdapterInvalid, match="without adapters"):
+    with pytest.raises(AdapterInvalid, match="serves no adapters"):
         check(write_adapter(tmp_path / "a"), limits=EngineSettings(adapters_resident_max=0))
 
 
