@@ -56,6 +56,7 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool]) -
     inputs = prepare_inputs(spec, workdir, emit)
     run = start_run(inputs, emit, stopping)
     try:
+        evaluate_before_the_first_step(run)
         for step in range(run.position.step, inputs.plan.total_steps):
             if stopping():
                 raise Stopped
@@ -65,13 +66,13 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool]) -
             checkpoint_when_due(run)
         revision = export_and_prove(run)
     except Stopped:
-        run.progress.flush(run.position)
+        run.progress.flush(run.position, partial=True)
         emit("stopped", total_steps=inputs.plan.total_steps, **_metered(run.position))
         return
     except Failure as failure:
         if failure.kind == "user":
             # Final for the job, so the last range may end anywhere. After a failure of ours the range is done again.
-            run.progress.flush(run.position)
+            run.progress.flush(run.position, partial=True)
         failure.step, failure.last_checkpoint_step = run.position.step, run.last_checkpoint_step
         raise
     emit(
@@ -159,6 +160,15 @@ def train_step(run: Run, step: int) -> None:
 def report_when_due(run: Run) -> None:
     if run.position.step in run.inputs.plan.report_set:
         run.progress.flush(run.position)
+
+
+def evaluate_before_the_first_step(run: Run) -> None:
+    """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
+    if run.position.step or not run.validation_batches:
+        return
+    loss = validation_loss(run.model, run.validation_batches, run.stopping)
+    run.position = replace(run.position, initial_validation_loss=loss)
+    run.emit("evaluation", evaluation=0, step=0, epoch=0.0, validation_tokens=0, loss=loss)
 
 
 def evaluate_when_due(run: Run) -> None:
@@ -265,6 +275,9 @@ def _emit_started(run: Run, resumed_from: Path | None) -> None:
         total_steps=inputs.plan.total_steps,
         steps_per_epoch=inputs.plan.steps_per_epoch,
         start_step=run.position.step,
+        trained_tokens=run.position.metered_train_tokens,
+        validation_loss=run.position.validation_loss,
+        initial_validation_loss=run.position.initial_validation_loss,
         resumed_from=None if resumed_from is None else str(resumed_from),
         epochs=spec.epochs,
         evaluations_total=len(inputs.plan.evaluations),

@@ -16,3 +16,5 @@ class Position:
     metered_validation_tokens: int = 0
     loss: float | None = None
     validation_loss: float | None = None
+    # Before the first step; measured once, never metered.
+    initial_validation_loss: float | None = None

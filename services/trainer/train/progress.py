@@ -49,8 +49,11 @@ class Progress:
     def note_evaluation(self, duration_s: float) -> None:
         self._evaluation_s = duration_s
 
-    def flush(self, position: Position) -> None:
-        """Reports the steps since the last range as [start_step, end_step); nothing when there are none."""
+    def flush(self, position: Position, *, partial: bool = False) -> None:
+        """Reports the steps since the last range as [start_step, end_step); nothing when there are none.
+
+        A partial range ends where the plan has no end: it may be metered only when no attempt follows.
+        """
         if not self._records:
             return
         last = self._records[-1]
@@ -59,6 +62,7 @@ class Progress:
             "progress",
             start_step=self._start_step,
             end_step=last.step,
+            partial=partial,
             train_tokens=sum(record.train_tokens for record in self._records),
             step=last.step,
             total_steps=self._plan.total_steps,
