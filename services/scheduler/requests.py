@@ -15,10 +15,12 @@ from services.scheduler.convert_spec import spec_to
 from services.scheduler.domain import JobRef, NewJob
 from services.scheduler.job_store import JobStore
 from services.scheduler.lease_store import leased_node
-from services.scheduler.lifecycle import JobState, JobTransition
+from services.scheduler.lifecycle import FINAL, JobState, JobTransition
 from services.scheduler.store import Store, node_topic, notify
 
 JOB_PREFIX = "ft"
+# A job may be placed or requeued between a look and the next; more often than this in a row is no accident.
+CANCEL_RACES_MAX = 5
 
 
 class Requests:
@@ -49,27 +51,36 @@ class Requests:
 
     async def cancel(self, ref: JobRef) -> None:
         """Cancels what waits, asks the node of what runs to stop; a job that was cancelled before is no error."""
+        state = None
+        for _ in range(CANCEL_RACES_MAX):
+            if await self._try_cancel(ref):
+                return
+            job = await job_store.get_job(self._store.pool, ref)
+            if job is None:
+                name = job_store.resource_name(ref)
+                raise NotFound("NOT_FOUND", f"there is no tuning job {name}", metadata={"name": name})
+            if job.state in (JobState.CANCELLING, JobState.CANCELLED):
+                return
+            state = job.state
+            if state in FINAL:
+                break
+        raise FailedPrecondition(
+            "STATE_CONFLICT", f"the job is {state} and cannot be cancelled now", metadata={"state": str(state)}
+        )
+
+    async def _try_cancel(self, ref: JobRef) -> bool:
         async with self._store.writing() as connection:
             change = await self._jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled")
             if change is not None:
                 await self._jobs.end(connection, change, cancelled_ending(change))
-                return
+                return True
             message = "cancellation asked for; the node finishes its step"
             change = await self._jobs.transition(connection, JobTransition.CANCEL_RUNNING, ref, message)
-            if change is not None:
-                node = await leased_node(connection, ref)
-                await notify(connection, *([node_topic(node)] if node else []))
-                return
-        job = await job_store.get_job(self._store.pool, ref)
-        if job is None:
-            name = job_store.resource_name(ref)
-            raise NotFound("NOT_FOUND", f"there is no tuning job {name}", metadata={"name": name})
-        if job.state not in (JobState.CANCELLING, JobState.CANCELLED):
-            raise FailedPrecondition(
-                "STATE_CONFLICT",
-                f"the job is {job.state} and cannot be cancelled any more",
-                metadata={"state": job.state.value},
-            )
+            if change is None:
+                return False
+            node = await leased_node(connection, ref)
+            await notify(connection, *([node_topic(node)] if node else []))
+            return True
 
     async def _known(self, caller: Caller, request_id: str, digest: str) -> str | None:
         if not request_id:

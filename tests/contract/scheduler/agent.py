@@ -1,6 +1,7 @@
 """A scripted agent: registers a node, keeps its heartbeat, and reports what a test tells it to."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -23,7 +24,7 @@ class Agent:
         datasets_address: str,
         *,
         node: str = "n1",
-        incarnation: str = "i1",
+        incarnation: str = "",
         devices: int = 1,
         interval_s: float = 0.1,
     ) -> None:
@@ -31,7 +32,8 @@ class Agent:
         self.stub = node_service_pb2_grpc.NodeServiceStub(self._channel)
         self._address = datasets_address
         self.node = node
-        self.incarnation = incarnation
+        # Each start of an agent is its own, unless a test says otherwise.
+        self.incarnation = incarnation or uuid.uuid4().hex
         self._devices = devices
         self._interval_s = interval_s
         self.working = True

@@ -135,7 +135,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
             "gateway_address": f"127.0.0.1:{ports.gateway}",
             "billing_address": f"127.0.0.1:{ports.billing}",
             "inference_address": f"127.0.0.1:{ports.inference}",
-            "lease_duration_s": 2.0,
+            "lease_duration_s": 3.0,
             "heartbeat_interval_s": 0.2,
             "sweep_interval_s": 0.1,
             "pipeline_poll_s": 0.2,
