@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from chassis import pki
+from chassis.contracts import pool_of
 from chassis.guard import Authenticate, EndlessCalls, Guard, Handler
 from chassis.process import DrainStage, Process
 from chassis.settings import ChassisSettings
@@ -131,7 +132,7 @@ class ServerBuilder:
         names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._declared.add(
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
-            reflection.aio.ReflectionServicer(names),
+            reflection.aio.ReflectionServicer(names, pool=pool_of(names)),
             reflection.SERVICE_NAME,
             guard,
         )

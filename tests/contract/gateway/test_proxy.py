@@ -220,9 +220,13 @@ async def test_the_mesh_door_takes_only_peers_of_the_mesh(world: World):
 
 
 async def test_reflection_and_health_name_the_public_services_only(world: World):
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = reflection_pb2_grpc.ServerReflectionStub(world.channel).ServerReflectionInfo(iter([request]))
-    answer = await call.read()
+    reflection = reflection_pb2_grpc.ServerReflectionStub(world.channel)
+
+    async def ask(**question: str) -> reflection_pb2.ServerReflectionResponse:
+        request = reflection_pb2.ServerReflectionRequest(**question)
+        return await reflection.ServerReflectionInfo(iter([request])).read()
+
+    answer = await ask(list_services="")
     names = {service.name for service in answer.list_services_response.service}
     assert names == {
         "finemesh.billing.v1.BillingService",
@@ -235,6 +239,15 @@ async def test_reflection_and_health_name_the_public_services_only(world: World)
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+    described = await ask(file_containing_symbol="finemesh.tuning.v1.TuningService")
+    assert len(described.file_descriptor_response.file_descriptor_proto) > 1
+    for internal in (
+        "finemesh.artifacts.v1.FileArtifactService",
+        "finemesh.events.v1.JobEnded",
+        "finemesh.holds.v1.Hold",
+    ):
+        hidden = await ask(file_containing_symbol=internal)
+        assert hidden.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     health = health_pb2_grpc.HealthStub(world.channel)
     for name in ("", "finemesh.tuning.v1.TuningService"):
         status = await health.Check(health_pb2.HealthCheckRequest(service=name))
