@@ -92,7 +92,9 @@ def create(
     dropout: Annotated[float | None, typer.Option("--dropout", help="LoRA dropout (default 0).")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data (default 1).")] = None,
     evaluations: Annotated[int | None, typer.Option("--evaluations", help="Evaluations per epoch.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples per step (default 8).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Sequences per step, each of packed examples (default 8).")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak (default 1e-4).")] = None,
     schedule: Annotated[
         str, typer.Option("--schedule", callback=one_of(tuple(SCHEDULES)), help="cosine or linear.")

@@ -336,7 +336,7 @@ class LoraTraining(_message.Message):
     alpha: _builtins.int
     """Scale numerator, 1 to 1024; default twice the rank."""
     dropout: _builtins.float
-    """Dropout on the adapter's input, 0 to below 1; default 0."""
+    """Dropout on the adapter's input, 0 to 0.9; default 0."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the linear layers that get an adapter; empty means all linear layers but the head."""
@@ -397,7 +397,7 @@ class Hyperparameters(_message.Message):
     evaluations: _builtins.int
     """Evaluations on the validation file per epoch, 0 to 100; default 1 when there is a validation file."""
     batch_size: _builtins.int
-    """Examples per optimizer step, 1 to 4096; default 8."""
+    """Sequences per optimizer step, 1 to 4096; short examples share a sequence of up to `sequence_tokens_max` tokens; default 8."""
     learning_rate: _builtins.float
     """Peak learning rate, above 0 to 1; default 1e-4."""
     warmup_ratio: _builtins.float
