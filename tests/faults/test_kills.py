@@ -6,52 +6,58 @@ Slow (a training process starts anew per test), because only real processes die 
 from __future__ import annotations
 
 import signal
+from datetime import UTC, datetime
 
 import pytest
 
+from finemesh.tuning.v1 import tuning_job_event_pb2 as events
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
-from tests.faults.conftest import Undisturbed
+from tests.faults.conftest import (
+    Undisturbed,
+    assert_like_undisturbed,
+    assert_resumed_once,
+    create_and_wait_for_its_middle,
+)
 from tests.harness.mesh import Mesh
 
-
-async def assert_like_undisturbed(mesh: Mesh, name: str, undisturbed: Undisturbed) -> pb.TuningJob:
-    """Same bytes, one charge equal to quote and hold, and the same usage records, each once."""
-    job = await mesh.ended(name)
-    assert job.state == pb.TUNING_JOB_STATE_SUCCEEDED, job.error.message
-    assert await mesh.adapter_sha256(job.output_model) == undisturbed.adapter_sha256
-    charge = await mesh.settled(name)
-    assert charge.charged_nanos_usd == charge.held_nanos_usd == charge.quoted_nanos_usd  # type: ignore[attr-defined]
-    assert charge.charged_nanos_usd == undisturbed.charged_nanos_usd  # type: ignore[attr-defined]
-    usage = [record async for record in mesh.client.billing.usage(name)]
-    assert len(usage) == len({record.work_key for record in usage})
-    assert {record.work_key.partition(":")[2] for record in usage} == undisturbed.usage_keys
-    return job
+SERVICES = ["scheduler", "billing", "inference", "gateway", "nats", "postgres"]
 
 
 async def test_kill_the_training_child(mesh: Mesh, undisturbed: Undisturbed) -> None:
-    job = await mesh.client.jobs.create(mesh.spec("killed-child"))
-    await mesh.until_checkpoint(job.name)
-    (child,) = mesh.training_children()
+    job = await create_and_wait_for_its_middle(mesh, "killed-child")
+    (child,) = mesh.training_children().values()
     child.send_signal(signal.SIGKILL)
     ended = await assert_like_undisturbed(mesh, job.name, undisturbed)
-    assert ended.attempt_count == 2
+    await assert_resumed_once(mesh, ended)
 
 
 async def test_kill_the_agent_and_with_it_the_child(mesh: Mesh, undisturbed: Undisturbed) -> None:
-    job = await mesh.client.jobs.create(mesh.spec("killed-agent"))
-    await mesh.until_checkpoint(job.name)
-    (child,) = mesh.training_children()
-    await mesh.stack.kill("trainer-0")
+    job = await create_and_wait_for_its_middle(mesh, "killed-agent")
+    ((agent, child),) = mesh.training_children().items()
+    await mesh.stack.kill(agent)
     child.wait(timeout=20)
     ended = await assert_like_undisturbed(mesh, job.name, undisturbed)
-    assert ended.attempt_count == 2
-
-
-@pytest.mark.parametrize("victim", ["scheduler", "billing", "inference", "gateway", "nats", "postgres"])
-async def test_kill_a_service(mesh: Mesh, undisturbed: Undisturbed, victim: str) -> None:
-    job = await mesh.client.jobs.create(mesh.spec(f"killed-{victim}"))
-    await mesh.until_checkpoint(job.name)
-    await mesh.stack.kill(victim)
-    await mesh.stack.wait_healthy(victim)
-    await assert_like_undisturbed(mesh, job.name, undisturbed)
+    await assert_resumed_once(mesh, ended)
     await mesh.stack.wait_healthy()
+
+
+@pytest.mark.parametrize("victim", SERVICES)
+async def test_kill_a_service(mesh: Mesh, undisturbed: Undisturbed, victim: str) -> None:
+    job = await create_and_wait_for_its_middle(mesh, f"killed-{victim}")
+    restarts = mesh.stack.restarts(victim)
+    await mesh.stack.kill(victim)
+    killed_at = datetime.now(UTC)
+    await mesh.stack.wait_healthy(victim)
+    ended = await assert_like_undisturbed(mesh, job.name, undisturbed)
+    assert mesh.stack.restarts(victim) == restarts + 1
+    assert await steps_after(mesh, ended, killed_at)
+    await mesh.stack.wait_healthy()
+
+
+async def steps_after(mesh: Mesh, job: pb.TuningJob, moment: datetime) -> list[int]:
+    """Steps that were recorded after a moment: none means that the job was over by then."""
+    return [
+        event.progress.step
+        async for event in mesh.client.jobs.events(job.name)
+        if event.kind == events.TUNING_JOB_EVENT_KIND_METRICS and event.event_time.ToDatetime(UTC) > moment
+    ]

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import psutil
 
 from deploy.local.stack import Stack, StackOptions
@@ -117,20 +118,29 @@ class Mesh:
                 await asyncio.sleep(0.1)
         return charge
 
-    def training_children(self) -> list[psutil.Process]:
-        """The training processes below the stack's agents."""
-        found = []
-        for name in self.stack.folder.logs.glob("trainer-*.log"):
-            pid = self.stack.pid(name.stem)
+    def training_children(self) -> dict[str, psutil.Process]:
+        """The training processes by the name of their agent, each of which has one at a time."""
+        found = {}
+        for log in self.stack.folder.logs.glob("trainer-*.log"):
+            pid = self.stack.pid(log.stem)
             if pid is None or not psutil.pid_exists(pid):
                 continue
             for child in psutil.Process(pid).children(recursive=True):
                 try:
                     if CHILD in " ".join(child.cmdline()):
-                        found.append(child)
+                        found[log.stem] = child
                 except psutil.Error:
                     continue
         return found
+
+    async def rows(self, service: str, statement: str, *values: object) -> list[asyncpg.Record]:
+        """What a statement finds in the tables of one service, which no API shows."""
+        environment = self.stack.environment(service)
+        connection = await asyncpg.connect(environment[f"FINEMESH_{service.upper()}_DATABASE_URL"])
+        try:
+            return list(await connection.fetch(statement, *values))
+        finally:
+            await connection.close()
 
 
 @asynccontextmanager

@@ -1,0 +1,113 @@
+"""Every event once more and in shuffled order, on the running mesh: the tables of all services stay as they were.
+
+The copies keep their event ids and get fresh ids for the bus, so that only the consumers can tell them from new events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import nats
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+
+from finemesh.tuning.v1 import tuning_job_pb2 as pb
+from finemesh_client.chat import sampling, user
+from tests.faults.conftest import Undisturbed, create_and_wait_for_its_middle
+from tests.harness.mesh import BASE, Mesh
+
+SERVICES = ["gateway", "scheduler", "billing", "inference"]
+# Signs of life: nodes change with every heartbeat.
+VOLATILE = {("scheduler", "nodes")}
+SEED = 20_261
+QUIET_TIMEOUT_S = 120
+
+Snapshot = dict[tuple[str, str], list[str]]
+
+
+async def test_every_event_twice_and_shuffled_changes_nothing(mesh: Mesh, undisturbed: Undisturbed) -> None:
+    cancelled = await create_and_wait_for_its_middle(mesh, "cancelled-for-events")
+    await mesh.client.jobs.cancel(cancelled.name)
+    assert (await mesh.ended(cancelled.name)).state == pb.TUNING_JOB_STATE_CANCELLED
+    await mesh.settled(cancelled.name)
+    await mesh.client.chat.answer(BASE, [user("hello")], sampling(temperature=0.0, output_tokens_max=4))
+    async with jetstream(mesh) as js:
+        await until_quiet(mesh, js)
+        before = await snapshot(mesh)
+        assert before["billing", "usage_records"]
+        assert before["inference", "models"]
+        counts = {stream: info.messages for stream, info in (await streams(js)).items()}
+        messages = [message for stream in counts for message in await all_messages(js, stream)]
+        assert len(messages) == sum(counts.values())
+        random.Random(SEED).shuffle(messages)
+        for message in messages:
+            headers = {**(message.headers or {}), api.Header.MSG_ID.value: uuid.uuid4().hex}
+            answer = await js.publish(message.subject, message.data, headers=headers)
+            assert not answer.duplicate
+        await until_quiet(mesh, js)
+        assert {name: info.messages for name, info in (await streams(js)).items()} == {
+            stream: 2 * count for stream, count in counts.items()
+        }
+    after = await snapshot(mesh)
+    assert before.keys() == after.keys()
+    assert [table for table in before if before[table] != after[table]] == []
+
+
+@asynccontextmanager
+async def jetstream(mesh: Mesh) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(mesh.stack.environment("billing")["FINEMESH_NATS_URL"])
+    try:
+        yield client.jetstream(timeout=30)
+    finally:
+        await client.close()
+
+
+async def streams(js: JetStreamContext) -> dict[str, api.StreamState]:
+    return {str(info.config.name): info.state for info in await js.streams_info()}
+
+
+async def all_messages(js: JetStreamContext, stream: str) -> list[Msg]:
+    """Everything that the stream holds, by a reader that leaves no trace."""
+    count = (await js.stream_info(stream)).state.messages
+    subscription = await js.subscribe(f"{stream.lower()}.>", ordered_consumer=True)
+    try:
+        return [await subscription.next_msg(timeout=30) for _ in range(count)]
+    finally:
+        await subscription.unsubscribe()
+
+
+async def until_quiet(mesh: Mesh, js: JetStreamContext) -> None:
+    """All outboxes are published, all consumers have handled all that is there."""
+    async with asyncio.timeout(QUIET_TIMEOUT_S):
+        while await unpublished(mesh) or await unhandled(js):
+            await asyncio.sleep(0.2)
+
+
+async def unpublished(mesh: Mesh) -> int:
+    statement = "SELECT count(*) AS waiting FROM outbox WHERE published_at IS NULL"
+    return sum([(await mesh.rows(service, statement))[0]["waiting"] for service in SERVICES])
+
+
+async def unhandled(js: JetStreamContext) -> int:
+    readers = [reader for stream in await streams(js) for reader in await js.consumers_info(stream)]
+    # The consumers of this mesh are durable; the test's own ordered reader is not.
+    durable = [reader for reader in readers if reader.config.durable_name]
+    assert durable
+    return sum((reader.num_pending or 0) + (reader.num_ack_pending or 0) for reader in durable)
+
+
+async def snapshot(mesh: Mesh) -> Snapshot:
+    """Every row of every table of every service as text."""
+    found: Snapshot = {}
+    for service in SERVICES:
+        names = await mesh.rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = $1", service)
+        for name in sorted(row["tablename"] for row in names):
+            if (service, name) not in VOLATILE:
+                rows = await mesh.rows(service, f'SELECT to_jsonb(t) AS row FROM "{name}" AS t')  # noqa: S608
+                found[service, name] = sorted(json.dumps(json.loads(row["row"]), sort_keys=True) for row in rows)
+    return found
