@@ -8,13 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Read by OpenMP when torch is loaded: spinning workers crawl when other processes want the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 
 from services.trainer.train.recipe import make
 from services.trainer.train.recipes.shapes import RECIPES
 
-WORDS = "open read write close socket stream event loop task future lock queue file path name".split()
+WORDS = [
+    "open",
+    "read",
+    "write",
+    "close",
+    "socket",
+    "stream",
+    "event",
+    "loop",
+    "task",
+    "future",
+    "lock",
+    "queue",
+    "file",
+    "path",
+    "name",
+]
 
 
 def conversations(count: int, start: int = 0) -> list[dict[str, Any]]:

@@ -24,8 +24,10 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
     try:
         module = get_peft_model(model.base, config)
     except ValueError as error:
-        violation = Violation(field="training.target_modules", description=f"must name modules of the model: {error}")
-        raise user_failure("INVALID_FIELD", "target_modules does not fit the base model", [violation]) from error
+        # The experts of a mixture are fused parameters, for which peft knows no dropout.
+        field = "training.dropout" if "lora_dropout" in str(error) else "training.target_modules"
+        violation = Violation(field=field, description=f"does not fit this base model: {error}")
+        raise user_failure("INVALID_FIELD", f"no adapter can be put on the base model: {error}", [violation]) from error
     # peft notes the folder that the base was loaded from, which means nothing elsewhere.
     module.peft_config["default"].base_model_name_or_path = base_id
     return replace(model, module=module)

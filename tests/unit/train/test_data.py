@@ -49,7 +49,10 @@ def test_instructions_are_read(tmp_path: Path) -> None:
         (b'{"messages": []}', "$.messages"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "$.messages"),
         (b'{"messages": ["x", {"role": "assistant", "content": "x"}]}', "$.messages[0]"),
-        (b'{"messages": [{"role": "bot", "content": "x"}, {"role": "assistant", "content": "x"}]}', "$.messages[0].role"),
+        (
+            b'{"messages": [{"role": "bot", "content": "x"}, {"role": "assistant", "content": "x"}]}',
+            "$.messages[0].role",
+        ),
         (b'{"messages": [{"role": "assistant", "content": 3}]}', "$.messages[0].content"),
         (b'{"messages": [{"role": "assistant", "content": "x", "weight": 2}]}', "$.messages[0].weight"),
         (b'{"messages": [{"role": "assistant", "content": "x", "weight": true}]}', "$.messages[0].weight"),

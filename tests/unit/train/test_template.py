@@ -88,7 +88,9 @@ def test_generation_blocks_and_the_date_are_understood() -> None:
     assert ChatTemplate(source, {}, TODAY).render(TALK.messages, add_generation_prompt=False) == "26 Jul 2024be kind"
 
 
-def tokenize(folder: ModelFolder, row: Conversation | Instruction, length: int = 256, inputs: bool = False) -> TokenRows:
+def tokenize(
+    folder: ModelFolder, row: Conversation | Instruction, length: int = 256, inputs: bool = False
+) -> TokenRows:
     tokenizer = RowTokenizer(folder, folder.chat_template(TODAY), inputs)
     return tokenizer.tokenize([row], length, RowErrors())
 
