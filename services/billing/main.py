@@ -41,12 +41,13 @@ async def main(process: Process, settings: BillingSettings) -> None:
     relay = Relay(pool, bus, Outbox(settings, clock=clock, ids=SystemIds(clock)), clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
-    server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    # The scheduler quotes jobs: it asks for a price, and for the balance of the caller whose identity it passes on.
+    server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler"})
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
         BillingService(pool, shelf, settings, clock=clock),
         "finemesh.billing.v1.BillingService",
-        allow={"gateway"},
+        allow={"gateway", "scheduler"},
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
