@@ -45,7 +45,9 @@ def compose(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     with running_compose(tmp_path_factory.mktemp("compose")) as running:
         yield running
         if request.session.testsfailed > failed_before:
-            print(running.logs())
+            # The last moment at which they exist, and not captured: a teardown that works shows nothing.
+            with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+                print(running.logs())
 
 
 @pytest.fixture(scope="module")
