@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
@@ -90,6 +90,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, param):
 
 
 @given(st.binary(max_size=100))
+@settings(deadline=None)
 def test_no_body_breaks_it(body):
     with pytest.raises(InvalidArgument):
         read_chat(body, messages_max=5)

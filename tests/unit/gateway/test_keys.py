@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import keys
@@ -24,6 +24,7 @@ def test_two_secrets_differ():
 
 
 @given(st.integers(0, 2**32), st.integers(0, keys.SECRET_CHARS - 1), st.characters())
+@settings(deadline=None)
 def test_one_wrong_character_is_noticed(seed, position, character):
     secret = keys.new_secret(random.Random(seed).randrange)
     changed = secret[:position] + character + secret[position + 1 :]
@@ -31,5 +32,6 @@ def test_one_wrong_character_is_noticed(seed, position, character):
 
 
 @given(st.text(max_size=80))
+@settings(deadline=None)
 def test_no_text_breaks_the_check(text):
     assert not keys.is_well_formed(text) or len(text) == keys.SECRET_CHARS

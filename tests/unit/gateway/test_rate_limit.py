@@ -1,6 +1,6 @@
 """The token bucket: what it lets through, what it asks to wait, and that it forgets."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.rate_limit import RateLimiter
@@ -32,6 +32,7 @@ def test_the_quietest_key_is_forgotten_first():
 
 
 @given(st.lists(st.floats(0, 1, allow_nan=False), max_size=200))
+@settings(deadline=None)
 def test_never_more_than_burst_and_rate_allow(pauses):
     limiter = RateLimiter(rate_per_s=5, burst=4, keys_max=1)
     now_s, passed = 0.0, 0
