@@ -49,11 +49,11 @@ protos: $(VENV)/.ready ## Generate gen/ from protos/
 protos-check: $(BUF)
 	@$(PY) scripts/gen_protos.py --googleapis build/googleapis
 	@$(BUF) lint
-	@$(BUF) breaking --against protos/baseline.binpb
+	@$(BUF) breaking protos --against protos/baseline.binpb
 	@$(PY) scripts/gen_protos.py --out build/gen && diff -r -q -x __pycache__ gen/finemesh build/gen/finemesh || { echo "gen/ is not what protos/ gives: run 'make protos'"; exit 1; }
 
 protos-baseline: $(VENV)/.ready $(BUF) ## Accept today's contracts as released: later changes must stay compatible with them
-	@$(PY) scripts/gen_protos.py --googleapis build/googleapis && $(BUF) build -o protos/baseline.binpb
+	@$(PY) scripts/gen_protos.py --googleapis build/googleapis && $(BUF) build protos --exclude-source-info -o protos/baseline.binpb
 
 compose-env: ## Make deploy/.env with random secrets, or complete it
 	@python3 -m deploy.compose_env

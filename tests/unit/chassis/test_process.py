@@ -83,7 +83,7 @@ async def live(how: str, folder: Path, number: signal.Signals | None, endpoint: 
     try:
         async with asyncio.timeout(30):
             # Another process cannot set an event of ours.
-            while number is not None and not (folder / "ready").exists():  # noqa: ASYNC110
+            while number is not None and not (folder / "ready").exists():
                 await asyncio.sleep(0.02)
             if number is not None:
                 daemon.send_signal(number)
