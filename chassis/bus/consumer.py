@@ -143,7 +143,8 @@ class Consumer:
                 return []
             messages: list[Msg] = fetch.result()
             return messages
-        except nats.errors.TimeoutError:
+        except TimeoutError:
+            # Python's own as well as nats-py's, which inherits from it: both come when no event did.
             return []
         finally:
             self._fetches.discard(fetch)

@@ -71,6 +71,23 @@ async def test_two_consumers_of_one_name_share_the_work(world: World) -> None:
     assert await world.pool.fetchval(EFFECTS) == 200
 
 
+async def test_a_consumer_without_events_keeps_its_subscription(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull that its reader has left takes the next event with it, which then comes only after the acknowledgement time."""
+    begun = 0
+    subscribe = Consumer._subscribe
+
+    async def count(consumer: Consumer, stream: str, subjects: list[str]) -> object:
+        nonlocal begun
+        begun += 1
+        return await subscribe(consumer, stream, subjects)
+
+    monkeypatch.setattr(Consumer, "_subscribe", count)
+    world.bus.settings = world.settings.model_copy(update={"consumer_fetch_wait_s": 0.05, "publish_timeout_s": 20.0})
+    world.spawn(_consumer(world).run)
+    await asyncio.sleep(3)
+    assert begun == 1
+
+
 async def test_crash_between_effect_and_ack(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = 0
     answer = Msg.ack
