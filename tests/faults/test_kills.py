@@ -50,6 +50,7 @@ async def test_kill_a_service(mesh: Mesh, undisturbed: Undisturbed, victim: str)
     await mesh.stack.wait_healthy(victim)
     ended = await assert_like_undisturbed(mesh, job.name, undisturbed)
     assert mesh.stack.restarts(victim) == restarts + 1
+    assert ended.attempt_count == 1, "the training went on meanwhile"
     assert await steps_after(mesh, ended, killed_at)
     await mesh.stack.wait_healthy()
 
