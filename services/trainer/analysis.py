@@ -110,7 +110,7 @@ async def _run(question: bytes, settings: TrainerSettings) -> Mapping[str, Any]:
     finally:
         process.kill()
         await process.wait()
-        process.stdin.close()
+        process.close()
     if exit_code == 0:
         return _parsed(output)
     last_words = "\n".join(errors.decode(errors="replace").splitlines()[-LAST_WORDS_LINES_MAX:])

@@ -72,10 +72,11 @@ class Child:
         self._process.kill()
 
     async def wait(self) -> int:
-        """The exit code; negative for the signal that ended it. Nothing of its group is left afterwards."""
+        """The exit code; negative for the signal that ended it. Nothing of its group is left afterwards, nor what `events`
+        did not read."""
         code = await self._process.wait()
         await asyncio.shield(self._listener)
-        self._process.stdin.close()
+        self._process.close()
         return code
 
     async def _listen(self) -> None:

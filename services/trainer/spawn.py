@@ -1,7 +1,10 @@
-"""Starts a process beside a running gRPC server: its own group, pipes to all three streams, and a way to wait for its end.
+"""Starts a process beside a running gRPC server: its own group, ends of all three streams, and a way to wait for its end.
 
 Not the event loop's own way: that forks, and gRPC's fork handlers can abort the new process before it becomes itself.
 `subprocess` uses vfork, which runs no such handler. It knows nothing of what is started.
+
+What the process writes comes through socket pairs, because a pipe has two owners under uvloop: libuv and the file object
+close the same number one after the other, and what another thread opened in between is closed under its hands.
 """
 
 import asyncio
@@ -9,6 +12,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,17 +26,19 @@ _ENVIRONMENT_NAMES = frozenset(
 _ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
 
 
-class Spawned:
-    """A Python module that runs as a process. It leads a group of its own, which dies with it."""
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes]", stdout: asyncio.StreamReader, stderr: asyncio.StreamReader
-    ) -> None:
+
+class Spawned:
+    """A Python module that runs as a process. It leads a group of its own, which dies with it. `close` comes last."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stdout: _Stream, stderr: _Stream) -> None:
         assert process.stdin is not None
         self.pid = process.pid
         self.stdin: IO[bytes] = process.stdin
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdout, stdout_end = stdout
+        self.stderr, stderr_end = stderr
+        self._ends = (stdout_end, stderr_end)
         self._process = process
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         # A daemon, so that a process that does not end cannot keep us from ending.
@@ -56,6 +62,12 @@ class Spawned:
         """The whole group, at once."""
         if not self.has_ended:
             _kill_group(self.pid)
+
+    def close(self) -> None:
+        """Our ends of its streams; what was not read by now is lost. Any number of times."""
+        self.stdin.close()
+        for end in self._ends:
+            end.close()
 
     def limit(self, kind: int, value: int) -> None:
         """One of the `resource.RLIMIT_` limits, where the system can set it from outside."""
@@ -83,26 +95,27 @@ async def spawn_module(
 ) -> Spawned:
     """Runs `python -m module`. `gpu_uuid` empty: it sees no GPU. Call it from the main thread: the kernel ends a process
     that asked to die with its parent when the thread that started it ends."""
-    # Blocks for the milliseconds of a vfork; a worker thread would do it for them, and then be the mortal parent.
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        env=child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid),
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        stdout = await _reader(process.stdout, line_bytes_max)
-        stderr = await _reader(process.stderr, line_bytes_max)
-    except BaseException:
-        _kill_group(process.pid)
-        process.wait()
-        raise
-    return Spawned(process, stdout, stderr)
+    with contextlib.ExitStack() as unless_started:
+        stdout, their_stdout = socket.socketpair()
+        stderr, their_stderr = socket.socketpair()
+        for end in (stdout, stderr):
+            unless_started.callback(end.close)
+        with their_stdout, their_stderr:
+            # Blocks for the milliseconds of a vfork; a worker thread would do it for them, and then be the mortal parent.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=their_stdout.fileno(),
+                stderr=their_stderr.fileno(),
+                bufsize=0,
+                env=child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid),
+                start_new_session=True,
+            )
+        unless_started.callback(process.wait)
+        unless_started.callback(_kill_group, process.pid)
+        streams = [await asyncio.open_unix_connection(sock=end, limit=line_bytes_max) for end in (stdout, stderr)]
+        unless_started.pop_all()
+    return Spawned(process, *streams)
 
 
 def child_environment(environment: Mapping[str, str], *, threads: int, gpu_uuid: str) -> dict[str, str]:
@@ -120,12 +133,6 @@ def child_environment(environment: Mapping[str, str], *, threads: int, gpu_uuid:
         "CUDA_VISIBLE_DEVICES": gpu_uuid,
         "PYTHONUNBUFFERED": "1",
     }
-
-
-async def _reader(pipe: IO[bytes], line_bytes_max: int) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=line_bytes_max)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
 
 
 def _kill_group(group: int) -> None:
