@@ -157,6 +157,8 @@ class Agent:
     def _reconcile(self, assignments: Iterable[node_pb2.Assignment]) -> None:
         wanted = {assignment.lease.token: assignment for assignment in assignments}
         for token in self._attempts.keys() - wanted.keys() - self._abandoned_tokens:
+            if self._attempts[token][0].is_ending:
+                continue
             log.warning("no longer assigned", lease_token=token)
             self._abandon(token)
         for token, assignment in wanted.items():

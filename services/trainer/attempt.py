@@ -70,6 +70,11 @@ class Attempt:
         self._last_event: Event | None = None
         self._partial: Event | None = None
 
+    @property
+    def is_ending(self) -> bool:
+        """True once it tells the scheduler how it ended: its child is dead, and what it still does is to clean up."""
+        return self._reporter.is_ending
+
     async def run(self) -> None:
         """Raises nothing but CancelledError; whatever happens, no child and no file of it is left."""
         folder = await asyncio.to_thread(self._kit.node_folder.create, self.job_id, str(self.token))

@@ -90,6 +90,8 @@ class Reporter:
         self._changed = asyncio.Condition()
         # Set while something waits that must not be held back to collect more progress.
         self._urgent = asyncio.Event()
+        # Set before the ending is sent: a heartbeat may know that the lease is over before the answer has arrived here.
+        self.is_ending = False
         # Steps of checkpoints whose commit was sent at least once: whether it was accepted may never be known here.
         self.committed_steps: set[int] = set()
 
@@ -172,6 +174,7 @@ class Reporter:
         await report.on_obsolete(response.obsolete)
 
     async def _send_ending(self, ending: Ending) -> None:
+        self.is_ending = True
         request = node_service_pb2.FinishAttemptRequest()
         if isinstance(ending, node_service_pb2.AttemptSucceeded):
             request.succeeded.CopyFrom(ending)

@@ -29,6 +29,8 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
         self.obsolete: list[Any] = []
         self.failures: dict[str, int] = {}
         self.heartbeat_error: Exception | None = None
+        # An ending is accepted at once; its answer takes this long.
+        self.finish_answer_s = 0.0
         # Called with the kind of each report before it is judged.
         self.before: Callable[[str], None] = lambda kind: None
         self._changed = asyncio.Condition()
@@ -103,6 +105,7 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
     async def FinishAttempt(self, request: Any, context: Any) -> Any:
         await self._accept("finish", request)
         self.assignments.pop(request.lease_token, None)
+        await asyncio.sleep(self.finish_answer_s)
         return node_service_pb2.FinishAttemptResponse()
 
     async def _accept(self, kind: str, request: Any) -> None:

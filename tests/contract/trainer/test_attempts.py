@@ -104,6 +104,17 @@ async def test_a_checkpoint_that_is_not_what_was_announced_is_refused(world: Age
     assert world.stored("models") == []
 
 
+async def test_an_attempt_cleans_up_when_a_heartbeat_overtakes_the_answer_to_its_ending(world: AgentWorld) -> None:
+    world.scheduler.finish_answer_s = 0.5
+    await world.start_agent()
+    script = world.script(steps=4, checkpoint_every=2, corrupt_checkpoint=4)
+    await world.scheduler.assign(world.assignment(script))
+    await world.scheduler.wait_for("finish")
+    assert [path for path in world.stored("jobs") if "/4-7/" in path]
+    await eventually(lambda: not [path for path in world.stored("jobs") if "/4-7/" in path])
+    assert "no longer assigned" not in (world.folder / "agent.log").read_text()
+
+
 async def test_cancel_finishes_the_step_and_reports_the_partial_range(world: AgentWorld) -> None:
     await world.start_agent()
     script = world.script(steps=1000, checkpoint_every=100, step_s=0.05)
