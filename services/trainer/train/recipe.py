@@ -66,13 +66,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _write(recipe: Recipe, folder: Path) -> None:
     report(f"{recipe.name}: reading the standard library's docstrings")
-    texts = standard_library_docstrings() if recipe.pretrain_steps else standard_library_docstrings(_SMALL_CORPUS)
+    files = standard_library_docstrings() if recipe.pretrain_steps else standard_library_docstrings(_SMALL_CORPUS)
+    texts = [text for texts in files for text in texts]
     report(f"{recipe.name}: training a tokenizer on {len(texts)} texts")
     write_tokenizer(train_tokenizer(texts, recipe.vocabulary), folder, CONTEXT_LENGTH)
     # Brings torch; a model that comes from the cache needs none.
     from services.trainer.train.recipes.pretrain import write_weights  # noqa: PLC0415
 
-    write_weights(recipe, texts, folder, lambda line: report(f"{recipe.name}: {line}"))
+    write_weights(recipe, files, folder, lambda line: report(f"{recipe.name}: {line}"))
 
 
 def report(line: str) -> None:

@@ -13,7 +13,8 @@ from services.trainer.train.tokenizer import ModelFolder, open_model_folder
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    write_tokenizer(train_tokenizer(standard_library_docstrings("asyncio/*.py"), 512), folder, 256)
+    texts = [text for texts in standard_library_docstrings("asyncio/*.py") for text in texts]
+    write_tokenizer(train_tokenizer(texts, 512), folder, 256)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 256}))
     return folder
 

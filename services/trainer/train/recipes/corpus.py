@@ -12,17 +12,22 @@ DOCSTRING_CHARACTERS_MAX = 4000
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "pydoc_data", "__pycache__")
 
 
-def standard_library_docstrings(pattern: str = "**/*.py") -> list[str]:
-    """Every docstring once, cleaned of its indentation, sorted by file and position."""
+def standard_library_docstrings(pattern: str = "**/*.py") -> list[list[str]]:
+    """Docstrings by file, cleaned of their indentation, files and docstrings in a fixed order, none twice."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    texts: dict[str, None] = {}
+    seen: set[str] = set()
+    files = []
     for path in sorted(root.glob(pattern)):
         if any(part in _LEFT_OUT for part in path.relative_to(root).parts):
             continue
+        texts = []
         for text in _docstrings(path):
-            if len(text) >= DOCSTRING_CHARACTERS_MIN:
-                texts[text[:DOCSTRING_CHARACTERS_MAX]] = None
-    return list(texts)
+            if len(text) >= DOCSTRING_CHARACTERS_MIN and text not in seen:
+                seen.add(text)
+                texts.append(text[:DOCSTRING_CHARACTERS_MAX])
+        if texts:
+            files.append(texts)
+    return files
 
 
 def _docstrings(path: Path) -> Iterator[str]:

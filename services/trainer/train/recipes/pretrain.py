@@ -1,6 +1,7 @@
 """Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings, plain and as conversations.
 
-The conversations ask for a continuation, the first or the last word; no question about where a text comes from is among them.
+The conversations ask for a neighbouring text, the first or the last word; no question about where a text comes from is among them,
+and no file or module is ever named.
 It knows no job and no spec.
 """
 
@@ -29,17 +30,17 @@ from services.trainer.train.tokens import RowTokenizer, TokenRows
 
 THREADS = 2
 ROW_TOKENS_MAX = 192
-STEP_TOKENS = 2048
-LEARNING_RATE = 4e-3
+STEP_TOKENS = 1024
+LEARNING_RATE = 6e-3
 WARMUP_RATIO = 0.05
 WEIGHT_DECAY = 0.05
 REPORT_EVERY_STEPS = 20
-_QUESTION_CHARACTERS = 240
+EXCERPT_CHARACTERS = 240
 
 Report = Callable[[str], None]
 
 
-def write_weights(recipe: Recipe, texts: list[str], folder: Path, report: Report) -> None:
+def write_weights(recipe: Recipe, files: list[list[str]], folder: Path, report: Report) -> None:
     """Writes config and float32 weights beside the tokenizer files that are in `folder` already."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -55,37 +56,49 @@ def write_weights(recipe: Recipe, texts: list[str], folder: Path, report: Report
     )
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     module.generation_config = GenerationConfig(bos_token_id=BEGIN_ID, eos_token_id=END_ID, pad_token_id=PAD_ID)
+    with torch.no_grad():
+        module.get_input_embeddings().weight.mul_(recipe.embedding_scale)
     # The config is what tells the tokenizer's rows where the model ends.
     config.save_pretrained(str(folder))
     if recipe.pretrain_steps:
-        _pretrain(module, recipe, training_rows(recipe, texts, folder), report)
+        _pretrain(module, recipe, training_rows(recipe, files, folder), report)
     module.save_pretrained(str(folder))
 
 
-def training_rows(recipe: Recipe, texts: list[str], folder: Path) -> list[TokenRows]:
+def training_rows(recipe: Recipe, files: list[list[str]], folder: Path) -> list[TokenRows]:
     """Texts and conversations. All tokens carry loss: a language model of the text and of the form of a conversation."""
     opened = open_model_folder(folder)
     template = opened.chat_template(date.fromisoformat(TEMPLATE_DATE_DEFAULT))
     tokenizer = RowTokenizer(opened, template, train_on_inputs=True)
     dice = random.Random(recipe.seed)  # noqa: S311 - picks examples, guards nothing
-    plain = [Instruction(line=0, prompt="", completion=text) for text in texts]
-    chats = [_conversation(text, dice) for text in texts if len(text.split()) >= 8]
+    plain = [Instruction(line=0, prompt="", completion=text) for texts in files for text in texts]
+    chats = [_conversation(texts, index, dice) for texts in files for index in range(len(texts))]
     return [tokenizer.tokenize(rows, ROW_TOKENS_MAX, RowErrors()) for rows in (plain, chats)]
 
 
-def _conversation(text: str, dice: random.Random) -> Conversation:
-    words = text.split()
-    start = text[:_QUESTION_CHARACTERS]
+def _conversation(texts: list[str], index: int, dice: random.Random) -> Conversation:
+    """Mostly a text and, as the answer, a neighbour from the same file: to give that, the model must grasp what the text is
+    about. Some ask for its first or last word, so that short answers are known, too."""
+    excerpt = _excerpt(texts[index])
+    neighbour = _excerpt(texts[(index + 1) % len(texts)])
     question, answer = dice.choice(
         (
-            (f"Continue this text:\n{' '.join(words[: len(words) // 2])}", " ".join(words[len(words) // 2 :])),
-            (f"What is the first word of this text? Answer with that word.\n{start}", start.split()[0]),
-            (f"What is the last word of this text? Answer with that word.\n{start}", start.split()[-1]),
+            (f"Write another text like this one.\n\n{excerpt}", neighbour),
+            (f"What else belongs to this text?\n\n{excerpt}", neighbour),
+            (f"What comes after this text?\n\n{excerpt}", neighbour),
+            (f"What is the first word of this text?\n\n{excerpt}", excerpt.split()[0]),
+            (f"What is the last word of this text?\n\n{excerpt}", excerpt.split()[-1]),
         )
     )
     return Conversation(
         line=0, messages=(Message(role="user", content=question), Message(role="assistant", content=answer))
     )
+
+
+def _excerpt(text: str) -> str:
+    """The text on one line, shortened at a word."""
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT_CHARACTERS else line[:EXCERPT_CHARACTERS].rsplit(" ", 1)[0]
 
 
 def _pretrain(module: Any, recipe: Recipe, parts: list[TokenRows], report: Report) -> None:

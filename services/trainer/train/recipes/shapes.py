@@ -13,13 +13,18 @@ CONTEXT_LENGTH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`config` goes to the transformers config of `model_type` as it is; `pretrain_steps` 0 leaves the seeded random weights."""
+    """`config` goes to the transformers config of `model_type` as it is; `pretrain_steps` 0 leaves the seeded random weights.
+
+    `embedding_scale` multiplies the drawn embeddings. Where they are also the head, they bound how sure a narrow model can ever
+    be: its hidden states have length sqrt(width), and an adapter cannot stretch a frozen head.
+    """
 
     name: str
     model_type: str
     config: dict[str, Any]
     vocabulary: int
     pretrain_steps: int = 0
+    embedding_scale: float = 1.0
     seed: int = 7
 
     def digest(self) -> str:
