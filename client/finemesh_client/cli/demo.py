@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from finemesh.models.v1 import model_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
-from finemesh_client.billing import dollars
+from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
 from finemesh_client.cli.billing import show_invoice
 from finemesh_client.cli.demo_dataset import Row, make_rows, write_rows
 from finemesh_client.cli.demo_quiz import accuracy, ask_grpc, ask_openai
@@ -31,6 +31,7 @@ from finemesh_client.errors import FinemeshError, NotFound
 
 BASE_RECIPE = "demo-llama"
 BASE_MODEL = f"finemesh/{BASE_RECIPE}"
+CREDIT_NANOS_USD = 25 * NANOS_PER_DOLLAR
 REGISTER_TIMEOUT_S = 60.0
 GRPC_QUESTIONS = 20
 
@@ -93,9 +94,10 @@ async def tell(folder: Path) -> Figures:
     async with contextlib.AsyncExitStack() as ending:
         ending.push_async_exit(stack.__aexit__)
         mesh = await ending.enter_async_context(Client(find_config(data_dir=folder)))
-        with step(3, "Base model into the catalogue"):
+        with step(3, "Base model into the catalogue, credit onto the balance"):
             base = await mesh.models.import_base(BASE_MODEL, base_folder)
             console.print(f"{base.model_id} {base.revision}: {base.parameter_count:,} weights")
+            await ensure_credit(mesh)
         with step(4, "A dataset from real text: which of ten modules does this docstring come from?"):
             training_file, validation_file, held_out = await upload_dataset(mesh, folder)
         with step(5, "An exact quote, and a job"):
@@ -132,6 +134,14 @@ async def base_model(folder: Path) -> Path:
     return Path(str(described["directory"]))
 
 
+async def ensure_credit(mesh: Client) -> None:
+    """Prepaid credit for the demo's job, as an operator adds it."""
+    balance = await mesh.billing.balance()
+    if balance.available_nanos_usd < CREDIT_NANOS_USD:
+        balance = await mesh.billing.top_up(CREDIT_NANOS_USD - balance.available_nanos_usd)
+    console.print(f"prepaid credit {dollars(balance.available_nanos_usd)}")
+
+
 async def upload_dataset(mesh: Client, folder: Path) -> tuple[str, str, list[Row]]:
     """Names of the uploaded training and held-out files, and the held-out rows."""
     training, held_out = make_rows()
@@ -152,7 +162,9 @@ async def create_job(mesh: Client, training_file: str, validation_file: str) -> 
         validation_file=validation_file,
         output_name=f"docstrings-{time.time_ns() // 1_000_000:x}",
         lora=pb.LoraTraining(rank=16, alpha=32),
-        hyperparameters=pb.Hyperparameters(epochs=4, evaluations=1, batch_size=8, learning_rate=3e-3),
+        hyperparameters=pb.Hyperparameters(
+            epochs=5, evaluations=1, batch_size=2, learning_rate=1e-2, warmup_ratio=0.05
+        ),
     )
     quote = await mesh.jobs.quote(spec)
     show_quote(quote)

@@ -29,7 +29,7 @@ def up(
 ) -> None:
     """Start PostgreSQL, nats-server and the five services on this machine; Ctrl-C stops them.
 
-    Prints the addresses and, on the first start, an API key with credit. Needs no Docker and no GPU. A second stack
+    Prints the addresses and, on the first start, an API key (add credit with `finemesh billing top-up`). Needs no Docker and no GPU. A second stack
     with another --data folder runs beside the first.
     """
     arguments = ["up", "--data", str(data_dir or default_data_dir()), "--engine", engine, "--nodes", str(nodes)]
