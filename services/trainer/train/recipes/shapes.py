@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 CONTEXT_LENGTH = 512
 
 
@@ -50,8 +50,9 @@ _ALL = (
     Recipe(
         name="demo-llama",
         model_type="llama",
-        vocabulary=4096,
-        pretrain_steps=240,
+        vocabulary=2048,
+        pretrain_steps=800,
+        embedding_scale=2.5,
         config={
             "hidden_size": 128,
             "intermediate_size": 384,
@@ -60,6 +61,7 @@ _ALL = (
             "num_key_value_heads": 2,
             "head_dim": 32,
             "max_position_embeddings": CONTEXT_LENGTH,
+            "initializer_range": 0.08,
             "tie_word_embeddings": True,
         },
     ),
