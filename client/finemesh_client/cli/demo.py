@@ -161,9 +161,9 @@ async def create_job(mesh: Client, training_file: str, validation_file: str) -> 
         training_file=training_file,
         validation_file=validation_file,
         output_name=f"docstrings-{time.time_ns() // 1_000_000:x}",
-        lora=pb.LoraTraining(rank=16, alpha=32),
+        lora=pb.LoraTraining(rank=64, alpha=128),
         hyperparameters=pb.Hyperparameters(
-            epochs=5, evaluations=1, batch_size=2, learning_rate=1e-2, warmup_ratio=0.05
+            epochs=4, evaluations=1, batch_size=2, learning_rate=2e-3, warmup_ratio=0.05
         ),
     )
     quote = await mesh.jobs.quote(spec)
