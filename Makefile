@@ -38,6 +38,7 @@ types:
 	@$(VENV)/bin/mypy --no-error-summary
 
 imports:
+	@mkdir -p build
 	@$(VENV)/bin/lint-imports --no-cache >build/imports.log 2>&1 || { cat build/imports.log; exit 1; }
 
 unit:

@@ -150,7 +150,11 @@ async def upload_dataset(mesh: Client, folder: Path) -> tuple[str, str, list[Row
         file = await mesh.files.upload(write_rows(rows, folder / file_name))
         show_file(file)
         names.append(file.name)
-    console.print(f"for example: {training[0].question.rpartition(chr(10))[2]!r} -> {training[0].answer}", markup=False)
+    console.print(
+        f"for example: {training[0].question.rpartition(chr(10))[2]!r} -> {training[0].answer}",
+        markup=False,
+        soft_wrap=True,
+    )
     return names[0], names[1], held_out
 
 
@@ -161,15 +165,15 @@ async def create_job(mesh: Client, training_file: str, validation_file: str) -> 
         training_file=training_file,
         validation_file=validation_file,
         output_name=f"docstrings-{time.time_ns() // 1_000_000:x}",
-        lora=pb.LoraTraining(rank=64, alpha=128),
+        lora=pb.LoraTraining(rank=16, alpha=32),
         hyperparameters=pb.Hyperparameters(
-            epochs=4, evaluations=1, batch_size=2, learning_rate=2e-3, warmup_ratio=0.05
+            epochs=4, evaluations=1, batch_size=2, learning_rate=4e-3, warmup_ratio=0.05
         ),
     )
     quote = await mesh.jobs.quote(spec)
     show_quote(quote)
     job = await mesh.jobs.create(spec)
-    console.print(f"created {job.name}", markup=False)
+    console.print(f"created {job.name}", markup=False, soft_wrap=True)
     return job.name, quote.total_nanos_usd
 
 
@@ -184,7 +188,9 @@ async def quiz(mesh: Client, job: pb.TuningJob, held_out: Sequence[Row]) -> tupl
             task = bar.add_task(f"asking {model} (the first question starts its engine)", total=len(held_out))
             answers[model] = await ask_openai(url, key, model, held_out, lambda task=task: bar.advance(task))  # type: ignore[misc]
     base, tuned = (accuracy(answers[model], held_out) for model in (BASE_MODEL, job.output_model))
-    console.print(f"{BASE_MODEL}: {base:.1%} right; {job.output_model}: {tuned:.1%} right (openai client)")
+    console.print(
+        f"{BASE_MODEL}: {base:.1%} right; {job.output_model}: {tuned:.1%} right (openai client)", soft_wrap=True
+    )
     some = held_out[:GRPC_QUESTIONS]
     by_grpc = await ask_grpc(mesh, job.output_model, some)
     same = sum(a == b for a, b in zip(by_grpc, answers[job.output_model], strict=False))
@@ -192,7 +198,7 @@ async def quiz(mesh: Client, job: pb.TuningJob, held_out: Sequence[Row]) -> tupl
         f"gRPC client: {same} of {len(some)} streamed answers are the same, {accuracy(by_grpc, some):.1%} right"
     )
     for row, answer in list(zip(held_out, answers[job.output_model], strict=True))[:3]:
-        console.print(f"  {row.question.rpartition(chr(10))[2][:80]!r} -> {answer!r}", markup=False)
+        console.print(f"  {row.question.rpartition(chr(10))[2][:80]!r} -> {answer!r}", markup=False, soft_wrap=True)
     return base, tuned
 
 
@@ -209,7 +215,7 @@ async def registered(mesh: Client, model_id: str) -> model_pb2.Model:
 async def download(mesh: Client, job: pb.TuningJob, folder: Path) -> None:
     """Downloads the adapter and says what came."""
     for path in await mesh.models.download(job.output_model, folder):
-        console.print(f"{path} {size((await asyncio.to_thread(path.stat)).st_size)}", markup=False)
+        console.print(f"{path} {size((await asyncio.to_thread(path.stat)).st_size)}", markup=False, soft_wrap=True)
 
 
 async def prove(mesh: Client, job: pb.TuningJob, quoted: int) -> None:
@@ -218,7 +224,8 @@ async def prove(mesh: Client, job: pb.TuningJob, quoted: int) -> None:
     show_invoice(await mesh.billing.invoice())
     console.print(
         f"quoted {dollars(quoted)}, held {dollars(charge.held_nanos_usd)}, charged {dollars(charge.charged_nanos_usd)}, "
-        f"given back {dollars(charge.released_nanos_usd)}"
+        f"given back {dollars(charge.released_nanos_usd)}",
+        soft_wrap=True,
     )
     if not charge.settled or not quoted == charge.quoted_nanos_usd == charge.held_nanos_usd == charge.charged_nanos_usd:
         raise DemoFailed("quote, hold and charge are not the same")
