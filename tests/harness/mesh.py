@@ -145,7 +145,7 @@ class Mesh:
 
 @asynccontextmanager
 async def running_mesh(
-    folder: Path, *, engine: str = "stub", nodes: int = 1, **environment: str
+    folder: Path, *, engine: str = "stub", nodes: int = 1, credit_nanos_usd: int = CREDIT_NANOS_USD, **environment: str
 ) -> AsyncIterator[Mesh]:
     """Everything up, imported, topped up and uploaded; all gone after."""
     base = await asyncio.to_thread(make_base, folder)
@@ -154,7 +154,7 @@ async def running_mesh(
     )
     async with Stack(options) as stack, Client(find_config(data_dir=folder / "data")) as client:
         await client.models.import_base(BASE, base)
-        await client.billing.top_up(CREDIT_NANOS_USD, request_id="tests")
+        await client.billing.top_up(credit_nanos_usd, request_id="tests")
         training = await client.files.upload(write_rows(folder / "train.jsonl", make_rows(160)))
         validation = await client.files.upload(write_rows(folder / "held-out.jsonl", make_rows(40, seed=1000)))
         yield Mesh(

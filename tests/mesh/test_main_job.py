@@ -21,11 +21,17 @@ from finemesh_client.client import Client
 from finemesh_client.config import ClientConfig
 from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
 
+# Enough for every job of this file but the dear one.
+CREDIT_NANOS_USD = 50_000_000_000
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     async with running_mesh(
-        tmp_path_factory.mktemp("mesh"), engine="vllm", FINEMESH_INFERENCE_KV_CACHE_BYTES=str(64 << 20)
+        tmp_path_factory.mktemp("mesh"),
+        engine="vllm",
+        credit_nanos_usd=CREDIT_NANOS_USD,
+        FINEMESH_INFERENCE_KV_CACHE_BYTES=str(64 << 20),
     ) as running:
         yield running
 
@@ -201,7 +207,7 @@ async def test_too_little_credit_fails_the_job_with_the_shortfall(mesh: Mesh, tm
     minimum = 5_000_000_000
     rows = [
         {"messages": [{"role": "user", "content": "x " * 200}, {"role": "assistant", "content": "y " * 100}]}
-        for _ in range(500)
+        for _ in range(2000)
     ]
     file = await mesh.client.files.upload(write_rows(tmp_path / "dear.jsonl", rows))
     spec = mesh.spec("dear", epochs=100, sequence_tokens_max=512)
