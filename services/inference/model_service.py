@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
@@ -17,6 +18,7 @@ from chassis.ids import Ids
 from chassis.names import own_name, own_parent, parse_name
 from chassis.objects import ObjectStore
 from chassis.paging import decode_token, encode_token, page_size
+from chassis.streams import whole
 from finemesh.artifacts.v1 import model_artifact_service_pb2, model_artifact_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
@@ -67,7 +69,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     async def ImportBaseModel(
         self,
         request_iterator: AsyncIterator[model_service_pb2.ImportBaseModelRequest],
-        context: object,
+        context: Any,
     ) -> model_service_pb2.ImportBaseModelResponse:
         current_caller().require_role("operator")
         if self._imports.locked():
@@ -80,7 +82,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             folder = self._settings.data_dir / "imports" / self._ids.new("import")
             await asyncio.to_thread(folder.mkdir, parents=True)
             try:
-                model = await self._import(request_iterator, folder)
+                model = await self._import(whole(request_iterator, context), folder)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return model_service_pb2.ImportBaseModelResponse(base_model=convert.to_base_model(model))
