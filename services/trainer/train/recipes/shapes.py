@@ -51,7 +51,7 @@ _ALL = (
         name="demo-llama",
         model_type="llama",
         vocabulary=2048,
-        pretrain_steps=600,
+        pretrain_steps=800,
         embedding_scale=2.5,
         config={
             "hidden_size": 128,
