@@ -5,7 +5,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check unit protos protos-check lint format types imports compose-env compose-test clean bench-start bench-edge
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean bench-start bench-edge bench-billing bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,10 @@ up: $(VENV)/.ready ## Start the whole mesh on this machine; Ctrl-C stops it
 check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, types, import contracts, protos, unit tests (under a minute)
 
 test: check ## Everything but GPU and compose tests
-	@$(PY) -m pytest -q -m "not gpu and not compose" --ignore=tests/unit --ignore=tests/architecture tests
+	@$(PY) -m pytest -q -m "not gpu and not compose and not families" --ignore=tests/unit --ignore=tests/architecture tests
+
+test-families: $(VENV)/.ready ## Train, export and serve a tiny model of every family (18 starts of vLLM)
+	@$(PY) -m pytest -q tests/train/test_families.py
 
 lint:
 	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --diff --quiet .; exit 1; }
@@ -67,6 +70,19 @@ bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and
 
 bench-edge: $(VENV)/.ready ## GetTuningJob through gateway and scheduler beside a bare grpc.aio echo
 	@$(PY) -m bench.edge
+
+bench-billing: $(VENV)/.ready ## Events, transfers, holds and flat cost of billing, each beside its limit (about 8 minutes)
+	@$(PY) -m bench.billing
+
+$(VENV)/.bench: $(VENV)/.ready
+	@$(PY) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[bench]' 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
+	@touch $(VENV)/.bench
+
+bench-train: $(VENV)/.bench ## The training engine beside TRL and a plain loop: speed, memory and loss (about 12 minutes)
+	@$(PY) -m bench.train
+
+bench-train-gpu: $(VENV)/.bench ## The same at the size of Llama-3.1-8B, where a CUDA device is
+	@$(PY) -m bench.train.gpu
 
 clean: ## Remove what was built (not the data folder)
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache node_modules

@@ -1,11 +1,11 @@
 """A durable reader of events whose effect happens once, however often and in whatever order they are delivered.
 
 The id of an event and its effect are written in one transaction. It knows no event by name and never drops one: what
-cannot be handled ends in `dead_letters` with its reason.
+cannot be handled ends in `dead_letters` with its reason, and in the stream of dead letters.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,22 +19,21 @@ from opentelemetry.trace import SpanKind
 
 from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
+from chassis.bus.dead_letters import SET_ASIDE, bury, error_text
 from chassis.bus.envelope import EventInfo, read_envelope
-from chassis.bus.outbox import QUERIES
+from chassis.bus.outbox import QUERIES, Outbox
 from chassis.bus.subjects import stream_of, subject_of
 from chassis.bus.verdict import Verdict, dependency_is_away, judge
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
 from chassis.db.queries import affected
+from chassis.errors import InvalidArgument
 from chassis.telemetry import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 _handled = metrics.get_meter(__name__).create_counter("consumer.handled", unit="{event}")
-_set_aside = metrics.get_meter(__name__).create_counter("consumer.dead_letters", unit="{event}")
-
-_ERROR_CHARS_MAX = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +48,26 @@ class Consumer:
     """`handlers` maps event classes to `async handler(connection, message, event)`, run inside the transaction.
 
     A handler raises DomainError to refuse an event; see `verdict.py` for what is tried again. Each stream that the
-    handled subjects live in gets a durable reader named `durable`; several processes may share it.
+    handled subjects live in gets a durable reader named `durable`; several processes may share it. What is set aside is
+    announced through the service's `outbox`, in the transaction that keeps it. Types without a handler are passed over,
+    but not in `families` (first parts of subjects): there nothing may be lost, so they are set aside, to be run again by
+    a version that knows them.
     """
 
     def __init__(
-        self, pool: Pool, bus: Bus, durable: str, handlers: Mapping[type[Message], Handler], *, clock: Clock
+        self,
+        pool: Pool,
+        bus: Bus,
+        durable: str,
+        handlers: Mapping[type[Message], Handler],
+        *,
+        clock: Clock,
+        outbox: Outbox | None = None,
+        families: Collection[str] = (),
     ) -> None:
         assert handlers
+        self._families = frozenset(families)
+        self._outbox = outbox
         self._pool = pool
         self._bus = bus
         self._durable = durable
@@ -67,11 +79,16 @@ class Consumer:
         for kind in handlers:
             subject = subject_of(kind)
             self._subjects.setdefault(stream_of(subject), []).append(subject)
+        self._subjects |= {stream_of(f"{family}.>"): [f"{family}.>"] for family in self._families}
         self._running = False
         self._stopping = False
         self._stopped = asyncio.Event()
         self._fetches: set[asyncio.Task[list[Msg]]] = set()
         self._slots = asyncio.Semaphore(self._settings.consumer_concurrency_max)
+
+    @property
+    def durable(self) -> str:
+        return self._durable
 
     async def run(self) -> None:
         """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
@@ -167,7 +184,8 @@ class Consumer:
 
     async def _handle(self, delivery: _Delivery) -> Verdict:
         event = delivery.event
-        if event.type not in self._handlers and not event.malformed:
+        ours = delivery.message.subject.partition(".")[0] in self._families
+        if event.type not in self._handlers and not event.malformed and not ours:
             return Verdict.done()
         traceparent = (delivery.message.headers or {}).get(TRACEPARENT_KEY)
         with structlog.contextvars.bound_contextvars(event_id=str(event.id), event_type=event.type):
@@ -181,16 +199,29 @@ class Consumer:
             _handled.add(1, {"durable": self._durable})
             return Verdict.done()
 
+    async def apply(self, connection: Connection, event: EventInfo, payload: bytes) -> None:
+        """Runs the event's handler in the caller's transaction; InvalidArgument when there is none for its type."""
+        if event.type not in self._handlers:
+            raise InvalidArgument("EVENT_INVALID", f"{self._durable} handles no event of type {event.type!r}")
+        await self._handlers[event.type](connection, self._classes[event.type].FromString(payload), event)
+
+    def read(self, event_type: str, payload: bytes) -> Message | None:
+        """The event as a message, for people to look at; None when it has no handler or its bytes are not readable."""
+        kind = self._classes.get(event_type)
+        try:
+            return kind.FromString(payload) if kind is not None else None
+        except DecodeError:
+            return None
+
     async def _apply(self, delivery: _Delivery) -> None:
         event = delivery.event
         if event.malformed:
             raise DecodeError(event.malformed)
-        message = self._classes[event.type].FromString(delivery.message.data)
         async with transaction(self._pool) as connection:
             inserted = await QUERIES.record_handled(connection, consumer=self._durable, event_id=event.id)
             if affected(inserted) == 0:
                 return
-            await self._handlers[event.type](connection, message, event)
+            await self.apply(connection, event, delivery.message.data)
             if event.deliveries > 1:
                 await QUERIES.forget_failures(connection, consumer=self._durable, event_id=event.id)
 
@@ -201,7 +232,7 @@ class Consumer:
     async def _refused(self, delivery: _Delivery, error: Exception) -> Verdict:
         """The handler failed: count it, and either try again later or set the event aside."""
         event = delivery.event
-        text = f"{type(error).__name__}: {error}".replace("\0", "")[:_ERROR_CHARS_MAX]
+        text = error_text(error)
         try:
             async with transaction(self._pool) as connection:
                 failures = await QUERIES.count_failure(
@@ -215,19 +246,20 @@ class Consumer:
                 raise
             return self._postponed(failure)
         if verdict.dead:
-            _set_aside.add(1, {"durable": self._durable, "reason": verdict.reason})
+            SET_ASIDE.add(1, {"durable": self._durable, "reason": verdict.reason})
             _log.error("event_set_aside", durable=self._durable, reason=verdict.reason, failures=failures, error=text)
+            if self._outbox is not None:
+                self._outbox.wake()
         else:
             _log.warning("event_failed", durable=self._durable, failures=failures, exc_info=error)
         return verdict
 
     async def _bury(self, connection: Connection, delivery: _Delivery, reason: str, error: str, failures: int) -> None:
         event = delivery.event
-        # The inbox row ends redeliveries that are already under way; whoever runs the event again removes it first.
-        await QUERIES.record_handled(connection, consumer=self._durable, event_id=event.id)
         await QUERIES.forget_failures(connection, consumer=self._durable, event_id=event.id)
-        await QUERIES.add_dead_letter(
+        await bury(
             connection,
+            self._outbox,
             consumer=self._durable,
             event_id=event.id,
             subject=delivery.message.subject,

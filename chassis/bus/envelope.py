@@ -1,6 +1,7 @@
 """The CloudEvents attributes of a delivery, read from its NATS headers. It never looks into the payload."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -25,22 +26,30 @@ class EventInfo:
 
 def read_envelope(message: Msg) -> EventInfo:
     """Never raises for bad headers: they come from outside, and the event has to be set aside with a reason."""
-    headers = dict(message.headers or {})
     place = message.metadata
+    fallback_id = uuid.uuid5(_POSITION_NAMESPACE, f"{place.stream}\0{place.sequence.stream}")
+    return _read(dict(message.headers or {}), fallback_id, place.timestamp, deliveries=place.num_delivered)
+
+
+def stored_envelope(event_id: uuid.UUID, headers: Mapping[str, str], stored_time: datetime) -> EventInfo:
+    """The same for an event that was kept under `event_id`; `stored_time` stands in for a time that is not readable."""
+    return _read(headers, event_id, stored_time, deliveries=1)
+
+
+def _read(headers: Mapping[str, str], fallback_id: uuid.UUID, fallback_time: datetime, *, deliveries: int) -> EventInfo:
     malformed = ""
     try:
         event_id = uuid.UUID(headers.get("ce-id", ""))
         time = datetime.fromisoformat(headers.get("ce-time", "")).astimezone(UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         malformed = f"the event's headers are not usable: {error}"
-        event_id = uuid.uuid5(_POSITION_NAMESPACE, f"{place.stream}\0{place.sequence.stream}")
-        time = place.timestamp
+        event_id, time = fallback_id, fallback_time
     return EventInfo(
         id=event_id,
         type=headers.get("ce-type", ""),
         source=headers.get("ce-source", ""),
         subject=headers.get("ce-subject", ""),
         time=time,
-        deliveries=place.num_delivered,
+        deliveries=deliveries,
         malformed=malformed,
     )

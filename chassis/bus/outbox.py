@@ -29,7 +29,7 @@ class Outbox:
 
     def __init__(self, settings: ChassisSettings, *, clock: Clock, ids: Ids) -> None:
         self._source = settings.service_name
-        self._size_bytes_max = settings.event_size_bytes_max
+        self.size_bytes_max = settings.event_size_bytes_max
         self._clock = clock
         self._ids = ids
         self._woken = asyncio.Event()
@@ -44,9 +44,9 @@ class Outbox:
         """
         subject = subject_of(message)
         payload = message.SerializeToString(deterministic=True)
-        if len(payload) > self._size_bytes_max:
+        if len(payload) > self.size_bytes_max:
             raise ResourceExhausted(
-                "SIZE_LIMIT", f"the event has {len(payload)} bytes, the limit is {self._size_bytes_max}"
+                "SIZE_LIMIT", f"the event has {len(payload)} bytes, the limit is {self.size_bytes_max}"
             )
         event_type = message.DESCRIPTOR.full_name
         event_id = self._ids.uuid() if key is None else event_id_of(self._source, event_type, key)

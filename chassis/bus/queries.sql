@@ -77,8 +77,46 @@ RETURNING failures;
 -- Ends the count of an event that was handled or given up.
 DELETE FROM handler_failures WHERE consumer = :consumer AND event_id = :event_id;
 
--- name: add_dead_letter(consumer, event_id, subject, payload, headers, reason, error, failures)!
--- Keeps an event that was given up.
+-- name: add_dead_letter(consumer, event_id, subject, payload, headers, reason, error, failures)$
+-- Keeps an event that was given up; answers when, or nothing where it is kept already.
 INSERT INTO dead_letters (consumer, event_id, subject, payload, headers, reason, error, failures)
 VALUES (:consumer, :event_id, :subject, :payload, :headers, :reason, :error, :failures)
-ON CONFLICT (consumer, event_id) DO NOTHING;
+ON CONFLICT (consumer, event_id) DO NOTHING
+RETURNING created_at;
+
+-- name: list_dead_letters(consumer, after_time, after_id, row_max)
+-- Lists a page of a consumer's dead letters, oldest first.
+SELECT event_id, subject, payload, headers, reason, error, failures, created_at
+FROM dead_letters
+WHERE
+    consumer = :consumer
+    AND (
+        :after_time::timestamptz IS NULL
+        OR (created_at, event_id) > (:after_time::timestamptz, :after_id::uuid)
+    )
+ORDER BY created_at, event_id
+LIMIT :row_max;
+
+-- name: lock_dead_letter(consumer, event_id)^
+-- Reads a dead letter and makes everybody else who would run it wait.
+SELECT headers, payload, created_at
+FROM dead_letters
+WHERE consumer = :consumer AND event_id = :event_id
+FOR UPDATE;
+
+-- name: keep_dead_letter(consumer, event_id, error)!
+-- Counts one more failure of a dead letter.
+UPDATE dead_letters
+SET error = :error, failures = failures + 1
+WHERE consumer = :consumer AND event_id = :event_id;
+
+-- name: delete_dead_letter(consumer, event_id)!
+-- Forgets a dead letter whose effect is in this transaction.
+DELETE FROM dead_letters WHERE consumer = :consumer AND event_id = :event_id;
+
+-- name: get_error_of_part(consumer, part_of)$
+-- Says why this transaction set a part of an event aside; nothing when it did not.
+SELECT error
+FROM dead_letters
+WHERE consumer = :consumer AND headers ->> 'ce-partof' = :part_of AND created_at = now()
+LIMIT 1;

@@ -67,8 +67,9 @@ def database_is_away(error: Exception) -> bool:
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.DataError):
         return False
     if isinstance(error, asyncpg.InterfaceError):
-        # asyncpg has one class for a closed connection or pool and for a call with wrong arguments.
-        return "clos" in str(error)
+        # asyncpg has one class for a closed connection or pool, for one that its pool took back because it died between
+        # two statements, and for a call with wrong arguments.
+        return "clos" in str(error) or "released back to the pool" in str(error)
     return isinstance(error, _AWAY)
 
 

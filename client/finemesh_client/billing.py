@@ -1,12 +1,32 @@
-"""Prices, balance, usage and invoices. Amounts are integers of one nano-dollar (1e-9 USD)."""
+"""Prices, balance, usage and invoices. Amounts are integers of one nano-dollar (1e-9 USD).
+
+A price by numbers, and by a dataset that was uploaded; `dollars(price.total_nanos_usd)` is `$366.00`:
+
+    price = await mesh.billing.estimate(
+        EstimatePriceRequest(
+            base_model="meta-llama/Llama-3.1-8B",
+            training_kind=TRAINING_KIND_SFT_LORA,
+            training_tokens=10_000_000,
+            validation_tokens=1_000_000,
+            epochs=3,
+            evaluations=10,
+        )
+    )
+    quote = await mesh.jobs.quote(TuningSpec(base_model="finemesh/demo-llama", training_file=file.name))
+    elsewhere = await mesh.billing.estimate(request_of(quote, "together-2026"))
+
+The terms of a price sum to its total; each has its quantity and its price of a million.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import cast
 
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, money_pb2
+from finemesh.tuning.v1 import tuning_service_pb2
 from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
@@ -21,6 +41,32 @@ def dollars(nanos_usd: int) -> str:
     return f"{sign}${whole:,}.{digits}"
 
 
+# By whether it learns from preferences, and whether it trains all weights.
+TRAINING_KINDS = {
+    (False, False): billing_service_pb2.TRAINING_KIND_SFT_LORA,
+    (False, True): billing_service_pb2.TRAINING_KIND_SFT_FULL,
+    (True, False): billing_service_pb2.TRAINING_KIND_DPO_LORA,
+    (True, True): billing_service_pb2.TRAINING_KIND_DPO_FULL,
+}
+
+
+def request_of(
+    quote: tuning_service_pb2.QuoteTuningJobResponse, price_book_version: str = ""
+) -> billing_service_pb2.EstimatePriceRequest:
+    """The numbers of a quote, to price them by another version or book."""
+    kind = TRAINING_KINDS[quote.spec.WhichOneof("method") == "dpo", quote.spec.WhichOneof("weights") == "full"]
+    return billing_service_pb2.EstimatePriceRequest(
+        base_model=quote.spec.base_model,
+        training_kind=kind,
+        training_tokens=quote.counts.training_tokens,
+        validation_tokens=quote.counts.validation_tokens,
+        epochs=quote.spec.hyperparameters.epochs,
+        evaluations=quote.spec.hyperparameters.evaluations,
+        parameter_count=quote.parameter_count,
+        price_book_version=price_book_version,
+    )
+
+
 class Billing:
     """Money of the caller's organization."""
 
@@ -31,7 +77,10 @@ class Billing:
     async def estimate(
         self, request: billing_service_pb2.EstimatePriceRequest
     ) -> billing_service_pb2.EstimatePriceResponse:
-        """The price of a job from numbers."""
+        """The price of a job from numbers, by the code that also makes quotes, holds and bills.
+
+        Raises InvalidRequest for a count that no job has, and for a model, method or version without a price.
+        """
         answer = await self._transport.unary(self._stub.EstimatePrice, request, safe=True)
         return cast(billing_service_pb2.EstimatePriceResponse, answer)
 
@@ -49,11 +98,29 @@ class Billing:
         )
         return cast(money_pb2.Balance, (await self._transport.unary(self._stub.TopUp, request, safe=True)).balance)
 
-    def usage(self, resource: str = "", limit: int | None = None) -> AsyncIterator[money_pb2.UsageRecord]:
-        """Usage records of the project, newest first."""
+    def usage(
+        self,
+        resource: str = "",
+        limit: int | None = None,
+        *,
+        kinds: Sequence[money_pb2.UsageKind.ValueType] = (),
+        model: str = "",
+        api_key_id: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> AsyncIterator[money_pb2.UsageRecord]:
+        """Usage records of the project that match, newest first; used from `start` on and before `end`."""
+        filters = billing_service_pb2.ListUsageRecordsRequest(
+            resource=resource, kinds=kinds, model=model, api_key_id=api_key_id
+        )
+        if start is not None:
+            filters.start_time.FromDatetime(start)
+        if end is not None:
+            filters.end_time.FromDatetime(end)
 
         async def fetch(token: str) -> billing_service_pb2.ListUsageRecordsResponse:
-            request = billing_service_pb2.ListUsageRecordsRequest(resource=resource, page_token=token)
+            request = billing_service_pb2.ListUsageRecordsRequest(page_token=token)
+            request.MergeFrom(filters)
             return cast(
                 billing_service_pb2.ListUsageRecordsResponse,
                 await self._transport.unary(self._stub.ListUsageRecords, request, safe=True),

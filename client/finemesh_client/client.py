@@ -5,12 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 
 from finemesh_client.billing import Billing
+from finemesh_client.budgets import Budgets
 from finemesh_client.chat import Chat
 from finemesh_client.config import ClientConfig, find_config
 from finemesh_client.endpoints import Endpoints
 from finemesh_client.files import Files
 from finemesh_client.identity import Identity
+from finemesh_client.invoices import Invoices
 from finemesh_client.jobs import Jobs
+from finemesh_client.ledger import Ledger
 from finemesh_client.models import Models
 from finemesh_client.transport import Transport
 
@@ -31,6 +34,9 @@ class Client:
         self.endpoints = Endpoints(self._transport)
         self.chat = Chat(self._transport)
         self.billing = Billing(self._transport)
+        self.budgets = Budgets(self._transport)
+        self.invoices = Invoices(self._transport)
+        self.ledger = Ledger(self._transport)
         self.identity = Identity(self._transport)
 
     async def close(self) -> None:

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
 
-from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
+from finemesh.files.v1 import dataset_preview_pb2, file_pb2, file_service_pb2, file_service_pb2_grpc
+from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from finemesh_client.errors import DataLoss
 from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 CHUNK_BYTES = 512 * 1024
+# A preview checks the whole file before it shows rows of it.
+PREVIEW_TIMEOUT_S = 600.0
 
 
 def sha256_of(path: Path) -> str:
@@ -91,6 +94,29 @@ class Files:
             raise DataLoss(message=f"{name}: the downloaded bytes do not match its SHA-256", reason="DATA_CORRUPT")
         partial.replace(target)
         return written
+
+    async def preview(
+        self,
+        name: str,
+        base_model: str,
+        *,
+        rows: int = 0,
+        tokens_shown: int = 0,
+        sequence_tokens_max: int = 0,
+        train_on_inputs: tuning_job_pb2.TrainOnInputs.ValueType = tuning_job_pb2.TRAIN_ON_INPUTS_AUTO,
+    ) -> dataset_preview_pb2.DatasetPreview:
+        """Sampled rows as a training on `base_model` would see them, token by token; 0 takes the server's default."""
+        request = tuning_service_pb2.PreviewDatasetRequest(
+            file=name,
+            base_model=base_model,
+            row_count_max=rows,
+            tokens_shown_max=tokens_shown,
+            sequence_tokens_max=sequence_tokens_max,
+            train_on_inputs=train_on_inputs,
+        )
+        call = tuning_service_pb2_grpc.TuningServiceStub(self._transport.channel).PreviewDataset
+        answer = await self._transport.unary(call, request, safe=True, timeout_s=PREVIEW_TIMEOUT_S)
+        return cast(tuning_service_pb2.PreviewDatasetResponse, answer).preview
 
     async def delete(self, name: str) -> None:
         """Deletes a file."""

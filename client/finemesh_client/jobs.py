@@ -7,7 +7,14 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import cast
 
-from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
+from finemesh.tuning.v1 import (
+    tuning_job_event_pb2,
+    tuning_job_pb2,
+    tuning_limits_pb2,
+    tuning_secrets_pb2,
+    tuning_service_pb2,
+    tuning_service_pb2_grpc,
+)
 from finemesh_client.errors import Unavailable
 from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
@@ -37,11 +44,24 @@ class Jobs:
         answer = await self._transport.unary(self._stub.QuoteTuningJob, request, safe=True, timeout_s=QUOTE_TIMEOUT_S)
         return cast(tuning_service_pb2.QuoteTuningJobResponse, answer)
 
+    async def limits(self, model: str) -> tuning_limits_pb2.TuningLimits:
+        """What may be asked for a base model, or for the base of a job or model to continue."""
+        request = tuning_service_pb2.GetTuningLimitsRequest(model=model)
+        answer = await self._transport.unary(self._stub.GetTuningLimits, request, safe=True)
+        return cast(tuning_limits_pb2.TuningLimits, answer.limits)
+
     async def create(
-        self, spec: tuning_job_pb2.TuningSpec, *, request_id: str | None = None
+        self,
+        spec: tuning_job_pb2.TuningSpec,
+        *,
+        request_id: str | None = None,
+        secrets: tuning_secrets_pb2.TuningSecrets | None = None,
     ) -> tuning_job_pb2.TuningJob:
-        """Creates a job and returns at once. Repeated with the same request id it returns the same job."""
-        request = tuning_service_pb2.CreateTuningJobRequest(spec=spec, request_id=request_id or uuid.uuid4().hex)
+        """Creates a job and returns at once. Repeated with the same request id it returns the same job, with the `secrets` of its
+        integrations that came first; no answer ever shows them."""
+        request = tuning_service_pb2.CreateTuningJobRequest(
+            spec=spec, request_id=request_id or uuid.uuid4().hex, secrets=secrets
+        )
         answer = await self._transport.unary(self._stub.CreateTuningJob, request, safe=True)
         return cast(tuning_job_pb2.TuningJob, answer.tuning_job)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -56,15 +56,22 @@ class Models:
         return cast(model_pb2.BaseModel, answer.base_model)
 
     async def import_base(
-        self, model_id: str, folder: Path, *, on_bytes: Callable[[int], None] | None = None
+        self,
+        model_id: str,
+        folder: Path,
+        *,
+        files: Sequence[Path] | None = None,
+        source: str = "",
+        on_bytes: Callable[[int], None] | None = None,
     ) -> model_pb2.BaseModel:
-        """Adds a local folder to the base catalogue. Needs the operator role; the same files give the same revision."""
-        files = importable_files(folder)
+        """Adds a local folder, or some `files` of it, to the base catalogue. Needs the operator role; the same files give the
+        same revision. `source` says where they come from, and is shown with the model."""
+        files = importable_files(folder) if files is None else files
         digests = {path: await asyncio.to_thread(sha256_of, path) for path in files}
 
         async def parts() -> AsyncIterator[model_service_pb2.ImportBaseModelRequest]:
             yield model_service_pb2.ImportBaseModelRequest(
-                header=model_service_pb2.ImportBaseModelHeader(model_id=model_id)
+                header=model_service_pb2.ImportBaseModelHeader(model_id=model_id, source=source)
             )
             for path in files:
                 start = model_service_pb2.ImportBaseModelFile(

@@ -13,10 +13,12 @@ STREAM_SIZE_BYTES_MAX = 256 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`."""
+    """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`; `secrets` by
+    variable."""
 
     ports: Mapping[str, int]
     database_urls: Mapping[str, str]
+    secrets: Mapping[str, str]
     nats_url: str
     tls_dir: Path
     artifacts_dir: Path
@@ -56,6 +58,7 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
         environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{service.name}.{door}")
     if service.database:
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
+    environment |= {name: facts.secrets[name] for name in service.secret_variables}
     if service.per_node:
         environment[f"{service.env_prefix}NODE_NAME"] = f"local-{node}"
         environment[f"{service.env_prefix}WORK_DIR"] = str(facts.data_dir / "work" / process_name(service, node))

@@ -191,7 +191,8 @@ class Stack:
         keys = [key for service, node in self._members() for key in listeners(service, node)]
         ports = folder.ports([POSTGRES, NATS, *keys])
         roles = [service.name for service in services if service.database]
-        secrets = folder.secrets([POSTGRES, NATS, *roles])
+        own = [name for service in services for name in service.secret_variables]
+        secrets = folder.secrets([POSTGRES, NATS, *roles, *own])
         postgres = Postgres(folder=folder.postgres, port=ports[POSTGRES], password=secrets[POSTGRES])
         broker = Broker(folder=folder.nats, port=ports[NATS], token=secrets[NATS])
         self._start_infrastructure(postgres, broker, {role: secrets[role] for role in roles})
@@ -199,6 +200,7 @@ class Stack:
         self._facts = Facts(
             ports=ports,
             database_urls={role: postgres.url(role=role, password=secrets[role], database=DATABASE) for role in roles},
+            secrets={name: secrets[name] for name in own},
             nats_url=broker.url,
             tls_dir=folder.tls,
             artifacts_dir=folder.artifacts,

@@ -17,7 +17,8 @@ class Service:
 
     `needs` are healthy before this one starts. `doors` are listeners besides the mesh server, by the suffix of the
     variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a module that runs
-    once, after the first healthy start, and prints one line of JSON that is kept.
+    once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only this
+    service is told, by the suffix of their variable.
     """
 
     name: str
@@ -25,12 +26,17 @@ class Service:
     needs: tuple[str, ...]
     database: bool = True
     doors: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
     bootstrap: str | None = None
     per_node: bool = False
 
     @property
     def env_prefix(self) -> str:
         return f"FINEMESH_{self.name.upper()}_"
+
+    @property
+    def secret_variables(self) -> list[str]:
+        return [f"{self.env_prefix}{name}" for name in self.secrets]
 
 
 SERVICES: tuple[Service, ...] = (
@@ -41,7 +47,7 @@ SERVICES: tuple[Service, ...] = (
         doors=("PUBLIC", "HTTP"),
         bootstrap="services.gateway.bootstrap",
     ),
-    Service(name="scheduler", module="services.scheduler.main", needs=(POSTGRES, NATS)),
+    Service(name="scheduler", module="services.scheduler.main", needs=(POSTGRES, NATS), secrets=("SECRETS_KEY",)),
     Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
     Service(name="inference", module="services.inference.main", needs=(POSTGRES, NATS)),
     # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.

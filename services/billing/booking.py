@@ -1,23 +1,25 @@
-"""Metered work becomes money: usage is booked once per work key and jobs are settled once. It runs in the consumer's
-transaction, so an event and its effect are one; it knows no message format.
+"""Work of jobs becomes money: usage is booked once per work key and jobs are settled once. It runs in the consumer's
+transaction, so an event and its effect are one; it knows no message format, and nothing of what is served.
 
-Locks are taken in one order everywhere: the job, then usage keys, then accounts sorted by name.
+Locks are taken in one order everywhere: the job, then organizations sorted by id.
 """
 
-import uuid
-from collections.abc import Sequence
+from datetime import datetime
 
 import structlog
 from opentelemetry import metrics
 
 from chassis.db.pool import Connection
 from chassis.errors import InvalidArgument, NotFound
-from services.billing import ledger, settlement, store
-from services.billing.facts import EndpointFact, Fact, InferenceFact, TrainingFact
-from services.billing.ledger import HoldState, Transaction, TransactionKind
+from services.billing import ledger, settlement, store, usage_store
+from services.billing.batch import UsageBatch
+from services.billing.facts import Fact, TrainingFact
+from services.billing.ledger import HoldState
+from services.billing.months import OpenMonths
+from services.billing.periods import first_of_month
 from services.billing.pricebook import PriceBook, Shelf
-from services.billing.pricing import Metered, record_amount, token_amount
-from services.billing.records import Hold, JobEnding, UsageKind, UsageRecord
+from services.billing.pricing import Metered, record_amount
+from services.billing.records import Hold, JobEnding, JobTotals, UsageKind, UsageRecord
 
 _log = structlog.get_logger(__name__)
 _meter = metrics.get_meter(__name__)
@@ -28,8 +30,11 @@ _discrepancies = _meter.create_counter("billing.discrepancies", unit="{job}")
 _TOKENS_OF = {UsageKind.TRAINING_TOKENS: "training_tokens", UsageKind.EVALUATION_TOKENS: "validation_tokens"}
 
 
-async def book_training(connection: Connection, shelf: Shelf, fact: TrainingFact) -> None:
-    """Books tokens of a job at the prices of its quote, and settles the job when they were the last it waited for."""
+async def book_training(connection: Connection, shelf: Shelf, fact: TrainingFact, now: datetime) -> bool:
+    """Books tokens of a job at the prices of its quote, and settles the job when they were the last it waited for.
+
+    True when that moved money.
+    """
     await store.lock_job(connection, fact.resource)
     hold = await store.get_hold(connection, fact.resource)
     if hold is None:
@@ -38,105 +43,63 @@ async def book_training(connection: Connection, shelf: Shelf, fact: TrainingFact
     _same_owner(fact, hold)
     record = _training_record(fact, hold, shelf.version(hold.price_book_version))
     if not await _is_new(connection, record):
-        return
+        return False
     await _refuse_unexpected(connection, fact, hold)
-    await store.insert_usage(connection, [record])
+    inserted = await usage_store.insert_usage(connection, UsageBatch.of([record]))
+    assert inserted, "the job is locked, so nobody else can have booked its work"
     _booked.add(1, {"kind": record.kind})
-    await _settle_when_ready(connection, shelf, hold)
+    if hold.state is HoldState.SETTLED:
+        # Nothing was owed, so nobody waited for it; the charge stays and what it is less than its work grows.
+        await store.adjust_hold(connection, hold.resource, -record.amount_nanos_usd)
+    return await _settle_when_ready(connection, shelf, hold, now)
 
 
-async def book_ending(connection: Connection, shelf: Shelf, ending: JobEnding) -> None:
-    """Remembers how the job ended and settles it as soon as its usage is complete."""
+async def book_ending(connection: Connection, shelf: Shelf, ending: JobEnding, now: datetime) -> bool:
+    """Remembers how the job ended and settles it as soon as its usage is complete. True when that moved money."""
     await store.lock_job(connection, ending.resource)
     before = await store.get_job_ending(connection, ending.resource)
     if before == ending:
-        return
+        return False
     if before is not None:
         raise InvalidArgument("EVENT_INVALID", f"{ending.resource} ended as {before.ending} before")
     hold = await store.get_hold(connection, ending.resource)
     if hold is not None and (hold.organization_id, hold.project_id) != (ending.organization_id, ending.project_id):
         raise InvalidArgument("EVENT_INVALID", f"{ending.resource} belongs to another project")
-    await store.insert_job_ending(connection, ending)
-    if hold is not None:
-        await _settle_when_ready(connection, shelf, hold)
-
-
-async def book_inference(connection: Connection, shelf: Shelf, facts: Sequence[InferenceFact]) -> None:
-    """Books served tokens at the prices of the moment they were served: what is owed grows, nothing is refused."""
-    records: list[UsageRecord] = []
-    charges: dict[uuid.UUID, Transaction] = {}
-    for fact in facts:
-        sides = _inference_records(fact, shelf.at(fact.usage_time))
-        records += sides
-        charge = ledger.usage_charge(
-            TransactionKind.INFERENCE,
-            organization_id=fact.organization_id,
-            project_id=fact.project_id,
-            resource=fact.resource,
-            work_key=fact.work_key,
-            amount_nanos_usd=sum(side.amount_nanos_usd for side in sides),
-            price_book_version=shelf.at(fact.usage_time).version,
-            usage_time=fact.usage_time,
+    booked = (await usage_store.get_job_totals(connection, ending.resource)).record_count
+    if booked > ending.usage_record_count:
+        # Had it come first, those records would have been refused: what is booked must not depend on the order.
+        raise InvalidArgument(
+            "EVENT_INVALID",
+            f"{ending.resource} ended with {ending.usage_record_count} usage records, but {booked} are booked",
         )
-        if charge is not None:
-            charges.setdefault(sides[0].id, charge)
-    await _book_charged(connection, records, charges)
+    await store.insert_job_ending(connection, ending)
+    return hold is not None and await _settle_when_ready(connection, shelf, hold, now)
 
 
-async def book_endpoint_minute(connection: Connection, shelf: Shelf, fact: EndpointFact) -> None:
-    """Books one started minute of all devices of a replica."""
-    book = shelf.at(fact.usage_time)
-    minute_price = book.hosting_rate(fact.hardware_type).nanos_usd_per_device_minute
-    record = _record(
-        fact,
-        work_key=fact.work_key,
-        kind=UsageKind.ENDPOINT_MINUTES,
-        model=fact.hardware_type,
-        quantity=fact.device_count,
-        unit_price_nanos_usd=minute_price,
-        amount_nanos_usd=fact.device_count * minute_price,
-        price_book_version=book.version,
-    )
-    charge = ledger.usage_charge(
-        TransactionKind.ENDPOINT,
-        organization_id=fact.organization_id,
-        project_id=fact.project_id,
-        resource=fact.resource,
-        work_key=fact.work_key,
-        amount_nanos_usd=record.amount_nanos_usd,
-        price_book_version=book.version,
-        usage_time=fact.usage_time,
-    )
-    await _book_charged(connection, [record], {record.id: charge} if charge else {})
-
-
-async def _book_charged(
-    connection: Connection, records: Sequence[UsageRecord], charges: dict[uuid.UUID, Transaction]
-) -> None:
-    """Inserts records, and posts the charges of those that are new."""
-    if not records:
-        return
-    new = await store.insert_usage(connection, records)
-    if len(new) < len(records):
-        booked = await store.get_usage(connection, {record.id for record in records})
-        for record in records:
-            _same_record(booked[record.id], record)
-    due = [charge for record_id, charge in charges.items() if record_id in new]
-    await store.lock_accounts(connection, {charge.organization_id for charge in due})
-    await store.post(connection, due)
-    _booked.add(len(new))
-
-
-async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold) -> None:
+async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold, now: datetime) -> bool:
     """Settles a held job whose ending is known and whose usage is complete, or does not matter."""
     if hold.state is not HoldState.HELD:
-        return
+        return False
     ending = await store.get_job_ending(connection, hold.resource)
     if ending is None:
-        return
-    totals = await store.get_job_totals(connection, hold.resource)
+        return False
+    totals = await usage_store.get_job_totals(connection, hold.resource)
     if settlement.needs_all_usage(ending.ending) and totals.record_count < ending.usage_record_count:
-        return
+        return False
+    await settle(connection, shelf, hold, ending, totals, now)
+    return True
+
+
+async def settle(
+    connection: Connection,
+    shelf: Shelf,
+    hold: Hold,
+    ending: JobEnding,
+    totals: JobTotals,
+    now: datetime,
+    note: str = "",
+) -> None:
+    """Charges what is booked and frees the rest. The job is locked; `note` says what is unusual about it."""
     book = shelf.version(hold.price_book_version)
     decided = settlement.settle(
         ending=ending.ending,
@@ -146,10 +109,11 @@ async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold) -
         work=hold.work,
         metered=Metered(training_tokens=totals.training_tokens, validation_tokens=totals.evaluation_tokens),
     )
-    if decided.discrepancy:
+    discrepancy = "; ".join(filter(None, (note, decided.discrepancy)))
+    if discrepancy:
         _discrepancies.add(1)
-        _log.error("settlement_discrepancy", resource=hold.resource, discrepancy=decided.discrepancy)
-    await store.lock_accounts(connection, [hold.organization_id])
+        _log.error("settlement_discrepancy", resource=hold.resource, discrepancy=discrepancy)
+    standings = await store.lock_organizations(connection, [hold.organization_id])
     entry = ledger.settle(
         organization_id=hold.organization_id,
         resource=hold.resource,
@@ -158,6 +122,7 @@ async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold) -
         price_book_version=hold.price_book_version,
         end_time=ending.end_time,
     )
+    months = await OpenMonths.read(connection, [hold.organization_id], [ending.end_time], now)
     settled = await store.end_hold(
         connection,
         hold.resource,
@@ -165,18 +130,23 @@ async def _settle_when_ready(connection: Connection, shelf: Shelf, hold: Hold) -
         end_time=ending.end_time,
         charged_nanos_usd=decided.charge_nanos_usd,
         price=decided.price,
-        discrepancy=decided.discrepancy,
+        adjustment_nanos_usd=decided.charge_nanos_usd - totals.amount_nanos_usd,
+        billing_month=months.of(hold.organization_id, ending.end_time),
+        discrepancy=discrepancy,
     )
     assert settled, "the job is locked, so nobody else can have ended its hold"
-    await store.post(connection, [entry] if entry else [])
+    await store.post(connection, standings, [entry] if entry else [])
     _settled.add(1, {"ending": ending.ending})
 
 
 async def _is_new(connection: Connection, record: UsageRecord) -> bool:
-    booked = (await store.get_usage(connection, [record.id])).get(record.id)
+    key = (record.project_id, record.work_key)
+    booked = (await usage_store.get_usage(connection, [key])).get(key)
     if booked is None:
         return True
-    _same_record(booked, record)
+    # The price may differ: another version of the book can have come into force for a moment of the past.
+    if booked.claim != record.claim:
+        raise InvalidArgument("EVENT_INVALID", f"work key {record.work_key!r} is booked with other numbers")
     return False
 
 
@@ -186,15 +156,18 @@ async def _refuse_unexpected(connection: Connection, fact: TrainingFact, hold: H
     if ending is None and hold.state is not HoldState.HELD:
         raise InvalidArgument("EVENT_INVALID", f"the hold of {fact.resource} was released, so it cannot have run")
     if ending is not None:
-        booked = (await store.get_job_totals(connection, fact.resource)).record_count
+        booked = (await usage_store.get_job_totals(connection, fact.resource)).record_count
         if booked >= ending.usage_record_count:
             raise InvalidArgument(
                 "EVENT_INVALID",
                 f"{fact.resource} ended with {ending.usage_record_count} usage records and all are booked;"
                 f" {fact.work_key!r} is one more",
             )
+    waited_for = ending is not None and settlement.needs_all_usage(ending.ending)
+    if hold.state is HoldState.EXPIRED or (hold.state is HoldState.SETTLED and waited_for):
+        raise InvalidArgument("EVENT_INVALID", f"the hold of {fact.resource} expired before {fact.work_key!r} came")
     if fact.kind is UsageKind.TRAINING_TOKENS:
-        other = await store.get_overlapping_work_key(
+        other = await usage_store.get_overlapping_work_key(
             connection, fact.resource, start_step=fact.start_step, end_step=fact.end_step
         )
         if other is not None:
@@ -208,18 +181,14 @@ def _same_owner(fact: Fact, hold: Hold) -> None:
         raise InvalidArgument("EVENT_INVALID", f"{fact.resource} belongs to another project")
 
 
-def _same_record(booked: UsageRecord, claimed: UsageRecord) -> None:
-    """The price may differ: another version of the book can have come into force for a moment of the past."""
-    if booked.claim != claimed.claim:
-        raise InvalidArgument("EVENT_INVALID", f"work key {claimed.work_key!r} is booked with other numbers")
-
-
 def _training_record(fact: TrainingFact, hold: Hold, book: PriceBook) -> UsageRecord:
     rate = _rate(hold, book)
-    return _record(
-        fact,
+    return UsageRecord(
         work_key=fact.work_key,
         kind=fact.kind,
+        organization_id=fact.organization_id,
+        project_id=fact.project_id,
+        resource=fact.resource,
         model=hold.work.base_model,
         quantity=fact.tokens,
         unit_price_nanos_usd=rate,
@@ -227,60 +196,10 @@ def _training_record(fact: TrainingFact, hold: Hold, book: PriceBook) -> UsageRe
         price_book_version=book.version,
         start_step=fact.start_step,
         end_step=fact.end_step,
-    )
-
-
-def _inference_records(fact: InferenceFact, book: PriceBook) -> list[UsageRecord]:
-    """One record for each direction, without those of zero tokens."""
-    rate = book.inference_rate(fact.base_model)
-    sides = (
-        ("input", UsageKind.INPUT_TOKENS, fact.input_tokens, rate.input_nanos_usd_per_million),
-        ("output", UsageKind.OUTPUT_TOKENS, fact.output_tokens, rate.output_nanos_usd_per_million),
-    )
-    return [
-        _record(
-            fact,
-            work_key=f"{fact.work_key}:{side}",
-            kind=kind,
-            model=fact.base_model,
-            quantity=tokens,
-            unit_price_nanos_usd=nanos_usd_per_million,
-            amount_nanos_usd=token_amount(tokens, nanos_usd_per_million),
-            price_book_version=book.version,
-        )
-        for side, kind, tokens, nanos_usd_per_million in sides
-        if tokens
-    ]
-
-
-def _record(
-    fact: Fact,
-    *,
-    work_key: str,
-    kind: UsageKind,
-    model: str,
-    quantity: int,
-    unit_price_nanos_usd: int,
-    amount_nanos_usd: int,
-    price_book_version: str,
-    start_step: int = 0,
-    end_step: int = 0,
-) -> UsageRecord:
-    return UsageRecord(
-        id=ledger.usage_record_id(fact.project_id, work_key),
-        work_key=work_key,
-        kind=kind,
-        organization_id=fact.organization_id,
-        project_id=fact.project_id,
-        resource=fact.resource,
-        model=model,
-        quantity=quantity,
-        unit_price_nanos_usd=unit_price_nanos_usd,
-        amount_nanos_usd=amount_nanos_usd,
-        price_book_version=price_book_version,
-        start_step=start_step,
-        end_step=end_step,
         usage_time=fact.usage_time,
+        # The invoice has the settlement; this says when the work was done.
+        billing_month=first_of_month(fact.usage_time),
+        api_key_id=hold.api_key_id,
     )
 
 

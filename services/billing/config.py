@@ -7,6 +7,7 @@ from pydantic import Field
 
 from chassis.settings import ChassisSettings
 from services.billing.facts import FactLimits
+from services.billing.invoice import InvoiceTerms, Party
 from services.billing.pricing import Limits
 
 
@@ -22,14 +23,50 @@ class BillingSettings(ChassisSettings):
 
     usage_tokens_max: int = Field(default=10**12, ge=1, description="Largest token count of one usage event.")
     usage_devices_max: int = Field(default=4096, ge=1, description="Most devices of one replica.")
-    usage_steps_max: int = Field(default=10**9, ge=1, description="Largest step or minute of a usage event.")
+    usage_nodes_max: int = Field(default=4096, ge=1, description="Most nodes of one cluster.")
+    usage_steps_max: int = Field(default=10**9, ge=1, description="Largest step, minute or hour of a usage event.")
     clock_skew_s_max: float = Field(default=3600.0, ge=0, description="How far a usage time may lie in the future.")
+
+    hold_ttl_s: float = Field(default=86_400.0, gt=0, description="A hold that nobody renews ends after it.")
+    hold_renewals_max: int = Field(default=1000, ge=1, description="Holds of one renewal.")
+    hold_sweep_interval_s: float = Field(default=30.0, gt=0, description="Pause between looks for holds that are over.")
+    hold_sweep_batch_max: int = Field(default=200, ge=1, description="Holds that one look ends.")
+    hold_grace_s: float = Field(
+        default=900.0, ge=0, description="No hold ends before billing could be asked to renew it for so long."
+    )
+    budgets_max: int = Field(default=1000, ge=1, description="Budgets of one project and its keys.")
 
     request_id_chars_max: int = Field(default=128, ge=1, description="Longest request_id.")
     page_size_max: int = Field(default=1000, ge=1, description="Usage records of one page.")
-    invoice_lines_max: int = Field(default=2000, ge=1, description="Lines of one invoice.")
-    invoice_names_max: int = Field(default=20_000, ge=1, description="Usage records named in one invoice.")
+
+    # Documents.
+    issuer_legal_name: str = Field(default="finemesh operator", description="Who sends the invoices.")
+    issuer_address_lines: tuple[str, ...] = Field(default=(), description="Its postal address, a JSON list of lines.")
+    issuer_tax_id: str = Field(default="", description="Its tax id, such as a VAT number.")
+    issuer_email: str = Field(default="", description="Where questions about invoices go.")
+    invoice_tax_note: str = Field(default="", description="What every invoice says about taxes.")
+    invoice_grace_s: float = Field(default=72 * 3600.0, ge=0, description="Time after a month before it is closed.")
+    invoice_close_interval_s: float = Field(default=600.0, gt=0, description="Pause between looks for what to close.")
+    invoice_close_batch_max: int = Field(default=100, ge=1, description="Months that one look for what to close takes.")
+    invoice_lines_max: int = Field(default=10_000, ge=1, description="Lines of one invoice.")
+    invoice_names_max: int = Field(default=10_000, ge=1, description="Usage records named in one invoice.")
     invoice_names_per_line_max: int = Field(default=100, ge=1, description="Usage records named in one line.")
+    invoice_names_scan_max: int = Field(default=10_000, ge=1, description="Records looked at to name those of lines.")
+    party_text_chars_max: int = Field(default=200, ge=1, description="Longest name, address line, tax id or email.")
+    party_lines_max: int = Field(default=10, ge=1, description="Lines of a postal address.")
+    credit_reason_chars_max: int = Field(default=500, ge=1, description="Longest reason of a credit note.")
+    cost_days_max: int = Field(default=400, ge=1, description="Days of one report of cost.")
+    cost_rows_max: int = Field(default=10_000, ge=1, description="Rows of one report of cost.")
+    usage_scan_max: int = Field(default=20_000, ge=1, description="Records looked at for one page of filtered usage.")
+    export_batch_max: int = Field(default=2000, ge=1, description="Records read at a time for an export.")
+
+    # Verification, journal, dead letters.
+    verifications_max: int = Field(default=1, ge=1, description="Verifications that run at a time.")
+    verify_batch_rows: int = Field(default=1000, ge=1, description="Rows that a verification holds of a table.")
+    verify_statement_timeout_s: float = Field(default=1800.0, gt=0, description="Longest statement of a verification.")
+    verify_progress_s: float = Field(default=0.5, ge=0, description="Pause between tellings of a verification.")
+    journal_batch_rows: int = Field(default=500, ge=1, le=5000, description="Entries in one answer of an export.")
+    dead_letter_batch_rows: int = Field(default=20, ge=1, description="Dead letters read at a time; each can be large.")
 
     @property
     def limits(self) -> Limits:
@@ -41,10 +78,28 @@ class BillingSettings(ChassisSettings):
         )
 
     @property
+    def invoice_terms(self) -> InvoiceTerms:
+        return InvoiceTerms(
+            issuer=Party(
+                legal_name=self.issuer_legal_name,
+                address_lines=self.issuer_address_lines,
+                tax_id=self.issuer_tax_id,
+                email=self.issuer_email,
+            ),
+            tax_note=self.invoice_tax_note,
+            settling=timedelta(seconds=self.clock_skew_s_max),
+            lines_max=self.invoice_lines_max,
+            names_max=self.invoice_names_max,
+            names_per_line_max=self.invoice_names_per_line_max,
+            names_scan_max=self.invoice_names_scan_max,
+        )
+
+    @property
     def fact_limits(self) -> FactLimits:
         return FactLimits(
             tokens_max=self.usage_tokens_max,
             devices_max=self.usage_devices_max,
+            nodes_max=self.usage_nodes_max,
             steps_max=self.usage_steps_max,
             clock_skew=timedelta(seconds=self.clock_skew_s_max),
         )

@@ -1,6 +1,5 @@
 """What events claim was used, and the bounds within which a claim can be true. Pure: it prices and books nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +19,7 @@ class FactInvalid(ValueError):
 class FactLimits:
     tokens_max: int = 10**12
     devices_max: int = 4096
+    nodes_max: int = 4096
     steps_max: int = 10**9
     # How far a node's clock may run ahead of ours.
     clock_skew: timedelta = timedelta(hours=1)
@@ -30,7 +30,7 @@ class Fact:
     work_key: str
     organization_id: str
     project_id: str
-    # The job, model or endpoint that used it.
+    # The job, model, endpoint or cluster that used it.
     resource: str
     usage_time: datetime
 
@@ -50,6 +50,7 @@ class InferenceFact(Fact):
     base_model: str
     input_tokens: int
     output_tokens: int
+    api_key_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,13 @@ class EndpointFact(Fact):
     hardware_type: str
     device_count: int
     minute: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFact(Fact):
+    hardware_type: str
+    node_count: int
+    hour: int
 
 
 def check_training(fact: TrainingFact, job_id: str, now: datetime, limits: FactLimits) -> None:
@@ -70,12 +78,13 @@ def check_training(fact: TrainingFact, job_id: str, now: datetime, limits: FactL
         raise FactInvalid("a range of training steps has at least one step")
 
 
-def check_inference(facts: Sequence[InferenceFact], now: datetime, limits: FactLimits) -> None:
-    for fact in facts:
-        _check(fact, now, limits)
-        _text("base_model", fact.base_model, NAME_CHARS_MAX)
-        _within("input_tokens", fact.input_tokens, 0, limits.tokens_max)
-        _within("output_tokens", fact.output_tokens, 0, limits.tokens_max)
+def check_inference(fact: InferenceFact, now: datetime, limits: FactLimits) -> None:
+    _check(fact, now, limits)
+    _text("base_model", fact.base_model, NAME_CHARS_MAX)
+    _within("input_tokens", fact.input_tokens, 0, limits.tokens_max)
+    _within("output_tokens", fact.output_tokens, 0, limits.tokens_max)
+    if len(fact.api_key_id) > WORK_KEY_CHARS_MAX or not fact.api_key_id.isprintable():
+        raise FactInvalid(f"api_key_id must be at most {WORK_KEY_CHARS_MAX} printable characters")
 
 
 def check_endpoint(fact: EndpointFact, now: datetime, limits: FactLimits) -> None:
@@ -83,6 +92,13 @@ def check_endpoint(fact: EndpointFact, now: datetime, limits: FactLimits) -> Non
     _text("hardware_type", fact.hardware_type, NAME_CHARS_MAX)
     _within("device_count", fact.device_count, 1, limits.devices_max)
     _within("minute", fact.minute, 0, limits.steps_max)
+
+
+def check_cluster(fact: ClusterFact, now: datetime, limits: FactLimits) -> None:
+    _check(fact, now, limits)
+    _text("hardware_type", fact.hardware_type, NAME_CHARS_MAX)
+    _within("node_count", fact.node_count, 1, limits.nodes_max)
+    _within("hour", fact.hour, 0, limits.steps_max)
 
 
 def check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -> None:

@@ -1,7 +1,9 @@
 """HoldService, for the scheduler: quotes with their holds. Money is decided in `holding.py` and `pricing.py`."""
 
+from datetime import timedelta
 from typing import Any
 
+from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import FieldViolation, InvalidArgument
@@ -9,18 +11,34 @@ from chassis.names import format_name, parse_name
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.billing import convert, holding
+from services.billing import convert, expiry, holding, spending, store
 from services.billing.config import BillingSettings
-from services.billing.pricebook import PriceBook, Shelf
+from services.billing.pricebook import PriceBook, Shelf, price_job
 from services.billing.refusal import refusing
 
 
 class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
-    def __init__(self, pool: Pool, shelf: Shelf, settings: BillingSettings, *, clock: Clock) -> None:
+    def __init__(self, pool: Pool, shelf: Shelf, settings: BillingSettings, outbox: Outbox, *, clock: Clock) -> None:
         self._pool = pool
         self._shelf = shelf
         self._limits = settings.limits
+        self._renewals_max = settings.hold_renewals_max
+        self._hold_ttl = timedelta(seconds=settings.hold_ttl_s)
+        self._outbox = outbox
         self._clock = clock
+
+    async def QuoteWork(
+        self, request: hold_service_pb2.QuoteWorkRequest, context: Any
+    ) -> hold_service_pb2.QuoteWorkResponse:
+        parse_name(identity_pb2.Organization, f"organizations/{request.organization_id}", "organization_id")
+        with refusing("price."):
+            book = self._current_book(request.price.price_book_version)
+            price = price_job(book, convert.work_of(request.price), self._limits)
+        async with self._pool.acquire() as connection:
+            balances = await store.get_balances(connection, request.organization_id)
+        return hold_service_pb2.QuoteWorkResponse(
+            quote=convert.to_price(price, book.version), available_nanos_usd=balances.available_nanos_usd
+        )
 
     async def CreateHold(
         self, request: hold_service_pb2.CreateHoldRequest, context: Any
@@ -42,19 +60,41 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
                     work=convert.work_of(request.price),
                     now=now,
                     limits=self._limits,
+                    ttl=self._hold_ttl,
+                    api_key_id=request.api_key_id,
                 )
+                await spending.review(connection, self._outbox, [hold.organization_id], now)
+        self._outbox.wake()
         made_by = self._shelf.version(hold.price_book_version)
         return hold_service_pb2.CreateHoldResponse(
-            hold_id=hold.id, quote=convert.to_price(holding.quote_of(hold, made_by), made_by.version)
+            hold_id=hold.id,
+            quote=convert.to_price(holding.quote_of(hold, made_by), made_by.version),
+            expire_time=convert.to_timestamp(hold.expire_time),
         )
 
     async def ReleaseHold(
         self, request: hold_service_pb2.ReleaseHoldRequest, context: Any
     ) -> hold_service_pb2.ReleaseHoldResponse:
         parse_name(tuning_job_pb2.TuningJob, request.resource, "resource")
+        now = self._clock.now()
         async with transaction(self._pool) as connection:
-            released = await holding.release_hold(connection, resource=request.resource, now=self._clock.now())
-        return hold_service_pb2.ReleaseHoldResponse(released_nanos_usd=released)
+            released = await holding.release_hold(connection, resource=request.resource, now=now)
+            if released is not None:
+                await spending.review(connection, self._outbox, [released.organization_id], now)
+        self._outbox.wake()
+        return hold_service_pb2.ReleaseHoldResponse(released_nanos_usd=released.held_nanos_usd if released else 0)
+
+    async def RenewHolds(
+        self, request: hold_service_pb2.RenewHoldsRequest, context: Any
+    ) -> hold_service_pb2.RenewHoldsResponse:
+        if len(request.resources) > self._renewals_max:
+            raise _invalid("resources", f"must be at most {self._renewals_max} (hold_renewals_max)")
+        for index, resource in enumerate(request.resources):
+            parse_name(tuning_job_pb2.TuningJob, resource, f"resources[{index}]")
+        until = self._clock.now() + self._hold_ttl
+        async with transaction(self._pool) as connection:
+            ended = await expiry.renew_holds(connection, list(request.resources), until)
+        return hold_service_pb2.RenewHoldsResponse(ended_resources=ended, expire_time=convert.to_timestamp(until))
 
     def _current_book(self, version: str) -> PriceBook:
         """Only the current version holds money: nobody may choose a cheaper book for a job."""

@@ -1,14 +1,14 @@
 """Money that is set aside: top-ups, quotes with their holds, releases. Each function runs in the caller's transaction.
 
-Locks are taken in one order everywhere: the job, then usage keys, then accounts sorted by name.
+Locks are taken in one order everywhere: the job, then organizations sorted by id.
 """
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from chassis.db.pool import Connection
 from chassis.errors import AlreadyExists, FailedPrecondition, FieldViolation, OutOfRange
-from services.billing import ledger, store
+from services.billing import ledger, spending, store, usage_store
 from services.billing.ledger import Account, BalanceInsufficient, Balances, HoldState
 from services.billing.pricebook import PriceBook, price_job
 from services.billing.pricing import Limits, Price, Work, in_dollars, quote
@@ -25,7 +25,8 @@ async def top_up(
     limits: Limits,
 ) -> tuple[uuid.UUID, Balances]:
     """Adds credit once per request id; the same id with another amount is REQUEST_ID_REUSED."""
-    balances = (await store.lock_accounts(connection, [organization_id]))[organization_id]
+    standings = await store.lock_organizations(connection, [organization_id])
+    balances = standings[organization_id].balances
     entry = ledger.top_up(
         organization_id=organization_id, amount_nanos_usd=amount_nanos_usd, request_id=request_id, now=now
     )
@@ -44,8 +45,8 @@ async def top_up(
             f"a balance is at most {limits.amount_nanos_usd_max} nano-dollars; add less",
             violations=[FieldViolation("amount_nanos_usd", "would lift the balance over its limit")],
         )
-    await store.post(connection, [entry])
-    return entry.id, await store.get_balances(connection, organization_id)
+    await store.post(connection, standings, [entry])
+    return entry.id, standings[organization_id].balances
 
 
 async def create_hold(
@@ -58,6 +59,8 @@ async def create_hold(
     work: Work,
     now: datetime,
     limits: Limits,
+    ttl: timedelta,
+    api_key_id: str = "",
 ) -> Hold:
     """Prices and holds; the same job gets the same hold again. `book` prices a job that has none yet."""
     await store.lock_job(connection, resource)
@@ -67,10 +70,18 @@ async def create_hold(
     if await store.get_job_ending(connection, resource) is not None:
         raise FailedPrecondition("STATE_CONFLICT", f"{resource} has ended; nothing can be held for it any more")
     price = price_job(book, work, limits)
-    balances = (await store.lock_accounts(connection, [organization_id]))[organization_id]
+    standings = await store.lock_organizations(connection, [organization_id])
+    await spending.refuse_over_cap(
+        connection,
+        organization_id=organization_id,
+        project_id=project_id,
+        api_key_id=api_key_id,
+        required_nanos_usd=price.total_nanos_usd,
+        now=now,
+    )
     try:
         entry = ledger.hold(
-            balances,
+            standings[organization_id].balances,
             organization_id=organization_id,
             resource=resource,
             amount_nanos_usd=price.total_nanos_usd,
@@ -91,24 +102,26 @@ async def create_hold(
         charged_nanos_usd=0,
         discrepancy="",
         hold_time=now,
+        expire_time=now + ttl,
         end_time=None,
+        api_key_id=api_key_id,
     )
     await store.insert_hold(connection, hold)
-    await store.post(connection, [entry] if entry else [])
+    await store.post(connection, standings, [entry] if entry else [])
     return hold
 
 
-async def release_hold(connection: Connection, *, resource: str, now: datetime) -> int:
-    """Gives back the hold of a job that never ran; returns the amount, 0 when nothing was held any more."""
+async def release_hold(connection: Connection, *, resource: str, now: datetime) -> Hold | None:
+    """Gives back the hold of a job that never ran and returns it as it was; None when nothing was held any more."""
     await store.lock_job(connection, resource)
     hold = await store.get_hold(connection, resource)
     if hold is None or hold.state is not HoldState.HELD:
-        return 0
-    if (await store.get_job_totals(connection, resource)).record_count:
+        return None
+    if (await usage_store.get_job_totals(connection, resource)).record_count:
         raise FailedPrecondition(
             "STATE_CONFLICT", f"{resource} has run; its final event settles it, it cannot be released"
         )
-    await store.lock_accounts(connection, [hold.organization_id])
+    standings = await store.lock_organizations(connection, [hold.organization_id])
     entry = ledger.release(
         organization_id=hold.organization_id,
         resource=resource,
@@ -118,8 +131,8 @@ async def release_hold(connection: Connection, *, resource: str, now: datetime) 
     )
     if not await store.end_hold(connection, resource, "release", end_time=now):
         raise FailedPrecondition("STATE_CONFLICT", f"the hold of {resource} ended meanwhile")
-    await store.post(connection, [entry] if entry else [])
-    return hold.held_nanos_usd
+    await store.post(connection, standings, [entry] if entry else [])
+    return hold
 
 
 def quote_of(hold: Hold, book: PriceBook) -> Price:
@@ -134,6 +147,10 @@ def _same(existing: Hold, organization_id: str, project_id: str, work: Work) -> 
             "REQUEST_ID_REUSED",
             f"{existing.resource} was quoted with other numbers; a job is quoted once",
             violations=[FieldViolation("resource", "has a hold for different numbers")],
+        )
+    if existing.state is HoldState.EXPIRED:
+        raise FailedPrecondition(
+            "HOLD_EXPIRED", f"the hold of {existing.resource} ended because nobody renewed it; a job is held once"
         )
     if existing.state is not HoldState.HELD:
         raise FailedPrecondition("STATE_CONFLICT", f"the hold of {existing.resource} is {existing.state} already")

@@ -1,23 +1,46 @@
-"""An invoice of one month: lines from settled jobs and served usage, pure. It knows no table and rounds once per line."""
+"""An invoice of one month: lines from settled jobs and served usage, credit notes, totals. Pure: it knows no table and no
+message, and it rounds once per line."""
 
 import enum
 import re
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 
 from services.billing.pricing import round_to_cent
+from services.billing.records import UsageKind
 
 _MONTH = re.compile(r"(20[0-9]{2})-(0[1-9]|1[0-2])")
 
 
 class LineKind(enum.StrEnum):
+    """In the order of the lines."""
+
     TUNING = "tuning"
     ENDPOINT = "endpoint"
+    CLUSTER = "cluster"
     INFERENCE = "inference"
 
 
-UNITS = {LineKind.TUNING: "tokens", LineKind.ENDPOINT: "minutes", LineKind.INFERENCE: "tokens"}
+UNITS: Mapping[LineKind, str] = MappingProxyType(
+    {
+        LineKind.TUNING: "tokens",
+        LineKind.ENDPOINT: "minutes",
+        LineKind.CLUSTER: "hours",
+        LineKind.INFERENCE: "tokens",
+    }
+)
+# What was served, and the line it is on; tokens of a job are on the job's own line.
+SERVED: Mapping[UsageKind, LineKind] = MappingProxyType(
+    {
+        UsageKind.INPUT_TOKENS: LineKind.INFERENCE,
+        UsageKind.OUTPUT_TOKENS: LineKind.INFERENCE,
+        UsageKind.ENDPOINT_MINUTES: LineKind.ENDPOINT,
+        UsageKind.CLUSTER_HOURS: LineKind.CLUSTER,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +56,18 @@ class Month:
         return cls(year=moment.year, month=moment.month)
 
     @classmethod
+    def from_day(cls, day: date) -> "Month":
+        return cls(year=day.year, month=day.month)
+
+    @classmethod
     def parse(cls, text: str) -> "Month | None":
         """`2026-11`; None when it is not one."""
         found = _MONTH.fullmatch(text)
         return cls(year=int(found.group(1)), month=int(found.group(2))) if found else None
+
+    @property
+    def first_day(self) -> date:
+        return date(self.year, self.month, 1)
 
     @property
     def start(self) -> datetime:
@@ -52,22 +83,36 @@ class Month:
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """What one job, endpoint or model was charged in the month at one set of prices, exact, before rounding.
+    """What one job, endpoint, cluster or model was charged in the month at one price, exact, before rounding.
 
-    `unit_price_nanos_usd` is of a million tokens or of one minute, 0 where prices mix. `usage_records` are the first
-    names of the records behind it, in the order of their times.
+    `usage_kind` is empty for a job, whose line counts all its tokens. `unit_price_nanos_usd` is of a million tokens, a
+    device minute or a node hour. `usage_records` are the first names of the records behind it.
     """
 
     kind: LineKind
+    project_id: str
     resource: str
+    usage_kind: str
     model: str
     quantity: int
     unit_price_nanos_usd: int
     amount_nanos_usd: int
     price_book_version: str
-    usage_records: tuple[str, ...]
     usage_record_count: int
+    usage_records: tuple[str, ...] = ()
     minimum_applied: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, int]:
+        """What tells the line from the others of its kind."""
+        return (
+            self.project_id,
+            self.resource,
+            self.model,
+            self.usage_kind,
+            self.price_book_version,
+            self.unit_price_nanos_usd,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,41 +124,111 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CreditNote:
+    """Money given back. `billing_month` is the first day of the month whose invoice has it."""
+
+    number: int
+    organization_id: str
+    request_id: str
+    amount_nanos_usd: int
+    reason: str
+    resource: str
+    invoice: str
+    transaction_id: uuid.UUID
+    billing_month: date
+    create_time: datetime
+
+    @property
+    def claim(self) -> tuple[int, str, str, str]:
+        """What two calls with the same request id must agree on."""
+        return (self.amount_nanos_usd, self.reason, self.resource, self.invoice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Party:
+    """A name and address; all empty where nothing was said."""
+
+    legal_name: str = ""
+    address_lines: tuple[str, ...] = ()
+    tax_id: str = ""
+    email: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvoiceTerms:
+    """What stands on every invoice, and the limits of one. `settling` is how long after a month's end clocks that are
+    behind may still book into it."""
+
+    issuer: Party
+    tax_note: str
+    settling: timedelta
+    lines_max: int
+    names_max: int
+    names_per_line_max: int
+    names_scan_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Invoice:
+    """`number` is 0 and `close_time` None until it is closed. `owed_nanos_usd` is what the credit did not cover of all
+    usage, then or now."""
+
     organization_id: str
     month: Month
     lines: tuple[Line, ...]
-    open: bool
+    credit_notes: tuple[CreditNote, ...] = ()
+    issuer: Party = Party()
+    customer: Party = Party()
+    tax_note: str = ""
+    owed_nanos_usd: int = 0
+    number: int = 0
+    close_time: datetime | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.close_time is None
+
+    @property
+    def empty(self) -> bool:
+        return not self.lines and not self.credit_notes
 
     @property
     def total_nanos_usd(self) -> int:
-        return sum(line.amount_nanos_usd for line in self.lines)
+        """A credit note is a line with a negative amount, rounded once like the others."""
+        given_back = sum(round_to_cent(note.amount_nanos_usd) for note in self.credit_notes)
+        return sum(line.amount_nanos_usd for line in self.lines) - given_back
 
 
-def build(*, organization_id: str, month: Month, charges: Iterable[Charge], now: datetime) -> Invoice:
-    """Tuning first, then endpoints, then served models; each by resource and price-book version."""
+def build_lines(charges: Iterable[Charge]) -> tuple[Line, ...]:
+    """Tuning first, then endpoints, clusters and served models; each by project, resource and price."""
     order = list(LineKind)
-    sorted_charges = sorted(
-        charges,
-        key=lambda charge: (order.index(charge.kind), charge.resource, charge.model, charge.price_book_version),
-    )
-    lines = tuple(
+    return tuple(
         Line(
             description=_description(charge),
             unit=UNITS[charge.kind],
             charge=charge,
             amount_nanos_usd=round_to_cent(charge.amount_nanos_usd),
         )
-        for charge in sorted_charges
+        for charge in sorted(charges, key=lambda charge: (order.index(charge.kind), charge.key))
     )
-    return Invoice(organization_id=organization_id, month=month, lines=lines, open=now < month.end)
+
+
+def invoice_number(number: int) -> str:
+    return f"FM-{number:06d}"
+
+
+def credit_note_number(number: int) -> str:
+    return f"CN-{number:06d}"
 
 
 def _description(charge: Charge) -> str:
+    name = charge.resource.rpartition("/")[2]
     if charge.kind is LineKind.TUNING:
-        name = charge.resource.rpartition("/")[2]
         minimum = ", minimum per completed job" if charge.minimum_applied else ""
         return f"Tuning of {charge.model}, job {name}{minimum}"
     if charge.kind is LineKind.ENDPOINT:
-        return f"Dedicated endpoint {charge.resource.rpartition('/')[2]}, device minutes on {charge.model}"
-    return f"Tokens served by {charge.resource}"
+        return f"Dedicated endpoint {name}, device minutes on {charge.model}"
+    if charge.kind is LineKind.CLUSTER:
+        return f"Cluster {name}, node hours on {charge.model}"
+    side = {UsageKind.INPUT_TOKENS: "Input tokens", UsageKind.OUTPUT_TOKENS: "Output tokens"}
+    return f"{side.get(UsageKind(charge.usage_kind), 'Tokens')} served by {charge.resource}"

@@ -5,7 +5,7 @@ It gets balances and moments as values and returns transactions to be written; i
 
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -35,12 +35,15 @@ class TransactionKind(enum.StrEnum):
     SETTLEMENT = "settlement"
     INFERENCE = "inference"
     ENDPOINT = "endpoint"
+    CLUSTER = "cluster"
+    CREDIT_NOTE = "credit_note"
 
 
 class HoldState(enum.StrEnum):
     HELD = "held"
     SETTLED = "settled"
     RELEASED = "released"
+    EXPIRED = "expired"
 
 
 # The lifecycle of a hold: event -> (allowed sources, destination).
@@ -48,6 +51,7 @@ HOLD_TRANSITIONS: Mapping[str, tuple[frozenset[HoldState], HoldState]] = Mapping
     {
         "settle": (frozenset({HoldState.HELD}), HoldState.SETTLED),
         "release": (frozenset({HoldState.HELD}), HoldState.RELEASED),
+        "expire": (frozenset({HoldState.HELD}), HoldState.EXPIRED),
     }
 )
 
@@ -107,6 +111,20 @@ class Transaction:
         assert sum(posting.amount_nanos_usd for posting in self.postings) == 0
         assert all(posting.amount_nanos_usd for posting in self.postings)
         assert len({posting.account for posting in self.postings}) == len(self.postings)
+
+
+def after(balances: Balances, entries: Iterable[Transaction]) -> Balances:
+    """The balances once the entries of one organization are posted."""
+    moved = {Account.PREPAID: 0, Account.HELD: 0, Account.RECEIVABLE: 0}
+    for entry in entries:
+        for posting in entry.postings:
+            if posting.account in moved:
+                moved[posting.account] += posting.amount_nanos_usd
+    return Balances(
+        prepaid_nanos_usd=balances.prepaid_nanos_usd + moved[Account.PREPAID],
+        held_nanos_usd=balances.held_nanos_usd + moved[Account.HELD],
+        receivable_nanos_usd=balances.receivable_nanos_usd + moved[Account.RECEIVABLE],
+    )
 
 
 def transaction_id(kind: TransactionKind, *work: str) -> uuid.UUID:
@@ -195,12 +213,14 @@ def usage_charge(
     organization_id: str,
     project_id: str,
     resource: str,
-    work_key: str,
+    work_keys: Sequence[str],
     amount_nanos_usd: int,
     price_book_version: str,
     usage_time: datetime,
 ) -> Transaction | None:
     """What was served is owed: it lowers what is available at once, and below that it stays owed.
+
+    One entry may stand for many pieces of work; `usage_time` is then that of the last one.
 
     Drawing on the prepaid account here would split the records at the moment when credit ends, and a shuffled stream
     would split others: then a replay could not give the same ledger.
@@ -208,13 +228,28 @@ def usage_charge(
     if amount_nanos_usd == 0:
         return None
     return Transaction(
-        id=transaction_id(kind, project_id, work_key),
+        id=transaction_id(kind, project_id, *work_keys),
         kind=kind,
         organization_id=organization_id,
         resource=resource,
         price_book_version=price_book_version,
         transaction_time=usage_time,
         postings=_postings({Account.RECEIVABLE: -amount_nanos_usd, Account.REVENUE: amount_nanos_usd}),
+    )
+
+
+def credit_note(
+    *, organization_id: str, request_id: str, amount_nanos_usd: int, resource: str, now: datetime
+) -> Transaction:
+    """Gives back what was earned: it can be spent at once, and what is owed stays owed."""
+    return Transaction(
+        id=transaction_id(TransactionKind.CREDIT_NOTE, organization_id, request_id),
+        kind=TransactionKind.CREDIT_NOTE,
+        organization_id=organization_id,
+        resource=resource or f"organizations/{organization_id}",
+        price_book_version="",
+        transaction_time=now,
+        postings=_postings({Account.REVENUE: -amount_nanos_usd, Account.PREPAID: amount_nanos_usd}),
     )
 
 

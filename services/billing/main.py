@@ -12,12 +12,22 @@ from chassis.db.pool import open_pool, transaction
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
 from chassis.server import ServerBuilder
-from finemesh.billing.v1 import billing_service_pb2_grpc
+from finemesh.billing.v1 import (
+    billing_service_pb2_grpc,
+    budget_service_pb2_grpc,
+    invoice_service_pb2_grpc,
+    ledger_service_pb2_grpc,
+)
 from finemesh.holds.v1 import hold_service_pb2_grpc
 from services.billing import store
+from services.billing.budget_service import BudgetService
+from services.billing.closer import Closer
 from services.billing.config import BillingSettings
-from services.billing.events import DURABLE, Events
+from services.billing.events import DURABLE, FAMILIES, Events
+from services.billing.expiry import Sweeper
 from services.billing.hold_service import HoldService
+from services.billing.invoice_service import InvoiceService
+from services.billing.ledger_service import LedgerService
 from services.billing.service import BillingService
 from services.billing.shelf import open_shelf
 
@@ -33,27 +43,47 @@ async def main(process: Process, settings: BillingSettings) -> None:
 
     bus = await connect(settings)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
-    events = Events(shelf, settings.fact_limits, clock=clock)
-    consumer = Consumer(pool, bus, DURABLE, events.handlers, clock=clock)
+    outbox = Outbox(settings, clock=clock, ids=SystemIds(clock))
+    events = Events(shelf, settings.fact_limits, outbox, clock=clock)
+    consumer = Consumer(pool, bus, DURABLE, events.handlers, clock=clock, outbox=outbox, families=FAMILIES)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
     process.spawn("consumer", consumer.run)
-    # Billing announces nothing yet; the relay keeps the tables of events from growing without end.
-    relay = Relay(pool, bus, Outbox(settings, clock=clock, ids=SystemIds(clock)), clock=clock)
+    relay = Relay(pool, bus, outbox, clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
-    # The scheduler quotes jobs: it asks for a price, and for the balance of the caller whose identity it passes on.
-    server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler"})
+    process.spawn("sweeper", Sweeper(pool, shelf, outbox, settings, clock=clock).run)
+    process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
+
+    server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
-        BillingService(pool, shelf, settings, clock=clock),
+        BillingService(pool, shelf, settings, outbox, clock=clock),
         "finemesh.billing.v1.BillingService",
-        allow={"gateway", "scheduler"},
+        allow={"gateway"},
+    )
+    server.add(
+        budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
+        BudgetService(pool, settings, outbox, clock=clock),
+        "finemesh.billing.v1.BudgetService",
+        allow={"gateway"},
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
-        HoldService(pool, shelf, settings, clock=clock),
+        HoldService(pool, shelf, settings, outbox, clock=clock),
         "finemesh.holds.v1.HoldService",
         allow={"scheduler"},
+    )
+    server.add(
+        ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server,
+        LedgerService(pool, consumer, outbox, settings, clock=clock),
+        "finemesh.billing.v1.LedgerService",
+        allow={"gateway"},
+    )
+    server.add(
+        invoice_service_pb2_grpc.add_InvoiceServiceServicer_to_server,
+        InvoiceService(pool, settings, outbox, clock=clock),
+        "finemesh.billing.v1.InvoiceService",
+        allow={"gateway"},
     )
     await server.start()
 

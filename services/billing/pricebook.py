@@ -4,7 +4,7 @@ It holds data and finds entries in it; reading YAML is `bookfile.py`, arithmetic
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -90,6 +90,31 @@ class HostingRate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterRate:
+    """A node with all of its devices, by the started hour."""
+
+    selector: Selector
+    nanos_usd_per_node_hour: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a book was read, for messages: `default.yaml, line 4`."""
+
+    file: str
+    version_line: int
+    dates_line: int
+
+    @property
+    def version(self) -> str:
+        return f"{self.file}, line {self.version_line}"
+
+    @property
+    def dates(self) -> str:
+        return f"{self.file}, line {self.dates_line}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriceBook:
     """`effective_until` None: until a later version says otherwise, which then must be written down here."""
 
@@ -103,6 +128,9 @@ class PriceBook:
     model_billions: Mapping[str, int]
     inference_rates: tuple[InferenceRate, ...]
     hosting_rates: tuple[HostingRate, ...]
+    cluster_rates: tuple[ClusterRate, ...]
+    # Not part of what the book says: the same text may be read from a file and from the database.
+    origin: Origin = field(compare=False)
 
     def effective_at(self, moment: datetime) -> bool:
         return self.effective_from <= moment and (self.effective_until is None or moment < self.effective_until)
@@ -131,6 +159,12 @@ class PriceBook:
             raise PriceUnknown(f"price book {self.version} has no price for hardware {hardware_type!r}")
         return entry
 
+    def cluster_rate(self, hardware_type: str) -> ClusterRate:
+        entry = _best(self.cluster_rates, hardware_type, None)
+        if entry is None:
+            raise PriceUnknown(f"price book {self.version} has no price for cluster nodes of {hardware_type!r}")
+        return entry
+
 
 _E = TypeVar("_E", bound=_Entry)
 
@@ -157,7 +191,8 @@ class Shelf:
         self._current = current
         self._by_version: dict[str, PriceBook] = {}
         for book in books:
-            self._put(book)
+            refuse_conflict(self._by_version.values(), book)
+            self._by_version[book.version] = book
         if not any(book.book == current for book in self._by_version.values()):
             raise BookConflict(f"there is no version of the price book {current!r}")
         self._retired = {book.version: book for book in retired}
@@ -178,13 +213,20 @@ class Shelf:
     def versions(self) -> list[str]:
         return sorted(self._by_version)
 
-    def _put(self, book: PriceBook) -> None:
-        if book.version in self._by_version:
-            raise BookConflict(f"price book version {book.version!r} exists twice")
-        for other in self._by_version.values():
-            if other.book == book.book and _dates_overlap(book, other):
-                raise BookConflict(f"price books {other.version!r} and {book.version!r} are effective at the same time")
-        self._by_version[book.version] = book
+
+def refuse_conflict(others: Iterable[PriceBook], book: PriceBook) -> None:
+    """Raises BookConflict when `book` cannot stand beside the others: each moment has one version of a book."""
+    for other in others:
+        if other.version == book.version:
+            raise BookConflict(
+                f"{book.origin.version}: price book version {book.version!r} exists twice"
+                f" (the other: {other.origin.version})"
+            )
+        if other.book == book.book and _dates_overlap(book, other):
+            raise BookConflict(
+                f"{book.origin.dates}: price books {other.version!r} and {book.version!r} are effective at the same"
+                f" time (the other: {other.origin.dates})"
+            )
 
 
 def _dates_overlap(one: PriceBook, other: PriceBook) -> bool:

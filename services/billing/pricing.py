@@ -15,6 +15,10 @@ MINUTES_PER_HOUR = 60
 
 METHODS = ("sft_lora", "sft_full", "dpo_lora", "dpo_full")
 
+# How a job can end and owe something. A book says for which of them it adds its base fee or lifts to its minimum.
+COMPLETED = "completed"
+OWING_ENDINGS = (COMPLETED, "stopped_early", "cancelled_running", "user_failure")
+
 # What a run really does with each count: validation tokens are read `evaluations` times in every epoch. A rule may
 # leave a factor out and bill less than what is done; it can never bill more.
 FACTORS_DONE: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -94,9 +98,21 @@ class RuleTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRule:
+    """The terms, and what is added to them at the endings that are named."""
+
     terms: tuple[RuleTerm, ...]
     base_fee_nanos_usd: int
     minimum_nanos_usd: int
+    base_fee_applies_to: frozenset[str] = frozenset(OWING_ENDINGS)
+    minimum_applies_to: frozenset[str] = frozenset({COMPLETED})
+
+    def base_fee(self, ending: str) -> int:
+        """In nano-dollars."""
+        return self.base_fee_nanos_usd if ending in self.base_fee_applies_to else 0
+
+    def minimum(self, ending: str) -> int:
+        """In nano-dollars."""
+        return self.minimum_nanos_usd if ending in self.minimum_applies_to else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +181,35 @@ def check_work(work: Work, limits: Limits) -> None:
 
 
 def quote(rule: TuningRule, nanos_usd_per_million: int, work: Work) -> Price:
-    """The price of the whole job, after the minimum. Estimates, holds and settlements all come from here."""
+    """The price of the whole job once it completes. Estimates, holds and settlements all come from here."""
+    price = Price(terms=(*terms_of_whole(rule, nanos_usd_per_million, work), *_base_fee(rule, COMPLETED)))
+    return at_least_minimum(rule, price)
+
+
+def price_metered(
+    rule: TuningRule, nanos_usd_per_million: int, work: Work, metered: Metered, *, ending: str = COMPLETED
+) -> Price:
+    """The rule on what was really done, before any minimum; for a whole job it equals the quote before its minimum."""
+    fee = () if metered.nothing else _base_fee(rule, ending)
+    return Price(terms=(*terms_of_metered(rule, nanos_usd_per_million, work, metered), *fee))
+
+
+def terms_of_whole(rule: TuningRule, nanos_usd_per_million: int, work: Work) -> tuple[PricedTerm, ...]:
+    """All tokens of a job, without fees."""
     terms = []
     for term in rule.terms:
         quantity = work.count(term.tokens) * prod(work.count(factor) for factor in term.times)
+        if not all(work.count(factor) for factor in term.left_out):
+            # Without evaluations nothing is evaluated, whatever factors the rule multiplies.
+            quantity = 0
         terms.append(_token_term(term, quantity, nanos_usd_per_million, token_amount(quantity, nanos_usd_per_million)))
-    return at_least_minimum(rule, _with_base_fee(rule, terms))
+    return tuple(terms)
 
 
-def price_metered(rule: TuningRule, nanos_usd_per_million: int, work: Work, metered: Metered) -> Price:
-    """The rule on what was really done, before any minimum; for a whole job it equals the quote before its minimum."""
+def terms_of_metered(
+    rule: TuningRule, nanos_usd_per_million: int, work: Work, metered: Metered
+) -> tuple[PricedTerm, ...]:
+    """The tokens of a job that were processed, without fees; no term is above that of the whole job."""
     terms = []
     for term in rule.terms:
         tokens = metered.count(term.tokens)
@@ -182,7 +217,7 @@ def price_metered(rule: TuningRule, nanos_usd_per_million: int, work: Work, mete
         shared_by = max(1, prod(work.count(factor) for factor in term.left_out))
         amount = token_amount(tokens, nanos_usd_per_million, shared_by=shared_by)
         terms.append(_token_term(term, tokens // shared_by, nanos_usd_per_million, amount))
-    return Price(terms=tuple(terms)) if metered.nothing else _with_base_fee(rule, terms)
+    return tuple(terms)
 
 
 def record_amount(rule: TuningRule, nanos_usd_per_million: int, work: Work, tokens: str, count: int) -> int:
@@ -198,14 +233,12 @@ def record_amount(rule: TuningRule, nanos_usd_per_million: int, work: Work, toke
     )
 
 
-def at_least_minimum(rule: TuningRule, price: Price) -> Price:
-    missing = rule.minimum_nanos_usd - price.total_nanos_usd
+def at_least_minimum(rule: TuningRule, price: Price, *, ending: str = COMPLETED) -> Price:
+    missing = rule.minimum(ending) - price.total_nanos_usd
     if missing <= 0:
         return price
-    fill = PricedTerm(
-        description="Up to the minimum per completed job", quantity=1, nanos_usd_per_million=0, amount_nanos_usd=missing
-    )
-    return Price(terms=(*price.terms, fill), minimum_applied=True)
+    which = "Up to the minimum per completed job" if ending == COMPLETED else "Up to the minimum"
+    return Price(terms=(*price.terms, _fixed_term(which, missing)), minimum_applied=True)
 
 
 def device_minute_nanos_usd(nanos_usd_per_device_hour: int) -> int:
@@ -222,10 +255,10 @@ def _token_term(term: RuleTerm, quantity: int, nanos_usd_per_million: int, amoun
     )
 
 
-def _with_base_fee(rule: TuningRule, terms: list[PricedTerm]) -> Price:
-    if rule.base_fee_nanos_usd:
-        fee = PricedTerm(
-            description="Base fee", quantity=1, nanos_usd_per_million=0, amount_nanos_usd=rule.base_fee_nanos_usd
-        )
-        return Price(terms=(*terms, fee))
-    return Price(terms=tuple(terms))
+def _base_fee(rule: TuningRule, ending: str) -> tuple[PricedTerm, ...]:
+    amount = rule.base_fee(ending)
+    return (_fixed_term("Base fee", amount),) if amount else ()
+
+
+def _fixed_term(description: str, amount: int) -> PricedTerm:
+    return PricedTerm(description=description, quantity=1, nanos_usd_per_million=0, amount_nanos_usd=amount)

@@ -3,9 +3,9 @@
 import enum
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
-from services.billing.ledger import HoldState
+from services.billing.ledger import HoldState, usage_record_id
 from services.billing.pricing import Work
 from services.billing.settlement import Ending
 
@@ -16,14 +16,15 @@ class UsageKind(enum.StrEnum):
     INPUT_TOKENS = "input_tokens"
     OUTPUT_TOKENS = "output_tokens"
     ENDPOINT_MINUTES = "endpoint_minutes"
+    CLUSTER_HOURS = "cluster_hours"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsageRecord:
-    """One priced fact. `unit_price_nanos_usd` is of a million tokens or of one device minute; `model` is the base model
-    whose price applies, or the hardware type of a dedicated endpoint."""
+    """One priced fact. `unit_price_nanos_usd` is of a million tokens, a device minute or a node hour; `model` is the base
+    model whose price applies, or the hardware type. `billing_month` is the first day of the month whose invoice has it;
+    `transaction_id` names the entry that posted it, None for a job's records, which its settlement posts."""
 
-    id: uuid.UUID
     work_key: str
     kind: UsageKind
     organization_id: str
@@ -37,6 +38,13 @@ class UsageRecord:
     start_step: int
     end_step: int
     usage_time: datetime
+    billing_month: date
+    api_key_id: str = ""
+    transaction_id: uuid.UUID | None = None
+
+    @property
+    def id(self) -> uuid.UUID:
+        return usage_record_id(self.project_id, self.work_key)
 
     @property
     def claim(self) -> tuple[str | int, ...]:
@@ -60,7 +68,9 @@ class Hold:
     charged_nanos_usd: int
     discrepancy: str
     hold_time: datetime
+    expire_time: datetime
     end_time: datetime | None
+    api_key_id: str = ""
 
     @property
     def released_nanos_usd(self) -> int:
@@ -86,3 +96,5 @@ class JobTotals:
     record_count: int
     training_tokens: int
     evaluation_tokens: int
+    # What the records are worth at the rates of the quote.
+    amount_nanos_usd: int

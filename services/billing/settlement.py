@@ -5,7 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from services.billing.pricing import Metered, Price, TuningRule, Work, at_least_minimum, price_metered
+from services.billing.pricing import (
+    Metered,
+    Price,
+    PricedTerm,
+    TuningRule,
+    Work,
+    at_least_minimum,
+    price_metered,
+    terms_of_metered,
+    terms_of_whole,
+)
 
 
 class Ending(enum.StrEnum):
@@ -23,17 +33,17 @@ class Ending(enum.StrEnum):
 class Owes(enum.Enum):
     NOTHING = enum.auto()
     # The rule on the steps and evaluations that were finished.
-    RULE = enum.auto()
-    # The same, and at least the minimum; must equal the quote.
-    RULE_WITH_MINIMUM = enum.auto()
+    FINISHED_WORK = enum.auto()
+    # The rule on all of the work; must equal the quote.
+    QUOTE = enum.auto()
 
 
 OWED: Mapping[Ending, Owes] = MappingProxyType(
     {
-        Ending.COMPLETED: Owes.RULE_WITH_MINIMUM,
-        Ending.STOPPED_EARLY: Owes.RULE,
-        Ending.CANCELLED_RUNNING: Owes.RULE,
-        Ending.USER_FAILURE: Owes.RULE,
+        Ending.COMPLETED: Owes.QUOTE,
+        Ending.STOPPED_EARLY: Owes.FINISHED_WORK,
+        Ending.CANCELLED_RUNNING: Owes.FINISHED_WORK,
+        Ending.USER_FAILURE: Owes.FINISHED_WORK,
         Ending.CANCELLED_BEFORE_RUN: Owes.NOTHING,
         Ending.PLATFORM_FAILURE: Owes.NOTHING,
         Ending.REFUSED: Owes.NOTHING,
@@ -58,17 +68,32 @@ def needs_all_usage(ending: Ending) -> bool:
 def settle(
     *, ending: Ending, held_nanos_usd: int, rule: TuningRule, nanos_usd_per_million: int, work: Work, metered: Metered
 ) -> Settlement:
-    """The charge, at most the hold. The hold is the quote, so a completed job is charged exactly its quote."""
+    """The charge, at most the hold. The hold is the quote, so a completed job is charged exactly its quote.
+
+    The rule says at which endings its base fee and minimum apply; who finished nothing owes neither.
+    """
     owes = OWED[ending]
-    if owes is Owes.NOTHING:
+    if owes is Owes.NOTHING or (owes is Owes.FINISHED_WORK and metered.nothing):
         return Settlement(charge_nanos_usd=0, price=Price(terms=()))
-    price = price_metered(rule, nanos_usd_per_million, work, metered)
-    if owes is Owes.RULE_WITH_MINIMUM:
-        price = at_least_minimum(rule, price)
-    total = price.total_nanos_usd
+    price = price_metered(rule, nanos_usd_per_million, work, metered, ending=ending)
+    price = at_least_minimum(rule, price, ending=ending)
     discrepancy = ""
-    if owes is Owes.RULE_WITH_MINIMUM and total != held_nanos_usd:
-        discrepancy = f"completed work is worth {total} nano-dollars but was quoted {held_nanos_usd}"
-    elif total > held_nanos_usd:
-        discrepancy = f"finished work is worth {total} nano-dollars but only {held_nanos_usd} were quoted"
-    return Settlement(charge_nanos_usd=min(total, held_nanos_usd), price=price, discrepancy=discrepancy)
+    if owes is Owes.QUOTE and price.total_nanos_usd != held_nanos_usd:
+        discrepancy = f"completed work is worth {price.total_nanos_usd} nano-dollars but was quoted {held_nanos_usd}"
+    elif owes is Owes.FINISHED_WORK:
+        discrepancy = _excess(
+            terms_of_metered(rule, nanos_usd_per_million, work, metered),
+            terms_of_whole(rule, nanos_usd_per_million, work),
+        )
+    return Settlement(charge_nanos_usd=min(price.total_nanos_usd, held_nanos_usd), price=price, discrepancy=discrepancy)
+
+
+def _excess(done: tuple[PricedTerm, ...], quoted: tuple[PricedTerm, ...]) -> str:
+    """What a part of the work cannot be: worth more than the whole, before any fee."""
+    for part, whole in zip(done, quoted, strict=True):
+        if part.amount_nanos_usd > whole.amount_nanos_usd:
+            return (
+                f"finished work ({part.description}) is worth {part.amount_nanos_usd} nano-dollars"
+                f" but only {whole.amount_nanos_usd} were quoted"
+            )
+    return ""

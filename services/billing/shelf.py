@@ -9,7 +9,7 @@ from pathlib import Path
 from chassis.db.pool import Connection
 from services.billing import store
 from services.billing.bookfile import read_book
-from services.billing.pricebook import BookConflict, PriceBook, Shelf
+from services.billing.pricebook import BookConflict, PriceBook, Shelf, refuse_conflict
 
 
 def read_folder(folder: Path) -> dict[str, tuple[PriceBook, str]]:
@@ -18,8 +18,7 @@ def read_folder(folder: Path) -> dict[str, tuple[PriceBook, str]]:
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         book = read_book(text, path.name)
-        if book.version in found:
-            raise BookConflict(f"{path.name}: price book version {book.version!r} exists twice")
+        refuse_conflict((other for other, _ in found.values()), book)
         found[book.version] = (book, text)
     return found
 
@@ -36,7 +35,8 @@ async def open_shelf(connection: Connection, folder: Path, *, current: str) -> S
         # Only the end of a version may be written later: that is how a next version takes over.
         if dataclasses.replace(before, effective_until=book.effective_until) != book:
             raise BookConflict(
-                f"price book version {version!r} differs from what has been in force; write a new version instead"
+                f"{book.origin.version}: price book version {version!r} differs from what has been in force;"
+                " write a new version instead"
             )
         await store.insert_price_book(connection, version=version, book=book.book, source=text)
     return Shelf(

@@ -1,21 +1,37 @@
 """Billing's tables: every function takes a connection, and domain values in and out. It decides nothing."""
 
 import uuid
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
-from services.billing.invoice import Charge, LineKind, Month
-from services.billing.ledger import HOLD_TRANSITIONS, Account, Balances, HoldState, Transaction
+from services.billing.chain import Link, links
+from services.billing.ledger import (
+    HOLD_TRANSITIONS,
+    Account,
+    Balances,
+    HoldState,
+    Transaction,
+    after,
+)
 from services.billing.pricing import Price, Work
-from services.billing.records import Hold, JobEnding, JobTotals, UsageKind, UsageRecord
+from services.billing.records import Hold, JobEnding
 from services.billing.settlement import Ending
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _queries = load_queries(Path(__file__).parent / "queries.sql")
+
+
+@dataclass
+class Standing:
+    """Where an organization's money stands while it is locked; `store.post` moves it on."""
+
+    head: Link
+    balances: Balances
 
 
 async def list_price_books(connection: Connection) -> dict[str, str]:
@@ -28,47 +44,63 @@ async def insert_price_book(connection: Connection, *, version: str, book: str, 
 
 
 async def lock_job(connection: Connection, resource: str) -> None:
-    """Comes before any account lock, always."""
+    """Comes before the lock of an organization, always."""
     await _queries.lock_job(connection, resource=resource)
 
 
-async def lock_accounts(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Balances]:
-    """Opens accounts that are missing, locks all of them until the end of the transaction, and reads them."""
+async def lock_organizations(connection: Connection, organization_ids: Iterable[str]) -> dict[str, Standing]:
+    """Locks the money of organizations until the end of the transaction, opening what is missing, and reads it.
+
+    Whoever decides about an organization's money does it under this lock; it comes after the lock of a job, always.
+    """
     wanted = sorted(set(organization_ids))
-    rows = [row async for row in _queries.lock_accounts(connection, organization_ids=wanted)]
-    if len(rows) < len(wanted) * len(Account):
+    if not wanted:
+        return {}
+    heads = await _lock_chains(connection, wanted)
+    if len(heads) < len(wanted):
+        await _queries.ensure_chains(connection, organization_ids=wanted)
         await _queries.ensure_accounts(connection, organization_ids=wanted)
-        rows = [row async for row in _queries.lock_accounts(connection, organization_ids=wanted)]
-    return {
-        organization_id: _balances([row for row in rows if row["organization_id"] == organization_id])
-        for organization_id in wanted
-    }
+        heads = await _lock_chains(connection, wanted)
+    rows: dict[str, list[Any]] = {organization_id: [] for organization_id in wanted}
+    # A statement of its own: what it reads is what the holder of the lock before us left behind.
+    async for row in _queries.list_balances(connection, organization_ids=wanted):
+        rows[row["organization_id"]].append(row)
+    return {key: Standing(head=heads[key], balances=_balances(rows[key])) for key in wanted}
 
 
 async def get_balances(connection: Connection, organization_id: str) -> Balances:
-    return _balances([row async for row in _queries.get_balances(connection, organization_id=organization_id)])
+    return _balances([row async for row in _queries.list_balances(connection, organization_ids=[organization_id])])
 
 
-async def post(connection: Connection, transactions: Sequence[Transaction]) -> None:
-    """Writes ledger transactions. The accounts of their organizations must be locked."""
-    if not transactions:
+async def post(connection: Connection, standings: dict[str, Standing], entries: Sequence[Transaction]) -> None:
+    """Writes ledger transactions, each after the last of its organization. `standings` come from the lock and move on."""
+    if not entries:
         return
+    linked: list[tuple[Transaction, Link]] = []
+    for organization_id in sorted({entry.organization_id for entry in entries}):
+        own = [entry for entry in entries if entry.organization_id == organization_id]
+        made = links(standings[organization_id].head, own)
+        linked += zip(own, made, strict=True)
+        standings[organization_id].head = made[-1]
+        standings[organization_id].balances = after(standings[organization_id].balances, own)
     await _queries.insert_transactions(
         connection,
-        ids=[entry.id for entry in transactions],
-        kinds=[entry.kind for entry in transactions],
-        organization_ids=[entry.organization_id for entry in transactions],
-        resources=[entry.resource for entry in transactions],
-        price_book_versions=[entry.price_book_version for entry in transactions],
-        transaction_times=[entry.transaction_time for entry in transactions],
+        ids=[entry.id for entry, _ in linked],
+        kinds=[entry.kind for entry, _ in linked],
+        organization_ids=[entry.organization_id for entry, _ in linked],
+        resources=[entry.resource for entry, _ in linked],
+        price_book_versions=[entry.price_book_version for entry, _ in linked],
+        transaction_times=[entry.transaction_time for entry, _ in linked],
+        positions=[link.position for _, link in linked],
+        hashes=[link.hash for _, link in linked],
     )
-    postings = [(entry, posting) for entry in transactions for posting in entry.postings]
+    postings = [(entry, link, posting) for entry, link in linked for posting in entry.postings]
     await _queries.insert_postings(
         connection,
-        transaction_ids=[entry.id for entry, _ in postings],
-        organization_ids=[entry.organization_id for entry, _ in postings],
-        accounts=[posting.account for _, posting in postings],
-        amounts=[posting.amount_nanos_usd for _, posting in postings],
+        organization_ids=[entry.organization_id for entry, _, _ in postings],
+        positions=[link.position for _, link, _ in postings],
+        accounts=[posting.account for _, _, posting in postings],
+        amounts=[posting.amount_nanos_usd for _, _, posting in postings],
     )
 
 
@@ -98,6 +130,8 @@ async def insert_hold(connection: Connection, hold: Hold) -> None:
         price_book_version=hold.price_book_version,
         held_nanos_usd=hold.held_nanos_usd,
         hold_time=hold.hold_time,
+        expire_time=hold.expire_time,
+        api_key_id=hold.api_key_id,
     )
 
 
@@ -114,9 +148,14 @@ async def end_hold(
     end_time: datetime,
     charged_nanos_usd: int = 0,
     price: Price | None = None,
+    adjustment_nanos_usd: int = 0,
+    billing_month: date | None = None,
     discrepancy: str = "",
 ) -> bool:
-    """`event` is a key of HOLD_TRANSITIONS; False when the hold was in no state that allows it."""
+    """`event` is a key of HOLD_TRANSITIONS; False when the hold was in no state that allows it.
+
+    `billing_month` is needed for "settle": the month whose invoice has the charge.
+    """
     sources, state = HOLD_TRANSITIONS[event]
     status = await _queries.end_hold(
         connection,
@@ -126,10 +165,17 @@ async def end_hold(
         charged_nanos_usd=charged_nanos_usd,
         minimum_applied=price.minimum_applied if price else False,
         billed_tokens=price.tokens if price else 0,
+        adjustment_nanos_usd=adjustment_nanos_usd,
+        billing_month=billing_month,
         discrepancy=discrepancy,
         end_time=end_time,
     )
     return affected(status) == 1
+
+
+async def adjust_hold(connection: Connection, resource: str, amount_nanos_usd: int) -> None:
+    """Moves what a settled job's charge is more than its usage records are worth."""
+    await _queries.adjust_hold(connection, resource=resource, amount_nanos_usd=amount_nanos_usd)
 
 
 async def insert_job_ending(connection: Connection, ending: JobEnding) -> None:
@@ -149,81 +195,10 @@ async def get_job_ending(connection: Connection, resource: str) -> JobEnding | N
     return JobEnding(**{**row, "ending": Ending(row["ending"])}) if row is not None else None
 
 
-async def insert_usage(connection: Connection, records: Sequence[UsageRecord]) -> set[uuid.UUID]:
-    """Returns the ids that are new; the others were booked before and stay as they are."""
-    rows = _queries.insert_usage_records(
-        connection,
-        ids=[record.id for record in records],
-        work_keys=[record.work_key for record in records],
-        kinds=[record.kind for record in records],
-        organization_ids=[record.organization_id for record in records],
-        project_ids=[record.project_id for record in records],
-        resources=[record.resource for record in records],
-        models=[record.model for record in records],
-        quantities=[record.quantity for record in records],
-        unit_prices=[record.unit_price_nanos_usd for record in records],
-        amounts=[record.amount_nanos_usd for record in records],
-        price_book_versions=[record.price_book_version for record in records],
-        start_steps=[record.start_step for record in records],
-        end_steps=[record.end_step for record in records],
-        usage_times=[record.usage_time for record in records],
-    )
-    return {row["id"] async for row in rows}
-
-
-async def get_usage(connection: Connection, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, UsageRecord]:
-    rows = _queries.list_usage_by_id(connection, ids=sorted(ids))
-    return {row["id"]: _usage_record(row) async for row in rows}
-
-
-async def get_overlapping_work_key(
-    connection: Connection, resource: str, *, start_step: int, end_step: int
-) -> str | None:
-    work_key: str | None = await _queries.get_overlapping_work_key(
-        connection, resource=resource, start_step=start_step, end_step=end_step
-    )
-    return work_key
-
-
-async def get_job_totals(connection: Connection, resource: str) -> JobTotals:
-    return JobTotals(**await _queries.get_job_totals(connection, resource=resource))
-
-
-async def list_usage(
-    connection: Connection,
-    project_id: str,
-    *,
-    resource: str,
-    before: tuple[datetime, uuid.UUID] | None,
-    row_max: int,
-) -> list[UsageRecord]:
-    """Newest first, beginning after the record that `before` names."""
-    before_time, before_id = before or (None, None)
-    rows = _queries.list_usage(
-        connection,
-        project_id=project_id,
-        resource=resource,
-        before_time=before_time,
-        before_id=before_id,
-        row_max=row_max,
-    )
-    return [_usage_record(row) async for row in rows]
-
-
-async def list_charges(
-    connection: Connection, organization_id: str, month: Month, *, name_max: int, row_max: int
-) -> list[Charge]:
-    """What a month's invoice is made of, at most `row_max` of each source."""
-    scope = {
-        "organization_id": organization_id,
-        "month_start": month.start,
-        "month_end": month.end,
-        "name_max": name_max,
-        "row_max": row_max,
-    }
-    tuning = [_charge(row, LineKind.TUNING) async for row in _queries.list_tuning_charges(connection, **scope)]
-    served = [_charge(row, LineKind(row["kind"])) async for row in _queries.list_served_charges(connection, **scope)]
-    return tuning + served
+async def dump_ledger(connection: Connection) -> AsyncIterator[tuple[Any, ...]]:
+    """Every posting with its transaction, without the chain: the same for the same events in any order."""
+    async for row in _queries.dump_ledger(connection):
+        yield tuple(row)
 
 
 def _balances(rows: Iterable[Any]) -> Balances:
@@ -256,24 +231,12 @@ def _hold(row: Any) -> Hold:
         charged_nanos_usd=row["charged_nanos_usd"],
         discrepancy=row["discrepancy"],
         hold_time=row["hold_time"],
+        expire_time=row["expire_time"],
         end_time=row["end_time"],
+        api_key_id=row["api_key_id"],
     )
 
 
-def _usage_record(row: Any) -> UsageRecord:
-    return UsageRecord(**{**row, "kind": UsageKind(row["kind"])})
-
-
-def _charge(row: Any, kind: LineKind) -> Charge:
-    return Charge(
-        kind=kind,
-        resource=row["resource"],
-        model=row["model"],
-        quantity=row["quantity"],
-        unit_price_nanos_usd=row["unit_price_nanos_usd"],
-        amount_nanos_usd=row["amount_nanos_usd"],
-        price_book_version=row["price_book_version"],
-        usage_records=tuple(row["record_names"]),
-        usage_record_count=row["record_count"],
-        minimum_applied=row.get("minimum_applied", False),
-    )
+async def _lock_chains(connection: Connection, organization_ids: list[str]) -> dict[str, Link]:
+    rows = _queries.lock_chains(connection, organization_ids=organization_ids)
+    return {row["organization_id"]: Link(position=row["position"], hash=row["hash"]) async for row in rows}

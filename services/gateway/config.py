@@ -6,6 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from chassis.settings import ChassisSettings
+from services.gateway.content_check import ParquetLimits
 from services.gateway.dataset_check import DatasetLimits
 
 MIB = 1024 * 1024
@@ -59,12 +60,27 @@ class GatewaySettings(ChassisSettings):
     dataset_lines_max: int = Field(default=10_000_000, ge=1, description="Examples of one dataset.")
     dataset_messages_max: int = Field(default=1000, ge=1, description="Messages of one conversation.")
     dataset_errors_max: int = Field(default=100, ge=1, description="Errors of a file that are kept; all are counted.")
+    parquet_check_s_max: float = Field(default=600.0, gt=0, description="Longest check of one Parquet file.")
+    parquet_memory_bytes_max: int = Field(
+        default=4 * 1024 * MIB, ge=512 * MIB, description="Address space of one check of a Parquet file."
+    )
+    parquet_spool_dir: Path | None = Field(
+        default=None, description="Where the bytes of a Parquet upload wait for their check; none: the system's choice."
+    )
 
     http_body_bytes_max: int = Field(default=4 * MIB - 65536, ge=1024, description="Largest body of an HTTP request.")
     http_messages_max: int = Field(default=1000, ge=1, description="Messages of one chat request.")
     http_body_s_max: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
     http_chat_s_max: float = Field(default=600.0, gt=0, description="Longest generation over HTTP.")
     http_connections_max: int = Field(default=1000, ge=1, description="HTTP requests in flight at a time.")
+
+    @property
+    def parquet_limits(self) -> ParquetLimits:
+        return ParquetLimits(
+            check_s_max=self.parquet_check_s_max,
+            memory_bytes_max=self.parquet_memory_bytes_max,
+            spool_dir=self.parquet_spool_dir,
+        )
 
     @property
     def dataset_limits(self) -> DatasetLimits:

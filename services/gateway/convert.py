@@ -19,6 +19,9 @@ _FORMATS = {
     None: file_pb2.DATASET_FORMAT_UNSPECIFIED,
     "conversation": file_pb2.DATASET_FORMAT_CONVERSATION,
     "instruction": file_pb2.DATASET_FORMAT_INSTRUCTION,
+    "text": file_pb2.DATASET_FORMAT_TEXT,
+    "preference": file_pb2.DATASET_FORMAT_PREFERENCE,
+    "tokens": file_pb2.DATASET_FORMAT_TOKENS,
 }
 _ROLES = {
     "member": identity_pb2.ROLE_MEMBER,
@@ -47,6 +50,7 @@ def file_message(file: StoredFile) -> file_pb2.File:
             error_count=file.error_count,
         ),
         create_time=timestamp(file.create_time),
+        features=file_pb2.DatasetFeatures(**dict.fromkeys(file.features, True)),
     )
 
 

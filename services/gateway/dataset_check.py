@@ -4,21 +4,12 @@ Pure and bounded: it holds one line at a time and never the file. It knows no to
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any
 
-Format = Literal["conversation", "instruction"]
-
-ROLES = ("system", "user", "assistant")
-# Keys that other dataset formats give a meaning: to ignore them would train something else than what the line says.
-UNSUPPORTED_KEYS = (
-    "tools", "functions", "input", "preferred_output", "non_preferred_output", "input_ids", "labels", "weight",
-)  # fmt: skip
-MESSAGE_KEYS = frozenset({"role", "content", "weight"})
+from services.gateway.dataset_rows import Features, Format, check_row, describe, strict_json
 
 _FOUND_CHARS_MAX = 80
-_KEY_CHARS_MAX = 60
 _BOM = b"\xef\xbb\xbf"
 _WHOLE = "$"
 
@@ -50,6 +41,7 @@ class DatasetReport:
     line_count: int
     errors: tuple[DatasetError, ...]
     error_count: int
+    features: Features
 
 
 class DatasetCheck:
@@ -57,10 +49,11 @@ class DatasetCheck:
 
     def __init__(self, limits: DatasetLimits) -> None:
         self._limits = limits
-        self._errors = _Errors(kept_max=limits.errors_max)
+        self._errors = FoundErrors(kept_max=limits.errors_max)
         self._partial = bytearray()
         self._skipping = False
         self._line = 0
+        self._features = Features()
         self._examples = 0
         # The format of the first sound line; of the first recognised one as long as none is sound.
         self._format: Format | None = None
@@ -90,6 +83,7 @@ class DatasetCheck:
             line_count=self._examples,
             errors=tuple(self._errors.kept),
             error_count=self._errors.count,
+            features=self._features,
         )
 
     def _add(self, piece: bytes) -> None:
@@ -121,7 +115,7 @@ class DatasetCheck:
         document = self._parse(line)
         if document is None:
             return
-        shape = _check_document(document, self._limits.messages_max, self._refuse)
+        shape = check_row(document, self._limits.messages_max, self._features, self._refuse)
         if shape is None:
             return
         self._seen = self._seen or shape
@@ -146,7 +140,7 @@ class DatasetCheck:
             self._refuse(_WHOLE, "UTF-8 text", found)
             return None
         try:
-            document = _DECODER.decode(text)
+            document = strict_json(text)
         except json.JSONDecodeError as error:
             self._refuse(_WHOLE, "a JSON object", f"{error.msg} at character {error.pos + 1}")
             return None
@@ -166,7 +160,7 @@ class DatasetCheck:
 
 
 @dataclass(kw_only=True)
-class _Errors:
+class FoundErrors:
     """Keeps the first ones and counts all."""
 
     kept_max: int
@@ -177,109 +171,3 @@ class _Errors:
         self.count += 1
         if len(self.kept) < self.kept_max:
             self.kept.append(DatasetError(line=line, path=path, expectation=expectation, found=found))
-
-
-Refuse = Callable[[str, str, str], None]
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is no JSON")
-
-
-# Python's decoder takes NaN and Infinity unless told otherwise.
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _check_document(document: dict[str, Any], messages_max: int, refuse: Refuse) -> Format | None:
-    """The recognised format, also of a line with errors; None when the line has neither shape."""
-    for key in UNSUPPORTED_KEYS:
-        if key in document:
-            refuse(f"$.{key}", "no such key: this kind of example is not supported", describe(document[key]))
-    if "messages" in document:
-        _check_messages(document["messages"], messages_max, refuse)
-        return "conversation"
-    if "prompt" in document or "completion" in document:
-        for key in ("prompt", "completion"):
-            if key in document:
-                _check_text(document[key], f"$.{key}", refuse, may_be_empty=key == "prompt")
-            else:
-                refuse(f"$.{key}", "a string", "nothing")
-        return "instruction"
-    refuse(_WHOLE, "the key `messages`, or the keys `prompt` and `completion`", describe(document))
-    return None
-
-
-def _check_messages(messages: Any, messages_max: int, refuse: Refuse) -> None:
-    if not isinstance(messages, list) or not messages:
-        refuse("$.messages", "a list of at least one message", describe(messages))
-        return
-    if len(messages) > messages_max:
-        refuse("$.messages", f"at most {messages_max} messages", f"{len(messages)} messages")
-        return
-    for index, message in enumerate(messages):
-        _check_message(index, message, refuse)
-    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-        refuse("$.messages", "at least one message of the role assistant", "none")
-
-
-def _check_message(index: int, message: Any, refuse: Refuse) -> None:
-    path = f"$.messages[{index}]"
-    if not isinstance(message, dict):
-        refuse(path, "an object with role and content", describe(message))
-        return
-    for key in sorted(message.keys() - MESSAGE_KEYS):
-        refuse(
-            f"{path}.{_printable(key)[:_KEY_CHARS_MAX]}", "no such key: a message has role, content, weight", "a key"
-        )
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        refuse(f"{path}.role", f"one of {', '.join(ROLES)}", describe(role) if "role" in message else "nothing")
-    elif role == "system" and index > 0:
-        refuse(f"{path}.role", "a system message only as the first one", f"one at position {index + 1}")
-    if "content" in message:
-        _check_text(message["content"], f"{path}.content", refuse, may_be_empty=True)
-    else:
-        refuse(f"{path}.content", "a string", "nothing")
-    weight = message.get("weight")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        refuse(f"{path}.weight", "0 or 1", describe(weight))
-
-
-def _check_text(value: Any, path: str, refuse: Refuse, *, may_be_empty: bool) -> None:
-    if not isinstance(value, str):
-        refuse(path, "a string", describe(value))
-    elif not value and not may_be_empty:
-        refuse(path, "a string that is not empty", "an empty string")
-    elif not value.isascii() and _has_lone_surrogate(value):
-        # JSON can spell half of a surrogate pair; no tokenizer can read it.
-        refuse(path, "text without unpaired surrogates", describe(value))
-
-
-def _has_lone_surrogate(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def describe(value: Any) -> str:
-    """A short description that is safe to send and to print, whatever a file held."""
-    if isinstance(value, str):
-        shown = _printable(value[:_FOUND_CHARS_MAX])
-        return f'"{shown}"' if len(value) <= _FOUND_CHARS_MAX else f'"{shown}…"'
-    if isinstance(value, dict):
-        keys = ", ".join(_printable(key[:_KEY_CHARS_MAX]) for key in list(value)[:4])
-        return f"an object with the keys {keys}"[:_FOUND_CHARS_MAX] if value else "an empty object"
-    if isinstance(value, list):
-        return f"a list of {len(value)} items" if value else "an empty list"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int):
-        # A number of thousands of digits is legal JSON and not legal to print.
-        return f"the number {value}" if -(10**20) < value < 10**20 else "a huge number"
-    return f"the number {value}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

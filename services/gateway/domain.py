@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from services.gateway.dataset_check import DatasetError, Format
+from services.gateway.dataset_check import DatasetError
+from services.gateway.dataset_rows import Format
 
 # Each role includes those before it: an admin is a member, an operator is both.
 ROLES = ("member", "admin", "operator")
@@ -59,7 +60,8 @@ class KeyHolder:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """`sha256` is lower-case hex; `errors` are the first ones, `error_count` counts all."""
+    """`sha256` is lower-case hex; `errors` are the first ones, `error_count` counts all;
+    `features` are the names of those that the dataset uses, in alphabetical order."""
 
     file_id: str
     project_id: str
@@ -72,6 +74,7 @@ class StoredFile:
     line_count: int
     error_count: int
     errors: tuple[DatasetError, ...]
+    features: tuple[str, ...]
     create_time: datetime
 
 

@@ -89,6 +89,7 @@ class Intake:
             chunk_bytes_max=settings.chunk_bytes_max,
             idle_s_max=settings.upload_idle_s_max,
             dataset=settings.dataset_limits,
+            parquet=settings.parquet_limits,
         )
         try:
             async with asyncio.timeout(settings.upload_s_max):
@@ -111,6 +112,7 @@ class Intake:
             line_count=report.line_count,
             error_count=report.error_count,
             errors=report.errors,
+            features=report.features.used(),
             create_time=now,
         )
         async with transaction(self._pool) as connection:

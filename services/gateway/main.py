@@ -11,7 +11,7 @@ from chassis.objects import ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
-from finemesh.billing.v1 import billing_service_pb2
+from finemesh.billing.v1 import billing_service_pb2, budget_service_pb2, invoice_service_pb2, ledger_service_pb2
 from finemesh.endpoints.v1 import endpoint_service_pb2
 from finemesh.files.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
 from finemesh.identity.v1.identity_service_pb2_grpc import add_IdentityServiceServicer_to_server
@@ -74,6 +74,9 @@ async def main(process: Process, settings: GatewaySettings) -> None:
             endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"]: inference,
             inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference,
             billing_service_pb2.DESCRIPTOR.services_by_name["BillingService"]: billing,
+            budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]: billing,
+            invoice_service_pb2.DESCRIPTOR.services_by_name["InvoiceService"]: billing,
+            ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]: billing,
         }
     )
     mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})

@@ -97,25 +97,30 @@ UPDATE api_keys
 SET revoke_time = :revoke_time
 WHERE project_id = :project_id AND key_id = :key_id AND revoke_time IS NULL;
 
--- name: add_file(file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, create_time)!
+-- name: add_file(file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features, create_time)!
 -- Stores the description of an uploaded file.
 INSERT INTO files (
-    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, create_time
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features,
+    create_time
 )
 VALUES (
     :file_id, :project_id, :display_name, :purpose, :state, :size_bytes, :sha256, :format, :line_count, :error_count,
-    :errors, :create_time
+    :errors, :features, :create_time
 );
 
 -- name: get_file(project_id, file_id)^
 -- One file of the project that is not deleted.
-SELECT file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, create_time
+SELECT
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features,
+    create_time
 FROM files
 WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
 
 -- name: list_files(project_id, before_id, limit)
 -- Files of the project before one id, newest first; an empty id starts at the newest.
-SELECT file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, create_time
+SELECT
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features,
+    create_time
 FROM files
 WHERE project_id = :project_id AND delete_time IS NULL AND (:before_id::text = '' OR file_id < :before_id)
 ORDER BY file_id DESC

@@ -216,4 +216,5 @@ def _key_of(row: Any) -> ApiKey:
 
 
 def _file_of(row: Any) -> StoredFile:
-    return StoredFile(**{**row, "errors": tuple(DatasetError(**error) for error in row["errors"])})
+    errors = tuple(DatasetError(**error) for error in row["errors"])
+    return StoredFile(**{**row, "errors": errors, "features": tuple(row["features"])})

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
 from chassis.objects import ObjectStore
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
+from services.gateway.content_check import ContentCheck, ParquetLimits
+from services.gateway.dataset_check import DatasetLimits, DatasetReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class UploadLimits:
     chunk_bytes_max: int
     idle_s_max: float
     dataset: DatasetLimits
+    parquet: ParquetLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Upload:
         self._limits = limits
         self._size_bytes = 0
         self._digest = hashlib.sha256()
-        self._check = DatasetCheck(limits.dataset)
+        self._check = ContentCheck(limits.dataset, limits.parquet)
         self._failure: Exception | None = None
 
     async def receive(
@@ -56,12 +58,14 @@ class Upload:
         """`chunks` must raise when the sender is gone: a stream that broke is not one that ended."""
         try:
             await artifacts.put(key, self._examined(chunks))
+            report = await asyncio.to_thread(self._check.finish)
         except Exception:
             # The store may tell of a failed stream in its own words; the reason is what failed the stream.
             if self._failure is not None:
                 raise self._failure from None
             raise
-        report = await asyncio.to_thread(self._check.finish)
+        finally:
+            self._check.close()
         return Received(size_bytes=self._size_bytes, sha256=self._digest.hexdigest(), report=report)
 
     async def _examined(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -50,10 +50,13 @@ class InferenceSettings(ChassisSettings):
     imports_max: int = Field(default=2, ge=1, description="Imports in flight at a time.")
 
     usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")
-    usage_batch_max: int = Field(default=200, ge=1, description="Usage records in one event.")
+    usage_batch_max: int = Field(default=500, ge=1, description="Usage records in one event.")
     endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
     endpoint_poll_s: float = Field(default=0.5, gt=0, description="Pause between looks at endpoints that must move.")
     endpoints_batch_max: int = Field(default=100, ge=1, description="Endpoints that one look takes.")
+    spending_poll_s: float = Field(
+        default=2.0, gt=0, description="Pause between looks at what another process heard of credit and caps."
+    )
     endpoint_minute_s: float = Field(default=60.0, gt=0, description="Length of a billed minute.")
 
     def engine_settings(self, *, adapters: bool, gpu_indices: tuple[int, ...] = ()) -> EngineSettings:

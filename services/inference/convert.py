@@ -11,12 +11,19 @@ from chassis.names import format_name
 from finemesh.allocations.v1 import allocation_service_pb2
 from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2
-from finemesh.events.v1 import endpoint_events_pb2, model_events_pb2, tuning_events_pb2, usage_events_pb2
+from finemesh.events.v1 import (
+    billing_events_pb2,
+    endpoint_events_pb2,
+    model_events_pb2,
+    tuning_events_pb2,
+    usage_events_pb2,
+)
 from finemesh.identity.v1 import identity_pb2
 from finemesh.inference.v1 import generation_pb2
 from finemesh.models.v1 import model_pb2
 from services.inference.domain import BaseModel, Endpoint, ModelKind, StoredFile, TunedModel, UsageOfCall, Weights
 from services.inference.engines.base import FinishReason, Message, Sampling, Usage
+from services.inference.spending import CapWord, CreditWord
 
 FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -62,6 +69,7 @@ def to_base_model(model: BaseModel) -> model_pb2.BaseModel:
         parameter_count=model.parameter_count,
         context_tokens_max=model.context_tokens_max,
         size_bytes=model.size_bytes,
+        source=model.source,
         create_time=timestamp(model.created_at),
     )
 
@@ -184,10 +192,28 @@ def to_usage_event(usages: Sequence[UsageOfCall]) -> usage_events_pb2.InferenceU
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             usage_time=timestamp(usage.ended_at),
+            api_key_id=usage.api_key_id,
         )
         for usage in usages
     ]
     return usage_events_pb2.InferenceUsageRecorded(records=records)
+
+
+def from_credit_event(event: billing_events_pb2.CreditStateChanged) -> CreditWord:
+    """What billing said of an organization's credit."""
+    return CreditWord(organization_id=event.organization_id, state=event.to_state, revision=event.revision)
+
+
+def from_cap_event(event: billing_events_pb2.SpendCapStateChanged) -> CapWord:
+    """What billing said of a cap."""
+    return CapWord(
+        project_id=event.project_id,
+        api_key_id=event.api_key_id,
+        capped=event.capped,
+        until_time=event.until_time.ToDatetime(tzinfo=UTC),
+        cap_nanos_usd=event.cap_nanos_usd,
+        revision=event.revision,
+    )
 
 
 def to_messages(messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:

@@ -38,6 +38,8 @@ class BaseModel:
     context_tokens_max: int
     size_bytes: int
     created_at: datetime
+    # Where the files come from, as the importer said.
+    source: str = ""
 
 
 class ModelKind(enum.StrEnum):
@@ -98,6 +100,8 @@ class UsageOfCall:
     input_tokens: int
     output_tokens: int
     ended_at: datetime
+    # The key that called; empty where there is none.
+    api_key_id: str = ""
 
 
 def revision_of(files: Mapping[str, str]) -> str:

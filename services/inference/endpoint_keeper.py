@@ -23,8 +23,10 @@ from services.inference.catalogue import Catalogue, Target
 from services.inference.config import InferenceSettings
 from services.inference.domain import Endpoint
 from services.inference.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
+from services.inference.purse import Purse
 from services.inference.serving import Serving
 
+STATUS_CHARS_MAX = 1000
 log = structlog.get_logger()
 
 
@@ -38,6 +40,7 @@ class EndpointKeeper:
         outbox: Outbox,
         catalogue: Catalogue,
         serving: Serving,
+        purse: Purse,
         scheduler: grpc.aio.Channel,
         settings: InferenceSettings,
         clock: Clock,
@@ -46,6 +49,7 @@ class EndpointKeeper:
         self._outbox = outbox
         self._catalogue = catalogue
         self._serving = serving
+        self._purse = purse
         self._allocations = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
         self._settings = settings
         self._clock = clock
@@ -79,12 +83,19 @@ class EndpointKeeper:
     async def _round(self) -> None:
         async with self._pool.acquire() as connection:
             moving = await store.list_moving(connection, self._settings.endpoints_batch_max)
-        await asyncio.gather(*(self._look_after(endpoint) for endpoint in moving))
+            resumable = await store.list_resumable(connection, self._clock.now(), self._settings.endpoints_batch_max)
+        await asyncio.gather(*(self._look_after(endpoint) for endpoint in (*moving, *resumable)))
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """One step for one endpoint; a peer that is away is waited for."""
+        state = EndpointState(endpoint.state)
+        why_parked = self._purse.why_parked(endpoint)
         try:
-            match EndpointState(endpoint.state):
+            match state:
+                case EndpointState.PENDING | EndpointState.STARTING | EndpointState.READY if why_parked:
+                    await self._park(endpoint, why_parked)
+                case EndpointState.PARKED if not why_parked:
+                    await self._unpark(endpoint)
                 case EndpointState.PENDING:
                     await self._allocate(endpoint)
                 case EndpointState.STARTING:
@@ -179,21 +190,37 @@ class EndpointKeeper:
 
     async def _stop(self, endpoint: Endpoint) -> None:
         """Bills what was started, frees the engine and the devices, then says STOPPED."""
+        await self._wind_up(endpoint)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.STOPPED)
+        self.wake()
+
+    async def _park(self, endpoint: Endpoint, why: str) -> None:
+        """As a stop, but it stays on the list of those that start again by themselves."""
+        log.warning("endpoint parked", endpoint=endpoint.id, why=why)
+        await self._wind_up(endpoint)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.PARK, why[:STATUS_CHARS_MAX])
+
+    async def _unpark(self, endpoint: Endpoint) -> None:
+        log.info("endpoint resumes", endpoint=endpoint.id)
+        async with transaction(self._pool) as connection:
+            await self.move(connection, endpoint, EndpointEvent.UNPARK, "may spend again; waits for devices")
+        self.wake()
+
+    async def _wind_up(self, endpoint: Endpoint) -> None:
         starting = self._starting.get(endpoint.id)
         if starting is not None:
             starting.cancel()
         if endpoint.lease_token is not None:
             await self._bill(endpoint)
             await self._release(endpoint)
-        async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.STOPPED)
-        self.wake()
 
     async def _fail(self, endpoint: Endpoint, why: str) -> None:
         log.error("endpoint failed", endpoint=endpoint.id, error=why)
         await self._release(endpoint)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.FAIL, why[:1000])
+            await self.move(connection, endpoint, EndpointEvent.FAIL, why[:STATUS_CHARS_MAX])
 
     async def _release(self, endpoint: Endpoint) -> None:
         """Stops the engine and gives the devices back; both may be gone already."""

@@ -28,6 +28,7 @@ from services.inference.domain import Endpoint
 from services.inference.endpoint_keeper import EndpointKeeper
 from services.inference.lifecycle import EndpointEvent, EndpointState
 from services.inference.model_service import read_cursor, write_cursor
+from services.inference.purse import Purse
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 REQUEST_ID_CHARS_MAX = 128
@@ -38,9 +39,17 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
     """Dedicated endpoints: create, start, stop, delete."""
 
     def __init__(
-        self, *, pool: Pool, keeper: EndpointKeeper, settings: InferenceSettings, clock: Clock, ids: Ids
+        self,
+        *,
+        pool: Pool,
+        keeper: EndpointKeeper,
+        purse: Purse,
+        settings: InferenceSettings,
+        clock: Clock,
+        ids: Ids,
     ) -> None:
         self._pool = pool
+        self._purse = purse
         self._keeper = keeper
         self._settings = settings
         self._clock = clock
@@ -72,6 +81,7 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
             earlier = await store.find_request(connection, caller.tenant, request.request_id)
             if earlier is not None:
                 return await self._repeated(connection, caller, earlier, fingerprint)
+        self._purse.check(caller)
         base = await store.find_base_model(connection, request.model)
         if base is None and await store.find_model(connection, caller.tenant, model_id=request.model) is None:
             raise unknown(request.model)
@@ -136,6 +146,7 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
     async def StartEndpoint(
         self, request: endpoint_service_pb2.StartEndpointRequest, context: object
     ) -> endpoint_service_pb2.StartEndpointResponse:
+        self._purse.check(current_caller())
         moved = await self._move(request.name, EndpointEvent.START)
         return endpoint_service_pb2.StartEndpointResponse(endpoint=convert.to_endpoint(moved))
 

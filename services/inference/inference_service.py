@@ -15,6 +15,7 @@ from services.inference.catalogue import Catalogue
 from services.inference.config import InferenceSettings
 from services.inference.engines.base import Chunk, Message
 from services.inference.lifecycle import EndpointState
+from services.inference.purse import Purse
 from services.inference.serving import Call, Render, Serving
 
 ROLES = ("system", "user", "assistant")
@@ -25,9 +26,17 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """Chat and completion, whole and as streams."""
 
     def __init__(
-        self, *, catalogue: Catalogue, serving: Serving, pool: Pool, settings: InferenceSettings, ids: Ids
+        self,
+        *,
+        catalogue: Catalogue,
+        serving: Serving,
+        purse: Purse,
+        pool: Pool,
+        settings: InferenceSettings,
+        ids: Ids,
     ) -> None:
         self._catalogue = catalogue
+        self._purse = purse
         self._serving = serving
         self._pool = pool
         self._settings = settings
@@ -120,8 +129,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _call(
         self, model: str, render: Render, wanted: generation_pb2.SamplingParameters, *, stream: bool
     ) -> Call:
-        """The call with its target; a typed error for an unknown model or sampling outside its ranges."""
+        """The call with its target; a typed error for a caller who may not spend, an unknown model, or sampling outside
+        its ranges."""
         caller = current_caller()
+        self._purse.check(caller)
         if len(wanted.stop) > self._settings.stops_max:
             problem = f"at most {self._settings.stops_max} stop texts"
             raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("sampling.stop", problem)])

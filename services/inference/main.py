@@ -6,8 +6,10 @@ import asyncio
 import functools
 import sys
 
+from google.protobuf.message import Message
+
 from chassis.bus.connection import connect
-from chassis.bus.consumer import Consumer
+from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
 from chassis.channel import open_channel
@@ -20,7 +22,7 @@ from chassis.process import DrainStage, Process, run
 from chassis.server import ServerBuilder
 from finemesh.artifacts.v1 import model_artifact_service_pb2_grpc
 from finemesh.endpoints.v1 import endpoint_service_pb2_grpc
-from finemesh.events.v1 import tuning_events_pb2
+from finemesh.events.v1 import billing_events_pb2, tuning_events_pb2
 from finemesh.inference.v1 import inference_service_pb2_grpc
 from finemesh.models.v1 import model_service_pb2_grpc
 from services.inference.catalogue import Catalogue
@@ -33,6 +35,7 @@ from services.inference.events import Registry
 from services.inference.inference_service import InferenceService
 from services.inference.metering import Meter
 from services.inference.model_service import ModelArtifactService, ModelService
+from services.inference.purse import Purse
 from services.inference.serving import Serving
 from services.inference.store import MIGRATIONS
 from services.inference.weights_cache import WeightsCache
@@ -68,6 +71,9 @@ async def main(process: Process) -> None:
     catalogue = Catalogue(pool)
     serving = Serving(engines=engines, cache=cache, meter=meter, settings=settings, clock=clock)
 
+    purse = Purse(pool, poll_s=settings.spending_poll_s, clock=clock)
+    await purse.load()
+    process.spawn("purse", purse.run)
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
     keeper = EndpointKeeper(
@@ -75,6 +81,7 @@ async def main(process: Process) -> None:
         outbox=outbox,
         catalogue=catalogue,
         serving=serving,
+        purse=purse,
         scheduler=scheduler,
         settings=settings,
         clock=clock,
@@ -83,7 +90,12 @@ async def main(process: Process) -> None:
     registry = Registry(
         outbox=outbox, catalogue=catalogue, serving=serving, warm_up=settings.warm_up, clock=clock, ids=ids
     )
-    consumer = Consumer(pool, bus, "inference", {tuning_events_pb2.TuningJobEnded: registry.job_ended}, clock=clock)
+    handlers: dict[type[Message], Handler] = {
+        tuning_events_pb2.TuningJobEnded: registry.job_ended,
+        billing_events_pb2.CreditStateChanged: purse.credit_changed,
+        billing_events_pb2.SpendCapStateChanged: purse.cap_changed,
+    }
+    consumer = Consumer(pool, bus, "inference", handlers, clock=clock, outbox=outbox)
     process.spawn("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
@@ -96,13 +108,13 @@ async def main(process: Process) -> None:
     )
     server.add(
         endpoint_service_pb2_grpc.add_EndpointServiceServicer_to_server,
-        EndpointService(pool=pool, keeper=keeper, settings=settings, clock=clock, ids=ids),
+        EndpointService(pool=pool, keeper=keeper, purse=purse, settings=settings, clock=clock, ids=ids),
         "finemesh.endpoints.v1.EndpointService",
         PUBLIC_CALLERS,
     )
     server.add(
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
-        InferenceService(catalogue=catalogue, serving=serving, pool=pool, settings=settings, ids=ids),
+        InferenceService(catalogue=catalogue, serving=serving, purse=purse, pool=pool, settings=settings, ids=ids),
         "finemesh.inference.v1.InferenceService",
         PUBLIC_CALLERS,
     )

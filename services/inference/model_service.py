@@ -30,6 +30,8 @@ from services.inference.model_import import ModelSpool, understand
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+SOURCE = re.compile(r"[!-~]{0,300}")
+
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """The base catalogue and the registry of tuned models."""
@@ -98,6 +100,10 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         if not MODEL_ID.fullmatch(model_id):
             problem = "must be two parts of letters, digits, '-', '_' and '.', for example finemesh/demo-llama"
             raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.model_id", problem)])
+        source = header.header.source
+        if not SOURCE.fullmatch(source):
+            problem = "must be at most 300 visible ASCII characters"
+            raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.source", problem)])
         spool = await self._spool(requests, folder)
         facts = await asyncio.to_thread(understand, folder, spool.files)
         revision = revision_of({file.path: file.sha256 for file in spool.files})
@@ -112,6 +118,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             context_tokens_max=facts.context_tokens_max,
             size_bytes=sum(file.size_bytes for file in spool.files),
             created_at=self._clock.now(),
+            source=source,
         )
         async with transaction(self._pool) as connection:
             await store.save_base_model(connection, model)

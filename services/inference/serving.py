@@ -167,4 +167,5 @@ class Serving:
             input_tokens=chunk.usage.prompt_tokens,
             output_tokens=chunk.usage.completion_tokens,
             ended_at=self._clock.now(),
+            api_key_id=call.caller.subject,
         )

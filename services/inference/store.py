@@ -11,6 +11,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from services.inference.domain import BaseModel, Endpoint, ModelKind, StoredFile, TunedModel, Weights
 from services.inference.lifecycle import EndpointState
+from services.inference.spending import CapWord, CreditWord
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -38,6 +39,7 @@ def _base_model(row: Any) -> BaseModel:
         parameter_count=row["parameter_count"],
         context_tokens_max=row["context_tokens_max"],
         size_bytes=row["size_bytes"],
+        source=row["source"],
         created_at=row["created_at"],
     )
 
@@ -76,6 +78,7 @@ async def save_base_model(connection: Connection, model: BaseModel) -> None:
         parameter_count=model.parameter_count,
         context_tokens_max=model.context_tokens_max,
         size_bytes=model.size_bytes,
+        source=model.source,
         created_at=model.created_at,
     )
 
@@ -196,6 +199,11 @@ async def list_moving(connection: Connection, batch_max: int) -> list[Endpoint]:
     return [_endpoint(row) async for row in QUERIES.list_moving_endpoints(connection, batch_max=batch_max)]
 
 
+async def list_resumable(connection: Connection, now: datetime, batch_max: int) -> list[Endpoint]:
+    """Parked endpoints for which somebody may spend again."""
+    return [_endpoint(row) async for row in QUERIES.list_resumable_endpoints(connection, now=now, batch_max=batch_max)]
+
+
 async def move_endpoint(
     connection: Connection,
     id: str,
@@ -246,3 +254,20 @@ async def bill_minutes(connection: Connection, endpoint: Endpoint, minutes: int)
 async def delete_endpoint(connection: Connection, project_id: str, id: str, now: datetime) -> bool:
     """Deletes an endpoint that holds no devices; False when there is none."""
     return affected(await QUERIES.delete_endpoint(connection, project_id=project_id, id=id, now=now)) == 1
+
+
+async def save_credit_word(connection: Connection, word: CreditWord, now: datetime) -> bool:
+    """False when something later is known."""
+    return affected(await QUERIES.save_credit_word(connection, **vars(word), now=now)) == 1
+
+
+async def save_cap_word(connection: Connection, word: CapWord, now: datetime) -> bool:
+    """False when something later is known."""
+    return affected(await QUERIES.save_cap_word(connection, **vars(word), now=now)) == 1
+
+
+async def list_words(connection: Connection, since: datetime) -> list[CreditWord | CapWord]:
+    """What was heard of credit and caps since a moment."""
+    credit = [CreditWord(**row) async for row in QUERIES.list_credit_words(connection, since=since)]
+    caps = [CapWord(**row) async for row in QUERIES.list_cap_words(connection, since=since)]
+    return [*credit, *caps]

@@ -4,56 +4,81 @@ Nothing is stored here: a request that is refused leaves nothing behind.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument
+from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, NotFound
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2, model_artifact_service_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler import policy
+from services.scheduler import integrations, policy
 from services.scheduler.analysis import Inputs
 from services.scheduler.config import SchedulerSettings
+from services.scheduler.continuation import base_model_of, find_origin
 from services.scheduler.convert import field_violations
 from services.scheduler.convert_spec import spec_from
+from services.scheduler.integrations import Given
+from services.scheduler.limits import BaseFacts, Limits, LimitsTable
 from services.scheduler.node_store import load_fleet
+from services.scheduler.origin import Origin, OriginName, parse_origin
 from services.scheduler.peers import Peers
-from services.scheduler.spec import BaseLimits, TuningSpec, Violation, complete, violations_of
+from services.scheduler.spec import TuningSpec, Violation
+from services.scheduler.spec_check import violations_of
+from services.scheduler.spec_defaults import complete
 from services.scheduler.store import Store
+
+MODEL_CHARS_MAX = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """A request that can become a job; `spec` is complete."""
+    """A request that can become a job; `spec` is complete. `origin` is what the run continues from."""
 
     spec: TuningSpec
     inputs: Inputs
     parameter_count: int
     memory_bytes_min: int
+    origin: Origin | None
 
 
 class Admission:
-    def __init__(self, store: Store, peers: Peers, settings: SchedulerSettings) -> None:
+    def __init__(self, store: Store, peers: Peers, limits: LimitsTable, settings: SchedulerSettings) -> None:
         self._store = store
         self._peers = peers
+        self._limits = limits
         self._settings = settings
 
-    async def admit(self, message: tuning_job_pb2.TuningSpec, caller: Caller, job_id: str) -> Admitted:
-        """Raises InvalidArgument with every violation, the refusal of a file or model, or JOB_TOO_LARGE."""
+    async def admit(
+        self, message: tuning_job_pb2.TuningSpec, caller: Caller, job_id: str, given_secrets: Given | None = None
+    ) -> Admitted:
+        """Raises InvalidArgument with every violation, the refusal of a file or model, or JOB_TOO_LARGE. A quote brings no
+        secrets (None), and none is asked of it."""
         given = spec_from(message)
-        _refuse(violations_of(given))
+        allowed = self._settings.wandb_urls_allowed
+        _refuse(
+            violations_of(given)
+            + integrations.violations_of(
+                given.integrations, given_secrets, urls_allowed=allowed, wandb_offline=self._settings.wandb_offline
+            )
+        )
+        asked = integrations.completed(given.integrations, job_id=job_id, urls_allowed=allowed)
+        given = replace(given, integrations=asked)
         for field, name in (("training_file", given.training_file), ("validation_file", given.validation_file)):
             if name:
                 own_name(file_pb2.File, name, caller, f"spec.{field}")
+        origin = await self._origin(given.from_checkpoint, caller)
+        base_model = given.base_model or (origin.base_model if origin else "")
         base, training, validation = await asyncio.gather(
-            self._resolve_base(given.base_model),
+            self._resolve_base(base_model),
             self._resolve_file("training_file", given.training_file),
             self._resolve_file("validation_file", given.validation_file) if given.validation_file else _nothing(),
         )
-        limits = BaseLimits(context_tokens_max=base.context_tokens_max, adapter_rank_max=base.adapter_rank_max)
-        spec, violations = complete(given, limits, job_id)
+        spec, violations = complete(given, self._limits_of(base_model, base), job_id, origin)
+        if origin is not None and not violations and origin.base_revision != base.revision:
+            description = f"{base_model} has another revision now than when {origin.job_id} was trained on it"
+            violations.append(Violation(field="spec.from_checkpoint", description=description))
         _refuse(violations)
         memory_bytes_min = policy.memory_bytes_min(base.parameter_count, all_weights=spec.lora is None)
         await self._refuse_too_large(spec, memory_bytes_min)
@@ -67,7 +92,41 @@ class Admission:
             ),
             parameter_count=base.parameter_count,
             memory_bytes_min=memory_bytes_min,
+            origin=origin,
         )
+
+    async def limits(self, model: str, caller: Caller) -> tuple[str, Limits]:
+        """The base model that `model` names, or that what it names was trained on, with its limits."""
+        name = parse_origin(model)
+        if not model or len(model) > MODEL_CHARS_MAX:
+            description = "give the id of a base model, or a job or model to continue from"
+            raise InvalidArgument(
+                "INVALID_FIELD", f"model: {description}", violations=[FieldViolation("model", description)]
+            )
+        if name is not None and (name.job_id or name.step is not None):
+            return await self._limits_of_origin(name, caller)
+        try:
+            return model, self._limits_of(model, await self._resolve_base(model))
+        except NotFound:
+            if name is None:
+                raise
+            return await self._limits_of_origin(name, caller)
+
+    async def _limits_of_origin(self, name: OriginName, caller: Caller) -> tuple[str, Limits]:
+        base_model = await base_model_of(self._store.pool, caller.tenant, name)
+        return base_model, self._limits_of(base_model, await self._resolve_base(base_model))
+
+    def _limits_of(self, base_model: str, base: model_artifact_service_pb2.ResolveBaseModelResponse) -> Limits:
+        facts = BaseFacts(
+            context_tokens_max=base.context_tokens_max,
+            adapter_rank_max=base.adapter_rank_max,
+            parameter_count=base.parameter_count,
+        )
+        return self._limits.of(base_model, facts)
+
+    async def _origin(self, from_checkpoint: str, caller: Caller) -> Origin | None:
+        name = parse_origin(from_checkpoint) if from_checkpoint else None
+        return None if name is None else await find_origin(self._store.pool, caller.tenant, name)
 
     async def _resolve_base(self, model_id: str) -> model_artifact_service_pb2.ResolveBaseModelResponse:
         request = model_artifact_service_pb2.ResolveBaseModelRequest(model_id=model_id)
@@ -87,7 +146,9 @@ class Admission:
     async def _refuse_too_large(self, spec: TuningSpec, memory_bytes_min: int) -> None:
         seen_since = self._store.now() - timedelta(seconds=self._settings.node_memory_s)
         fleet = await load_fleet(self._store.pool, seen_since, self._settings.nodes_max)
-        need = policy.Need(owner="", count=spec.gpu_count, memory_bytes_min=memory_bytes_min)
+        need = policy.Need(
+            owner="", count=spec.gpu_count, memory_bytes_min=memory_bytes_min, nodes_max=policy.GANG_NODES_MAX
+        )
         problem = policy.too_large(need, fleet.groups)
         if problem is not None:
             description = f"needs {problem.requested}; the largest node has {problem.largest}"

@@ -20,6 +20,7 @@ from services.scheduler.domain import (
     Ending,
     EventKind,
     JobFailure,
+    JobRef,
     LeasedJob,
     LeaseRef,
     Transitioned,
@@ -42,6 +43,8 @@ class ExportedModel:
     adapter_rank: int
     lineage: dict[str, str]
     artifact: bytes
+    stopped_early: bool = False
+    step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class NewCheckpoint:
     manifest_sha256: str
     size_bytes: int
     artifact: bytes
+    asked: bool = False
 
 
 class Attempts:
@@ -105,6 +109,7 @@ class Attempts:
                 manifest_sha256=checkpoint.manifest_sha256,
                 size_bytes=checkpoint.size_bytes,
                 artifact=checkpoint.artifact,
+                asked=checkpoint.asked,
                 now=now,
             )
             if inserted:
@@ -122,6 +127,10 @@ class Attempts:
             job = await self._lock_unless_ended(connection, ref, AttemptOutcome.SUCCEEDED)
             if job is None:
                 return
+            if model.stopped_early:
+                message = f"no evaluation got better: stopped early after step {model.step}; the best evaluation's weights ship"
+                line = (EventKind.STOPPED_EARLY, message, job.progress)
+                await self._jobs.add_lines(connection, ref, job.state, [line])
             change = await self._must(
                 connection,
                 JobTransition.SUCCEED,
@@ -129,6 +138,7 @@ class Attempts:
                 f"the model is ready: {job.namespace}/{job.output_name}",
                 lease_token=ref.lease_token,
                 output_revision=model.revision,
+                output_artifact=model.artifact,
             )
             await self._end_attempt(connection, ref, job, AttemptOutcome.SUCCEEDED, "")
             tuned = events.Model(
@@ -141,11 +151,14 @@ class Attempts:
                 artifact=model.artifact,
                 lineage=model.lineage,
             )
-            await self._jobs.end(connection, change, Ending.COMPLETED, tuned)
+            ending = Ending.STOPPED_EARLY if model.stopped_early else Ending.COMPLETED
+            await self._jobs.end(connection, change, ending, tuned)
 
     async def fail(self, ref: LeaseRef, failure: JobFailure, *, retryable: bool) -> None:
-        """`drained` in the failure's metadata says that the node went away in good order: that is nobody's failure."""
+        """`drained` in the failure's metadata says that the node went away in good order: that is nobody's failure. Any node of
+        a gang may say that the attempt failed."""
         async with self._store.writing() as connection:
+            ref = await lease_store.leading(connection, ref)
             job = await self._lock_unless_ended(connection, ref, AttemptOutcome.FAILED)
             if job is None:
                 return
@@ -165,14 +178,40 @@ class Attempts:
             )
             await self._conclude(connection, ref, job, AttemptOutcome.STOPPED, failure, retryable=True, counts=True)
 
-    async def lose(self, connection: Connection, ref: LeaseRef, why: str) -> bool:
-        """Ends a lease whose time is over, inside the caller's transaction; False when it was renewed meanwhile."""
+    async def lose(self, connection: Connection, ref: LeaseRef, why: str, token: int | None = None) -> bool:
+        """Ends a lease whose time is over, inside the caller's transaction; False when it was renewed meanwhile. `token` is of
+        the node that is lost, when that is another one than the leading node: the attempt ends for the whole gang."""
         job = await lease_store.lock_leased_job(connection, ref)
-        if not await lease_store.release_expired(connection, ref.lease_token, self._store.now()):
+        if not await lease_store.release_expired(connection, token or ref.lease_token, self._store.now()):
             return False
         if job is not None:
             failure = JobFailure(reason="TRAINING_FAILED", message=why, platform_fault=True)
             await self._conclude(connection, ref, job, AttemptOutcome.LOST, failure, retryable=True, counts=True)
+        return True
+
+    async def expire(self, ref: JobRef, why: str) -> bool:
+        """Ends a job whose hold is over, as the platform's fault; False when it ended, or moved, meanwhile.
+
+        An attempt that runs loses its lease with it: nobody would pay for its further steps.
+        """
+        failure = JobFailure(reason="HOLD_EXPIRED", message=why, platform_fault=True)
+        error, message = failure_to(failure), f"failed: {why}"
+        async with self._store.writing() as connection:
+            change = await self._jobs.transition(connection, JobTransition.EXPIRE, ref, message, error=error)
+            if change is None:
+                token = await lease_store.lease_token(connection, ref)
+                if token is None:
+                    return False
+                lease = LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
+                job = await lease_store.lock_leased_job(connection, lease)
+                # One that is being cancelled ends as cancelled, and owes nothing either way.
+                if job is None or job.state is JobState.CANCELLING:
+                    return False
+                change = await self._must(
+                    connection, JobTransition.FAIL, lease, message, lease_token=token, error=error
+                )
+                await self._end_attempt(connection, lease, job, AttemptOutcome.FAILED, why)
+            await self._jobs.end(connection, change, failed_ending(change, failure))
         return True
 
     async def _conclude(
@@ -277,8 +316,9 @@ class Attempts:
     async def _end_attempt(
         self, connection: Connection, ref: LeaseRef, job: LeasedJob, outcome: AttemptOutcome, message: str
     ) -> None:
-        await lease_store.end_attempt(connection, ref, resource_name(ref), outcome, message, self._store.now())
-        await notify(connection, node_topic(job.node))
+        owner, now = resource_name(ref), self._store.now()
+        followers = await lease_store.end_attempt(connection, ref, owner, outcome, message, now)
+        await notify(connection, *(node_topic(node) for node in (job.node, *followers)))
 
 
 def cancelled_ending(change: Transitioned) -> Ending:

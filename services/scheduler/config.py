@@ -21,6 +21,18 @@ class SchedulerSettings(ChassisSettings):
     node_devices_max: int = Field(default=64, ge=1, description="Devices of one node.")
     nodes_max: int = Field(default=1000, ge=1, description="Nodes that one snapshot of the fleet holds.")
 
+    secrets_key: str = Field(
+        default="",
+        repr=False,
+        description="Random text that the secrets of jobs are sealed with; empty: jobs that bring some are refused.",
+    )
+    wandb_urls: str = Field(
+        default="https://api.wandb.ai",
+        min_length=1,
+        description="Weights & Biases servers that jobs may name, with commas between; the first is the default.",
+    )
+    wandb_offline: bool = Field(default=False, description="The nodes keep such runs as files; no key is needed.")
+
     attempts_max: int = Field(default=10, ge=1, description="Failures in a row without a new checkpoint in between.")
     checkpoints_kept_max: int = Field(default=3, ge=1, description="Newest checkpoints of a job that are kept.")
     obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")
@@ -32,9 +44,19 @@ class SchedulerSettings(ChassisSettings):
     )
     analysis_deadline_s: float = Field(default=600.0, gt=0, description="Longest analysis of one file.")
     peer_deadline_s: float = Field(default=5.0, gt=0, description="Longest call to billing by a worker.")
+    hold_renewal_interval_s: float = Field(
+        default=21_600.0,
+        gt=0,
+        description="Pause between renewals of holds; a quarter of billing's hold_ttl_s is well.",
+    )
+    hold_renewal_batch_max: int = Field(default=1000, ge=1, le=1000, description="Jobs in one renewal of holds.")
     analyzers_max: int = Field(default=64, ge=1, description="Channels to trainers that are kept open.")
 
     pipeline_poll_s: float = Field(default=1.0, gt=0, description="Pause of a worker that nothing wakes.")
     placements_batch_max: int = Field(default=500, ge=1, description="Queued jobs that one round of the policy sees.")
     watch_poll_s: float = Field(default=2.0, gt=0, description="A watcher looks again after it, woken or not.")
     watch_batch_max: int = Field(default=200, ge=1, description="Events in one message of a watch.")
+
+    @property
+    def wandb_urls_allowed(self) -> tuple[str, ...]:
+        return tuple(url.strip().rstrip("/") for url in self.wandb_urls.split(","))

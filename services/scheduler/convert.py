@@ -29,6 +29,9 @@ from services.scheduler.lifecycle import JobState
 from services.scheduler.progress import Metric
 from services.scheduler.spec import Violation
 
+# Where the processes of a gang meet, on its leading node.
+GANG_PORT_MIN = 29_400
+GANG_PORT_COUNT = 600
 _JOB_STATES = {state: tuning_job_pb2.TuningJobState.Value(f"TUNING_JOB_STATE_{state.value}") for state in JobState}
 
 
@@ -94,6 +97,7 @@ def checkpoint_to(checkpoint: StoredCheckpoint) -> tuning_job_event_pb2.Checkpoi
         attempt=checkpoint.attempt,
         manifest_sha256=checkpoint.manifest_sha256,
         size_bytes=checkpoint.size_bytes,
+        asked=checkpoint.asked,
     )
     _set_time(message.create_time, checkpoint.create_time)
     return message
@@ -132,6 +136,7 @@ def metric_from(message: tuning_job_pb2.TuningProgress) -> Metric:
         validation_loss=validation_loss,
         remaining_s=message.remaining_s if message.HasField("remaining_s") else None,
         encoded=message.SerializeToString(deterministic=True),
+        rewards=(message.reward_accuracy, message.reward_margin) if message.HasField("reward_accuracy") else None,
     )
 
 
@@ -168,6 +173,7 @@ def registration_from(message: node_service_pb2.RegisterNodeRequest, devices_max
         incarnation=message.incarnation,
         address=message.address,
         agent_version=message.agent_version,
+        preparation_version=message.preparation_version,
         devices=tuple(
             DeviceFacts(
                 index=device.index,
@@ -201,11 +207,27 @@ def assignment_to(record: AssignmentRecord) -> node_pb2.Assignment:
         message.validation_file.MergeFromString(record.validation_artifact)
     if record.counts is not None:
         message.counts.MergeFromString(record.counts)
+    if record.node_count > 1:
+        message.gang.CopyFrom(_gang_part(record))
+    if record.start_weights is not None:
+        message.start_from.MergeFromString(record.start_weights)
     if record.resume_step is not None and record.resume_artifact is not None:
         message.resume_from.step = record.resume_step
         message.resume_from.manifest_sha256 = record.resume_manifest_sha256 or ""
         message.resume_from.artifact.MergeFromString(record.resume_artifact)
     return message
+
+
+def _gang_part(record: AssignmentRecord) -> node_pb2.GangPart:
+    """The port follows from the token, so that all nodes agree; one that is taken fails the attempt, and the next has another."""
+    host = record.leading_address.rpartition(":")[0]
+    return node_pb2.GangPart(
+        node_count=record.node_count,
+        leads=record.lease_token == record.attempt_token,
+        endpoint=f"{host}:{GANG_PORT_MIN + record.attempt_token % GANG_PORT_COUNT}",
+        id=f"{record.job_id}-{record.attempt_token}",
+        address=record.address.rpartition(":")[0],
+    )
 
 
 def allocation_to(record: AllocationRecord) -> allocations.Allocation:

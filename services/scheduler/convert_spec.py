@@ -1,7 +1,24 @@
-"""Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways. It judges nothing."""
+"""Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways, and its limits. It judges nothing."""
 
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
-from services.scheduler.spec import Hyperparameters, Lora, Schedule, TrainOnInputs, TuningSpec
+from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
+from services.scheduler.integrations import Given
+from services.scheduler.limits import Limits
+from services.scheduler.spec import (
+    ALL_LINEAR,
+    LEARNING_RATE_MAX,
+    LORA_ALPHA_MAX,
+    LORA_DROPOUT_MAX,
+    Dpo,
+    EarlyStopping,
+    Hyperparameters,
+    Integrations,
+    Lora,
+    Schedule,
+    TrainOnInputs,
+    TuningSpec,
+    Wandb,
+)
 
 _TRAIN_ON_INPUTS = {
     tuning.TRAIN_ON_INPUTS_UNSPECIFIED: TrainOnInputs.AUTO,
@@ -24,9 +41,13 @@ def spec_from(message: tuning.TuningSpec) -> TuningSpec:
         validation_file=message.validation_file,
         output_name=message.output_name,
         train_on_inputs=_TRAIN_ON_INPUTS.get(message.supervised.train_on_inputs),
+        dpo=_dpo_from(message.dpo) if message.HasField("dpo") else None,
         lora=None if message.HasField("full") else _lora_from(message.lora),
+        weights_given=message.WhichOneof("weights") is not None,
         hyperparameters=_hyperparameters_from(message.hyperparameters),
         gpu_count=message.gpu_count,
+        from_checkpoint=message.from_checkpoint,
+        integrations=_integrations_from(message.integrations),
     )
 
 
@@ -37,10 +58,18 @@ def spec_to(spec: TuningSpec) -> tuning.TuningSpec:
         training_file=spec.training_file,
         validation_file=spec.validation_file,
         output_name=spec.output_name,
-        supervised=tuning.SupervisedMethod(train_on_inputs=_train_on_inputs_to(spec)),
         hyperparameters=_hyperparameters_to(spec.hyperparameters),
         gpu_count=spec.gpu_count,
+        from_checkpoint=spec.from_checkpoint,
     )
+    if spec.integrations.wandb is not None:
+        message.integrations.wandb.CopyFrom(tuning.WandbRun(**vars(spec.integrations.wandb)))
+    if spec.integrations.hub_repository is not None:
+        message.integrations.hub_push.repository = spec.integrations.hub_repository
+    if spec.dpo is None:
+        message.supervised.train_on_inputs = _train_on_inputs_to(spec)
+    else:
+        message.dpo.CopyFrom(tuning.DpoMethod(**vars(spec.dpo)))
     if spec.lora is None:
         message.full.SetInParent()
     else:
@@ -64,6 +93,42 @@ def _lora_from(message: tuning.LoraTraining) -> Lora:
     )
 
 
+def _dpo_from(message: tuning.DpoMethod) -> Dpo:
+    return Dpo(
+        beta=message.beta,
+        normalize_logratios_by_length=message.normalize_logratios_by_length,
+        reference_free=message.reference_free,
+        rpo_alpha=message.rpo_alpha,
+        simpo_gamma=message.simpo_gamma,
+    )
+
+
+def _integrations_from(message: tuning.Integrations) -> Integrations:
+    wandb = None
+    if message.HasField("wandb"):
+        wandb = Wandb(
+            base_url=message.wandb.base_url,
+            project=message.wandb.project,
+            entity=message.wandb.entity,
+            run_name=message.wandb.run_name,
+        )
+    return Integrations(
+        wandb=wandb, hub_repository=message.hub_push.repository if message.HasField("hub_push") else None
+    )
+
+
+def given_from(message: tuning_secrets_pb2.TuningSecrets) -> Given:
+    return Given(wandb_api_key=message.wandb_api_key, hub_token=message.hub_token)
+
+
+def _early_stopping_from(message: tuning.EarlyStopping) -> EarlyStopping:
+    return EarlyStopping(
+        patience=message.patience,
+        min_delta=message.min_delta,
+        warmup_evaluations=message.warmup_evaluations if message.HasField("warmup_evaluations") else None,
+    )
+
+
 def _hyperparameters_from(message: tuning.Hyperparameters) -> Hyperparameters:
     return Hyperparameters(
         epochs=message.epochs,
@@ -78,6 +143,12 @@ def _hyperparameters_from(message: tuning.Hyperparameters) -> Hyperparameters:
         sequence_tokens_max=message.sequence_tokens_max,
         seed=message.seed if message.HasField("seed") else None,
         checkpoint_interval_steps=message.checkpoint_interval_steps,
+        cycle_count=message.cycle_count,
+        gradient_accumulation_steps=message.gradient_accumulation_steps,
+        packing=message.packing if message.HasField("packing") else None,
+        checkpoints=message.checkpoints,
+        batch_size_max=message.batch_size_max,
+        early_stopping=_early_stopping_from(message.early_stopping) if message.HasField("early_stopping") else None,
     )
 
 
@@ -87,6 +158,7 @@ def _hyperparameters_to(given: Hyperparameters) -> tuning.Hyperparameters:
         if given.schedule is Schedule.LINEAR
         else tuning.LEARNING_RATE_SCHEDULE_COSINE
     )
+    stopping = given.early_stopping
     return tuning.Hyperparameters(
         epochs=given.epochs,
         evaluations=given.evaluations,
@@ -100,6 +172,12 @@ def _hyperparameters_to(given: Hyperparameters) -> tuning.Hyperparameters:
         sequence_tokens_max=given.sequence_tokens_max,
         seed=given.seed,
         checkpoint_interval_steps=given.checkpoint_interval_steps,
+        cycle_count=given.cycle_count,
+        gradient_accumulation_steps=given.gradient_accumulation_steps,
+        packing=given.packing,
+        checkpoints=given.checkpoints,
+        batch_size_max=given.batch_size_max,
+        early_stopping=None if stopping is None else tuning.EarlyStopping(**vars(stopping)),
     )
 
 
@@ -111,3 +189,40 @@ def _train_on_inputs_to(spec: TuningSpec) -> tuning.TrainOnInputs.ValueType:
             return tuning.TRAIN_ON_INPUTS_FALSE
         case _:
             return tuning.TRAIN_ON_INPUTS_AUTO
+
+
+def limits_to(base_model: str, limits: Limits) -> tuning_limits_pb2.TuningLimits:
+    message = tuning_limits_pb2.TuningLimits(
+        base_model=base_model,
+        epochs_max=limits.epochs_max,
+        evaluations_max=limits.evaluations_max,
+        checkpoints_max=limits.checkpoints_max,
+        learning_rate_min=0.0,
+        learning_rate_max=LEARNING_RATE_MAX,
+        sequence_tokens_min=limits.sequence_tokens_min,
+        sequence_tokens_max_supervised=limits.sequence_tokens_max,
+        sequence_tokens_max_dpo=limits.sequence_tokens_max_dpo,
+        gradient_accumulation_steps_max=limits.gradient_accumulation_steps_max,
+        gradient_accumulation_steps_default=1,
+        supports_dpo=limits.batch_dpo > 0,
+    )
+    if limits.lora_rank_max and limits.batch_lora:
+        message.lora.CopyFrom(
+            tuning_limits_pb2.LoraLimits(
+                rank_default=limits.lora_rank_default,
+                rank_max=limits.lora_rank_max,
+                alpha_max=LORA_ALPHA_MAX,
+                dropout_max=LORA_DROPOUT_MAX,
+                target_modules=[ALL_LINEAR],
+                batch=_batch_to(limits, lora=True),
+            )
+        )
+    if limits.batch_full:
+        message.full.CopyFrom(tuning_limits_pb2.FullLimits(batch=_batch_to(limits, lora=False)))
+    return message
+
+
+def _batch_to(limits: Limits, *, lora: bool) -> tuning_limits_pb2.BatchLimits:
+    return tuning_limits_pb2.BatchLimits(
+        min=1, max_supervised=limits.batch_max(lora=lora, dpo=False), max_dpo=limits.batch_max(lora=lora, dpo=True)
+    )

@@ -21,12 +21,14 @@ class EventKind(StrEnum):
     CHECKPOINT = "CHECKPOINT"
     REQUEUED = "REQUEUED"
     WARNING = "WARNING"
+    STOPPED_EARLY = "STOPPED_EARLY"
 
 
 class Ending(StrEnum):
     """How a job ended as far as money is concerned, as TuningJobEnding without the prefix."""
 
     COMPLETED = "COMPLETED"
+    STOPPED_EARLY = "STOPPED_EARLY"
     CANCELLED_RUNNING = "CANCELLED_RUNNING"
     CANCELLED_BEFORE_RUN = "CANCELLED_BEFORE_RUN"
     PLATFORM_FAILURE = "PLATFORM_FAILURE"
@@ -140,6 +142,7 @@ class ClaimedJob(JobRef):
 
     claim: UUID
     organization_id: str
+    api_key_id: str
     spec: bytes
     base_model: str
     base_revision: str
@@ -157,6 +160,8 @@ class NewJob:
     project_id: str
     job_id: str
     organization_id: str
+    # The key that asked for it, whose spend cap applies.
+    api_key_id: str
     namespace: str
     request_id: str | None
     request_sha256: str
@@ -170,6 +175,8 @@ class NewJob:
     base_artifact: bytes
     training_artifact: bytes
     validation_artifact: bytes | None
+    # Encoded finemesh.nodes.v1.StartWeights of a run that continues another one.
+    start_weights: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +215,7 @@ class StoredCheckpoint:
     size_bytes: int
     artifact: bytes
     create_time: datetime
+    asked: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +248,7 @@ class NodeRegistration:
     incarnation: str
     address: str
     agent_version: str
+    preparation_version: str = ""
     devices: tuple[DeviceFacts, ...]
 
 
@@ -258,9 +267,14 @@ class AllocationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentRecord:
-    """What a node shall do for one lease; bytes are encoded messages."""
+    """What a node shall do for one lease; bytes are encoded messages. `attempt_token` is the leading node's, which is this one
+    unless it follows; addresses are `host:port` of the agents."""
 
     lease_token: int
+    attempt_token: int
+    node_count: int
+    address: str
+    leading_address: str
     project_id: str
     job_id: str
     attempt: int
@@ -272,6 +286,7 @@ class AssignmentRecord:
     training_artifact: bytes
     validation_artifact: bytes | None
     counts: bytes | None
+    start_weights: bytes | None
     device_indices: tuple[int, ...]
     resume_step: int | None
     resume_artifact: bytes | None

@@ -34,6 +34,7 @@ _UPDATES: Mapping[JobTransition, Callable[..., Any]] = {
     JobTransition.START: QUERIES.start_job,
     JobTransition.SUCCEED: QUERIES.succeed_job,
     JobTransition.FAIL: QUERIES.fail_job,
+    JobTransition.EXPIRE: QUERIES.expire_job,
     JobTransition.REQUEUE: QUERIES.requeue_job,
     JobTransition.CANCEL_WAITING: QUERIES.cancel_waiting_job,
     JobTransition.CANCEL_RUNNING: QUERIES.cancel_running_job,
@@ -84,6 +85,11 @@ async def list_checkpoints(pool: Pool, ref: JobRef, after_step: int, page_size: 
 
 async def queue_positions(pool: Pool, job_ids: Sequence[str]) -> dict[str, int]:
     return {row["job_id"]: row["position"] async for row in QUERIES.queue_positions(pool, job_ids=list(job_ids))}
+
+
+async def list_holding(pool: Pool, after_job_id: str, page_size: int) -> list[JobRef]:
+    """Unfinished jobs whose price is held, by id."""
+    return [JobRef(**row) async for row in QUERIES.list_holding(pool, after_job_id=after_job_id, page_size=page_size)]
 
 
 async def list_remaining_s(pool: Pool, now: datetime, page_size: int) -> list[float]:
@@ -145,7 +151,9 @@ class JobStore:
     async def end(
         self, connection: Connection, change: Transitioned, ending: Ending, model: events.Model | None = None
     ) -> None:
-        """Tells, once per job, that nothing more will be metered for it; in the transaction of the final transition."""
+        """Tells, once per job, that nothing more will be metered for it, and forgets its secrets; in the transaction of
+        the final transition."""
+        await QUERIES.delete_job_secrets(connection, project_id=change.project_id, job_id=change.job_id)
         count = await QUERIES.count_usage(connection, project_id=change.project_id, job_id=change.job_id)
         event = events.job_ended(change, ending, count, model, self._store.now())
         await self._store.outbox.add(connection, event, subject_name=event.tuning_job, key=change.job_id)

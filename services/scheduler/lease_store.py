@@ -4,7 +4,7 @@ Locks are always taken in the order node, job, allocation, so that no two transa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from chassis.db.pool import Connection, Pool
@@ -25,7 +25,8 @@ from services.scheduler.store import QUERIES
 
 @dataclass(frozen=True, kw_only=True)
 class ExpiredLease:
-    """An allocation whose time is over; `ref` is None for one that serves."""
+    """An allocation whose time is over; `ref` is the lease of its attempt, which another node of a gang may hold, and None for
+    one that serves."""
 
     lease_token: int
     owner: str
@@ -50,8 +51,10 @@ async def insert_allocation(
     incarnation: str,
     now: datetime,
     expires_at: datetime,
+    leader_token: int | None = None,
 ) -> None:
-    """asyncpg.UniqueViolationError when a device has an owner, or the owner has an allocation."""
+    """asyncpg.UniqueViolationError when a device has an owner, or the owner has an allocation. A node that follows another one
+    has a token of its own, which is in force as long as that of its leader is."""
     await QUERIES.insert_allocation(
         connection,
         lease_token=lease_token,
@@ -62,6 +65,7 @@ async def insert_allocation(
         hardware_type=placement.hardware_type,
         now=now,
         expires_at=expires_at,
+        leader_token=leader_token,
     )
     await QUERIES.insert_allocation_devices(
         connection, lease_token=lease_token, node=placement.node, indices=list(placement.device_indices)
@@ -104,12 +108,24 @@ async def attempt_outcome(connection: Connection, ref: LeaseRef) -> AttemptOutco
 
 async def end_attempt(
     connection: Connection, ref: LeaseRef, owner: str, outcome: AttemptOutcome, message: str, now: datetime
-) -> None:
-    """Ends the attempt and gives its devices back."""
+) -> list[str]:
+    """Ends the attempt and gives its devices back; returns the other nodes of its gang."""
     await release(connection, ref.lease_token, owner, now)
+    followers = [row async for row in QUERIES.release_followers(connection, leader_token=ref.lease_token, now=now)]
+    for row in followers:
+        await QUERIES.release_devices(connection, lease_token=row["lease_token"], now=now)
     await QUERIES.end_attempt(
         connection, lease_token=ref.lease_token, now=now, outcome=outcome.value, message=message[:1000]
     )
+    return [row["node"] for row in followers]
+
+
+async def leading(connection: Connection, ref: LeaseRef) -> LeaseRef:
+    """The lease of the attempt that a node of a gang works on; any other lease as it is."""
+    token: int | None = await QUERIES.get_leader_token(
+        connection, project_id=ref.project_id, job_id=ref.job_id, lease_token=ref.lease_token
+    )
+    return ref if token is None else replace(ref, lease_token=token)
 
 
 async def release(connection: Connection, lease_token: int, owner: str, now: datetime) -> bool:
@@ -163,14 +179,22 @@ async def list_expired(pool: Pool, now: datetime, page_size: int) -> list[Expire
             owner=row["owner"],
             ref=None
             if row["job_id"] is None
-            else LeaseRef(project_id=row["project_id"], job_id=row["job_id"], lease_token=row["lease_token"]),
+            else LeaseRef(project_id=row["project_id"], job_id=row["job_id"], lease_token=row["attempt_token"]),
         )
         async for row in QUERIES.list_expired(pool, now=now, page_size=page_size)
     ]
 
 
-async def list_node_leases(connection: Connection, node: str) -> list[LeaseRef]:
-    return [LeaseRef(**row) async for row in QUERIES.list_node_leases(connection, node=node)]
+async def list_node_leases(connection: Connection, node: str) -> list[ExpiredLease]:
+    """Those of training, whether their time is over or not."""
+    return [
+        ExpiredLease(
+            lease_token=row["lease_token"],
+            owner=row["owner"],
+            ref=LeaseRef(project_id=row["project_id"], job_id=row["job_id"], lease_token=row["attempt_token"]),
+        )
+        async for row in QUERIES.list_node_leases(connection, node=node)
+    ]
 
 
 async def expire_node_leases(connection: Connection, node: str, now: datetime) -> None:
@@ -180,6 +204,12 @@ async def expire_node_leases(connection: Connection, node: str, now: datetime) -
 async def list_assignments(pool: Pool, node: str, incarnation: str) -> list[AssignmentRecord]:
     rows = QUERIES.list_assignments(pool, node=node, incarnation=incarnation)
     return [AssignmentRecord(**{**row, "device_indices": tuple(row["device_indices"])}) async for row in rows]
+
+
+async def lease_token(connection: Connection, ref: JobRef) -> int | None:
+    """The token that is in force for the job now."""
+    token: int | None = await QUERIES.get_lease_token(connection, project_id=ref.project_id, job_id=ref.job_id)
+    return token
 
 
 async def leased_node(connection: Connection, ref: JobRef) -> str | None:

@@ -33,6 +33,8 @@ class JobTransition(StrEnum):
     SUCCEED = "SUCCEED"
     # Ended with an error and no further attempt makes sense.
     FAIL = "FAIL"
+    # The hold on its price is over while it waits.
+    EXPIRE = "EXPIRE"
     # The attempt was lost or failed in a way that a new attempt may not.
     REQUEUE = "REQUEUE"
     # A cancellation where nothing runs.
@@ -69,6 +71,7 @@ TABLE: dict[JobTransition, Rule] = {
     # A cancellation that comes after the last step comes too late: the work is done and the model ships.
     JobTransition.SUCCEED: _rule(JobState.RUNNING, JobState.CANCELLING, to=JobState.SUCCEEDED),
     JobTransition.FAIL: _rule(JobState.STARTING, JobState.RUNNING, to=JobState.FAILED),
+    JobTransition.EXPIRE: _rule(JobState.QUEUED, to=JobState.FAILED),
     JobTransition.REQUEUE: _rule(JobState.STARTING, JobState.RUNNING, to=JobState.QUEUED),
     JobTransition.CANCEL_WAITING: _rule(JobState.VALIDATING, JobState.QUEUED, to=JobState.CANCELLED),
     JobTransition.CANCEL_RUNNING: _rule(JobState.STARTING, JobState.RUNNING, to=JobState.CANCELLING),

@@ -21,15 +21,20 @@ from services.scheduler.attempts import Attempts
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.follow import Follower
 from services.scheduler.heartbeat import Heartbeats
+from services.scheduler.job_secrets import JobSecrets
 from services.scheduler.job_store import JobStore
+from services.scheduler.limits import load_limits
 from services.scheduler.node_service import NodeService
 from services.scheduler.node_store import NodeStore
 from services.scheduler.peers import Peers
 from services.scheduler.pipelines.placement import Placer
 from services.scheduler.pipelines.release import Releaser
+from services.scheduler.pipelines.renewal import Renewer
 from services.scheduler.pipelines.sweeper import Sweeper
 from services.scheduler.pipelines.validate import Validator
+from services.scheduler.preview import Previewer
 from services.scheduler.requests import Requests
+from services.scheduler.secret_box import SecretBox
 from services.scheduler.store import MIGRATIONS, Store
 from services.scheduler.tuning_service import TuningService
 from services.scheduler.view import JobView
@@ -54,10 +59,11 @@ async def main(process: Process) -> None:
     store = Store(pool, outbox, clock)
     jobs, nodes = JobStore(store), NodeStore(store)
     attempts = Attempts(store, jobs, settings)
-    admission = Admission(store, peers, settings)
+    admission = Admission(store, peers, load_limits(), settings)
     analyzer = Analyzer(store, peers, settings)
     view = JobView(store, settings)
-    requests = Requests(store, jobs, admission, ids)
+    job_secrets = JobSecrets(store, SecretBox(settings.secrets_key) if settings.secrets_key else None)
+    requests = Requests(store, jobs, admission, job_secrets, ids)
     follower = Follower(store, view, hub, settings)
     heartbeats = Heartbeats(store, nodes, hub, settings)
 
@@ -67,20 +73,21 @@ async def main(process: Process) -> None:
     for number in range(settings.validations_concurrent_max):
         process.spawn(f"validator-{number}", validator.run)
     process.spawn("releaser", Releaser(store, peers, clock, ids, settings).run)
+    process.spawn("renewer", Renewer(store, attempts, peers, clock, settings).run)
     process.spawn("placer", Placer(store, jobs, hub, clock, settings).run)
     process.spawn("sweeper", Sweeper(store, nodes, attempts, clock, settings).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         add_TuningServiceServicer_to_server,
-        TuningService(store, admission, analyzer, peers, requests, view, follower),
+        TuningService(store, admission, analyzer, peers, requests, view, follower, Previewer(store, peers, settings)),
         "finemesh.tuning.v1.TuningService",
         allow={"gateway"},
         endless={"WatchTuningJob"},
     )
     server.add(
         add_NodeServiceServicer_to_server,
-        NodeService(store, nodes, attempts, heartbeats, ids, settings),
+        NodeService(store, nodes, attempts, heartbeats, job_secrets, ids, settings),
         "finemesh.nodes.v1.NodeService",
         allow={"trainer"},
         endless={"Heartbeat"},

@@ -24,6 +24,7 @@ from services.scheduler.convert import (
 )
 from services.scheduler.domain import LeaseRef
 from services.scheduler.heartbeat import Heartbeats
+from services.scheduler.job_secrets import JobSecrets
 from services.scheduler.node_store import NodeStore, lock_node
 from services.scheduler.store import Store
 
@@ -37,6 +38,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         nodes: NodeStore,
         attempts: Attempts,
         heartbeats: Heartbeats,
+        job_secrets: JobSecrets,
         ids: Ids,
         settings: SchedulerSettings,
     ) -> None:
@@ -44,6 +46,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         self._nodes = nodes
         self._attempts = attempts
         self._heartbeats = heartbeats
+        self._secrets = job_secrets
         self._ids = ids
         self._settings = settings
 
@@ -55,8 +58,10 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
             if known is not None and known != registration.incarnation:
                 # Nothing of the old incarnation runs any more, so its leases need not run out.
                 await lease_store.expire_node_leases(connection, registration.node, self._store.now())
-                for ref in await lease_store.list_node_leases(connection, registration.node):
-                    await self._attempts.lose(connection, ref, f"node {registration.node} started anew")
+                why = f"node {registration.node} started anew"
+                for lease in await lease_store.list_node_leases(connection, registration.node):
+                    if lease.ref is not None:
+                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token)
         return _pb.RegisterNodeResponse(
             heartbeat_interval=_duration(self._settings.heartbeat_interval_s),
             lease_duration=_duration(self._settings.lease_duration_s),
@@ -100,9 +105,16 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
                 manifest_sha256=checkpoint.manifest_sha256,
                 size_bytes=size_bytes_of(checkpoint.artifact),
                 artifact=checkpoint.artifact.SerializeToString(deterministic=True),
+                asked=checkpoint.asked,
             ),
         )
         return _pb.CommitCheckpointResponse(obsolete=[artifact_from(artifact) for artifact in obsolete])
+
+    async def FetchJobSecrets(
+        self, request: _pb.FetchJobSecretsRequest, context: object
+    ) -> _pb.FetchJobSecretsResponse:
+        found = await self._secrets.fetch(_ref(request.tuning_job, request.lease_token))
+        return _pb.FetchJobSecretsResponse(secrets=found)
 
     async def FinishAttempt(self, request: _pb.FinishAttemptRequest, context: object) -> _pb.FinishAttemptResponse:
         ref = _ref(request.tuning_job, request.lease_token)
@@ -131,6 +143,8 @@ def _exported(message: _pb.AttemptSucceeded, ref: LeaseRef) -> ExportedModel:
         adapter_rank=message.adapter_rank,
         lineage=dict(message.lineage),
         artifact=message.model.SerializeToString(deterministic=True),
+        stopped_early=message.stopped_early,
+        step=message.step,
     )
 
 

@@ -45,6 +45,12 @@ async def list_analyzers(pool: Pool, page_size: int) -> list[str]:
     return [row["address"] async for row in QUERIES.list_analyzers(pool, page_size=page_size)]
 
 
+async def preparation_version(pool: Pool) -> str:
+    """Of the code that would count a dataset now; empty while no node was ever registered."""
+    version: str | None = await QUERIES.get_preparation_version(pool)
+    return version or ""
+
+
 async def lock_node(connection: Connection, node: str) -> str | None:
     """The incarnation that is registered, locked until the transaction ends."""
     row = await QUERIES.lock_node(connection, node=node)
@@ -68,6 +74,7 @@ class NodeStore:
             incarnation=registration.incarnation,
             address=registration.address,
             agent_version=registration.agent_version,
+            preparation_version=registration.preparation_version,
             now=self._store.now(),
         )
         await QUERIES.forget_devices(connection, node=registration.node)

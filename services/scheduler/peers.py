@@ -6,7 +6,6 @@ import grpc
 
 from chassis.channel import open_channel
 from finemesh.artifacts.v1 import file_artifact_service_pb2_grpc, model_artifact_service_pb2_grpc
-from finemesh.billing.v1 import billing_service_pb2_grpc
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from finemesh.holds.v1 import hold_service_pb2_grpc
 from services.scheduler.config import SchedulerSettings
@@ -26,7 +25,6 @@ class Peers:
         self._trainers: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
         self.files = file_artifact_service_pb2_grpc.FileArtifactServiceStub(gateway)
         self.models = model_artifact_service_pb2_grpc.ModelArtifactServiceStub(inference)
-        self.billing = billing_service_pb2_grpc.BillingServiceStub(billing)
         self.holds = hold_service_pb2_grpc.HoldServiceStub(billing)
 
     def datasets(self, address: str) -> "dataset_service_pb2_grpc.DatasetServiceAsyncStub":

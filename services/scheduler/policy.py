@@ -1,22 +1,35 @@
 """Who gets which devices: a pure function of a snapshot. It knows neither the database nor the clock.
 
-First come, first served; a job gets its whole gang on one node, of one type, or nothing. A later job may pass an
-earlier one only on nodes that the earlier one could never use, so that nobody starves.
+First come, first served; a job gets its whole gang of one type or nothing: on one node, or, when no node is that large, in equal
+parts on as few nodes as there can be. A later job may pass an earlier one only on nodes that the earlier one could never use, so
+that nobody starves.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+# A training job runs on at most so many nodes.
+GANG_NODES_MAX = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What an owner asks for: `count` devices of one type on one node, together with at least `memory_bytes_min`."""
+    """What an owner asks for: `count` devices of one type, together with at least `memory_bytes_min`, on at most `nodes_max`
+    nodes."""
 
     owner: str
     count: int
     memory_bytes_min: int = 0
     # Empty means any.
     hardware_type: str = ""
+    nodes_max: int = 1
+
+    def part(self, nodes: int) -> "Need":
+        """What each of so many nodes has to give."""
+        return replace(
+            self, count=self.count // nodes, memory_bytes_min=-(-self.memory_bytes_min // nodes), nodes_max=1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +57,13 @@ class DeviceGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
+    """The devices of one node. Of a gang over several nodes this is the one that leads; `followers` are the others' parts."""
+
     owner: str
     node: str
     hardware_type: str
     device_indices: tuple[int, ...]
+    followers: tuple["Placement", ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +80,54 @@ def place(queue: Sequence[Need], groups: Iterable[DeviceGroup]) -> list[Placemen
     reserved: set[tuple[str, str]] = set()
     placements = []
     for need in queue:
-        group = choose(need, (each for key, each in open_groups.items() if key not in reserved))
-        if group is None:
+        nodes = nodes_for(need, list(open_groups.values()))
+        chosen = choose_gang(need, nodes, [each for key, each in open_groups.items() if key not in reserved])
+        if not chosen:
             # What it waits for is kept for it: later jobs would otherwise take each device as it becomes free.
-            reserved |= {key for key, each in open_groups.items() if each.ready and each.could_fit(need)}
+            part = need.part(max(1, nodes))
+            reserved |= {key for key, each in open_groups.items() if each.ready and each.could_fit(part)}
             continue
-        taken = tuple(sorted(group.free)[: need.count])
-        placements.append(
-            Placement(owner=need.owner, node=group.node, hardware_type=group.hardware_type, device_indices=taken)
-        )
-        open_groups[(group.node, group.hardware_type)] = replace(group, free=group.free - frozenset(taken))
+        first, *others = [_taken(need, len(chosen), group) for group in chosen]
+        placements.append(replace(first, followers=tuple(others)))
+        for group, taken in zip(chosen, (first, *others), strict=True):
+            left = group.free - frozenset(taken.device_indices)
+            open_groups[(group.node, group.hardware_type)] = replace(group, free=left)
     return placements
+
+
+def nodes_for(need: Need, groups: Sequence[DeviceGroup]) -> int:
+    """The least number of nodes that could serve the need, were they empty; 0 when no number could."""
+    for nodes in range(1, need.nodes_max + 1):
+        if need.count % nodes:
+            continue
+        part = need.part(nodes)
+        fitting = Counter(group.hardware_type for group in groups if group.could_fit(part))
+        if max(fitting.values(), default=0) >= nodes:
+            return nodes
+    return 0
+
+
+def choose_gang(need: Need, nodes: int, groups: Iterable[DeviceGroup]) -> list[DeviceGroup]:
+    """The tightest groups of one type that fit now, one on each of so many nodes; none unless there are as many."""
+    if nodes == 0:
+        return []
+    part = need.part(nodes)
+    by_type: dict[str, list[DeviceGroup]] = {}
+    for group in groups:
+        if group.fits_now(part):
+            by_type.setdefault(group.hardware_type, []).append(group)
+    gangs = [sorted(fitting, key=_tightness)[:nodes] for fitting in by_type.values() if len(fitting) >= nodes]
+    return min(gangs, key=lambda gang: [_tightness(group) for group in gang], default=[])
 
 
 def choose(need: Need, groups: Iterable[DeviceGroup]) -> DeviceGroup | None:
     """The tightest group that fits now, so that large gaps stay whole for large gangs."""
-    fitting = [group for group in groups if group.fits_now(need)]
-    return min(fitting, key=lambda group: (len(group.free), group.node, group.hardware_type), default=None)
+    return min((group for group in groups if group.fits_now(need)), key=_tightness, default=None)
 
 
 def too_large(need: Need, groups: Sequence[DeviceGroup]) -> TooLarge | None:
-    """None when some registered node could fit the need, or when no node is registered yet: then nothing is known."""
-    if not groups or any(group.could_fit(need) for group in groups):
+    """None when the registered nodes could serve the need, or when no node is registered yet: then nothing is known."""
+    if not groups or nodes_for(need, groups):
         return None
     typed = [group for group in groups if not need.hardware_type or group.hardware_type == need.hardware_type]
     largest = max(typed or groups, key=lambda group: (len(group.indices), group.memory_bytes, group.node))
@@ -94,18 +136,22 @@ def too_large(need: Need, groups: Sequence[DeviceGroup]) -> TooLarge | None:
 
 def waiting_for(need: Need, groups: Sequence[DeviceGroup], position: int) -> str:
     """Why a queued need has no devices, in words."""
-    words = _need_in_words(need)
-    fitting = [group for group in groups if group.could_fit(need)]
+    nodes = nodes_for(need, groups)
+    part = need.part(max(1, nodes))
+    words = _need_in_words(part if nodes else need)
+    if nodes > 1:
+        words = f"{words}, on {nodes} nodes at the same time"
+    fitting = [group for group in groups if group.could_fit(part)]
     if not groups:
         return f"{words}; no node is registered"
-    if not fitting:
+    if not nodes:
         return f"{words}; no registered node is that large"
     ready = [group for group in fitting if group.ready]
     if not ready:
         return f"{words}; the nodes that could fit it are away"
     best = max(ready, key=lambda group: (len(group.free), group.node))
     status = f"{len(best.free)} of {len(best.indices)} free on {best.node}"
-    if position > 1 and len(best.free) >= need.count:
+    if position > 1 and len(best.free) >= part.count:
         return f"{words}; {status}, kept for a job before it"
     return f"{words}; {status}"
 
@@ -120,13 +166,28 @@ def estimated_wait_s(position: int, remaining_s: Sequence[float]) -> int | None:
 def memory_bytes_min(parameter_count: int, *, all_weights: bool) -> int:
     """A lower bound on device memory: below it the run fails for certain, above it nothing is promised.
 
-    Weights in 16 bits; training all of them adds a gradient and two moments of the same width.
+    Under an adapter the weights are held in 16 bits; trained themselves they are float32, as their gradients and two moments are.
     """
-    return parameter_count * (8 if all_weights else 2)
+    return parameter_count * (16 if all_weights else 2)
+
+
+def _taken(need: Need, nodes: int, group: DeviceGroup) -> Placement:
+    return Placement(
+        owner=need.owner,
+        node=group.node,
+        hardware_type=group.hardware_type,
+        device_indices=tuple(sorted(group.free)[: need.count // nodes]),
+    )
+
+
+def _tightness(group: DeviceGroup) -> tuple[int, str, str]:
+    return len(group.free), group.node, group.hardware_type
 
 
 def _need_in_words(need: Need) -> str:
-    devices = f"{need.count} GPU{'s' if need.count > 1 else ''} on one node"
+    nodes_max = min(need.nodes_max, need.count)
+    where = "on one node" if nodes_max == 1 else f"on at most {nodes_max} nodes"
+    devices = f"{need.count} GPU{'s' if need.count > 1 else ''} {where}"
     typed = f" of type {need.hardware_type}" if need.hardware_type else ""
     memory = f" with {_gib(need.memory_bytes_min)} together" if need.memory_bytes_min >= 2**30 else ""
     return devices + typed + memory

@@ -4,14 +4,20 @@ from finemesh.billing.v1 import billing_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.spec import TuningSpec
 
+# By whether it learns from preferences, and whether it trains an adapter.
+_KINDS = {
+    (False, True): billing_service_pb2.TRAINING_KIND_SFT_LORA,
+    (False, False): billing_service_pb2.TRAINING_KIND_SFT_FULL,
+    (True, True): billing_service_pb2.TRAINING_KIND_DPO_LORA,
+    (True, False): billing_service_pb2.TRAINING_KIND_DPO_FULL,
+}
+
 
 def price_request(
     spec: TuningSpec, counts: tuning_job_pb2.DatasetCounts, parameter_count: int
 ) -> billing_service_pb2.EstimatePriceRequest:
     """`spec` is complete; the same numbers make the quote and the hold."""
-    kind = (
-        billing_service_pb2.TRAINING_KIND_SFT_FULL if spec.lora is None else billing_service_pb2.TRAINING_KIND_SFT_LORA
-    )
+    kind = _KINDS[spec.dpo is not None, spec.lora is not None]
     return billing_service_pb2.EstimatePriceRequest(
         base_model=spec.base_model,
         training_kind=kind,

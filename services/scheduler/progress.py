@@ -8,7 +8,7 @@ from services.scheduler.domain import EventKind
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One reported TuningProgress; `encoded` is the whole message."""
+    """One reported TuningProgress; `encoded` is the whole message. `rewards` are accuracy and margin, for preferences."""
 
     step: int
     step_count: int
@@ -16,6 +16,7 @@ class Metric:
     validation_loss: float | None
     remaining_s: float | None
     encoded: bytes
+    rewards: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +52,9 @@ def kinds(metrics: Sequence[Metric], known: Known | None) -> list[EventKind]:
 
 def in_words(metric: Metric, kind: EventKind) -> str:
     if kind is EventKind.EVALUATION and metric.validation_loss is not None:
-        return f"validation loss {metric.validation_loss:.4f} after step {metric.step} of {metric.step_count}"
+        rewards = ""
+        if metric.rewards is not None:
+            accuracy, margin = metric.rewards
+            rewards = f", rewards {accuracy:.0%} right by a margin of {margin:.4f},"
+        return f"validation loss {metric.validation_loss:.4f}{rewards} after step {metric.step} of {metric.step_count}"
     return f"step {metric.step} of {metric.step_count}: training loss {metric.training_loss:.4f}"

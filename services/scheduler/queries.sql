@@ -13,6 +13,36 @@ WHERE job_id = :job_id AND project_id = :project_id;
 -- The job that a request made, with the digest of that request.
 SELECT job_id, request_sha256 FROM jobs WHERE project_id = :project_id AND request_id = :request_id;
 
+-- name: get_origin(project_id, job_id, output_name, namespace)^
+-- The job that a run continues from, by its id or by the model that it made or makes.
+SELECT job_id, state, spec, base_model, base_revision, output_revision, output_artifact
+FROM jobs
+WHERE
+    project_id = :project_id
+    AND (:job_id::text = '' OR job_id = :job_id::text)
+    AND (:output_name::text = '' OR (output_name = :output_name::text AND state NOT IN ('FAILED', 'CANCELLED')))
+    AND (:namespace::text = '' OR namespace = :namespace::text)
+ORDER BY job_id DESC
+LIMIT 1;
+
+-- name: get_kept_checkpoint(project_id, job_id, step)^
+-- A checkpoint whose files are kept; step -1 stands for the newest one.
+SELECT step, manifest_sha256, artifact
+FROM checkpoints
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND obsolete_at IS NULL
+    AND (:step::bigint = -1 OR step = :step::bigint)
+ORDER BY step DESC
+LIMIT 1;
+
+-- name: keep_checkpoint(project_id, job_id, step)!
+-- Keeps a checkpoint from now on; it finds nothing when the checkpoint was given up already.
+UPDATE checkpoints
+SET asked = true
+WHERE project_id = :project_id AND job_id = :job_id AND step = :step AND obsolete_at IS NULL;
+
 -- name: list_jobs(project_id, before_job_id, page_size)
 -- The project's jobs, newest first, below the last one of the page before; an id carries its time of birth.
 SELECT
@@ -34,7 +64,7 @@ LIMIT :page_size;
 
 -- name: list_checkpoints(project_id, job_id, after_step, page_size)
 -- A job's checkpoints whose files are kept, oldest first.
-SELECT step, attempt, manifest_sha256, size_bytes, artifact, create_time
+SELECT step, attempt, manifest_sha256, size_bytes, artifact, create_time, asked
 FROM checkpoints
 WHERE job_id = :job_id AND project_id = :project_id AND obsolete_at IS NULL AND step > :after_step
 ORDER BY step
@@ -60,16 +90,16 @@ LIMIT :page_size;
 
 -- Jobs: writing.
 
--- name: insert_job(job_id, project_id, organization_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, now)!
+-- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, start_weights, now)!
 -- Stores an acknowledged job.
 INSERT INTO jobs (
-    job_id, project_id, organization_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision,
-    parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact,
-    wake_at, create_time, update_time
+    job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model,
+    base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact,
+    validation_artifact, start_weights, wake_at, create_time, update_time
 ) VALUES (
-    :job_id, :project_id, :organization_id, :namespace, :request_id, :request_sha256, :state, :spec, :base_model,
-    :base_revision, :parameter_count, :output_name, :gpu_count, :memory_bytes_min, :base_artifact, :training_artifact,
-    :validation_artifact, :now, :now, :now
+    :job_id, :project_id, :organization_id, :api_key_id, :namespace, :request_id, :request_sha256, :state, :spec,
+    :base_model, :base_revision, :parameter_count, :output_name, :gpu_count, :memory_bytes_min, :base_artifact,
+    :training_artifact, :validation_artifact, :start_weights, :now, :now, :now
 );
 
 -- name: hold_job(project_id, job_id, sources, destination, now, claim, counts, quoted_nanos_usd, price_book_version, hold_id)^
@@ -156,12 +186,13 @@ RETURNING
     project_id, job_id, organization_id, old.state AS from_state, new.state AS to_state, new.last_sequence AS sequence,
     new.start_time AS start_time, new.attempt_count AS attempt_count;
 
--- name: succeed_job(project_id, job_id, sources, destination, now, lease_token, output_revision)^
+-- name: succeed_job(project_id, job_id, sources, destination, now, lease_token, output_revision, output_artifact)^
 -- Ends a job with its model.
 UPDATE jobs
 SET
     state = :destination,
     output_revision = :output_revision,
+    output_artifact = :output_artifact,
     end_time = :now,
     lease_token = NULL,
     update_time = :now,
@@ -210,6 +241,24 @@ WHERE
     AND job_id = :job_id
     AND state = ANY(:sources::text[])
     AND lease_token = :lease_token
+RETURNING
+    project_id, job_id, organization_id, old.state AS from_state, new.state AS to_state, new.last_sequence AS sequence,
+    new.start_time AS start_time, new.attempt_count AS attempt_count;
+
+-- name: expire_job(project_id, job_id, sources, destination, now, error)^
+-- Ends a job that no node has and whose hold is over.
+UPDATE jobs
+SET
+    state = :destination,
+    error = :error,
+    end_time = :now,
+    waiting_message = '',
+    update_time = :now,
+    last_sequence = last_sequence + 1
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND state = ANY(:sources::text[])
 RETURNING
     project_id, job_id, organization_id, old.state AS from_state, new.state AS to_state, new.last_sequence AS sequence,
     new.start_time AS start_time, new.attempt_count AS attempt_count;
@@ -284,6 +333,21 @@ SELECT DISTINCT message
 FROM job_events
 WHERE job_id = :job_id AND project_id = :project_id AND kind = 'WARNING' AND message = ANY(:messages::text[]);
 
+-- name: insert_job_secrets(project_id, job_id, sealed, now)!
+-- Keeps what a job's integrations are opened with, sealed.
+INSERT INTO job_secrets (job_id, project_id, sealed, create_time) VALUES (:job_id, :project_id, :sealed, :now);
+
+-- name: get_job_secrets(project_id, job_id, lease_token)^
+-- The sealed secrets of a job for the holder of its lease; no row for anybody else, nothing in it for a job without.
+SELECT job_secrets.sealed
+FROM jobs
+LEFT JOIN job_secrets ON job_secrets.job_id = jobs.job_id
+WHERE jobs.project_id = :project_id AND jobs.job_id = :job_id AND jobs.lease_token = :lease_token;
+
+-- name: delete_job_secrets(project_id, job_id)!
+-- Forgets them.
+DELETE FROM job_secrets WHERE project_id = :project_id AND job_id = :job_id;
+
 -- name: take_sequences(project_id, job_id, count, now)$
 -- Takes the next numbers of a job's history and returns the last of them; the row lock keeps them without gaps.
 UPDATE jobs
@@ -314,7 +378,7 @@ WHERE job_id = (
     FOR UPDATE SKIP LOCKED
 )
 RETURNING
-    project_id, job_id, organization_id, spec, base_model, base_revision, parameter_count, base_artifact,
+    project_id, job_id, organization_id, api_key_id, spec, base_model, base_revision, parameter_count, base_artifact,
     training_artifact, validation_artifact, service_failures;
 
 -- name: claim_release(claim, until, now)^
@@ -367,6 +431,14 @@ UPDATE jobs
 SET release_pending = false, claim_token = NULL, claimed_until = NULL
 WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
 
+-- name: list_holding(after_job_id, page_size)
+-- Jobs whose hold has to be kept alive, by id.
+SELECT project_id, job_id
+FROM jobs
+WHERE state IN ('QUEUED', 'STARTING', 'RUNNING', 'CANCELLING') AND job_id > :after_job_id
+ORDER BY job_id
+LIMIT :page_size;
+
 -- Attempts and what they report.
 
 -- name: lock_leased_job(project_id, job_id, lease_token)^
@@ -379,6 +451,10 @@ FROM jobs
 JOIN attempts ON attempts.lease_token = jobs.lease_token
 WHERE jobs.project_id = :project_id AND jobs.job_id = :job_id AND jobs.lease_token = :lease_token
 FOR UPDATE OF jobs;
+
+-- name: get_lease_token(project_id, job_id)$
+-- The token that is in force; nothing while no node has the job.
+SELECT lease_token FROM jobs WHERE project_id = :project_id AND job_id = :job_id;
 
 -- name: get_leased_node(project_id, job_id)$
 -- The node that has the job now.
@@ -456,14 +532,14 @@ SELECT tokens FROM job_usage WHERE work_key = :work_key AND project_id = :projec
 -- How many usage records a job has.
 SELECT count(*) FROM job_usage WHERE project_id = :project_id AND job_id = :job_id;
 
--- name: insert_checkpoint(project_id, job_id, step, lease_token, manifest_sha256, size_bytes, artifact, now)$
+-- name: insert_checkpoint(project_id, job_id, step, lease_token, manifest_sha256, size_bytes, artifact, asked, now)$
 -- Commits a checkpoint under the lease that is in force; a step that has one keeps it.
 INSERT INTO checkpoints (
-    project_id, job_id, step, attempt, lease_token, manifest_sha256, size_bytes, artifact, create_time
+    project_id, job_id, step, attempt, lease_token, manifest_sha256, size_bytes, artifact, asked, create_time
 )
 SELECT
     jobs.project_id, jobs.job_id, :step::bigint, jobs.attempt_count, jobs.lease_token, :manifest_sha256::text,
-    :size_bytes::bigint, :artifact::bytea, :now::timestamptz
+    :size_bytes::bigint, :artifact::bytea, :asked::boolean, :now::timestamptz
 FROM jobs
 WHERE jobs.project_id = :project_id AND jobs.job_id = :job_id AND jobs.lease_token = :lease_token
 ON CONFLICT (job_id, step) DO NOTHING
@@ -480,13 +556,14 @@ SET failure_count = 0, update_time = :now
 WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
 
 -- name: retire_checkpoints(project_id, job_id, kept, now)!
--- Marks all but the newest checkpoints as no longer needed.
+-- Marks all but the newest checkpoints, and those that were asked for, as no longer needed.
 UPDATE checkpoints
 SET obsolete_at = :now
 WHERE
     project_id = :project_id
     AND job_id = :job_id
     AND obsolete_at IS NULL
+    AND NOT asked
     AND step < (
         SELECT min(step)
         FROM (
@@ -512,15 +589,16 @@ LIMIT :page_size;
 -- A node, locked against placements and other registrations.
 SELECT incarnation, state FROM nodes WHERE node = :node FOR UPDATE;
 
--- name: upsert_node(node, incarnation, address, agent_version, now)!
+-- name: upsert_node(node, incarnation, address, agent_version, preparation_version, now)!
 -- Registers a node, or its new incarnation.
-INSERT INTO nodes (node, incarnation, address, agent_version, state, registered_at, seen_at)
-VALUES (:node, :incarnation, :address, :agent_version, 'READY', :now, :now)
+INSERT INTO nodes (node, incarnation, address, agent_version, preparation_version, state, registered_at, seen_at)
+VALUES (:node, :incarnation, :address, :agent_version, :preparation_version, 'READY', :now, :now)
 ON CONFLICT (node) DO UPDATE
 SET
     incarnation = excluded.incarnation,
     address = excluded.address,
     agent_version = excluded.agent_version,
+    preparation_version = excluded.preparation_version,
     state = excluded.state,
     registered_at = excluded.registered_at,
     seen_at = excluded.seen_at,
@@ -569,6 +647,10 @@ RETURNING node, incarnation;
 -- Addresses of the nodes that are there, the most recently seen first.
 SELECT address FROM nodes WHERE state = 'READY' ORDER BY seen_at DESC, node LIMIT :page_size;
 
+-- name: get_preparation_version()$
+-- The code that would count a dataset now: that of the node to be asked first, or of the one seen last when none is there.
+SELECT preparation_version FROM nodes ORDER BY state = 'READY' DESC, seen_at DESC, node LIMIT 1;
+
 -- name: list_device_groups(seen_since, page_size)
 -- The devices by node and type with those that have no owner; nodes that are away for long do not count.
 SELECT
@@ -608,10 +690,12 @@ SELECT node FROM nodes WHERE node = :node AND incarnation = :incarnation AND sta
 -- A token that is larger than all before it.
 SELECT nextval('lease_tokens');
 
--- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, expires_at)!
+-- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, expires_at, leader_token)!
 -- Records whose the devices are.
-INSERT INTO allocations (lease_token, owner, kind, node, incarnation, hardware_type, created_at, expires_at)
-VALUES (:lease_token, :owner, :kind, :node, :incarnation, :hardware_type, :now, :expires_at);
+INSERT INTO allocations (
+    lease_token, owner, kind, node, incarnation, hardware_type, created_at, expires_at, leader_token
+)
+VALUES (:lease_token, :owner, :kind, :node, :incarnation, :hardware_type, :now, :expires_at, :leader_token);
 
 -- name: insert_allocation_devices(lease_token, node, indices)!
 -- Takes the devices; the unique index refuses one that has an owner.
@@ -660,17 +744,21 @@ WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at 
 
 -- name: list_node_leases(node)
 -- The training leases of a node with their jobs.
-SELECT attempts.project_id, attempts.job_id, attempts.lease_token
+SELECT
+    allocations.lease_token, allocations.owner, attempts.project_id, attempts.job_id,
+    attempts.lease_token AS attempt_token
 FROM allocations
-JOIN attempts ON attempts.lease_token = allocations.lease_token
+JOIN attempts ON attempts.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
 WHERE allocations.node = :node AND allocations.kind = 'TRAINING' AND allocations.released_at IS NULL
 ORDER BY attempts.job_id;
 
 -- name: list_expired(now, page_size)
 -- Allocations whose time is over, with the job of each training lease.
-SELECT allocations.lease_token, allocations.owner, allocations.kind, attempts.project_id, attempts.job_id
+SELECT
+    allocations.lease_token, allocations.owner, allocations.kind, attempts.project_id, attempts.job_id,
+    attempts.lease_token AS attempt_token
 FROM allocations
-LEFT JOIN attempts ON attempts.lease_token = allocations.lease_token
+LEFT JOIN attempts ON attempts.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
 WHERE allocations.released_at IS NULL AND allocations.expires_at <= :now
 ORDER BY allocations.expires_at
 LIMIT :page_size;
@@ -687,6 +775,24 @@ UPDATE allocations
 SET released_at = :now
 WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= :now;
 
+-- name: release_followers(leader_token, now)
+-- Ends the allocations of all nodes that follow this lease.
+UPDATE allocations
+SET released_at = :now
+WHERE leader_token = :leader_token AND released_at IS NULL
+RETURNING lease_token, node;
+
+-- name: get_leader_token(project_id, job_id, lease_token)$
+-- The lease that a node of a gang follows; nothing for any other token.
+SELECT allocations.leader_token
+FROM allocations
+JOIN attempts ON attempts.lease_token = allocations.leader_token
+WHERE
+    allocations.lease_token = :lease_token
+    AND allocations.released_at IS NULL
+    AND attempts.project_id = :project_id
+    AND attempts.job_id = :job_id;
+
 -- name: release_devices(lease_token, now)!
 -- Gives the devices of an ended allocation back.
 UPDATE allocation_devices SET released_at = :now WHERE lease_token = :lease_token AND released_at IS NULL;
@@ -694,9 +800,15 @@ UPDATE allocation_devices SET released_at = :now WHERE lease_token = :lease_toke
 -- name: list_assignments(node, incarnation)
 -- All that an incarnation of a node shall do, with the newest checkpoint of each job.
 SELECT
-    jobs.lease_token, jobs.project_id, jobs.job_id, jobs.attempt_count AS attempt, allocations.expires_at,
+    allocations.lease_token, jobs.project_id, jobs.job_id, jobs.attempt_count AS attempt, allocations.expires_at,
+    jobs.lease_token AS attempt_token, nodes.address, leading_node.address AS leading_address,
+    (
+        SELECT count(*) + 1
+        FROM allocations AS following
+        WHERE following.leader_token = jobs.lease_token AND following.released_at IS NULL
+    ) AS node_count,
     jobs.state = 'CANCELLING' AS cancelled, jobs.spec, jobs.base_revision, jobs.base_artifact, jobs.training_artifact,
-    jobs.validation_artifact, jobs.counts,
+    jobs.validation_artifact, jobs.counts, jobs.start_weights,
     array(
         SELECT device_index
         FROM allocation_devices
@@ -705,7 +817,10 @@ SELECT
     ) AS device_indices,
     resume.step AS resume_step, resume.artifact AS resume_artifact, resume.manifest_sha256 AS resume_manifest_sha256
 FROM allocations
-JOIN jobs ON jobs.lease_token = allocations.lease_token
+JOIN jobs ON jobs.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
+JOIN nodes ON nodes.node = allocations.node
+JOIN allocations AS leader ON leader.lease_token = jobs.lease_token
+JOIN nodes AS leading_node ON leading_node.node = leader.node
 LEFT JOIN LATERAL (
     SELECT checkpoints.step, checkpoints.artifact, checkpoints.manifest_sha256
     FROM checkpoints
@@ -718,27 +833,32 @@ WHERE
     AND allocations.incarnation = :incarnation
     AND allocations.kind = 'TRAINING'
     AND allocations.released_at IS NULL
-ORDER BY jobs.lease_token;
+ORDER BY allocations.lease_token;
 
 -- Dataset analyses.
 
--- name: get_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs)^
--- The counts of a file under these settings, if it was analysed before.
-SELECT example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format
+-- name: get_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version)^
+-- The counts of a file under these settings, if it was analysed before by the same code.
+SELECT
+    example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
+    preparation_version, rows_per_second
 FROM dataset_analyses
 WHERE
     file_sha256 = :file_sha256
     AND base_revision = :base_revision
     AND sequence_tokens_max = :sequence_tokens_max
-    AND train_on_inputs = :train_on_inputs;
+    AND train_on_inputs = :train_on_inputs
+    AND preparation_version = :preparation_version;
 
--- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, now)!
+-- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, preparation_version, rows_per_second, now)!
 -- Keeps the counts of a file; the first ones stay, so that a quote and the run cannot disagree.
 INSERT INTO dataset_analyses (
     file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count,
-    labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, create_time
+    labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
+    preparation_version, rows_per_second, create_time
 ) VALUES (
     :file_sha256, :base_revision, :sequence_tokens_max, :train_on_inputs, :example_count, :token_count,
-    :labelled_token_count, :truncated_count, :longest_tokens, :plan_sha256, :format, :now
+    :labelled_token_count, :truncated_count, :longest_tokens, :plan_sha256, :format,
+    :preparation_version, :rows_per_second, :now
 )
-ON CONFLICT (file_sha256, base_revision, sequence_tokens_max, train_on_inputs) DO NOTHING;
+ON CONFLICT (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version) DO NOTHING;

@@ -26,15 +26,18 @@ _USER_REASONS = frozenset(
         "MODEL_UNKNOWN",
         "MODEL_INVALID",
         "BALANCE_INSUFFICIENT",
+        "SPEND_CAP_EXCEEDED",
         "PRICE_UNKNOWN",
         "CONTEXT_TOO_LONG",
         "TRAINING_INPUT_INVALID",
     }
 )
+# Errors that no repetition mends although the user did nothing wrong.
+_FINAL_REASONS = frozenset({"HOLD_EXPIRED"})
 
 
 class Verdict(StrEnum):
-    # The user has to change something.
+    # The user has to change something, or nothing can be changed any more.
     REFUSE = "REFUSE"
     # The other service is away or busy: try again for as long as it takes.
     WAIT = "WAIT"
@@ -51,7 +54,7 @@ class Waiting:
 
 
 def verdict_of(error: DomainError) -> Verdict:
-    if error.reason in _USER_REASONS:
+    if error.reason in _USER_REASONS or error.reason in _FINAL_REASONS:
         return Verdict.REFUSE
     if isinstance(error, (Internal, DataLoss)):
         return Verdict.DOUBT
@@ -60,7 +63,7 @@ def verdict_of(error: DomainError) -> Verdict:
 
 def failure_of(error: DomainError) -> JobFailure:
     """The error as it ends the job: faulty lines are named in the message, at most `LINES_SHOWN_MAX` of them."""
-    platform_fault = verdict_of(error) is not Verdict.REFUSE
+    platform_fault = error.reason not in _USER_REASONS
     message = error.message
     if error.violations:
         omitted = int(error.metadata.get("violations_omitted", "0") or 0)

@@ -69,6 +69,7 @@ async def insert_checkpoint(
     manifest_sha256: str,
     size_bytes: int,
     artifact: bytes,
+    asked: bool,
     now: datetime,
 ) -> bool:
     """False when the step has a checkpoint already; that one stays."""
@@ -79,6 +80,7 @@ async def insert_checkpoint(
         manifest_sha256=manifest_sha256,
         size_bytes=size_bytes,
         artifact=artifact,
+        asked=asked,
         now=now,
     )
     return inserted is not None

@@ -11,8 +11,11 @@ from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler import job_store
 from services.scheduler.admission import Admission, Admitted
 from services.scheduler.attempts import cancelled_ending
+from services.scheduler.continuation import keep
 from services.scheduler.convert_spec import spec_to
 from services.scheduler.domain import JobRef, NewJob
+from services.scheduler.integrations import Given
+from services.scheduler.job_secrets import JobSecrets
 from services.scheduler.job_store import JobStore
 from services.scheduler.lease_store import leased_node
 from services.scheduler.lifecycle import FINAL, JobState, JobTransition
@@ -24,24 +27,30 @@ CANCEL_RACES_MAX = 5
 
 
 class Requests:
-    def __init__(self, store: Store, jobs: JobStore, admission: Admission, ids: Ids) -> None:
+    def __init__(self, store: Store, jobs: JobStore, admission: Admission, job_secrets: JobSecrets, ids: Ids) -> None:
         self._store = store
         self._jobs = jobs
         self._admission = admission
+        self._secrets = job_secrets
         self._ids = ids
 
-    async def create(self, caller: Caller, spec: tuning_job_pb2.TuningSpec, request_id: str) -> str:
-        """The id of the new job, or of the one that the same request made before."""
+    async def create(self, caller: Caller, spec: tuning_job_pb2.TuningSpec, given: Given, request_id: str) -> str:
+        """The id of the new job, or of the one that the same request made before, with the secrets that came then."""
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
         known = await self._known(caller, request_id, digest)
         if known is not None:
             return known
         job_id = self._ids.new(JOB_PREFIX)
-        admitted = await self._admission.admit(spec, caller, job_id)
+        if not given.is_empty:
+            self._secrets.require()
+        admitted = await self._admission.admit(spec, caller, job_id, given)
         job = _new_job(caller, job_id, admitted, request_id, digest)
         try:
             async with self._store.writing() as connection:
+                if admitted.origin is not None:
+                    await keep(connection, caller.tenant, admitted.origin)
                 await self._jobs.create(connection, job)
+                await self._secrets.keep(connection, JobRef(project_id=caller.tenant, job_id=job_id), given)
         except asyncpg.UniqueViolationError as error:
             known = await self._known(caller, request_id, digest)
             if known is not None:
@@ -106,6 +115,7 @@ def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, d
         project_id=caller.tenant,
         job_id=job_id,
         organization_id=caller.account,
+        api_key_id=caller.subject,
         namespace=caller.namespace or caller.tenant,
         request_id=request_id or None,
         request_sha256=digest,
@@ -119,6 +129,7 @@ def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, d
         base_artifact=inputs.base_model.SerializeToString(deterministic=True),
         training_artifact=inputs.training_file.SerializeToString(deterministic=True),
         validation_artifact=None if validation is None else validation.SerializeToString(deterministic=True),
+        start_weights=None if admitted.origin is None else admitted.origin.start_weights,
     )
 
 

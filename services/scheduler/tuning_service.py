@@ -6,17 +6,18 @@ from chassis import paging
 from chassis.errors import FieldViolation, InvalidArgument, NotFound
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
-from finemesh.billing.v1 import billing_service_pb2
+from finemesh.holds.v1 import hold_service_pb2
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from services.scheduler import job_store
 from services.scheduler.admission import Admission
 from services.scheduler.analysis import Analyzer
 from services.scheduler.convert import checkpoint_to, event_to
-from services.scheduler.convert_spec import spec_to
+from services.scheduler.convert_spec import given_from, limits_to, spec_to
 from services.scheduler.domain import JobRef
 from services.scheduler.follow import Follower
 from services.scheduler.peers import Peers
+from services.scheduler.preview import Previewer
 from services.scheduler.price_request import price_request
 from services.scheduler.requests import Requests
 from services.scheduler.store import Store
@@ -36,6 +37,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         requests: Requests,
         view: JobView,
         follower: Follower,
+        previewer: Previewer,
     ) -> None:
         self._store = store
         self._admission = admission
@@ -44,14 +46,18 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         self._requests = requests
         self._view = view
         self._follower = follower
+        self._previewer = previewer
 
     async def QuoteTuningJob(self, request: _pb.QuoteTuningJobRequest, context: object) -> _pb.QuoteTuningJobResponse:
         caller = current_caller()
         own_parent(identity_pb2.Project, request.parent, caller)
         admitted = await self._admission.admit(request.spec, caller, job_id="")
         counts = await self._analyzer.counts(admitted.spec, admitted.inputs)
-        price = await self._peers.billing.EstimatePrice(price_request(admitted.spec, counts, admitted.parameter_count))
-        balance = await self._peers.billing.GetBalance(billing_service_pb2.GetBalanceRequest())
+        wanted = hold_service_pb2.QuoteWorkRequest(
+            organization_id=caller.account, price=price_request(admitted.spec, counts, admitted.parameter_count)
+        )
+        answer = await self._peers.holds.QuoteWork(wanted)
+        price = answer.quote
         return _pb.QuoteTuningJobResponse(
             counts=counts,
             total_nanos_usd=price.total_nanos_usd,
@@ -65,9 +71,16 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
                 )
                 for term in price.terms
             ],
-            available_nanos_usd=balance.balance.available_nanos_usd,
+            available_nanos_usd=answer.available_nanos_usd,
             spec=spec_to(admitted.spec),
+            minimum_applied=price.minimum_applied,
+            parameter_count=admitted.parameter_count,
         )
+
+    async def PreviewDataset(self, request: _pb.PreviewDatasetRequest, context: object) -> _pb.PreviewDatasetResponse:
+        caller = current_caller()
+        own_parent(identity_pb2.Project, request.parent, caller)
+        return _pb.PreviewDatasetResponse(preview=await self._previewer.preview(request, caller))
 
     async def CreateTuningJob(
         self, request: _pb.CreateTuningJobRequest, context: object
@@ -76,7 +89,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         parts = own_parent(identity_pb2.Project, request.parent, caller)
         if len(request.request_id) > REQUEST_ID_CHARS_MAX:
             raise _invalid("request_id", f"must be at most {REQUEST_ID_CHARS_MAX} characters")
-        job_id = await self._requests.create(caller, request.spec, request.request_id)
+        job_id = await self._requests.create(caller, request.spec, given_from(request.secrets), request.request_id)
         ref = JobRef(project_id=parts["project"], job_id=job_id)
         return _pb.CreateTuningJobResponse(tuning_job=await self._shown(ref))
 
@@ -138,6 +151,14 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         if len(found) > size:
             response.next_page_token = paging.encode_token((found[size - 1].step,), scope=scope)
         return response
+
+    async def GetTuningLimits(
+        self, request: _pb.GetTuningLimitsRequest, context: object
+    ) -> _pb.GetTuningLimitsResponse:
+        caller = current_caller()
+        own_parent(identity_pb2.Project, request.parent, caller)
+        base_model, limits = await self._admission.limits(request.model, caller)
+        return _pb.GetTuningLimitsResponse(limits=limits_to(base_model, limits))
 
     async def _shown(self, ref: JobRef) -> tuning_job_pb2.TuningJob:
         shown = await self._view.one(ref)

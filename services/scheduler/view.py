@@ -45,7 +45,12 @@ class JobView:
         for job in jobs:
             # A job that was placed between the two reads waits for nothing any more.
             position = positions.get(job.job_id, 0)
-            need = policy.Need(owner=job.job_id, count=job.gpu_count, memory_bytes_min=job.memory_bytes_min)
+            need = policy.Need(
+                owner=job.job_id,
+                count=job.gpu_count,
+                memory_bytes_min=job.memory_bytes_min,
+                nodes_max=policy.GANG_NODES_MAX,
+            )
             queues[job.job_id] = Queue(
                 position=position,
                 waiting_for=policy.waiting_for(need, fleet.groups, position) if position else "",

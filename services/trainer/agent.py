@@ -16,6 +16,8 @@ from chassis.channel import NO_DEADLINE
 from chassis.errors import DomainError, Unavailable
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.trainer.attempt import Attempt, Kit
+from services.trainer.following import attempt_for
+from services.trainer.train.preparation import preparation_version
 
 if TYPE_CHECKING:
     _Stream = grpc.aio.StreamStreamCall[node_service_pb2.HeartbeatRequest, node_service_pb2.HeartbeatResponse]
@@ -55,6 +57,7 @@ class Agent:
             try:
                 interval_s = await self._register()
                 backoff.reset()
+                self._fill_free_devices()
                 await self._keep_in_touch(interval_s)
             except DomainError as error:
                 log.warning("out of touch with the scheduler", error=str(error))
@@ -69,6 +72,7 @@ class Agent:
         self._stopping.set()
         for attempt, _ in self._attempts.values():
             attempt.release()
+        await self._kit.warm.close()
 
     async def release(self) -> None:
         """Returns when every attempt has reported its ending; the leases of those that cannot just run out."""
@@ -96,6 +100,7 @@ class Agent:
                 address=self._address,
                 devices=devices,
                 agent_version=VERSION,
+                preparation_version=preparation_version(),
             )
         )
         interval_s: float = answer.heartbeat_interval.ToMilliseconds() / 1000
@@ -168,7 +173,7 @@ class Agent:
                 self._attempts[token][0].cancel()
 
     def _start(self, assignment: node_pb2.Assignment) -> None:
-        attempt = Attempt(assignment, self._kit)
+        attempt = attempt_for(assignment, self._kit)
         log.info("assigned", job=attempt.job_id, lease_token=attempt.token)
         task = asyncio.create_task(self._run(attempt, sorted(set(assignment.device_indices))))
         self._attempts[attempt.token] = (attempt, task)
@@ -188,6 +193,13 @@ class Agent:
         finally:
             for lock in taken:
                 lock.release()
+            self._fill_free_devices()
+
+    def _fill_free_devices(self) -> None:
+        """A child waits where nothing runs: it would take memory and seconds of the CPU from what does."""
+        for index, lock in self._device_locks.items():
+            if not lock.locked() and not self._stopping.is_set():
+                self._kit.warm.fill(index)
 
     def _abandon(self, token: int) -> None:
         # Once: a second cancellation would reach the clean-up that the first one began.

@@ -12,18 +12,20 @@ from typing import Any
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import DomainError, InvalidArgument, Unimplemented
+from chassis.errors import DomainError, InvalidArgument
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from services.trainer import event_map, inputs, workdir
 from services.trainer.cache import FileCache
 from services.trainer.child import Child, ChildProtocolError
 from services.trainer.config import TrainerSettings
 from services.trainer.devices import LocalDevice
-from services.trainer.event_map import Event, RunView
+from services.trainer.event_map import Event, ProgressReport, RunView
+from services.trainer.outside.outside import Outside
 from services.trainer.reports import Ending, LeaseLostError, Reporter, ReportRefusedError
 from services.trainer.spec_map import job_id_of, kind_of
 from services.trainer.transfer import ArtifactStore, revision_of
 from services.trainer.uploads import CheckpointUploads, artifact_of
+from services.trainer.warm import WarmChildren
 from services.trainer.workdir import NodeFolder
 
 log = structlog.get_logger()
@@ -39,6 +41,7 @@ class Kit:
     cache: FileCache
     node_folder: NodeFolder
     devices: Mapping[int, LocalDevice]
+    warm: WarmChildren
     clock: Clock
 
 
@@ -53,6 +56,9 @@ class _Ended(Exception):
 class Attempt:
     """`run` is a task of its own. Cancelling that task kills the child and reports nothing; `cancel` and `release`
     end the attempt with a report."""
+
+    # Whether this node tells what becomes of the run. In a gang one does.
+    _speaks = True
 
     def __init__(self, assignment: node_pb2.Assignment, kit: Kit) -> None:
         self.token: int = assignment.lease.token
@@ -69,6 +75,7 @@ class Attempt:
         self._exported: Event | None = None
         self._last_event: Event | None = None
         self._partial: Event | None = None
+        self._outside: Outside | None = None
 
     @property
     def is_ending(self) -> bool:
@@ -85,10 +92,17 @@ class Attempt:
             key_prefix=self._assignment.checkpoint_key_prefix,
             lease_token=self.token,
         )
+        self._outside = outside = Outside(
+            self._assignment, self._kit.stub, self._kit.settings, self._kit.clock, folder=folder, warn=self._warn
+        )
+        if self._speaks:
+            outside.open()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._reporter.run())
                 group.create_task(self._work(folder, uploads))
+            if not self._interrupted.done():
+                await outside.close()
         except* LeaseLostError as lost:
             self._log.warning("lease lost", detail=str(lost.exceptions[0]))
         except* ReportRefusedError as refused:
@@ -96,6 +110,7 @@ class Attempt:
         finally:
             if self._grace is not None:
                 self._grace.cancel()
+            await outside.abandon()
             await asyncio.to_thread(workdir.remove, folder)
             await self._discard(uploads)
 
@@ -149,10 +164,11 @@ class Attempt:
             return event_map.failed_platform("the node failed unexpectedly; its log has the details")
 
     async def _train(self, folder: Path, uploads: CheckpointUploads) -> Ending:
-        device = await self._prepare(folder)
-        child = await self._start_child(folder, device)
+        devices = await self._prepare(folder)
+        child = await self._start_child(folder, devices)
         try:
-            await self._reporter.started()
+            if self._speaks:
+                await self._reporter.started()
             await _together(self._hear(child, folder, uploads), uploads)
             exit_code = await child.wait()
         finally:
@@ -160,19 +176,28 @@ class Attempt:
             await child.wait()
         return await self._ending_of(child, exit_code, folder)
 
-    async def _prepare(self, folder: Path) -> LocalDevice:
+    async def _prepare(self, folder: Path) -> list[LocalDevice]:
         kit, assignment = self._kit, self._assignment
-        device = kit.devices.get(assignment.device_indices[0]) if assignment.device_indices else None
-        if device is None:
+        wanted = sorted(set(assignment.device_indices))
+        devices = [kit.devices[index] for index in wanted if index in kit.devices]
+        if not devices or len(devices) < len(wanted):
             raise InvalidArgument("INVALID_FIELD", f"no device {list(assignment.device_indices)} on this node")
         fetched = await inputs.fetch_inputs(assignment, folder, cache=kit.cache, store=kit.store)
         try:
-            inputs.write_spec(assignment, folder, fetched, device, kit.settings)
-        except (InvalidArgument, Unimplemented) as error:
+            inputs.write_spec(assignment, folder, fetched, devices, kit.settings)
+        except InvalidArgument as error:
             raise _Ended(event_map.failed_by_error(error, user_fault=True)) from error
-        return device
+        return devices
 
-    async def _start_child(self, folder: Path, device: LocalDevice) -> Child:
+    async def _start_child(self, folder: Path, devices: list[LocalDevice]) -> Child:
+        # A waiting child sees one device; over several it would only load more before it starts its workers.
+        alone = len(devices) == 1 and not self._assignment.HasField("gang")
+        waiting = await self._kit.warm.take(devices[0].index, folder, self.job_id) if alone else None
+        self._child = waiting or await self._new_child(folder, devices)
+        self._log.info("child started", child=self._child.pid, warm=waiting is not None)
+        return self._child
+
+    async def _new_child(self, folder: Path, devices: list[LocalDevice]) -> Child:
         settings = self._kit.settings
         starting = asyncio.ensure_future(
             Child.start(
@@ -180,26 +205,25 @@ class Attempt:
                 folder,
                 job_id=self.job_id,
                 threads=settings.threads_per_child,
-                gpu_uuid=device.uuid,
+                gpu_uuid=",".join(device.uuid for device in devices if device.uuid),
                 line_bytes_max=settings.child_line_bytes_max,
             )
         )
         try:
-            self._child = await asyncio.shield(starting)
+            return await asyncio.shield(starting)
         except asyncio.CancelledError:
             # A process that is being born cannot be cancelled, only killed.
             child = await starting
             child.kill()
             await child.wait()
             raise
-        self._log.info("child started", child=self._child.pid)
-        return self._child
 
     async def _hear(self, child: Child, folder: Path, uploads: CheckpointUploads) -> None:
         events = aiter(child.events())
+        silence_s_max = self._kit.settings.child_silence_s_max if self._speaks else None
         while True:
             try:
-                async with asyncio.timeout(self._kit.settings.child_silence_s_max):
+                async with asyncio.timeout(silence_s_max):
                     event = await anext(events, None)
             except TimeoutError:
                 raise _Ended(event_map.failed_platform("the training process hung")) from None
@@ -214,13 +238,15 @@ class Attempt:
         kind = event["type"]
         if kind == "started":
             self._on_started(event)
+        elif kind == "preparing":
+            self._log.info("preparing", **{name: value for name, value in event.items() if name != "type"})
         elif kind == "progress" and event.get("partial"):
             # Owed only when the job ends here; otherwise these steps are done again, in their planned range.
             self._partial = event
         elif kind == "progress":
-            await self._reporter.progress(self._view.progress(event))
+            await self._progress(self._view.progress(event))
         elif kind == "evaluation":
-            await self._reporter.progress(self._view.evaluation(event))
+            await self._progress(self._view.evaluation(event))
         elif kind == "warning":
             await self._reporter.progress(self._view.warning(event))
         elif kind == "checkpoint":
@@ -229,6 +255,17 @@ class Attempt:
             self._exported = event
         elif kind in ("finished", "stopped", "failed"):
             self._last_event = event
+
+    async def _progress(self, report: ProgressReport) -> None:
+        if self._outside is not None:
+            self._outside.tell(report)
+        await self._reporter.progress(report)
+
+    async def _warn(self, code: str, message: str) -> None:
+        """Something that the user should know; once the ending is told, only the log still hears it."""
+        self._log.warning(message, code=code)
+        if not self._reporter.is_ending:
+            await self._reporter.progress(self._view.warning({"code": code, "message": message}))
 
     def _on_started(self, event: Event) -> None:
         self._view.started(event)
@@ -243,9 +280,9 @@ class Attempt:
             kind == "failed" and last is not None and last["kind"] == "user"
         )
         if self._partial is not None and is_final:
-            await self._reporter.progress(self._view.progress(self._partial))
+            await self._progress(self._view.progress(self._partial))
         if last is not None and kind == "finished":
-            return await self._succeeded(int(last["total_steps"]), folder)
+            return await self._succeeded(last, folder)
         if last is not None and kind == "failed":
             return event_map.failed_by_child(last)
         if self._cancelled:
@@ -255,7 +292,7 @@ class Attempt:
             return event_map.failed_platform("the training process was stopped from outside")
         return event_map.failed_without_a_word(exit_code, child.last_words)
 
-    async def _succeeded(self, step: int, folder: Path) -> Ending:
+    async def _succeeded(self, finished: Event, folder: Path) -> Ending:
         exported = self._exported
         if exported is None:
             raise ChildProtocolError("the child finished without an export")
@@ -263,15 +300,19 @@ class Attempt:
         if revision_of(files) != revision:
             return event_map.failed_platform("the export's revision does not match its files")
         key = f"{self._assignment.model_key_prefix}{revision}/"
-        await self._kit.store.upload_all(_inside(folder, exported["path"]), key, files)
+        export = _inside(folder, exported["path"])
+        await self._kit.store.upload_all(export, key, files)
+        # The model is safe; what fails from here on is no failure of the job.
+        pushed = {} if self._outside is None or self._cancelled else await self._outside.push(export, files, revision)
         kind = kind_of(self._assignment.spec)
         return node_service_pb2.AttemptSucceeded(
             model=artifact_of(key, files),
             revision=revision,
             kind=kind,
             adapter_rank=self._assignment.spec.lora.rank if kind == "adapter" else 0,
-            lineage=event_map.lineage_of(exported),
-            step=step,
+            lineage=event_map.lineage_of(exported) | pushed,
+            step=int(finished.get("step") or finished["total_steps"]),
+            stopped_early=bool(finished.get("stopped_early")),
         )
 
     async def _kill_after_grace(self, child: Child) -> None:

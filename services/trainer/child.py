@@ -26,19 +26,21 @@ class ChildProtocolError(Exception):
 
 
 class Child:
-    """Use `start`, then read `events` to their end, then `wait`; `kill` is right at any time and any number of times."""
+    """Use `start`, then read `events` to their end, then `wait`; `kill` is right at any time and any number of times.
+
+    A child that was started without a work folder loads its libraries, tells `ready` and waits for `begin`."""
 
     def __init__(self, process: Spawned, job_id: str) -> None:
         self._process = process
-        self._log = log.bind(job=job_id, child=process.pid)
+        self._log = log.bind(child=process.pid, **({"job": job_id} if job_id else {}))
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES_MAX)
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(
-        cls, module: str, workdir: Path, *, job_id: str, threads: int, gpu_uuid: str, line_bytes_max: int
+        cls, module: str, workdir: Path | None, *, job_id: str, threads: int, gpu_uuid: str, line_bytes_max: int
     ) -> "Child":
-        arguments = ("--workdir", str(workdir))
+        arguments = ("--wait",) if workdir is None else ("--workdir", str(workdir))
         process = await spawn_module(
             module, arguments, threads=threads, gpu_uuid=gpu_uuid, line_bytes_max=line_bytes_max
         )
@@ -51,6 +53,14 @@ class Child:
     @property
     def last_words(self) -> str:
         return "\n".join(self._last_words)
+
+    def begin(self, workdir: Path, job_id: str) -> None:
+        """Gives a waiting child its work. OSError when it is gone."""
+        if self._process.has_ended:
+            raise BrokenPipeError(f"child {self.pid} has ended")
+        self._log = log.bind(job=job_id, child=self.pid)
+        # A short line, which the pipe takes at once.
+        self._process.stdin.write(json.dumps({"workdir": str(workdir)}).encode() + b"\n")
 
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
         """Until the child closes its output. ChildProtocolError for anything but JSON objects with a type."""

@@ -29,16 +29,47 @@ class TrainerSettings(ChassisSettings):
     work_dir: Path | None = Field(default=None, description="Folders of running attempts; none: under data_dir.")
     cache_dir: Path | None = Field(default=None, description="Downloaded files by digest; none: under data_dir.")
     cache_size_bytes_max: int = Field(default=200 * 1024**3, ge=1024**2, description="Least used files go above it.")
+    prepared_size_bytes_max: int = Field(
+        default=50 * 1024**3,
+        ge=0,
+        description="Tokenised and packed files, kept for the next; least used ones go above it.",
+    )
     transfer_chunk_bytes: int = Field(default=4 * 1024**2, ge=64 * 1024, description="Bytes in memory per chunk.")
     transfers_concurrent_max: int = Field(default=4, ge=1, description="Files of one artifact in flight.")
     transfer_attempts_max: int = Field(default=5, ge=1, description="Tries of one file while the store is away.")
 
-    threads_per_child: int = Field(default=2, ge=1, le=256, description="CPU threads of a training child.")
-    micro_batch_tokens: int = Field(default=4096, ge=64, description="Tokens in one forward pass of a child.")
+    cpu_devices: int = Field(default=1, ge=1, le=64, description="Devices of a node without a GPU: its equal parts.")
+    threads_per_child: int = Field(default=2, ge=1, le=256, description="CPU threads of each process of a child.")
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=64,
+        description="Tokens in one forward pass of a child; none: what the kind of device is best at.",
+    )
+    parity_command: str = Field(
+        default="",
+        description="Program that scores an export with the serving engine before a job succeeds, such as "
+        "'python -m services.inference.engines.score'; empty: plain transformers and peft alone.",
+    )
     child_module: str = Field(default="services.trainer.train.main", description="What a training child runs.")
     child_line_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest event line of a child.")
     child_silence_s_max: float = Field(default=3600.0, gt=0, description="A child without an event is hung after it.")
+    warm_memory_bytes_max: int = Field(
+        default=4 * 1024**3, ge=0, description="What children waiting with loaded libraries may hold; 0: none waits."
+    )
+    warm_start_s_max: float = Field(
+        default=120.0, gt=0, description="A waiting child has its libraries loaded by then."
+    )
     cancel_grace_s: float = Field(default=120.0, gt=0, description="Time for the step at hand after a cancellation.")
+
+    wandb_offline: bool = Field(
+        default=False, description="Keep the curves as files under data_dir/wandb, for `wandb sync`, and send none."
+    )
+    wandb_init_s_max: float = Field(default=90.0, gt=0, description="Longest wait for the server to open a run.")
+    wandb_finish_s_max: float = Field(default=20.0, ge=0, description="Longest wait for the last points of a run.")
+    wandb_points_max: int = Field(default=10_000, ge=1, description="Points kept while the server does not take them.")
+    hub_endpoint: str = Field(default="https://huggingface.co", description="The hub that models are pushed to.")
+    hub_push_s_max: float = Field(default=1800.0, gt=0, description="Longest push of one model, all tries together.")
+    hub_push_attempts_max: int = Field(default=4, ge=1, description="Tries of one push while the hub is away.")
 
     report_interval_s: float = Field(default=0.5, ge=0, description="Progress is collected this long per report.")
     report_metrics_max: int = Field(default=500, ge=1, description="Steps in one progress report.")
@@ -49,8 +80,10 @@ class TrainerSettings(ChassisSettings):
     report_backoff_s_max: float = Field(default=5.0, gt=0, description="Longest pause before a report is repeated.")
 
     analysis_module: str = Field(default="services.trainer.train.analyze", description="What an analysis runs.")
-    analysis_s_max: float = Field(default=600.0, gt=0, description="Longest analysis of one dataset.")
-    analysis_memory_bytes_max: int = Field(default=8 * 1024**3, ge=256 * 1024**2, description="Its address space.")
+    analysis_s_max: float = Field(default=3600.0, gt=0, description="Longest analysis of one dataset.")
+    analysis_memory_bytes_max: int = Field(
+        default=8 * 1024**3, ge=256 * 1024**2, description="What its processes hold, each."
+    )
     analysis_answer_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest answer of an analysis.")
     analysis_errors_max: int = Field(default=100, ge=1, description="Faulty lines that one answer names.")
     analyses_concurrent_max: int = Field(default=2, ge=1, description="Analyses at the same time on this node.")
@@ -63,3 +96,7 @@ class TrainerSettings(ChassisSettings):
     @property
     def cache_root(self) -> Path:
         return self.cache_dir or self.data_dir / "cache" / "artifacts"
+
+    @property
+    def prepared_root(self) -> Path:
+        return self.cache_root / "prepared"

@@ -4,8 +4,10 @@ It knows no price and keeps nothing: the answers in memory only spare the same w
 """
 
 import asyncio
+import contextlib
 import contextvars
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
@@ -14,7 +16,7 @@ from chassis.errors import DomainError
 from chassis.ids import Ids
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from services.trainer import inputs, workdir
-from services.trainer.analysis import analyze
+from services.trainer.analysis import analyze, preview
 from services.trainer.cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.uploads import stored_files
@@ -22,6 +24,7 @@ from services.trainer.workdir import NodeFolder
 
 log = structlog.get_logger()
 
+Request = dataset_service_pb2.AnalyzeDatasetRequest | dataset_service_pb2.PreviewDatasetRequest
 Answer = dataset_service_pb2.AnalyzeDatasetResponse
 FULL_NAME = "finemesh.datasets.v1.DatasetService"
 
@@ -45,6 +48,12 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             self._answers.move_to_end(key)
             return known
         return await asyncio.shield(self._running.get(key) or self._begin(key, request))
+
+    async def PreviewDataset(
+        self, request: dataset_service_pb2.PreviewDatasetRequest, context: object
+    ) -> dataset_service_pb2.PreviewDatasetResponse:
+        async with self._fetched(request) as (folder, dataset):
+            return await preview(request, folder, dataset, inputs.BASE, self._settings)
 
     async def drain(self) -> None:
         """Ends the analyses that nobody will hear of any more, and their processes."""
@@ -74,15 +83,17 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             log.error("analysis failed", exc_info=error)
 
     async def _analyze(self, request: dataset_service_pb2.AnalyzeDatasetRequest) -> Answer:
+        async with self._fetched(request) as (folder, dataset):
+            return await analyze(request, folder, dataset, inputs.BASE, self._settings)
+
+    @contextlib.asynccontextmanager
+    async def _fetched(self, request: Request) -> AsyncIterator[tuple[Path, str]]:
+        """One of the node's slots, a folder with the files of `request`, and where below it the dataset is."""
         async with self._slots:
             folder = await asyncio.to_thread(self._node_folder.create, "analysis", self._ids.uuid().hex)
             try:
-                dataset = await self._fetch(request, folder)
-                return await analyze(request, folder, dataset, inputs.BASE, self._settings)
+                files = stored_files(request.base_model)
+                await self._cache.place(request.base_model.key, files, folder / inputs.BASE, wanted=inputs.is_no_weight)
+                yield folder, await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)
             finally:
                 await asyncio.to_thread(workdir.remove, folder)
-
-    async def _fetch(self, request: dataset_service_pb2.AnalyzeDatasetRequest, folder: Path) -> str:
-        files = stored_files(request.base_model)
-        await self._cache.place(request.base_model.key, files, folder / inputs.BASE, wanted=inputs.is_no_weight)
-        return await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)

@@ -1,4 +1,4 @@
-"""The devices of this node: NVIDIA GPUs by NVML, or one `cpu` device where there is none.
+"""The devices of this node: NVIDIA GPUs by NVML, or `cpu` devices where there is none.
 
 It knows names and sizes; what a device costs or runs is nobody's business here.
 """
@@ -40,9 +40,13 @@ class LocalDevice:
         return self.hardware_type != CPU
 
 
-def discover(nvml: ModuleType = pynvml) -> list[LocalDevice]:
-    """Every GPU that the driver shows, in its order; without any, the machine itself as one device."""
-    return _gpus(nvml) or [LocalDevice(index=0, hardware_type=CPU, memory_bytes=_machine_memory_bytes())]
+def discover(nvml: ModuleType = pynvml, *, cpu_devices: int = 1) -> list[LocalDevice]:
+    """Every GPU that the driver shows, in its order; without any, the machine itself as `cpu_devices` equal parts."""
+    found = _gpus(nvml)
+    if found:
+        return found
+    share_bytes = _machine_memory_bytes() // cpu_devices
+    return [LocalDevice(index=index, hardware_type=CPU, memory_bytes=share_bytes) for index in range(cpu_devices)]
 
 
 def hardware_type(product_name: str, memory_bytes: int) -> str:

@@ -18,7 +18,7 @@ EVALUATE = "evaluate"
 METADATA_ENTRIES_MAX = 20
 METADATA_CHARS_MAX = 500
 # Failures that a new attempt of the same work would meet again.
-_DETERMINISTIC = frozenset({"PARITY_FAILED", "NOT_OFFERED", "INVALID_FIELD", "MODEL_INVALID"})
+_DETERMINISTIC = frozenset({"PARITY_FAILED", "NOT_OFFERED", "JOB_TOO_LARGE", "INVALID_FIELD", "MODEL_INVALID"})
 
 Event = Mapping[str, Any]
 
@@ -44,8 +44,8 @@ class RunView:
         self.step = step
         self._last = tuning.TuningProgress()
         self._steps_per_epoch = 1
-        # Losses of evaluations inside a range whose steps are told later, by step.
-        self._evaluated: dict[int, float] = {}
+        # Evaluations inside a range whose steps are told later, by step.
+        self._evaluated: dict[int, Event] = {}
 
     def started(self, event: Event) -> None:
         """A resumed run goes on with the totals of the one before, where the event tells them."""
@@ -57,7 +57,7 @@ class RunView:
         if event.get("initial_validation_loss") is not None:
             self._last.initial_validation_loss = float(event["initial_validation_loss"])
         if event.get("validation_loss") is not None:
-            self._last.validation_loss = float(event["validation_loss"])
+            self._note({**event, "loss": event["validation_loss"]})
 
     def progress(self, event: Event) -> ProgressReport:
         """One item per step, one usage entry for the whole metered range."""
@@ -73,7 +73,7 @@ class RunView:
                 self._last.remaining_s = float(event["eta_s"])
             report.metrics.append(_copy(self._last))
             if self._last.step in self._evaluated:
-                self._last.validation_loss = self._evaluated.pop(self._last.step)
+                self._note(self._evaluated.pop(self._last.step))
                 report.metrics.append(_copy(self._last))
         start, end = int(event["start_step"]), int(event["end_step"])
         report.usage.append(_usage(TRAIN, start, end, int(event["train_tokens"])))
@@ -88,11 +88,25 @@ class RunView:
             return ProgressReport(metrics=[_copy(self._last)])
         report = ProgressReport(usage=[_usage(EVALUATE, number, number, int(event["validation_tokens"]))])
         if step > self.step:
-            self._evaluated[step] = loss
+            self._evaluated[step] = event
         else:
-            self._last.validation_loss = loss
+            self._note(event)
             report.metrics.append(_copy(self._last))
         return report
+
+    def _note(self, event: Event) -> None:
+        """What an evaluation found, and what early stopping makes of it."""
+        self._last.validation_loss = float(event["loss"])
+        for ours, theirs in (
+            ("reward_accuracy", "reward_accuracy"),
+            ("reward_margin", "reward_margin"),
+            ("best_validation_loss", "best_loss"),
+        ):
+            if event.get(theirs) is not None:
+                setattr(self._last, ours, float(event[theirs]))
+        if event.get("best_step") is not None:
+            self._last.best_step = int(event["best_step"])
+        self._last.stopped_early = bool(event.get("stopped_early"))
 
     def warning(self, event: Event) -> ProgressReport:
         return ProgressReport(warnings=[f"{event['code']}: {event['message']}"[:METADATA_CHARS_MAX]])
@@ -116,10 +130,11 @@ def mismatch(event: Event, counts: tuning.DatasetCounts) -> str | None:
 
 def failed_by_child(event: Event) -> node_service.AttemptFailed:
     """The child said why; the user's faults are never tried again."""
-    violations = {str(entry["field"]): str(entry["description"]) for entry in event.get("violations") or ()}
+    metadata = {str(entry["field"]): str(entry["description"]) for entry in event.get("violations") or ()}
+    metadata |= {str(name): str(value) for name, value in (event.get("details") or {}).items()}
     is_platform = event["kind"] != "user"
     reason = str(event["reason"])
-    return _failed(reason, str(event["message"]), is_platform, is_platform and reason not in _DETERMINISTIC, violations)
+    return _failed(reason, str(event["message"]), is_platform, is_platform and reason not in _DETERMINISTIC, metadata)
 
 
 def failed_without_a_word(exit_code: int, last_words: str) -> node_service.AttemptFailed:

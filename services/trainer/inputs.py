@@ -3,7 +3,10 @@
 It knows which files of a base model are fit to be read: weights as safetensors, never pickles.
 """
 
+import hashlib
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from chassis.errors import DataLoss
@@ -17,6 +20,9 @@ from services.trainer.transfer import ArtifactStore
 from services.trainer.uploads import MANIFEST, stored_files
 
 BASE = "inputs/base"
+START = "inputs/start"
+# What a checkpoint holds for its own run alone.
+_OWN_STATE = ("optimizer.", "rng.", "reference.", "best_", "manifest.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -29,6 +35,11 @@ def is_sound(path: str) -> bool:
 def is_no_weight(path: str) -> bool:
     """Whether rendering and tokenising may need this file of a base model."""
     return not path.lower().endswith(_WEIGHTS)
+
+
+def is_start_weight(path: str) -> bool:
+    """Whether a run that continues an earlier one may need this file of its checkpoint or model."""
+    return is_sound(path) and not path.startswith(_OWN_STATE)
 
 
 async def fetch_inputs(
@@ -44,6 +55,9 @@ async def fetch_inputs(
     if assignment.HasField("resume_from"):
         resume_from = "inputs/resume"
         await _fetch_checkpoint(assignment.resume_from, folder / resume_from, store)
+    if assignment.HasField("start_from"):
+        weights = assignment.start_from.artifact
+        await cache.place(weights.key, stored_files(weights), folder / START, wanted=is_start_weight)
     return {"train_file": train_file, "validation_file": validation_file, "resume_from": resume_from}
 
 
@@ -60,10 +74,10 @@ def write_spec(
     assignment: node_pb2.Assignment,
     folder: Path,
     inputs: dict[str, str | None],
-    device: LocalDevice,
+    devices: Sequence[LocalDevice],
     settings: TrainerSettings,
 ) -> None:
-    """InvalidArgument or Unimplemented when no child could run what is asked for."""
+    """`devices` are of one kind. InvalidArgument when no child could run what is asked for."""
     train_file = inputs["train_file"]
     assert train_file is not None
     placement = Placement(
@@ -71,13 +85,33 @@ def write_spec(
         train_file=train_file,
         validation_file=inputs["validation_file"],
         resume_from=inputs["resume_from"],
-        # The child sees its own GPU only, whatever its number on the node is.
-        device="cuda:0" if device.is_gpu else "cpu",
+        # The child sees its own GPUs only, whatever their numbers on the node are.
+        device="cuda:0" if devices[0].is_gpu else "cpu",
+        processes=len(devices),
+        device_memory_bytes=_memory_bytes_of(devices),
         threads=settings.threads_per_child,
         micro_batch_tokens=settings.micro_batch_tokens,
+        parity_command=tuple(shlex.split(settings.parity_command)),
+        start_directory=START if assignment.HasField("start_from") else None,
+        start_sha256=_digest_of(assignment.start_from.artifact),
+        prepared_directory=str(settings.prepared_root.absolute()),
+        prepared_bytes_max=settings.prepared_size_bytes_max,
+        prepare_workers=settings.threads_per_child * len(devices),
     )
     document = child_spec(assignment, placement)
     (folder / "spec.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _memory_bytes_of(devices: Sequence[LocalDevice]) -> int | None:
+    """None for a CPU: it shares its memory with everything else on the machine, which may also swap."""
+    sizes = [device.memory_bytes for device in devices if device.is_gpu]
+    return min(sizes) if sizes and min(sizes) > 0 else None
+
+
+def _digest_of(artifact: artifact_pb2.Artifact) -> str:
+    """Of what lies in the files, wherever they lie: every attempt starts from the same weights and says so."""
+    lines = sorted(f"{file.path}\0{file.sha256}\n" for file in artifact.files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 async def _fetch_checkpoint(checkpoint: node_pb2.CheckpointManifest, folder: Path, store: ArtifactStore) -> None:

@@ -16,6 +16,7 @@ from services.trainer.cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.dataset_service import FULL_NAME, DatasetService
 from services.trainer.transfer import ArtifactStore
+from services.trainer.warm import WarmChildren
 from services.trainer.workdir import NodeFolder
 
 
@@ -42,13 +43,15 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     port = await server.start()
 
     channel = open_channel(settings, settings.scheduler_address, "scheduler")
+    local_devices = {device.index: device for device in devices.discover(cpu_devices=settings.cpu_devices)}
     kit = Kit(
         settings=settings,
         stub=node_service_pb2_grpc.NodeServiceStub(channel),
         store=store,
         cache=cache,
         node_folder=node_folder,
-        devices={device.index: device for device in devices.discover()},
+        devices=local_devices,
+        warm=WarmChildren(settings, local_devices),
         clock=clock,
     )
     listen_host = settings.listen_address.rpartition(":")[0]

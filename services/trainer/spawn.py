@@ -23,7 +23,7 @@ from typing import IO
 _ENVIRONMENT_NAMES = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"}
 )
-_ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
+_ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
 
 
 _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -91,10 +91,19 @@ class Spawned:
 
 
 async def spawn_module(
-    module: str, arguments: Sequence[str], *, threads: int, gpu_uuid: str, line_bytes_max: int
+    module: str,
+    arguments: Sequence[str],
+    *,
+    threads: int,
+    gpu_uuid: str,
+    line_bytes_max: int,
+    environment: Mapping[str, str] | None = None,
 ) -> Spawned:
-    """Runs `python -m module`. `gpu_uuid` empty: it sees no GPU. Call it from the main thread: the kernel ends a process
-    that asked to die with its parent when the thread that started it ends."""
+    """Runs `python -m module`. `gpu_uuid`: the GPUs that it sees, with commas; empty: none. `environment` is all that it sees of
+    ours; None: that of a training child. Call it from the main thread: the kernel ends a process that asked to die with its
+    parent when the thread that started it ends."""
+    if environment is None:
+        environment = child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid)
     with contextlib.ExitStack() as unless_started:
         stdout, their_stdout = socket.socketpair()
         stderr, their_stderr = socket.socketpair()
@@ -108,7 +117,7 @@ async def spawn_module(
                 stdout=their_stdout.fileno(),
                 stderr=their_stderr.fileno(),
                 bufsize=0,
-                env=child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid),
+                env=dict(environment),
                 start_new_session=True,
             )
         unless_started.callback(process.wait)

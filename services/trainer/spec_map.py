@@ -6,7 +6,7 @@ A pure translation: it reads no file and starts nothing. Ranges are the child's 
 from dataclasses import dataclass
 from typing import Any
 
-from chassis.errors import FieldViolation, InvalidArgument, Unimplemented
+from chassis.errors import FieldViolation, InvalidArgument
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 
@@ -38,7 +38,20 @@ class Placement:
     resume_from: str | None
     device: str
     threads: int
-    micro_batch_tokens: int
+    # None: what the kind of device is best at.
+    micro_batch_tokens: int | None
+    parity_command: tuple[str, ...] = ()
+    # One for each device.
+    processes: int = 1
+    # Of the smallest of them, where it is memory of its own; None leaves the planner out.
+    device_memory_bytes: int | None = None
+    # Where the weights of an earlier job lie that the run starts from, and the digest over their files.
+    start_directory: str | None = None
+    start_sha256: str = ""
+    # Where this machine keeps prepared files and how much of them, and how many processes prepare one.
+    prepared_directory: str | None = None
+    prepared_bytes_max: int = 0
+    prepare_workers: int = 1
 
 
 def job_id_of(tuning_job: str) -> str:
@@ -54,16 +67,14 @@ def kind_of(spec: tuning.TuningSpec) -> str:
 def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[str, Any]:
     """The document of spec.json. Settings left at zero are left out, so that the child's defaults hold.
 
-    InvalidArgument or Unimplemented for what no child could run.
+    InvalidArgument for what no child could run.
     """
-    if len(assignment.device_indices) > 1:
-        raise Unimplemented("NOT_OFFERED", "training on several devices is not offered here; ask for one GPU")
     spec, hyper = assignment.spec, assignment.spec.hyperparameters
     if hyper.learning_rate <= 0:
         raise _invalid("hyperparameters.learning_rate", "must be above 0")
     document: dict[str, Any] = {
         "job_id": job_id_of(assignment.lease.tuning_job),
-        "method": "sft",
+        "method": "dpo" if spec.HasField("dpo") else "sft",
         "training": _training(spec),
         "base_model": {
             "directory": placement.base_directory,
@@ -74,7 +85,7 @@ def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[st
         "validation_file": placement.validation_file,
         "evaluations": _evaluations(hyper, placement),
         "learning_rate": hyper.learning_rate,
-        "schedule": {"type": _SCHEDULES[hyper.learning_rate_schedule], "min_lr_ratio": hyper.min_learning_rate_ratio},
+        "schedule": _schedule(hyper),
         "warmup_ratio": hyper.warmup_ratio,
         "weight_decay": hyper.weight_decay,
         "train_on_inputs": _TRAIN_ON_INPUTS[spec.supervised.train_on_inputs],
@@ -82,11 +93,50 @@ def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[st
         "device": placement.device,
         "threads": placement.threads,
         "micro_batch_tokens": placement.micro_batch_tokens,
+        "parity_command": list(placement.parity_command),
     }
+    if placement.processes > 1:
+        document["processes"] = placement.processes
+    if assignment.HasField("gang"):
+        gang = assignment.gang
+        document["gang"] = {
+            "nodes": gang.node_count,
+            "endpoint": gang.endpoint,
+            "id": gang.id,
+            "address": gang.address,
+            "leads": gang.leads,
+        }
+    if placement.device_memory_bytes is not None:
+        document["device_memory_bytes"] = placement.device_memory_bytes
+    document |= _given(hyper)
+    if spec.HasField("dpo"):
+        document["dpo"] = _dpo(spec.dpo)
+    if placement.prepared_directory is not None:
+        document["place"] = {
+            "cache": placement.prepared_directory,
+            "cache_bytes_max": placement.prepared_bytes_max,
+            "workers": placement.prepare_workers,
+        }
+    if placement.start_directory is not None:
+        document["start_from"] = {
+            "directory": placement.start_directory,
+            "tuning_job": assignment.start_from.tuning_job,
+            "step": assignment.start_from.step,
+            "revision": assignment.start_from.revision,
+            "sha256": placement.start_sha256,
+        }
+    return document
+
+
+def _given(hyper: tuning.Hyperparameters) -> dict[str, Any]:
+    """What was not left at zero."""
+    document: dict[str, Any] = {}
     if hyper.epochs:
         document["epochs"] = hyper.epochs
     if hyper.batch_size:
-        document["batch_size"], document["gradient_accumulation_steps"] = _batch(hyper.batch_size)
+        document["batch_size"], document["gradient_accumulation_steps"] = _batch(
+            hyper.batch_size, hyper.gradient_accumulation_steps or 1
+        )
     if hyper.HasField("gradient_norm_max"):
         document["max_grad_norm"] = hyper.gradient_norm_max
     if hyper.HasField("seed"):
@@ -95,7 +145,42 @@ def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[st
         document["max_seq_length"] = hyper.sequence_tokens_max
     if hyper.checkpoint_interval_steps:
         document["checkpoint_every_steps"] = hyper.checkpoint_interval_steps
+    if hyper.HasField("packing"):
+        document["packing"] = hyper.packing
+    if hyper.checkpoints:
+        document["checkpoints"] = hyper.checkpoints
+    if hyper.HasField("early_stopping"):
+        document["early_stopping"] = _early_stopping(hyper.early_stopping)
     return document
+
+
+def _schedule(hyper: tuning.Hyperparameters) -> dict[str, Any]:
+    schedule: dict[str, Any] = {
+        "type": _SCHEDULES[hyper.learning_rate_schedule],
+        "min_lr_ratio": hyper.min_learning_rate_ratio,
+    }
+    if hyper.cycle_count:
+        schedule["num_cycles"] = hyper.cycle_count
+    return schedule
+
+
+def _dpo(method: tuning.DpoMethod) -> dict[str, Any]:
+    dpo: dict[str, Any] = {
+        "normalize_logratios_by_length": method.normalize_logratios_by_length,
+        "reference_free": method.reference_free,
+        "rpo_alpha": method.rpo_alpha,
+        "simpo_gamma": method.simpo_gamma,
+    }
+    return dpo | ({"beta": method.beta} if method.beta else {})
+
+
+def _early_stopping(message: tuning.EarlyStopping) -> dict[str, Any]:
+    stopping: dict[str, Any] = {"min_delta": message.min_delta}
+    if message.patience:
+        stopping["patience"] = message.patience
+    if message.HasField("warmup_evaluations"):
+        stopping["warmup_evaluations"] = message.warmup_evaluations
+    return stopping
 
 
 def _training(spec: tuning.TuningSpec) -> dict[str, Any]:
@@ -117,11 +202,11 @@ def _evaluations(hyper: tuning.Hyperparameters, placement: Placement) -> int:
     return hyper.evaluations if hyper.HasField("evaluations") else _EVALUATIONS_DEFAULT
 
 
-def _batch(examples: int) -> tuple[int, int]:
-    """Examples per step as a product that the child takes, with as few accumulations as there can be."""
-    for accumulation in range(1, _CHILD_ACCUMULATION_MAX + 1):
-        if examples % accumulation == 0 and examples // accumulation <= _CHILD_BATCH_MAX:
-            return examples // accumulation, accumulation
+def _batch(examples: int, batches: int) -> tuple[int, int]:
+    """Examples of a batch, and batches of a step, as a product that the child takes, with as few accumulations as there can be."""
+    for parts in range(1, _CHILD_ACCUMULATION_MAX // batches + 1):
+        if examples % parts == 0 and examples // parts <= _CHILD_BATCH_MAX:
+            return examples // parts, parts * batches
     raise _invalid(
         "hyperparameters.batch_size",
         f"must be at most {_CHILD_BATCH_MAX}, or a product of at most {_CHILD_BATCH_MAX} and at most"

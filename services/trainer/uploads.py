@@ -104,7 +104,10 @@ class CheckpointUploads:
         finally:
             await asyncio.to_thread(workdir.remove, staged.folder)
         manifest = node_pb2.CheckpointManifest(
-            step=staged.step, artifact=artifact_of(key, staged.files), manifest_sha256=staged.manifest_sha256
+            step=staged.step,
+            artifact=artifact_of(key, staged.files),
+            manifest_sha256=staged.manifest_sha256,
+            asked=staged.asked,
         )
         await self._reporter.checkpoint(manifest, self._delete_obsolete)
 

@@ -90,7 +90,14 @@ async def assert_like_undisturbed(mesh: Mesh, name: str, undisturbed: Undisturbe
     assert charge.charged_nanos_usd == undisturbed.charged_nanos_usd  # type: ignore[attr-defined]
     assert charge.released_nanos_usd == 0  # type: ignore[attr-defined]
     assert tokens_by_work(await usage_of(mesh, name)) == undisturbed.usage
+    await assert_ledger_agrees(mesh)
     return job
+
+
+async def assert_ledger_agrees(mesh: Mesh) -> None:
+    """Everything that billing holds follows from everything else, over all organizations."""
+    (outcome,) = [answer async for answer in mesh.client.ledger.verify("organizations/-") if answer.done]
+    assert not outcome.HasField("difference"), outcome.difference
 
 
 async def assert_resumed_once(mesh: Mesh, job: pb.TuningJob) -> None:

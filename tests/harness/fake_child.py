@@ -49,6 +49,11 @@ def exit_when_orphaned() -> None:
     os._exit(4)
 
 
+def await_work() -> Path:
+    emit("ready")
+    return Path(json.loads(sys.stdin.readline())["workdir"])
+
+
 class FakeRun:
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
@@ -150,6 +155,8 @@ class FakeRun:
             time.sleep(600)
         if script.get("stop_unasked_at_step") == step:
             return self.stopped(step)
+        if script.get("out_of_memory_at_step") == step:
+            emit("warning", code="OUT_OF_MEMORY_RETRIED", message=f"out of memory at step {step}")
         for kind, code in (("user", 2), ("platform", 3)):
             if script.get(f"fail_{kind}_at_step") == step:
                 if kind == "user":
@@ -181,8 +188,10 @@ class FakeRun:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=Path, required=True)
-    run = FakeRun(parser.parse_args().workdir)
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--wait", action="store_true")
+    arguments = parser.parse_args()
+    run = FakeRun(arguments.workdir or await_work())
     signal.signal(signal.SIGTERM, lambda _number, _frame: run.stop.set())
     threading.Thread(target=exit_when_orphaned, daemon=True).start()
     return run.live()

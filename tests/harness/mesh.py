@@ -27,6 +27,8 @@ JOB_TIMEOUT_S = 240.0
 CHILD = "services.trainer.train.main"
 # Short enough that a lost node is noticed within a test, long enough that two busy cores do not lose one by themselves.
 QUICK_LEASES = {"FINEMESH_SCHEDULER_LEASE_DURATION_S": "6", "FINEMESH_SCHEDULER_HEARTBEAT_INTERVAL_S": "0.5"}
+# They would load torch beside every test; who measures or tests them asks for them.
+NO_WARM_CHILDREN = {"FINEMESH_TRAINER_WARM_MEMORY_BYTES_MAX": "0"}
 
 
 def make_base(folder: Path, name: str = "tiny-llama") -> Path:
@@ -150,7 +152,10 @@ async def running_mesh(
     """Everything up, imported, topped up and uploaded; all gone after."""
     base = await asyncio.to_thread(make_base, folder)
     options = StackOptions(
-        data=folder / "data", engine=engine, nodes=nodes, environment={**QUICK_LEASES, **environment}
+        data=folder / "data",
+        engine=engine,
+        nodes=nodes,
+        environment={**QUICK_LEASES, **NO_WARM_CHILDREN, **environment},
     )
     async with Stack(options) as stack, Client(find_config(data_dir=folder / "data")) as client:
         await client.models.import_base(BASE, base)

@@ -17,7 +17,7 @@ SERVICE = "finemesh.nodes.v1.NodeService"
 
 
 class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
-    """`reports` holds every accepted report in order, as ("start" | "progress" | "commit" | "finish", request)."""
+    """`reports` holds every accepted report in order, as ("start" | "progress" | "commit" | "secrets" | "finish", request)."""
 
     def __init__(self) -> None:
         self.assignments: dict[int, node_pb2.Assignment] = {}
@@ -27,6 +27,8 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
         self.registrations: list[node_service_pb2.RegisterNodeRequest] = []
         self.heartbeats: list[node_service_pb2.HeartbeatRequest] = []
         self.obsolete: list[Any] = []
+        # By job, what its integrations are opened with.
+        self.secrets: dict[str, Any] = {}
         self.failures: dict[str, int] = {}
         self.heartbeat_error: Exception | None = None
         # An ending is accepted at once; its answer takes this long.
@@ -101,6 +103,10 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
         await self._accept("commit", request)
         obsolete, self.obsolete = self.obsolete, []
         return node_service_pb2.CommitCheckpointResponse(obsolete=obsolete)
+
+    async def FetchJobSecrets(self, request: Any, context: Any) -> Any:
+        await self._accept("secrets", request)
+        return node_service_pb2.FetchJobSecretsResponse(secrets=self.secrets.get(request.tuning_job))
 
     async def FinishAttempt(self, request: Any, context: Any) -> Any:
         await self._accept("finish", request)

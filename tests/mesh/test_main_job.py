@@ -13,6 +13,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from finemesh.billing.v1 import invoice_service_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client import InvalidRequest, NotFound, Unauthenticated
@@ -124,6 +125,13 @@ async def test_the_invoice_links_to_usage(mesh: Mesh, tuned: pb.TuningJob) -> No
     assert line.minimum_applied
     assert line.usage_record_count == len([r async for r in mesh.client.billing.usage(tuned.name)])
     assert invoice.total_nanos_usd == sum(line.amount_nanos_usd for line in invoice.lines)
+    document = await mesh.client.invoices.render(invoice.name, invoice_service_pb2.INVOICE_FORMAT_PDF)
+    assert document.content.startswith(b"%PDF-")
+    by_resource = await mesh.client.invoices.costs(group_by=[invoice_service_pb2.COST_DIMENSION_RESOURCE])
+    costs = {row.keys[0]: row.amount_nanos_usd for row in by_resource.rows}
+    assert costs[tuned.name] == tuned.quoted_nanos_usd
+    exported = [record async for record in mesh.client.invoices.export_usage(month=invoice.name[-7:])]
+    assert sum(record.resource == tuned.name for record in exported) == line.usage_record_count
 
 
 async def test_creating_is_idempotent_and_cancelling_before_it_runs_costs_nothing(mesh: Mesh) -> None:

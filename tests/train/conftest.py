@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,49 @@ def conversations(count: int, start: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def preferences(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """The preferred answer repeats the question's words, the other one does not; lengths differ."""
+    rows = []
+    for number in range(start, start + count):
+        words = [WORDS[(number * 5 + position * 2) % len(WORDS)] for position in range(2 + number % 9)]
+        rows.append(
+            {
+                "input": {"messages": [{"role": "user", "content": f"{number}: {' '.join(words)}"}]},
+                "preferred_output": [{"role": "assistant", "content": " ".join(words)}],
+                "non_preferred_output": [{"role": "assistant", "content": " ".join(["no"] * (1 + number % 5))}],
+            }
+        )
+    return rows
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_job(workdir: Path, base: Path, **changes: Any) -> Path:
+    """A work folder: 24 training and 6 validation rows, 12 steps of 4 rows in 2 epochs, 4 evaluations."""
+    write_rows(workdir / "inputs" / "train.jsonl", conversations(24))
+    write_rows(workdir / "inputs" / "held.jsonl", conversations(6, start=100))
+    spec = {
+        "job_id": "ft-test",
+        "base_model": {"directory": str(base), "id": f"finemesh/{base.name}", "revision": "rv_test"},
+        "train_file": "inputs/train.jsonl",
+        "validation_file": "inputs/held.jsonl",
+        "training": {"type": "lora", "r": 4, "dropout": 0.1},
+        "epochs": 2,
+        "evaluations": 2,
+        "batch_size": 4,
+        "packing": False,
+        "learning_rate": 5e-3,
+        "warmup_ratio": 0.1,
+        "checkpoint_every_steps": 2,
+        "seed": 3,
+        **changes,
+    }
+    (workdir / "spec.json").write_text(json.dumps(spec))
+    return workdir
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,49 +118,30 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture
 def make_job(base_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
-    """A work folder: 24 training and 6 validation rows, 12 steps of 4 rows in 2 epochs, 4 evaluations."""
+    """`write_job` by the names of a job and of a recipe."""
 
     def get(name: str = "job", *, model: str = "tiny-llama", **changes: Any) -> Path:
-        workdir = tmp_path / name
-        write_rows(workdir / "inputs" / "train.jsonl", conversations(24))
-        write_rows(workdir / "inputs" / "held.jsonl", conversations(6, start=100))
-        spec = {
-            "job_id": "ft-test",
-            "base_model": {"directory": str(base_model(model)), "id": f"finemesh/{model}", "revision": "rv_test"},
-            "train_file": "inputs/train.jsonl",
-            "validation_file": "inputs/held.jsonl",
-            "training": {"type": "lora", "r": 4, "dropout": 0.1},
-            "epochs": 2,
-            "evaluations": 2,
-            "batch_size": 4,
-            "packing": False,
-            "learning_rate": 5e-3,
-            "warmup_ratio": 0.1,
-            "checkpoint_every_steps": 2,
-            "seed": 3,
-            **changes,
-        }
-        (workdir / "spec.json").write_text(json.dumps(spec))
-        return workdir
+        return write_job(tmp_path / name, base_model(model), **changes)
 
     return get
 
 
-@pytest.fixture
-def spawn_child() -> Any:
+def _children() -> Iterator[Any]:
     """Starts the child with its standard input held open; kills what is left at the end."""
     children: list[subprocess.Popen[str]] = []
 
-    def spawn(workdir: Path, *arguments: str) -> "subprocess.Popen[str]":
+    def spawn(
+        workdir: Path, *arguments: str, module: str = "services.trainer.train.main", **environment: str
+    ) -> "subprocess.Popen[str]":
         errors = (workdir / "stderr.txt").open("a")
         child = subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.train.main", *(arguments or ("--workdir", str(workdir)))],
+            [sys.executable, "-m", module, *(arguments or ("--workdir", str(workdir)))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
         )
         errors.close()
         children.append(child)
@@ -131,3 +151,7 @@ def spawn_child() -> Any:
     for child in children:
         child.kill()
         child.wait()
+
+
+spawn_child = pytest.fixture(_children, name="spawn_child")
+spawn_module_child = pytest.fixture(_children, name="spawn_module_child", scope="module")

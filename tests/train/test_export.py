@@ -1,6 +1,8 @@
 """What is shipped is what was trained: in plain peft, in plain transformers, or not at all."""
 
+import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.trainer.train import loop
-from services.trainer.train.export import write_export
+from services.trainer.train import finish
 from services.trainer.train.failures import Failure
+from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
 from services.trainer.train.spec import load_spec, resolve_paths
 
 Events = list[dict[str, Any]]
-FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma")
+FAMILIES = (
+    "tiny-llama", "tiny-codellama", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma",
+    "tiny-phi3",
+)  # fmt: skip
 
 
 def run_in_process(workdir: Path) -> Events:
@@ -74,34 +79,111 @@ def test_full_weights_load_in_plain_transformers_with_tokenizer_and_template(mak
     assert validation_loss(module, tokenizer, workdir) == pytest.approx(reported, abs=1e-4)
 
 
-def test_an_export_that_differs_from_the_trained_module_fails_the_run(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def parity_of(events: Events) -> dict[str, Any]:
+    return next(event for event in events if event["type"] == "exported")["parity"]
+
+
+def test_the_parity_report_goes_with_the_model(make_job: Callable[..., Path]) -> None:
+    workdir = make_job(parity_rows=4)
+    parity = parity_of(run_in_process(workdir))
+    assert (parity["rows"], parity["refused"], set(parity["comparisons"])) == (4, {}, {"exported", "merged"})
+    for comparison in parity["comparisons"].values():
+        assert comparison["tokens"] == parity["tokens"] > 8
+        assert 0 <= comparison["mean_abs_difference"] <= comparison["max_abs_difference"] <= comparison["tolerance"]
+        assert comparison["first_diverging"] is None
+
+
+@pytest.mark.parametrize("training", [{"type": "lora", "r": 4}, {"type": "full"}], ids=["lora", "full"])
+def test_an_export_that_is_broken_before_the_gate_fails_the_run_with_the_report(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, training: dict[str, Any]
 ) -> None:
-    def write_damaged(model: Any, spec: Any, folder: Path) -> None:
-        write_export(model, spec, folder)
-        path = folder / "adapter_model.safetensors"
-        save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path)
+    whole = finish.check_parity
 
-    monkeypatch.setattr(loop, "write_export", write_damaged)
-    with pytest.raises(Failure) as caught:
-        run_in_process(make_job())
-    assert (caught.value.kind, caught.value.reason, caught.value.step) == ("platform", "PARITY_FAILED", 12)
+    def check_broken(model: Any, spec: Any, export: Path, *more: Any, **named: Any) -> Any:
+        (path,) = export.glob("*.safetensors")
+        save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+        return whole(model, spec, export, *more, **named)
 
-
-def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def poison(step: int, *_: Any) -> float:
-        return float("nan") if step == 4 else 1e-3
-
-    monkeypatch.setattr(loop, "learning_rate_at", poison)
+    monkeypatch.setattr(finish, "check_parity", check_broken)
     events: Events = []
-    spec = resolve_paths(load_spec((workdir := make_job()) / "spec.json"), workdir)
-    with pytest.raises(Failure, match=r"diverged at step 6.*checkpoint is at step 4") as caught:
+    workdir = make_job(training=training, learning_rate=1e-2)
+    spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+    with pytest.raises(Failure, match=r"the exported weights score .* the first is token \d+ of row \d+") as caught:
         train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
-    assert (caught.value.kind, caught.value.reason) == ("user", "TRAINING_INPUT_INVALID")
-    assert (caught.value.step, caught.value.last_checkpoint_step) == (5, 4)
-    assert max(event["end_step"] for event in events if event["type"] == "progress") == 5
+    assert (caught.value.kind, caught.value.reason, caught.value.step) == ("platform", "PARITY_FAILED", 12)
+    assert not [event for event in events if event["type"] in ("exported", "finished")]
+    report = json.loads(caught.value.details["parity.exported"])
+    first = report["first_diverging"]
+    assert report["max_abs_difference"] >= abs(first["trained"] - first["scored"]) > report["tolerance"]
+    ids = [token for token in inputs_of(workdir).validation.rows.row(first["row"])[0]]
+    assert ids[first["position"]] == first["token_id"]
+    # What was trained is not lost.
+    assert (workdir / "checkpoints" / "step-00000012").is_dir()
+
+
+def scorer(tmp_path: Path, answer: str) -> list[str]:
+    path = tmp_path / "scorer.py"
+    path.write_text(f"import json, sys\nrequest = json.load(sys.stdin)\nprint(json.dumps({answer}))\n")
+    return [sys.executable, str(path)]
+
+
+def test_an_engine_that_reads_the_export_otherwise_fails_the_run(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    command = scorer(tmp_path, "{'log_probs': [[-0.5] * len(row) for row in request['rows']]}")
+    with pytest.raises(Failure, match="the engine weights score") as caught:
+        run_in_process(make_job(parity_command=command))
+    assert caught.value.reason == "PARITY_FAILED"
+    assert json.loads(caught.value.details["parity.exported"])["first_diverging"] is None
+    assert json.loads(caught.value.details["parity.engine"])["first_diverging"]["scored"] == -0.5
+
+
+def test_an_engine_that_refuses_is_named_and_one_that_is_silent_about_all_fails(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = scorer(tmp_path, "{'refused': 'serves no adapters'}")
+    assert parity_of(run_in_process(make_job("a", parity_command=command)))["refused"] == {
+        "engine": "serves no adapters"
+    }
+    command = scorer(tmp_path, "{'log_probs': [[None] * len(row) for row in request['rows']]}")
+    with pytest.raises(Failure, match="the engine weights score 0 tokens"):
+        run_in_process(make_job("b", parity_command=command))
+
+
+def inputs_of(workdir: Path) -> Any:
+    return prepare_inputs(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, lambda *_, **__: None)
+
+
+def sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_the_lineage_says_what_made_the_weights(
+    make_job: Callable[..., Path], base_model: Callable[[str], Path]
+) -> None:
+    workdir = make_job()
+    events = run_in_process(workdir)
+    started = next(event for event in events if event["type"] == "started")
+    lineage = next(event for event in events if event["type"] == "exported")["lineage"]
+    spec = load_spec(workdir / "spec.json")
+    inputs = inputs_of(workdir)
+    assert lineage["base_model"] == {"id": "finemesh/tiny-llama", "revision": "rv_test"}
+    assert lineage["train_sha256"] == sha256((workdir / "inputs" / "train.jsonl").read_bytes())
+    assert lineage["validation_sha256"] == sha256((workdir / "inputs" / "held.jsonl").read_bytes())
+    assert lineage["packing_digest"] == started["packing_digest"] == inputs.train.sequences.digest
+    assert lineage["template_sha256"] == sha256((base_model("tiny-llama") / "chat_template.jinja").read_bytes())
+    assert lineage["tokenizer_sha256"] == inputs.folder.tokenizer_sha256
+    assert (lineage["spec_digest"], lineage["seed"]) == (spec.digest(), spec.seed)
+    assert lineage["spec_digest"] == sha256(json.dumps(lineage["spec"], sort_keys=True).encode())
+    assert lineage["spec"]["learning_rate"] == spec.learning_rate
+    assert set(lineage["versions"]) >= {"torch", "transformers", "peft", "tokenizers", "numpy"}
+    assert len(lineage["code_sha256"]) == 64
+    assert {"machine", "processor"} <= set(lineage["hardware"])
+    assert lineage["train_tokens"] == 2 * lineage["train_token_count"] == 2 * started["train_token_count"]
+    assert lineage["validation_tokens"] == 4 * started["validation_token_count"]
+    assert lineage["trained_token_count"] == started["trained_token_count"]
+    assert (lineage["rows"], lineage["sequences"], lineage["steps"]) == (24, 24, 12)
+    # It tells nothing of this machine's folders, so it may travel.
+    assert str(workdir) not in json.dumps(lineage)
+    assert str(base_model("tiny-llama")) not in json.dumps(lineage)
 
 
 @pytest.mark.parametrize(
@@ -121,23 +203,3 @@ def test_a_run_that_cannot_be_fails_typed(
     events = [json.loads(line) for line in child.stdout]
     assert child.wait(timeout=60) == code
     assert (events[-1]["type"], events[-1]["kind"], events[-1]["reason"]) == ("failed", kind, reason)
-
-
-def test_a_full_disk_is_ours_and_leaves_the_committed_checkpoint(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = loop.save_checkpoint
-
-    def no_space(root: Path, position: Any, *more: Any, **named: Any) -> Any:
-        if position.step > 2:
-            raise OSError(28, "No space left on device")
-        return whole(root, position, *more, **named)
-
-    monkeypatch.setattr(loop, "save_checkpoint", no_space)
-    workdir = make_job()
-    with pytest.raises(OSError, match="No space left"):
-        run_in_process(workdir)
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step-00000002"]
-    monkeypatch.undo()
-    events = run_in_process(workdir)
-    assert events[0]["start_step"] == 2

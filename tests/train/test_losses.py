@@ -1,7 +1,6 @@
-"""The arithmetic: chunked against plain, packed against alone, and the whole loop against a few lines of bare transformers."""
+"""The arithmetic: chunked against plain, packed against alone, templates as transformers renders them."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,17 @@ from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
 )
 
 from services.trainer.train import loss as loss_module
-from services.trainer.train.batches import IGNORED, micro_batches
+from services.trainer.train.batches import micro_batches
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
 from services.trainer.train.loss import cross_entropy_sum, log_probs
 from services.trainer.train.model import load_base
-from services.trainer.train.optim import learning_rate_at
-from services.trainer.train.spec import Schedule, load_spec, resolve_paths
+from services.trainer.train.spec import load_spec, resolve_paths
 
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma")
-GOLDEN = Path(__file__).parents[1] / "assets" / "losses" / "tiny-llama-lora.json"
 
 
 def inputs_of(workdir: Path) -> Any:
@@ -65,6 +60,49 @@ def test_chunked_cross_entropy_is_the_plain_one_with_its_gradients(
     torch.testing.assert_close(-log_probs(hidden, weight, labels, softcap).sum(), plain)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_factors_multiply_the_loss_of_each_row_and_its_gradient(
+    softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 7)
+    torch.manual_seed(0)
+    hidden = torch.randn(33, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    labels, factors = torch.randint(0, 50, (33,)), torch.rand(33) * 3
+    logits = hidden @ weight.T
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    written_out = -(factors * torch.log_softmax(capped, dim=-1)[torch.arange(33), labels]).sum()
+    ours = cross_entropy_sum(hidden, weight, labels, softcap, factors)
+    torch.testing.assert_close(ours, written_out, rtol=1e-5, atol=1e-5)
+    expected = torch.autograd.grad(written_out, [hidden, weight])
+    for one, other in zip(torch.autograd.grad(ours, [hidden, weight]), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rows_weight_multiplies_its_loss(make_job: Callable[..., Path], base_model: Any) -> None:
+    """loss = sum_i weight_i * sum_t -log p(token_t) / labelled tokens of all rows; a row of weight 0 is not there at all."""
+    workdir = make_job(training={"type": "full"}, evaluations=0, learning_rate=1e-9, epochs=1, batch_size=24)
+    train_file = workdir / "inputs" / "train.jsonl"
+    weights = [0.0 if number == 5 else 0.25 + number / 8 for number in range(24)]
+    rows = [json.loads(line) for line in train_file.read_text().splitlines()]
+    weighted = [json.dumps({**row, "weight": weight}) for row, weight in zip(rows, weights, strict=True)]
+    train_file.write_text("\n".join(weighted))
+    ours = trace(run_in_process(workdir))
+
+    kept = inputs_of(workdir).train.rows
+    assert (kept.rows, kept.count, kept.skipped_rows) == (24, 23, 1)
+    model = AutoModelForCausalLM.from_pretrained(base_model("tiny-llama"), dtype=torch.float32).eval()
+    total, labelled_count = 0.0, 0
+    for row, weight in enumerate(weight for weight in weights if weight):
+        ids, labelled = kept.row(row)
+        with torch.no_grad():
+            table = torch.log_softmax(model(input_ids=torch.from_numpy(ids).long()[None]).logits[0], dim=-1)
+        chosen = [position for position in range(1, len(ids)) if labelled[position]]
+        total -= weight * sum(table[position - 1, int(ids[position])].item() for position in chosen)
+        labelled_count += len(chosen)
+    assert ours == [pytest.approx(total / labelled_count, abs=1e-4)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_packed_or_padded_together_score_as_alone(
     family: str, make_job: Callable[..., Path], base_model: Callable[[str], Path]
@@ -92,39 +130,6 @@ def test_rows_packed_or_padded_together_score_as_alone(
         assert worst < 5e-5, (layout, worst)
 
 
-def test_the_loop_is_a_few_lines_of_bare_transformers(make_job: Callable[..., Path], base_model: Any) -> None:
-    """Full weights, no dropout: the same rows through transformers' own loss, torch's AdamW and transformers' schedule."""
-    workdir = make_job(training={"type": "full"}, evaluations=0, learning_rate=1e-3, max_grad_norm=0.5)
-    inputs = inputs_of(workdir)
-    ours = trace(run_in_process(workdir))
-
-    model = AutoModelForCausalLM.from_pretrained(base_model("tiny-llama"), dtype=torch.float32)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    total = inputs.plan.total_steps
-    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(total * 0.1), total)
-    theirs = []
-    for step in range(total):
-        rows = [inputs.train.rows.row(row) for row in inputs.plan.sequences_of_step(step, inputs.train.rows.count)]
-        width = max(len(ids) for ids, _ in rows)
-        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-        labels = torch.full((len(rows), width), IGNORED)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for line, (ids, labelled) in enumerate(rows):
-            input_ids[line, : len(ids)] = torch.from_numpy(ids)
-            labels[line, : len(ids)] = torch.where(torch.from_numpy(labelled), torch.from_numpy(ids).long(), IGNORED)
-            mask[line, : len(ids)] = 1
-        loss = model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        theirs.append(loss.item())
-    assert len(ours) == total
-    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
-
-
 def test_accumulation_and_micro_batches_change_nothing_but_the_last_bits(make_job: Callable[..., Path]) -> None:
     plain = {"training": {"type": "lora", "r": 4, "dropout": 0.0}, "evaluations": 0}
     whole = trace(run_in_process(make_job("a", **plain)))
@@ -132,27 +137,6 @@ def test_accumulation_and_micro_batches_change_nothing_but_the_last_bits(make_jo
         run_in_process(make_job("b", **plain, batch_size=2, gradient_accumulation_steps=2, micro_batch_tokens=64))
     )
     assert max(abs(a - b) for a, b in zip(whole, split, strict=True)) < 1e-5
-
-
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_the_schedule_is_that_of_transformers(kind: Any) -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    make: Any = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[kind]
-    theirs = make(optimizer, 5, 50)
-    settings = Schedule(type=kind, min_lr_ratio=0.0, num_cycles=0.5)
-    for step in range(50):
-        assert learning_rate_at(step, 50, 0.1, 0.1, settings) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        theirs.step()
-
-
-def test_the_schedule_ends_at_its_floor_and_counts_cycles() -> None:
-    floor = Schedule(type="linear", min_lr_ratio=0.25, num_cycles=0.5)
-    assert learning_rate_at(0, 10, 1.0, 0.0, floor) == 1.0
-    assert learning_rate_at(10, 10, 1.0, 0.0, floor) == 0.25
-    twice = Schedule(type="cosine", min_lr_ratio=0.0, num_cycles=1.5)
-    assert learning_rate_at(4, 12, 1.0, 0.0, twice) == pytest.approx(0.0)
-    assert learning_rate_at(8, 12, 1.0, 0.0, twice) == pytest.approx(1.0)
 
 
 def test_the_template_is_rendered_and_tokenised_as_transformers_does(
@@ -165,12 +149,3 @@ def test_the_template_is_rendered_and_tokenised_as_transformers_does(
     for index, line in enumerate(lines):
         expected = tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=True, return_dict=False)
         assert rows.row(index)[0].tolist() == expected
-
-
-def test_losses_are_the_recorded_ones(make_job: Callable[..., Path]) -> None:
-    """A change of arithmetic, order, mask or schedule shows here. The tolerance is for other processors; to record anew on
-    purpose, write the trace of this job to the file."""
-    golden = json.loads(GOLDEN.read_text())
-    events = run_in_process(make_job())
-    assert trace(events) == pytest.approx(golden["train"], abs=2e-3)
-    assert [e["loss"] for e in events if e["type"] == "evaluation"] == pytest.approx(golden["validation"], abs=2e-3)

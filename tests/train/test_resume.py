@@ -4,11 +4,14 @@ Earns its seconds: a run that ends in other weights after a crash, or meters a s
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from services.trainer.train.durable import read_whole_folder
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
 from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import write_job
 
 Events = list[dict[str, Any]]
+DEADLY = "tests.train.deadly_child"
 
 
 def events_until(child: "subprocess.Popen[str]", enough: Callable[[dict[str, Any]], bool]) -> Events:
@@ -77,29 +82,103 @@ def losses(events: Events) -> dict[int, float]:
     return trace
 
 
-@pytest.fixture
-def undisturbed(make_job: Callable[..., Path], spawn_child: Any) -> tuple[Path, Events]:
-    workdir = make_job("undisturbed")
-    return workdir, finish(spawn_child(workdir))
+@pytest.fixture(scope="module")
+def undisturbed(
+    base_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory, spawn_module_child: Any
+) -> tuple[Path, Events]:
+    workdir = write_job(tmp_path_factory.mktemp("resume") / "undisturbed", base_model("tiny-llama"))
+    return workdir, finish(spawn_module_child(workdir))
 
 
-def test_a_run_killed_twice_ends_in_the_same_bytes(
+def die_at(child: "subprocess.Popen[str]") -> Events:
+    """What the deadly child told before it killed itself."""
+    events = events_until(child, lambda _: False)
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    return events
+
+
+def move_to_another_node(workdir: Path, target: Path) -> Path:
+    """As the agent does it: the inputs, and the newest checkpoint that was told, named as the place to go on from."""
+    newest = sorted((workdir / "checkpoints").glob("step-*"))[-1]
+    shutil.copytree(workdir / "inputs", target / "inputs")
+    shutil.copytree(newest, target / "resume")
+    spec = json.loads((workdir / "spec.json").read_text())
+    (target / "spec.json").write_text(json.dumps({**spec, "resume_from": "resume"}))
+    return target
+
+
+def test_a_run_killed_at_every_stage_and_moved_ends_in_the_same_bytes(
     make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
 ) -> None:
+    """Dies while it writes a checkpoint, at a random step, and during the export on another node, each in its own process."""
     reference, expected = undisturbed
     dice = random.Random(os.environ.get("FINEMESH_TEST_SEED", "11"))
     workdir = make_job("killed")
+    torn = dice.choice((4, 6))
+    seen = die_at(spawn_child(workdir, module=DEADLY, FINEMESH_TEST_DIE_AT=f"tmp-step-{torn:08d}/optimizer"))
+    assert (workdir / "checkpoints" / f"tmp-step-{torn:08d}").exists()
+    child = spawn_child(workdir)
+    kill_at = dice.randint(torn, 11)
+    seen += events_until(child, lambda event: event.get("end_step", 0) >= kill_at)
+    child.kill()
+    child.wait()
+    moved = move_to_another_node(workdir, workdir.parent / "moved")
+    seen += die_at(spawn_child(moved, module=DEADLY, FINEMESH_TEST_DIE_AT="tmp-export/adapter"))
+    assert not (moved / "export").exists()
+    seen += finish(spawn_child(moved))
+
+    assert [event["start_step"] for event in seen if event["type"] == "started"][:2] == [0, torn - 2]
+    discarded = [event["message"] for event in seen if event.get("code") == "CHECKPOINT_DISCARDED"]
+    assert discarded == [f"tmp-step-{torn:08d} was left unfinished", "tmp-export was left unfinished"]
+    assert not list(moved.rglob("tmp-*"))
+    assert adapter_sha256(moved) == adapter_sha256(reference)
+    assert seen[-1]["revision"] == expected[-1]["revision"]
+    assert losses(seen) == losses(expected)
+    assert metered(seen) == metered(expected)
+
+
+def test_a_run_killed_again_and_again_at_any_moment_ends_in_the_same_bytes(
+    make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
+) -> None:
+    """No stage is chosen here: whatever a child does beside its steps, preparing ahead or writing behind, may be cut off."""
+    reference, expected = undisturbed
+    dice = random.Random(os.environ.get("FINEMESH_TEST_SEED", "12"))
+    workdir = make_job("killed")
     seen: Events = []
-    for low, high in ((3, 6), (7, 11)):
-        kill_at = dice.randint(low, high)
+    for _ in range(3):
         child = spawn_child(workdir)
-        seen += events_until(child, lambda event, at=kill_at: event.get("end_step", 0) >= at)
+        lines = list(itertools.islice(child.stdout, dice.randint(1, 9)))
+        time.sleep(dice.uniform(0, 0.05))
         child.kill()
+        # What it said before it died counts, but for half a line.
+        seen += [json.loads(line) for line in (*lines, *child.stdout) if line.endswith("\n")]
         child.wait()
     seen += finish(spawn_child(workdir))
-    assert [event["resumed_from"] is not None for event in seen if event["type"] == "started"] == [False, True, True]
     assert adapter_sha256(workdir) == adapter_sha256(reference)
     assert losses(seen) == losses(expected)
+    assert metered(seen) == metered(expected)
+
+
+def test_a_full_disk_fails_cleanly_and_loses_no_committed_checkpoint(
+    make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
+) -> None:
+    """The kernel refuses the write of the second checkpoint half-way; when there is room again, the run goes on."""
+    reference, expected = undisturbed
+    workdir = make_job("full")
+    child = spawn_child(workdir, module=DEADLY, FINEMESH_TEST_FULL_AT="tmp-step-00000004")
+    seen = events_until(child, lambda _: False)
+    assert child.wait(timeout=60) == 3
+    failed = seen[-1]
+    assert (failed["type"], failed["kind"], failed["reason"]) == ("failed", "platform", "TRAINING_FAILED")
+    assert failed["details"] == {"cause": "disk_full"}
+    assert "step-00000004 could not be written" in failed["message"]
+    assert failed["last_checkpoint_step"] == 2
+    # It is noticed while the run goes on, and at the next checkpoint at the latest.
+    assert 4 <= failed["step"] <= 6
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step-00000002"]
+    seen += finish(spawn_child(workdir))
+    assert [event["start_step"] for event in seen if event["type"] == "started"] == [0, 2]
+    assert adapter_sha256(workdir) == adapter_sha256(reference)
     assert metered(seen) == metered(expected)
 
 

@@ -1,56 +1,32 @@
-"""`finemesh billing`: estimates, balance, usage and invoices."""
+"""`finemesh billing`: balance, top-ups, usage and jobs; estimates are `estimate.py`, documents `invoices.py`."""
 
 from __future__ import annotations
 
+import enum
 from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from finemesh.billing.v1 import billing_service_pb2, money_pb2
+from finemesh.billing.v1 import money_pb2
 from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
-from finemesh_client.cli.output import console, fields, print_json, table, when
+from finemesh_client.cli.output import console, fields, print_json, state, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, with_client
 from finemesh_client.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Prices, prepaid balance, usage and invoices.")
 
 
-@app.command()
-def estimate(
-    model: Annotated[str, typer.Option("--model", "-m", help="Base model id.")],
-    training_tokens: Annotated[int, typer.Option("--training-tokens", min=0, help="Tokens of one epoch.")],
-    validation_tokens: Annotated[int, typer.Option("--validation-tokens", min=0, help="Held-out tokens.")] = 0,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 1,
-    evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="Evaluations per epoch.")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="All weights instead of a LoRA adapter.")] = False,
-    price_book: Annotated[str, typer.Option("--price-book", help="Version of the price book.")] = "",
-    parameter_count: Annotated[int, typer.Option("--parameters", min=0, help="Weights of the model.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Price a tuning job from numbers. For a real dataset use `finemesh jobs create --quote`."""
+class Kind(enum.StrEnum):
+    """What was used."""
 
-    async def work(mesh: Client) -> None:
-        kind = billing_service_pb2.TRAINING_KIND_SFT_FULL if full else billing_service_pb2.TRAINING_KIND_SFT_LORA
-        price = await mesh.billing.estimate(
-            billing_service_pb2.EstimatePriceRequest(
-                base_model=model,
-                training_kind=kind,
-                training_tokens=training_tokens,
-                validation_tokens=validation_tokens,
-                epochs=epochs,
-                evaluations=evaluations,
-                price_book_version=price_book,
-                parameter_count=parameter_count,
-            )
-        )
-        if as_json:
-            return print_json(price)
-        rows = [(t.description, f"{t.quantity:,}", dollars(t.amount_nanos_usd)) for t in price.terms]
-        table(f"estimate (price book {price.price_book_version})", ("term", "quantity", "amount"), rows)
-        return console.print(f"total [bold]{dollars(price.total_nanos_usd)}[/bold]")
-
-    with_client(work, as_json)
+    TRAINING_TOKENS = "training_tokens"
+    EVALUATION_TOKENS = "evaluation_tokens"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    ENDPOINT_MINUTES = "endpoint_minutes"
+    CLUSTER_HOURS = "cluster_hours"
 
 
 @app.command()
@@ -66,6 +42,9 @@ def balance(as_json: AsJson = False) -> None:
                 ("organization", found.organization),
                 ("available", dollars(found.available_nanos_usd)),
                 ("held", dollars(found.held_nanos_usd)),
+                ("owed", dollars(found.owed_nanos_usd) if found.owed_nanos_usd else ""),
+                ("credit", state(money_pb2.CreditState.Name(found.credit_state), "CREDIT_STATE_")),
+                ("low below", dollars(found.low_balance_nanos_usd) if found.low_balance_nanos_usd else ""),
             ]
         )
 
@@ -103,13 +82,18 @@ def top_up(
 @app.command()
 def usage(
     resource: Annotated[str, typer.Option("--resource", help="Only this job, endpoint or model.")] = "",
+    kind: Annotated[list[Kind] | None, typer.Option("--kind", help="Only these kinds; repeatable.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Only this base model or hardware type.")] = "",
+    key: Annotated[str, typer.Option("--key", help="Only this API key, its id or name.")] = "",
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List usage records, newest first."""
+    """List usage records, newest first. To write them all to a file use `finemesh billing export-usage`."""
+    kinds = [money_pb2.UsageKind.Value(f"USAGE_KIND_{each.name}") for each in kind or ()]
 
     async def work(mesh: Client) -> None:
-        records = [record async for record in mesh.billing.usage(resource, limit)]
+        found = mesh.billing.usage(resource, limit, kinds=kinds, model=model, api_key_id=key.rpartition("/")[2])
+        records = [record async for record in found]
         if as_json:
             return print_json(records)
         rows = [
@@ -138,28 +122,18 @@ def show_invoice(invoice: money_pb2.Invoice) -> None:
         )
         for line in invoice.lines
     ]
-    title = f"{invoice.name}{' (open)' if invoice.open else ''}"
+    rows += [
+        (f"Credit note {note.number}: {escape(note.reason)}", "", "", dollars(-note.amount_nanos_usd))
+        for note in invoice.credit_notes
+    ]
+    title = f"{invoice.name} ({'open' if invoice.open else invoice.number})"
     table(title, ("line", "quantity", "usage", "amount"), rows)
     console.print(f"total [bold]{dollars(invoice.total_nanos_usd)}[/bold]")
 
 
 @app.command()
-def invoice(
-    name: Annotated[str, typer.Argument(help="organizations/.../invoices/2026-11; the running month by default.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Show a month's invoice."""
-
-    async def work(mesh: Client) -> None:
-        found = await mesh.billing.invoice(name)
-        print_json(found) if as_json else show_invoice(found)
-
-    with_client(work, as_json)
-
-
-@app.command()
 def job(name: Annotated[str, typer.Argument(help="projects/.../tuningJobs/ft-...")], as_json: AsJson = False) -> None:
-    """Show a job's money: quote, hold, charge, release."""
+    """Show a job's money: quote, hold, cost so far while it runs, charge, release."""
 
     async def work(mesh: Client) -> None:
         charge = await mesh.billing.job_charge(name)
@@ -171,6 +145,8 @@ def job(name: Annotated[str, typer.Argument(help="projects/.../tuningJobs/ft-...
                 ("held", dollars(charge.held_nanos_usd)),
                 ("charged", dollars(charge.charged_nanos_usd) if charge.settled else "not settled yet"),
                 ("released", dollars(charge.released_nanos_usd) if charge.settled else ""),
+                ("booked so far", f"{dollars(charge.accrued_nanos_usd)}, before any minimum"),
+                ("tokens", f"{charge.training_tokens:,} trained, {charge.evaluation_tokens:,} evaluated"),
                 ("price book", charge.price_book_version),
             ]
         )

@@ -21,8 +21,8 @@ from finemesh_client.cli.demo_dataset import Row, make_rows, write_rows
 from finemesh_client.cli.demo_quiz import accuracy, ask_grpc, ask_openai
 from finemesh_client.cli.demo_stack import DemoFailed, make_base_model, running_stack
 from finemesh_client.cli.files import show as show_file
+from finemesh_client.cli.job_show import show_quote
 from finemesh_client.cli.job_watch import watch_job
-from finemesh_client.cli.jobs import show_quote
 from finemesh_client.cli.output import console, progress_console, size
 from finemesh_client.cli.runtime import EXIT_REFUSED
 from finemesh_client.client import Client

@@ -10,10 +10,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from finemesh.files.v1 import file_pb2
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, state, table, when
+from finemesh_client.cli.preview import features_of, preview
 from finemesh_client.cli.runtime import EXIT_REFUSED, AsJson, Limit, with_client
 from finemesh_client.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: JSONL with `messages`, or with `prompt` and `completion`.")
+app = typer.Typer(no_args_is_help=True, help="Datasets: JSONL, or token ids as Parquet.")
+app.command()(preview)
 Name = Annotated[str, typer.Argument(help="Resource name, projects/.../files/...")]
 
 
@@ -31,6 +33,7 @@ def show(file: file_pb2.File) -> None:
             ("display name", file.display_name),
             ("state", state(file_pb2.FileState.Name(file.state), "FILE_STATE_")),
             ("format", file_pb2.DatasetFormat.Name(file.format).removeprefix("DATASET_FORMAT_").lower()),
+            ("uses", features_of(file.features)),
             ("examples", f"{file.line_count:,}"),
             ("size", size(file.size_bytes)),
             ("sha256", file.sha256),
@@ -48,7 +51,7 @@ def show(file: file_pb2.File) -> None:
 
 @app.command()
 def upload(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A JSONL file.")],
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A JSONL or Parquet file.")],
     as_json: AsJson = False,
 ) -> None:
     """Upload a dataset; every line is checked and all errors are shown at once. Exits with 1 when it is invalid."""

@@ -1,4 +1,4 @@
-"""Command-line options to a TuningSpec. It fills no defaults: the server does, and shows them in the quote."""
+"""Command-line options to a TuningSpec. It fills no defaults and checks no ranges: the server does, and shows them in the quote."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 
+SFT, DPO = "sft", "dpo"
+METHODS = (SFT, DPO)
+BATCH_SIZE_MAX = "max"
 SCHEDULES = {
     "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,
     "linear": pb.LEARNING_RATE_SCHEDULE_LINEAR,
@@ -17,29 +20,58 @@ TRAIN_ON_INPUTS = {
 }
 
 
+class OptionConflict(ValueError):
+    """Options that cannot be meant together; the text names them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What the user gave; None means not given."""
+    """What the user gave; None means not given. `batch_size` is a number or `max`."""
 
-    model: str
     training_file: str
+    model: str = ""
+    from_checkpoint: str = ""
     validation_file: str = ""
     output_name: str = ""
+    method: str = SFT
+    train_on_inputs: str | None = None
+    dpo_beta: float | None = None
+    dpo_normalize_by_length: bool = False
+    dpo_reference_free: bool = False
+    rpo_alpha: float | None = None
+    simpo_gamma: float | None = None
     full: bool = False
+    lora: bool = False
     rank: int | None = None
     alpha: int | None = None
     dropout: float | None = None
+    target_modules: tuple[str, ...] = ()
     epochs: int | None = None
     evaluations: int | None = None
-    batch_size: int | None = None
+    checkpoints: int | None = None
+    checkpoint_interval_steps: int | None = None
+    batch_size: str | None = None
+    gradient_accumulation_steps: int | None = None
+    packing: bool | None = None
     learning_rate: float | None = None
     schedule: str = "cosine"
+    min_learning_rate_ratio: float | None = None
+    cycle_count: float | None = None
     warmup_ratio: float | None = None
-    train_on_inputs: str = "auto"
+    weight_decay: float | None = None
+    gradient_norm_max: float | None = None
     sequence_tokens_max: int | None = None
     seed: int | None = None
-    checkpoint_interval_steps: int | None = None
+    early_stopping: bool = False
+    patience: int | None = None
+    min_delta: float | None = None
+    warmup_evaluations: int | None = None
     gpus: int | None = None
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+    wandb_name: str | None = None
+    wandb_url: str | None = None
+    hf_push_to: str | None = None
 
 
 def given(**values: object) -> dict[str, object]:
@@ -48,32 +80,115 @@ def given(**values: object) -> dict[str, object]:
 
 
 def to_spec(options: JobOptions) -> pb.TuningSpec:
-    """The contract's spec."""
-    hyperparameters = pb.Hyperparameters(
-        learning_rate_schedule=SCHEDULES[options.schedule],
-        **given(  # type: ignore[arg-type]
-            epochs=options.epochs,
-            evaluations=options.evaluations,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup_ratio=options.warmup_ratio,
-            sequence_tokens_max=options.sequence_tokens_max,
-            seed=options.seed,
-            checkpoint_interval_steps=options.checkpoint_interval_steps,
-        ),
-    )
+    """The contract's spec. OptionConflict for options that exclude one another."""
+    _refuse_conflicts(options)
     spec = pb.TuningSpec(
         base_model=options.model,
+        from_checkpoint=options.from_checkpoint,
         training_file=options.training_file,
         validation_file=options.validation_file,
         output_name=options.output_name,
-        supervised=pb.SupervisedMethod(train_on_inputs=TRAIN_ON_INPUTS[options.train_on_inputs]),
-        hyperparameters=hyperparameters,
+        hyperparameters=_hyperparameters(options),
         **given(gpu_count=options.gpus),  # type: ignore[arg-type]
     )
+    if options.method == DPO:
+        spec.dpo.CopyFrom(_dpo(options))
+    else:
+        spec.supervised.train_on_inputs = TRAIN_ON_INPUTS[options.train_on_inputs or "auto"]
+    _set_integrations(spec, options)
+    lora = _lora(options)
     if options.full:
         spec.full.SetInParent()
-    else:
-        lora = given(rank=options.rank, alpha=options.alpha, dropout=options.dropout)
-        spec.lora.CopyFrom(pb.LoraTraining(**lora))  # type: ignore[arg-type]
+    elif lora is not None:
+        spec.lora.CopyFrom(lora)
     return spec
+
+
+def _refuse_conflicts(options: JobOptions) -> None:
+    if not options.model and not options.from_checkpoint:
+        raise OptionConflict("give --model, or --from a job, model or checkpoint to continue")
+    of_dpo = given(
+        **{
+            "--dpo-beta": options.dpo_beta,
+            "--dpo-normalize-by-length": options.dpo_normalize_by_length or None,
+            "--dpo-reference-free": options.dpo_reference_free or None,
+            "--rpo-alpha": options.rpo_alpha,
+            "--simpo-gamma": options.simpo_gamma,
+        }
+    )
+    if options.method != DPO and of_dpo:
+        raise OptionConflict(f"{', '.join(of_dpo)}: only with --method dpo")
+    if options.method == DPO and options.train_on_inputs is not None:
+        raise OptionConflict("--train-on-inputs: only with --method sft; preferences teach by their answers")
+    if options.full and (options.lora or _gave_lora(options)):
+        raise OptionConflict("--full trains all weights; leave --lora, --rank, --alpha, --dropout and --target out")
+    if options.batch_size not in (None, BATCH_SIZE_MAX) and not str(options.batch_size).isdecimal():
+        raise OptionConflict("--batch-size: give a number of sequences, or max")
+
+
+def _gave_lora(options: JobOptions) -> bool:
+    return bool(given(r=options.rank, a=options.alpha, d=options.dropout)) or bool(options.target_modules)
+
+
+def _lora(options: JobOptions) -> pb.LoraTraining | None:
+    """None leaves the choice to the job that is continued."""
+    if options.from_checkpoint and not options.lora and not _gave_lora(options):
+        return None
+    values = given(rank=options.rank, alpha=options.alpha, dropout=options.dropout)
+    return pb.LoraTraining(target_modules=options.target_modules, **values)  # type: ignore[arg-type]
+
+
+def _dpo(options: JobOptions) -> pb.DpoMethod:
+    return pb.DpoMethod(
+        normalize_logratios_by_length=options.dpo_normalize_by_length,
+        reference_free=options.dpo_reference_free,
+        **given(beta=options.dpo_beta, rpo_alpha=options.rpo_alpha, simpo_gamma=options.simpo_gamma),  # type: ignore[arg-type]
+    )
+
+
+def _hyperparameters(options: JobOptions) -> pb.Hyperparameters:
+    is_max = options.batch_size == BATCH_SIZE_MAX
+    return pb.Hyperparameters(
+        learning_rate_schedule=SCHEDULES[options.schedule],
+        batch_size_max=is_max,
+        early_stopping=_early_stopping(options),
+        **given(  # type: ignore[arg-type]
+            batch_size=None if is_max or options.batch_size is None else int(options.batch_size),
+            epochs=options.epochs,
+            evaluations=options.evaluations,
+            checkpoints=options.checkpoints,
+            checkpoint_interval_steps=options.checkpoint_interval_steps,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            packing=options.packing,
+            learning_rate=options.learning_rate,
+            min_learning_rate_ratio=options.min_learning_rate_ratio,
+            cycle_count=options.cycle_count,
+            warmup_ratio=options.warmup_ratio,
+            weight_decay=options.weight_decay,
+            gradient_norm_max=options.gradient_norm_max,
+            sequence_tokens_max=options.sequence_tokens_max,
+            seed=options.seed,
+        ),
+    )
+
+
+def _set_integrations(spec: pb.TuningSpec, options: JobOptions) -> None:
+    """One of its settings asks for an integration, too."""
+    wandb = given(
+        project=options.wandb_project,
+        entity=options.wandb_entity,
+        run_name=options.wandb_name,
+        base_url=options.wandb_url,
+    )
+    if wandb:
+        spec.integrations.wandb.CopyFrom(pb.WandbRun(**wandb))  # type: ignore[arg-type]
+    if options.hf_push_to is not None:
+        spec.integrations.hub_push.repository = options.hf_push_to
+
+
+def _early_stopping(options: JobOptions) -> pb.EarlyStopping | None:
+    """One of its settings turns it on, too."""
+    values = given(
+        patience=options.patience, min_delta=options.min_delta, warmup_evaluations=options.warmup_evaluations
+    )
+    return pb.EarlyStopping(**values) if values or options.early_stopping else None  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2
+from finemesh_client.cli.job_show import rewards_of
 from finemesh_client.cli.output import progress_console, state
 from finemesh_client.client import Client
 
@@ -28,6 +29,8 @@ def status_text(job: tuning_job_pb2.TuningJob) -> str:
     parts = [f"loss {p.training_loss:.4f}"]
     if p.HasField("validation_loss"):
         parts.append(f"held-out {p.validation_loss:.4f}")
+    if p.HasField("reward_accuracy"):
+        parts.append(f"rewards {rewards_of(p)}")
     parts.append(f"{p.tokens_per_second:,.0f} tok/s")
     if p.HasField("remaining_s"):
         parts.append(f"ETA {eta(p.remaining_s)}")

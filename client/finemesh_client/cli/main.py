@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from finemesh_client.cli import billing, endpoints, files, jobs, keys, models
+from finemesh_client.cli import billing, budgets, costs, endpoints, files, invoices, jobs, keys, ledger, models
 from finemesh_client.cli.chat import chat
 from finemesh_client.cli.demo import demo
+from finemesh_client.cli.estimate import estimate
 from finemesh_client.cli.keys import whoami
 from finemesh_client.cli.up import up
 
@@ -33,5 +34,19 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(endpoints.app, name="endpoints")
 app.command()(chat)
+billing.app.command()(estimate)
+billing.app.command("low-balance")(budgets.low_balance)
+billing.app.add_typer(budgets.app, name="budget")
+billing.app.command()(invoices.invoice)
+billing.app.command()(invoices.invoices)
+billing.app.command("close-invoice")(invoices.close_invoice)
+billing.app.command("credit-note")(invoices.credit_note)
+billing.app.command("credit-notes")(invoices.credit_notes)
+billing.app.command()(invoices.profile)
+billing.app.command()(costs.costs)
+billing.app.command("export-usage")(costs.export_usage)
+billing.app.command("verify")(ledger.verify)
+billing.app.command("export-journal")(ledger.export_journal)
+billing.app.add_typer(ledger.dead_letters, name="dead-letters")
 app.add_typer(billing.app, name="billing")
 app.add_typer(keys.app, name="keys")

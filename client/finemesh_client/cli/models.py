@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finemesh.models.v1 import model_pb2
+from finemesh_client import hub
 from finemesh_client.cli.files import byte_bar
+from finemesh_client.cli.job_secrets import HUB_VARIABLE, secret
+from finemesh_client.cli.job_spec import OptionConflict
+from finemesh_client.cli.limits import limits
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, with_client
 from finemesh_client.client import Client
-from finemesh_client.errors import InvalidRequest
 from finemesh_client.models import importable_files
 
 app = typer.Typer(no_args_is_help=True, help="Base models and tuned models.")
 Name = Annotated[str, typer.Argument(help="Model id `slug/name`, or projects/.../models/...")]
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+app.command()(limits)
 
 
 async def download_model(mesh: Client, name: str, folder: Path, as_json: bool) -> None:
@@ -85,46 +89,44 @@ def get(name: Name, as_json: AsJson = False) -> None:
     with_client(work, as_json)
 
 
-def hub_folder(source: str, revision: str) -> Path:
-    """Downloads a hub repository's safetensors, tokenizer and configuration, never code."""
-    try:
-        # Only this command needs the hub's library, which is an extra of its own.
-        from huggingface_hub import snapshot_download  # noqa: PLC0415
-    except ImportError:
-        message = (
-            f"{source} is no local folder, and for a hub id the hub's library is needed: pip install 'finemesh[hub]'"
-        )
-        raise InvalidRequest(message=message, reason="INVALID_FIELD") from None
-    try:
-        return Path(snapshot_download(source, revision=revision or None, allow_patterns=HUB_PATTERNS))
-    except (OSError, ValueError) as error:
-        message = f"{source} is no local folder and could not be had from the hub: {error}"
-        raise InvalidRequest(message=message, reason="MODEL_UNKNOWN") from error
-
-
 @app.command("import")
 def import_model(
     source: Annotated[str, typer.Argument(help="A local folder with safetensors, or a hub id such as org/name.")],
     model_id: Annotated[str, typer.Option("--as", help="Id in the catalogue; the hub id by default.")] = "",
-    revision: Annotated[str, typer.Option("--revision", help="Hub revision.")] = "",
+    revision: Annotated[str, typer.Option("--revision", help="Commit, tag or branch of the hub (main).")] = "",
+    hf_token_file: Annotated[
+        Path | None, typer.Option("--hf-token-file", help="File with a token for the hub, instead of HF_TOKEN.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a base model to the catalogue. Needs the operator role; a hub id needs a network."""
+    """Add a base model to the catalogue: safetensors and tokenizer files only. Needs the operator role; a hub id a network."""
     local = Path(source)
     is_local = local.is_dir()
     if is_local and not model_id:
         raise typer.BadParameter("a local folder needs an id for the catalogue: --as org/name")
+    if is_local and (revision or hf_token_file):
+        raise typer.BadParameter("--revision and --hf-token-file belong to the hub, not to a local folder")
+    try:
+        token = secret(hf_token_file, os.environ.get(HUB_VARIABLE, ""))
+    except OptionConflict as conflict:
+        raise typer.BadParameter(str(conflict)) from None
 
     async def work(mesh: Client) -> None:
-        folder = local
-        if not is_local:
+        if is_local:
+            found = hub.HubFolder(folder=local, files=tuple(importable_files(local)), commit="")
+        else:
             with progress_console.status(f"downloading {source} from the hub"):
-                folder = await asyncio.to_thread(hub_folder, source, revision)
-        total = sum(path.stat().st_size for path in importable_files(folder))
+                found = await asyncio.to_thread(hub.fetch, source, revision, token)
+            progress_console.print(f"{source} at commit {found.commit}")
+        total = sum(path.stat().st_size for path in found.files)
         with byte_bar() as bar:
             task = bar.add_task(f"importing {model_id or source}", total=total)
             base = await mesh.models.import_base(
-                model_id or source, folder, on_bytes=lambda count: bar.advance(task, count)
+                model_id or source,
+                found.folder,
+                files=found.files,
+                source=f"hf:{source}@{found.commit}" if found.commit else "",
+                on_bytes=lambda count: bar.advance(task, count),
             )
         if as_json:
             print_json(base)

@@ -23,7 +23,11 @@ STATE_STYLE = {
     "INVALID": "red",
     "CANCELLED": "yellow",
     "CANCELLING": "yellow",
+    "PARKED": "yellow",
     "RUNNING": "cyan",
+    "SUFFICIENT": "green",
+    "LOW": "yellow",
+    "EXHAUSTED": "red",
 }
 
 

@@ -26,7 +26,7 @@ _STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # Where the reason says more than the code; a lack of money is neither a wrong key nor something to retry.
-_STATUS_OF_REASON = {"SIZE_LIMIT": 413, "BALANCE_INSUFFICIENT": 402, "MODEL_UNKNOWN": 404}
+_STATUS_OF_REASON = {"SIZE_LIMIT": 413, "BALANCE_INSUFFICIENT": 402, "SPEND_CAP_EXCEEDED": 402, "MODEL_UNKNOWN": 404}
 _TYPE = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -43,6 +43,7 @@ _CODE = {
     "CONTEXT_TOO_LONG": "context_length_exceeded",
     "RATE_LIMITED": "rate_limit_exceeded",
     "BALANCE_INSUFFICIENT": "insufficient_quota",
+    "SPEND_CAP_EXCEEDED": "billing_hard_limit_reached",
 }
 # Fields of the mesh's request -> parameters of the HTTP request.
 _PARAMS = {"output_tokens_max": "max_tokens"}

@@ -20,8 +20,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_BYTES_MAX = 1 << 20
 
-# The linear layers that an adapter may change; an engine prepares these and no others.
-ADAPTED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Architectures that keep query, key and value in one matrix, and gate and up in another.
+_FUSED_MODEL_TYPES = frozenset({"phi3"})
 
 # Loading any of these would run a pickle.
 _EXECUTABLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"})
@@ -168,11 +168,20 @@ def has_experts(base_config: Mapping[str, Any]) -> bool:
 
 
 def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """(out features, in features) of each linear layer that an adapter may change, for Llama-shaped decoders."""
+    """(out features, in features) of each linear layer that an adapter may change, for Llama-shaped decoders; an engine
+    prepares these and no others."""
     text = base_config.get("text_config") or base_config
     hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
     key_value_heads = int(text.get("num_key_value_heads") or heads)
     head = int(text.get("head_dim") or hidden // heads)
+    if text.get("model_type") in _FUSED_MODEL_TYPES:
+        inner = int(text["intermediate_size"])
+        return {
+            "self_attn.qkv_proj": ((heads + 2 * key_value_heads) * head, hidden),
+            "self_attn.o_proj": (hidden, heads * head),
+            "mlp.gate_up_proj": (2 * inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
     shapes = {
         "self_attn.q_proj": (heads * head, hidden),
         "self_attn.k_proj": (key_value_heads * head, hidden),

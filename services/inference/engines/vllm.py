@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.inference.engines.adapter_check import ADAPTED_MODULES, check_adapter, has_experts, takes_adapters
+from services.inference.engines.adapter_check import check_adapter, has_experts, module_shapes, takes_adapters
 from services.inference.engines.adapters import Adapter, AdapterTable
 from services.inference.engines.base import (
     AdapterInvalid,
@@ -176,6 +177,26 @@ class VllmEngine:
         finally:
             self._unfinished.discard(request.request_id)
 
+    async def score(self, token_ids: Sequence[int], adapter_revision: str | None) -> tuple[float | None, ...]:
+        """Log-probability of each token after those before it (None for the first). At most one token less than the context:
+        vLLM scores a prompt only on the way to a token after it."""
+        llm = self._running()
+        request_id = f"score-{uuid.uuid4().hex}"
+        sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        async with AsyncExitStack() as held:
+            lora = None
+            if adapter_revision is not None:
+                lora = _lora(await held.enter_async_context(self._table.lock(adapter_revision)))
+            outputs = llm.generate(tokens_input(list(token_ids)), sampling, request_id, lora_request=lora)
+            async for output in outputs:
+                ranked = output.prompt_logprobs
+        return tuple(
+            None if entry is None else entry[token_id].logprob
+            for token_id, entry in zip(token_ids, ranked, strict=True)
+        )
+
     async def _chunks(
         self, request: GenerateRequest, outputs: AsyncGenerator[Any, None]
     ) -> AsyncGenerator[Chunk, None]:
@@ -264,7 +285,7 @@ class VllmEngine:
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            arguments = _engine_args(self._model_path, self._settings, self._context_tokens_max)
+            arguments = _engine_args(self._model_path, self._config, self._settings, self._context_tokens_max)
             config = arguments.create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
             # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
@@ -283,7 +304,9 @@ class VllmEngine:
             self._llm = starting.result()
 
 
-def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max: int) -> AsyncEngineArgs:
+def _engine_args(
+    model_path: Path, config: dict[str, Any], settings: EngineSettings, context_tokens_max: int
+) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
     devices = 1 if cpu else max(1, len(settings.gpu_indices))
     kv_cache_bytes = _CPU_KV_CACHE_BYTES if cpu and settings.kv_cache_bytes is None else settings.kv_cache_bytes
@@ -308,7 +331,7 @@ def _engine_args(model_path: Path, settings: EngineSettings, context_tokens_max:
         arguments["device_ids"] = list(settings.gpu_indices) or None
     if settings.adapters_resident_max:
         arguments["enable_lora"] = True
-        arguments["lora_target_modules"] = list(ADAPTED_MODULES)
+        arguments["lora_target_modules"] = [name.rpartition(".")[2] for name in module_shapes(config)]
         arguments["max_loras"] = min(settings.adapters_in_batch_max, settings.adapters_resident_max)
         arguments["max_cpu_loras"] = settings.adapters_resident_max
         arguments["max_lora_rank"] = next(rank for rank in _RANKS if rank >= settings.adapter_rank_max)

@@ -3,6 +3,7 @@
 Two schedulers may run it at once: the database refuses the second owner of a device, and the slower placement is dropped.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import asyncpg
@@ -48,7 +49,14 @@ class Placer:
             ref = JobRef(project_id=row["project_id"], job_id=row["job_id"])
             owner = resource_name(ref)
             queue[owner] = ref
-            needs.append(policy.Need(owner=owner, count=row["gpu_count"], memory_bytes_min=row["memory_bytes_min"]))
+            needs.append(
+                policy.Need(
+                    owner=owner,
+                    count=row["gpu_count"],
+                    memory_bytes_min=row["memory_bytes_min"],
+                    nodes_max=policy.GANG_NODES_MAX,
+                )
+            )
         if not needs:
             return False
         seen_since = now - timedelta(seconds=self._settings.node_memory_s)
@@ -56,29 +64,48 @@ class Placer:
         placed = 0
         for placement in policy.place(needs, fleet.groups):
             try:
-                await self.apply(queue[placement.owner], placement, fleet.incarnations[placement.node])
+                await self.apply(queue[placement.owner], placement, fleet.incarnations)
                 placed += 1
             except (Overtaken, asyncpg.UniqueViolationError) as error:
                 log.info("placement overtaken", job=placement.owner, node=placement.node, error=repr(error))
         return placed > 0
 
-    async def apply(self, ref: JobRef, placement: policy.Placement, incarnation: str) -> int:
-        """Lease, devices, attempt and transition in one transaction; returns the fencing token."""
+    async def apply(self, ref: JobRef, placement: policy.Placement, incarnations: Mapping[str, str]) -> int:
+        """Leases, devices, attempt and transition in one transaction; returns the fencing token, which is the leading node's."""
+        parts = (placement, *placement.followers)
         async with self._store.writing() as connection:
-            if not await lease_store.guard_node(connection, placement.node, incarnation):
-                raise Overtaken
+            # In one order, so that two placements never wait for each other.
+            for node in sorted(part.node for part in parts):
+                if not await lease_store.guard_node(connection, node, incarnations[node]):
+                    raise Overtaken
             token = await lease_store.next_lease_token(connection)
-            devices = ", ".join(str(index) for index in placement.device_indices)
-            message = f"placed on {placement.node}, {placement.hardware_type} {devices}"
+            message = "placed on " + " and ".join(_in_words(part) for part in parts)
             change = await self._jobs.transition(connection, JobTransition.PLACE, ref, message, lease_token=token)
             if change is None:
                 raise Overtaken
             now = self._store.now()
             lease = LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
             expires_at = leases.expiry(now, self._settings.lease_duration_s)
+            incarnation = incarnations[placement.node]
             await lease_store.insert_allocation(
                 connection, token, AllocationKind.TRAINING, placement, incarnation, now, expires_at
             )
             await lease_store.insert_attempt(connection, lease, change.attempt_count, placement.node, incarnation, now)
-            await notify(connection, node_topic(placement.node))
+            for part in placement.followers:
+                await lease_store.insert_allocation(
+                    connection,
+                    await lease_store.next_lease_token(connection),
+                    AllocationKind.TRAINING,
+                    part,
+                    incarnations[part.node],
+                    now,
+                    expires_at,
+                    leader_token=token,
+                )
+            await notify(connection, *(node_topic(part.node) for part in parts))
         return token
+
+
+def _in_words(part: policy.Placement) -> str:
+    devices = ", ".join(str(index) for index in part.device_indices)
+    return f"{part.node}, {part.hardware_type} {devices}"

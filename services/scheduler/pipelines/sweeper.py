@@ -54,7 +54,8 @@ class Sweeper:
     async def _end(self, lease: ExpiredLease) -> None:
         async with self._store.writing() as connection:
             if lease.ref is not None:
-                ended = await self._attempts.lose(connection, lease.ref, "the node was lost, or lost its lease")
+                why = "the node was lost, or lost its lease"
+                ended = await self._attempts.lose(connection, lease.ref, why, lease.lease_token)
             else:
                 ended = await lease_store.release_expired(connection, lease.lease_token, self._store.now())
             if ended:

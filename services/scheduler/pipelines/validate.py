@@ -123,6 +123,7 @@ class Validator:
                 organization_id=job.organization_id,
                 project_id=job.project_id,
                 price=price_request(spec, counts, job.parameter_count),
+                api_key_id=job.api_key_id,
             )
             held = await self._hold(job, request)
         except DomainError as error:

@@ -3,7 +3,8 @@
 Counts with the very code that feeds training (prepare.py), without torch. It knows no price.
 
 Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs, batch_size,
-gradient_accumulation_steps, epochs, evaluations, template_date (as in spec.py), errors_max.
+gradient_accumulation_steps, epochs, evaluations, template_date (as in spec.py), errors_max, place (as in place.py); with `preview` {rows, tokens_shown}
+it is a question about single rows of the training file, answered by preview.py.
 Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field, description).
 """
 
@@ -16,13 +17,17 @@ from typing import Any
 from services.trainer.train.bounded import Reader
 from services.trainer.train.data import ERRORS_MAX
 from services.trainer.train.failures import Failure, Violation, user_failure
+from services.trainer.train.place import read_place
 from services.trainer.train.plan import plan_run
-from services.trainer.train.prepare import (
-    Dataset,
-    DatasetRefusal,
-    PrepareSettings,
-    prepare_dataset,
-    resolve_max_seq_length,
+from services.trainer.train.prepare import Dataset, DatasetRefusal, prepare_dataset
+from services.trainer.train.prepare_settings import PrepareSettings, Told, resolve_max_seq_length
+from services.trainer.train.preview import (
+    PREVIEW_ROWS_DEFAULT,
+    PREVIEW_ROWS_MAX,
+    PREVIEW_TOKENS_DEFAULT,
+    PREVIEW_TOKENS_MAX,
+    PreviewSettings,
+    preview_dataset,
 )
 from services.trainer.train.spec import (
     MAX_SEQ_LENGTH_MAX,
@@ -69,6 +74,8 @@ def analyze(document: Any) -> dict[str, Any]:
     epochs = reader.integer("epochs", 1, 100, 1)
     evaluations = reader.integer("evaluations", 0, 100, 0)
     errors_max = reader.integer("errors_max", 1, 10_000, ERRORS_MAX)
+    place = read_place(reader)
+    shown = _preview(reader)
     reader.finish()
     if evaluations and validation_file is None:
         reader.refuse("evaluations", "needs a validation_file; set it to 0 or give one")
@@ -81,7 +88,12 @@ def analyze(document: Any) -> dict[str, Any]:
         train_on_inputs=inputs,
         template_date=day,
         errors_max=errors_max,
+        place=place,
+        tell=_tell,
     )
+    if shown is not None:
+        seen = preview_dataset(Path(train_file), folder, settings, shown)
+        return _invalid([seen]) if isinstance(seen, DatasetRefusal) else {"ok": True, "preview": asdict(seen)}
     datasets = _prepare(folder, settings, train_file, validation_file)
     refusals = [dataset for dataset in datasets.values() if isinstance(dataset, DatasetRefusal)]
     if refusals:
@@ -117,6 +129,18 @@ def analyze(document: Any) -> dict[str, Any]:
     }
 
 
+def _preview(reader: Reader) -> PreviewSettings | None:
+    if reader.raw("preview", None) is None:
+        return None
+    asked = reader.child("preview")
+    shown = PreviewSettings(
+        rows_max=asked.integer("rows", 1, PREVIEW_ROWS_MAX, PREVIEW_ROWS_DEFAULT),
+        tokens_max=asked.integer("tokens_shown", 1, PREVIEW_TOKENS_MAX, PREVIEW_TOKENS_DEFAULT),
+    )
+    asked.finish()
+    return shown
+
+
 def _prepare(
     folder: ModelFolder, settings: PrepareSettings, train_file: str, validation_file: str | None
 ) -> dict[str, Dataset | DatasetRefusal]:
@@ -125,6 +149,16 @@ def _prepare(
         path = Path(validation_file)
         datasets["validation"] = prepare_dataset(path, "validation", folder, settings, pack_rows=False)
     return datasets
+
+
+def _tell(told: Told) -> None:
+    """On standard error, for the log of whoever asked."""
+    share = 100 * told.bytes_read // max(told.bytes_total, 1)
+    print(
+        f"{told.file} file: {told.rows} rows, {share} % of {told.bytes_total} bytes, {told.rows_per_second:.0f} rows per second",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _counts(dataset: Dataset) -> dict[str, Any]:
@@ -140,6 +174,8 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
         "longest_row_tokens": rows.longest_row_tokens,
         "sequences": dataset.sequences.count,
         "sha256": dataset.sha256,
+        "features": asdict(dataset.features),
+        "rows_per_second": round(dataset.rows_per_second, 1),
     }
 
 

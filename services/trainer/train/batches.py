@@ -8,8 +8,8 @@ It knows no model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +25,17 @@ PAD_ID = 0
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """`input_ids` and `targets` are [lines, length]; a target is the id of the next token or IGNORED. `position_ids` is None
-    for padded lines. `rows` are row indices in the order in which they lie here."""
+    for padded lines. `rows` are row indices in the order in which they lie here. `weights` [lines, length] multiply the loss of
+    each target; None when all rows weigh 1. `row_ends` int32 [rows + 1] are where packed rows meet, from 0 on; None for padded lines."""
 
     input_ids: torch.Tensor
     targets: torch.Tensor
     position_ids: torch.Tensor | None
     rows: tuple[int, ...]
     labelled: int
+    weights: torch.Tensor | None = None
+    row_ends: torch.Tensor | None = None
+    longest_row_tokens: int = 0
 
 
 def layout_for(device: str) -> Layout:
@@ -39,11 +43,20 @@ def layout_for(device: str) -> Layout:
 
 
 def micro_batches(
-    rows: TokenRows, indices: Sequence[int], *, tokens_max: int, layout: Layout, device: str
+    rows: TokenRows, indices: Sequence[int], *, tokens_max: int, layout: Layout, device: str, width: int = 1
 ) -> list[MicroBatch]:
-    """Longest rows first; a micro-batch holds at most `tokens_max` tokens with its padding, but at least one row."""
-    ordered = sorted(indices, key=lambda index: (-int(rows.offsets[index + 1] - rows.offsets[index]), index))
-    lengths = {index: int(rows.offsets[index + 1] - rows.offsets[index]) for index in ordered}
+    """With a `width` of 2 an index stands for its row and the next one, which lie side by side in one micro-batch."""
+    lay = _padded if layout == "padded" else _packed
+    groups = row_groups(rows, indices, tokens_max=tokens_max, layout=layout, width=width)
+    return [lay(rows, [first + number for first in group for number in range(width)], device) for group in groups]
+
+
+def row_groups(
+    rows: TokenRows, indices: Sequence[int], *, tokens_max: int, layout: Layout, width: int = 1
+) -> list[list[int]]:
+    """Longest rows first; a micro-batch holds at most `tokens_max` tokens with its padding, but at least one index."""
+    lengths = row_lengths(rows, indices, width)
+    ordered = sorted(lengths, key=lambda index: (-lengths[index], index))
     groups: list[list[int]] = []
     used = 0
     for index in ordered:
@@ -54,8 +67,20 @@ def micro_batches(
             used, cost = 0, lengths[index]
         groups[-1].append(index)
         used += cost
-    lay = _padded if layout == "padded" else _packed
-    return [lay(rows, group, device) for group in groups]
+    return groups
+
+
+def row_lengths(rows: TokenRows, indices: Sequence[int], width: int = 1) -> dict[int, int]:
+    """Tokens of each index; rows that lie side by side are counted as long as the longest of them."""
+    ends = rows.offsets
+    return {
+        index: width * max(int(ends[row + 1] - ends[row]) for row in range(index, index + width)) for index in indices
+    }
+
+
+def without_labels(batch: MicroBatch) -> MicroBatch:
+    """The same rows with nothing to learn: what a process computes while others still have work, where all must compute."""
+    return replace(batch, targets=torch.full_like(batch.targets, IGNORED), labelled=0)
 
 
 def _padded(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
@@ -66,7 +91,10 @@ def _padded(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
     for number, (ids, row_targets) in enumerate(lines):
         input_ids[number, : len(ids)] = ids
         targets[number, : len(ids)] = row_targets
-    return _batch(input_ids, targets, None, group, device)
+    weights = None
+    if rows.weights is not None:
+        weights = np.repeat(rows.weights[group][:, None], width, axis=1)
+    return _batch(input_ids, targets, None, weights, group, device)
 
 
 def _packed(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
@@ -74,7 +102,13 @@ def _packed(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
     input_ids = np.concatenate([ids for ids, _ in lines])[None].astype(np.int64)
     targets = np.concatenate([row_targets for _, row_targets in lines])[None]
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in lines])[None]
-    return _batch(input_ids, targets, positions, group, device)
+    weights = None
+    if rows.weights is not None:
+        weights = np.repeat(rows.weights[group], [len(ids) for ids, _ in lines])[None]
+    lengths = [len(ids) for ids, _ in lines]
+    ends = np.cumsum([0, *lengths], dtype=np.int32)
+    batch = _batch(input_ids, targets, positions, weights, group, device)
+    return replace(batch, row_ends=_on(device, ends), longest_row_tokens=max(lengths))
 
 
 def _line(rows: TokenRows, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -89,13 +123,21 @@ def _batch(
     input_ids: NDArray[np.int64],
     targets: NDArray[np.int64],
     positions: NDArray[np.int64] | None,
+    weights: NDArray[np.float32] | None,
     group: list[int],
     device: str,
 ) -> MicroBatch:
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids).to(device),
-        targets=torch.from_numpy(targets).to(device),
-        position_ids=None if positions is None else torch.from_numpy(positions).to(device),
+        input_ids=_on(device, input_ids),
+        targets=_on(device, targets),
+        position_ids=None if positions is None else _on(device, positions),
         rows=tuple(group),
         labelled=int((targets != IGNORED).sum()),
+        weights=None if weights is None else _on(device, weights),
     )
+
+
+def _on(device: str, array: NDArray[Any]) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    # From pinned memory a copy runs beside the kernels, and nobody waits for it.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor

@@ -6,7 +6,8 @@ cursor. Safetensors and JSON only. It knows no store and no lease; the agent car
 
 import json
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,28 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.trainer.train.durable import FileDigest, commit_folder, read_whole_folder, remove_folder, sha256_file
+from services.trainer.train.distributed import ALONE, Group
+from services.trainer.train.durable import (
+    FileDigest,
+    commit_folder,
+    read_whole_folder,
+    remove_folder,
+    sha256_file,
+    unfinished_path,
+)
 from services.trainer.train.export import read_trained_weights, write_trained_weights
 from services.trainer.train.failures import Failure, platform_failure, user_failure
 from services.trainer.train.model import CausalModel
-from services.trainer.train.optim import optimizer_tensors, restore_optimizer
+from services.trainer.train.optim import empty_optimizer_tensors, optimizer_tensors, restore_optimizer
 from services.trainer.train.position import Position
+from services.trainer.train.shard import load_shards, save_shards, whole
 from services.trainer.train.spec import Spec
 
 VERSION = 1
 OPTIMIZER = "optimizer.safetensors"
 RANDOM = "rng.safetensors"
 STATE = "state.json"
+SHARDS = "shards"
 _NAME = "step-{:08d}"
 
 
@@ -46,28 +57,97 @@ class SavedCheckpoint:
     manifest_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """What the optimizer moves and what it remembers, by name."""
+
+    trained: dict[str, Any]
+    moments: dict[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for part in (self.trained, self.moments) for tensor in part.values())
+
+    def copied(self) -> "Tensors":
+        """In the machine's memory, where no later step touches them."""
+        return Tensors(trained=_copies(self.trained), moments=_copies(self.moments))
+
+
+def set_aside(model: CausalModel, optimizer: Any) -> Tensors:
+    return Tensors(trained=model.trainable, moments=optimizer_tensors(optimizer, model.trainable))
+
+
 def save_checkpoint(
-    root: Path, position: Position, identity: Identity, model: CausalModel, optimizer: Any, spec: Spec, asked: bool
-) -> SavedCheckpoint:
+    root: Path,
+    position: Position,
+    identity: Identity,
+    model: CausalModel,
+    tensors: Tensors,
+    spec: Spec,
+    *,
+    learning_rate: float,
+    asked: bool,
+    attached: Mapping[str, Path] | None = None,
+    group: Group = ALONE,
+) -> Callable[[], SavedCheckpoint]:
+    """Takes down every number but `tensors` now; what it returns writes the files, at once or beside the next steps if the tensors
+    are copies. The processes call it together and the leading one commits. Sharded weights stay shards where all processes see
+    one folder; over several machines they are gathered. `attached` files are copied in by name."""
+    path = root / _NAME.format(position.step)
+    trained, moments = tensors.trained, tensors.moments
+    in_shards = group.sharded and group.nodes == 1
+    if group.sharded and not in_shards:
+        trained, moments = whole(trained, group), whole(moments, group)
+    if not group.leads:
+
+        def take_part() -> SavedCheckpoint:
+            if in_shards:
+                group.wait()
+                save_shards(unfinished_path(path) / SHARDS, trained, moments)
+            return SavedCheckpoint(path=path, files=[], manifest_sha256="")
+
+        return take_part
     state = {
         "version": VERSION,
         "asked": asked,
         "position": asdict(position),
         "identity": asdict(identity),
-        "machine": {"device": spec.device.split(":")[0], "threads": spec.threads, "torch": str(torch.__version__)},
-        "schedule": {"step": position.step, "learning_rate": optimizer.param_groups[0]["lr"]},
+        "machine": machine_of(spec, group, model),
+        "schedule": {"step": position.step, "learning_rate": learning_rate},
         "random": _python_and_numpy_states(),
     }
+    torch_states = _torch_states()
 
     def write(folder: Path) -> None:
-        write_trained_weights(model, spec, folder)
-        save_file(optimizer_tensors(optimizer, model.trainable), folder / OPTIMIZER)
-        save_file(_torch_states(), folder / RANDOM)
+        if in_shards:
+            # The folder is there now, for the others, too.
+            group.wait()
+            save_shards(folder / SHARDS, trained, moments)
+        else:
+            write_trained_weights(model, spec, folder, trained)
+            stored = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}
+            save_file(stored, folder / OPTIMIZER)
+        for name, file in (attached or {}).items():
+            shutil.copyfile(file, folder / name)
+        save_file(torch_states, folder / RANDOM)
         (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
 
-    path = root / _NAME.format(position.step)
-    files = commit_folder(path, write, {"step": position.step, "asked": asked})
-    return SavedCheckpoint(path=path, files=files, manifest_sha256=sha256_file(path / "manifest.json"))
+    def commit() -> SavedCheckpoint:
+        files = commit_folder(path, write, {"step": position.step, "asked": asked})
+        return SavedCheckpoint(path=path, files=files, manifest_sha256=sha256_file(path / "manifest.json"))
+
+    return commit
+
+
+def machine_of(spec: Spec, group: Group, model: CausalModel) -> dict[str, Any]:
+    """What the last bits of the sums depend on."""
+    machine = {
+        "device": spec.device.split(":")[0],
+        "threads": spec.threads,
+        "processes": group.size,
+        "torch": str(torch.__version__),
+    }
+    return machine | ({"kernels": list(model.kernels)} if model.kernels else {})
 
 
 def find_checkpoint(root: Path, identity: Identity, discard: Callable[[str], None]) -> Path | None:
@@ -83,14 +163,18 @@ def find_checkpoint(root: Path, identity: Identity, discard: Callable[[str], Non
 
 
 def load_checkpoint(
-    path: Path, identity: Identity, model: CausalModel, optimizer: Any, spec: Spec
+    path: Path, identity: Identity, model: CausalModel, optimizer: Any, spec: Spec, group: Group = ALONE
 ) -> tuple[Position, dict[str, Any]]:
     """Puts every state back; returns the position and the machine that wrote it. Raises Failure: MODEL_INVALID for another
     base, TRAINING_INPUT_INVALID for another spec or dataset, DATA_CORRUPT for torn files."""
     state = _checked_state(path, identity)
     try:
-        read_trained_weights(model, spec, path)
-        restore_optimizer(optimizer, model.trainable, load_file(path / OPTIMIZER))
+        if (path / SHARDS).is_dir():
+            moments = empty_optimizer_tensors(optimizer, model.trainable)
+            load_shards(path / SHARDS, model.trainable, moments, group)
+        else:
+            read_trained_weights(model, spec, path)
+            restore_optimizer(optimizer, model.trainable, load_file(path / OPTIMIZER))
         # Random states come last: nothing after this line may draw before the next step does.
         _restore_random(state["random"], load_file(path / RANDOM))
         position = Position(**state["position"])
@@ -134,6 +218,10 @@ def _asked(path: Path) -> bool:
         return bool(json.loads((path / "manifest.json").read_bytes())["asked"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _copies(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _torch_states() -> dict[str, Any]:

@@ -1,27 +1,30 @@
-"""Reads a JSONL dataset line by line into typed rows and reports every broken line. It knows no tokenizer and no template."""
+"""The rows of a dataset as types, and the errors of broken ones. It reads no file and knows no tokenizer and no template."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-Format = Literal["conversation", "instruction"]
+import numpy as np
+from numpy.typing import NDArray
+
+Format = Literal["conversation", "instruction", "text", "preference", "tokens"]
 
 LINE_BYTES_MAX = 16 * 1024 * 1024
 ROWS_MAX = 10_000_000
+ROW_TOKENS_MAX = 16_777_216
 MESSAGES_MAX = 1000
+TOOLS_MAX = 128
+TOOL_CALLS_MAX = 128
+# A row's weight multiplies its loss; more than this is a mistake of scale, not a preference.
+ROW_WEIGHT_MAX = 100.0
 ERRORS_MAX = 100
-ROLES = ("system", "user", "assistant")
-# Keys that other formats give a meaning: to ignore them would train something else than what the row says.
-_UNSUPPORTED_ROW_KEYS = (
-    "tools", "functions", "input", "preferred_output", "non_preferred_output", "input_ids", "labels", "weight",
-)  # fmt: skip
+# The label of a token without loss, as transformers has it.
+UNLABELLED = -100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowError:
+    """`line` counts from 1, 0 is the file as a whole; in a Parquet file it is the row."""
+
     line: int
     path: str
     expected: str
@@ -40,18 +43,56 @@ class RowErrors:
         if len(self.kept) < self.kept_max:
             self.kept.append(RowError(line=line, path=path, expected=expected))
 
+    def add_all(self, others: "RowErrors") -> None:
+        self.count += others.count
+        self.kept += others.kept[: max(self.kept_max - len(self.kept), 0)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Features:
+    """What any row of a file makes use of; a weight counts when it is not 1."""
+
+    tools: bool = False
+    reasoning: bool = False
+    message_weights: bool = False
+    sample_weights: bool = False
+    parallel_tool_calls: bool = False
+
+    def add_all(self, others: "Features") -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) or getattr(others, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """`arguments` is a JSON object, also where the file spelt it as a string: so the server hands it to the template."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
+    """`reasoning` and `tool_calls` only with the role assistant, `tool_call_id` and `name` only with the role tool."""
+
     role: str
     content: str
     weight: int = 1
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
+    """`tools` are the JSON objects that declare functions, passed to the template as they are."""
+
     line: int
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,149 +100,37 @@ class Instruction:
     line: int
     prompt: str
     completion: str
+    weight: float = 1.0
 
 
-Row = Conversation | Instruction
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    line: int
+    text: str
+    weight: float = 1.0
 
 
-class RowReader:
-    """Iterates over the sound rows of a file. `errors`, `format` and `sha256` are complete once the iteration is."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """One question and two ways to go on, each of them messages of the assistant and of tools: `{"input": {"messages",
+    "tools"?}, "preferred_output": [...], "non_preferred_output": [...]}`."""
 
-    def __init__(self, path: Path, errors_max: int = ERRORS_MAX) -> None:
-        self.errors = RowErrors(kept_max=errors_max)
-        self.format: Format | None = None
-        self.sha256 = ""
-        self._path = path
-
-    def __iter__(self) -> Iterator[Row]:
-        digest = hashlib.sha256()
-        lines = 0
-        with self._path.open("rb") as stream:
-            while line := stream.readline(LINE_BYTES_MAX + 1):
-                digest.update(line)
-                lines += 1
-                if len(line) > LINE_BYTES_MAX:
-                    self.errors.add(lines, "$", f"a line of at most {LINE_BYTES_MAX} bytes")
-                    break
-                if lines > ROWS_MAX:
-                    self.errors.add(lines, "$", f"at most {ROWS_MAX} lines")
-                    break
-                row = self._row(lines, line)
-                if row is not None:
-                    yield row
-        self.sha256 = digest.hexdigest()
-        if self.format is None and not self.errors.count:
-            self.errors.add(1, "$", "at least one row; the file is empty")
-
-    def _row(self, number: int, line: bytes) -> Row | None:
-        if not line.strip():
-            return None
-        errors_before = self.errors.count
-
-        def refuse(path: str, expected: str) -> None:
-            self.errors.add(number, path, expected)
-
-        document = _parse(line, first=number == 1, refuse=refuse)
-        if document is None:
-            return None
-        read = _instruction if _is_instruction(document) else _conversation
-        row: Row | None = read(number, document, refuse)
-        if row is None or self.errors.count > errors_before:
-            return None
-        kind: Format = "instruction" if isinstance(row, Instruction) else "conversation"
-        if self.format not in (None, kind):
-            refuse("$", f"a row of the {self.format} format like the rows before it")
-            return None
-        self.format = kind
-        return row
+    line: int
+    messages: tuple[Message, ...]
+    preferred_output: tuple[Message, ...]
+    non_preferred_output: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    weight: float = 1.0
 
 
-Refuse = Callable[[str, str], None]
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Tokens:
+    """A row that came as token ids, without padding. `labelled` is None when the file says nothing about labels."""
+
+    line: int
+    ids: NDArray[np.int32]
+    labelled: NDArray[np.bool_] | None
+    weight: float = 1.0
 
 
-def _parse(line: bytes, *, first: bool, refuse: Refuse) -> dict[str, Any] | None:
-    try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        refuse("$", f"UTF-8 text; byte {error.start} of the line is not")
-        return None
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        refuse("$", f"a JSON object: {error}")
-        return None
-    if not isinstance(document, dict):
-        refuse("$", "a JSON object")
-        return None
-    for key in _UNSUPPORTED_ROW_KEYS:
-        if key in document:
-            refuse(f"$.{key}", "no such key: this format is not supported")
-    return document
-
-
-def _is_instruction(document: dict[str, Any]) -> bool:
-    return "messages" not in document and ("prompt" in document or "completion" in document)
-
-
-def _instruction(line: int, document: dict[str, Any], refuse: Refuse) -> Instruction | None:
-    texts = {}
-    for key in ("prompt", "completion"):
-        texts[key] = _text(document.get(key), f"$.{key}", refuse)
-    prompt, completion = texts["prompt"], texts["completion"]
-    if completion == "":
-        refuse("$.completion", "a string that is not empty")
-    if prompt is None or completion is None:
-        return None
-    return Instruction(line=line, prompt=prompt, completion=completion)
-
-
-def _conversation(line: int, document: dict[str, Any], refuse: Refuse) -> Conversation | None:
-    messages = document.get("messages")
-    if not isinstance(messages, list) or not messages:
-        refuse("$.messages", "a list of messages (or the keys prompt and completion)")
-        return None
-    if len(messages) > MESSAGES_MAX:
-        refuse("$.messages", f"at most {MESSAGES_MAX} messages")
-        return None
-    parsed = [_message(index, message, refuse) for index, message in enumerate(messages)]
-    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-        refuse("$.messages", "at least one message of the role assistant")
-        return None
-    return Conversation(line=line, messages=tuple(message for message in parsed if message is not None))
-
-
-def _message(index: int, value: Any, refuse: Refuse) -> Message | None:
-    path = f"$.messages[{index}]"
-    if not isinstance(value, dict):
-        refuse(path, "an object with role and content")
-        return None
-    for key in sorted(set(value) - {"role", "content", "weight"}):
-        refuse(f"{path}.{key[:60]}", "no such key: a message has role, content and weight")
-    role = value.get("role")
-    if role not in ROLES:
-        refuse(f"{path}.role", f"one of {', '.join(ROLES)}")
-    elif role == "system" and index > 0:
-        refuse(f"{path}.role", "a system message only as the first one")
-    content = _text(value.get("content"), f"{path}.content", refuse)
-    weight = value.get("weight", 1)
-    if weight is None:
-        weight = 1
-    if isinstance(weight, bool) or weight not in (0, 1):
-        refuse(f"{path}.weight", "0 or 1")
-        return None
-    if role not in ROLES or content is None:
-        return None
-    return Message(role=role, content=content, weight=int(weight))
-
-
-def _text(value: Any, path: str, refuse: Refuse) -> str | None:
-    if not isinstance(value, str):
-        refuse(path, "a string")
-        return None
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        # JSON can spell half of a surrogate pair; no tokenizer can read it.
-        refuse(path, "text without unpaired surrogates")
-        return None
-    return value
+Row = Conversation | Instruction | Text | Preference | Tokens

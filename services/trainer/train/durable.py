@@ -3,6 +3,7 @@
 It knows no tensors.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,15 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 UNFINISHED_PREFIX = "tmp-"
+# No room on the device, beyond the quota, beyond the size that this process may write.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(OSError):
+    """A folder could not be written for want of room; what was there before is untouched."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +38,28 @@ def commit_folder(target: Path, write: Callable[[Path], None], manifest: dict[st
 
     With a manifest, manifest.json gets its fields and the list of files. An older `target` is replaced.
     """
-    unfinished = target.parent / f"{UNFINISHED_PREFIX}{target.name}"
+    unfinished = unfinished_path(target)
     remove_folder(unfinished)
+    try:
+        files = _fill(unfinished, write, manifest)
+    except Exception as error:
+        # What is half there may be what fills the disk.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_disk_full(error):
+            raise DiskFull(target.name) from error
+        raise
+    remove_folder(target)
+    unfinished.rename(target)
+    _sync(target.parent)
+    return files
+
+
+def unfinished_path(target: Path) -> Path:
+    """Where the files lie before they are committed to `target`."""
+    return target.parent / f"{UNFINISHED_PREFIX}{target.name}"
+
+
+def _fill(unfinished: Path, write: Callable[[Path], None], manifest: dict[str, Any] | None) -> list[FileDigest]:
     unfinished.mkdir(parents=True)
     write(unfinished)
     files = digest_files(unfinished)
@@ -39,10 +69,14 @@ def commit_folder(target: Path, write: Callable[[Path], None], manifest: dict[st
     for path in sorted(unfinished.rglob("*")):
         _sync(path)
     _sync(unfinished)
-    remove_folder(target)
-    unfinished.rename(target)
-    _sync(target.parent)
     return files
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Libraries that write by themselves wrap the error and leave its number in the text."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def digest_files(folder: Path) -> list[FileDigest]:
@@ -70,10 +104,13 @@ def read_whole_folder(folder: Path) -> dict[str, Any]:
 
 
 def remove_unfinished(parent: Path) -> list[str]:
-    """Clears what a killed writer left; returns the names."""
+    """Clears what a killed writer left, folders and single files; returns the names."""
     torn = sorted(path.name for path in parent.glob(f"{UNFINISHED_PREFIX}*"))
     for name in torn:
-        remove_folder(parent / name)
+        if (parent / name).is_dir():
+            remove_folder(parent / name)
+        else:
+            (parent / name).unlink()
     return torn
 
 

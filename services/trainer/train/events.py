@@ -1,6 +1,6 @@
 """The run's only voice: JSON objects, one a line, on the stream that the agent reads.
 
-Types: ready, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed. `progress` carries the
+Types: ready, preparing, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed. `progress` carries the
 metered range [start_step, end_step) and `evaluation` the metered number; both keep their identity when work is redone.
 It knows no lease and no meter.
 """
@@ -31,6 +31,10 @@ class EventStream:
             self._stream.flush()
         except BrokenPipeError:
             os._exit(EXIT_ORPHANED)
+
+    def lend_stdout(self) -> None:
+        """From here on processes that this one starts find the stream at their standard output, where they claim it."""
+        os.dup2(self._stream.fileno(), 1)
 
 
 def claim_stdout() -> EventStream:

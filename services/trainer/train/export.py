@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from services.trainer.train.model import CausalModel
+from services.trainer.train.shard import copy_whole
 from services.trainer.train.spec import Spec
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -22,44 +23,50 @@ _COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
 )  # fmt: skip
+Tensors = dict[str, Any]
 # One entry only: the header lists metadata in no fixed order.
 _METADATA = {"format": "pt"}
 
 
-def write_export(model: CausalModel, spec: Spec, folder: Path) -> None:
-    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights."""
+def write_export(model: CausalModel, spec: Spec, folder: Path, trained: Tensors | None = None) -> None:
+    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights. `trained` are the weights by name where
+    the model itself holds only a part of them."""
     if spec.training.type == "lora":
-        write_trained_weights(model, spec, folder)
+        write_trained_weights(model, spec, folder, trained)
         return
-    model.base.save_pretrained(str(folder))
+    model.base.save_pretrained(str(folder), state_dict=trained)
     for name in _COMPANIONS:
         source = Path(spec.base_model.directory) / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
 
 
-def write_trained_weights(model: CausalModel, spec: Spec, folder: Path) -> None:
+def write_trained_weights(model: CausalModel, spec: Spec, folder: Path, trained: Tensors | None = None) -> None:
     """Just what the optimizer moves, exactly as it is in memory; a checkpoint holds this."""
     if spec.training.type == "full":
-        save_file(_plain(model.trainable), folder / FULL_WEIGHTS, metadata=_METADATA)
+        save_file(_plain(trained or model.trainable), folder / FULL_WEIGHTS, metadata=_METADATA)
         return
-    tensors = get_peft_model_state_dict(model.module, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(model.module, state_dict=trained, save_embedding_layers=False)
     save_file(_plain(tensors), folder / ADAPTER_WEIGHTS, metadata=_METADATA)
     config = _sorted_sets(model.module.peft_config["default"].to_dict()) | {"inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def weights_file(spec: Spec) -> str:
+    """The file that `write_trained_weights` puts the weights into."""
+    return FULL_WEIGHTS if spec.training.type == "full" else ADAPTER_WEIGHTS
 
 
 def read_trained_weights(model: CausalModel, spec: Spec, folder: Path) -> None:
     """Raises ValueError when the tensors are not those of this model."""
     if spec.training.type == "full":
         tensors, trainable = load_file(folder / FULL_WEIGHTS), model.trainable
-        _require_same(tensors, trainable)
-        for name, parameter in trainable.items():
-            parameter.data.copy_(tensors[name])
-        return
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    _require_same(tensors, get_peft_model_state_dict(model.module, save_embedding_layers=False))
-    set_peft_model_state_dict(model.module, tensors)
+    else:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        trainable = get_peft_model_state_dict(model.module, state_dict=model.trainable, save_embedding_layers=False)
+    _require_same(tensors, trainable)
+    for name, parameter in trainable.items():
+        copy_whole(parameter, tensors[name])
 
 
 def _plain(tensors: dict[str, Any]) -> dict[str, Any]:

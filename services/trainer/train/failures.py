@@ -1,6 +1,6 @@
 """How a run or an analysis says no: whose fault it is, a reason of the platform's closed list, and every broken field at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,26 +16,41 @@ class Violation:
 
 
 class Failure(Exception):
-    """Ends the run. `reason` is the name of an ErrorReason without its prefix; the loop notes how far it had come."""
+    """Ends the run. `reason` is the name of an ErrorReason without its prefix; the loop notes how far it had come.
+    `details` are short facts for whoever looks into it."""
 
-    def __init__(self, kind: Kind, reason: str, message: str, violations: Sequence[Violation] = ()) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        message: str,
+        violations: Sequence[Violation] = (),
+        details: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.reason = reason
         self.message = message
         self.violations = tuple(violations)
+        self.details = dict(details or {})
         self.step = 0
         self.last_checkpoint_step: int | None = None
 
+    def __reduce__(self) -> tuple[type["Failure"], tuple[object, ...]]:
+        """Also a process beside this one may be the one that has to say no."""
+        return Failure, (self.kind, self.reason, self.message, self.violations, self.details)
 
-def user_failure(reason: str, message: str, violations: Sequence[Violation] = ()) -> Failure:
+
+def user_failure(
+    reason: str, message: str, violations: Sequence[Violation] = (), details: Mapping[str, str] | None = None
+) -> Failure:
     """The data or the settings are at fault: the same run would fail again."""
-    return Failure("user", reason, message, violations)
+    return Failure("user", reason, message, violations, details)
 
 
-def platform_failure(reason: str, message: str) -> Failure:
+def platform_failure(reason: str, message: str, details: Mapping[str, str] | None = None) -> Failure:
     """We are at fault: the run may go on elsewhere from its last checkpoint."""
-    return Failure("platform", reason, message)
+    return Failure("platform", reason, message, details=details)
 
 
 class Stopped(Exception):

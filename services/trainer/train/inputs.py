@@ -3,23 +3,29 @@
 It holds no weights and takes no step.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from services.trainer.train.batches import MicroBatch, layout_for, micro_batches
+from services.trainer.train.batches import (
+    MicroBatch,
+    layout_for,
+    micro_batches,
+    row_groups,
+    row_lengths,
+    without_labels,
+)
 from services.trainer.train.checkpoint import Identity
+from services.trainer.train.distributed import ALONE, Group, deal
 from services.trainer.train.events import Emit
 from services.trainer.train.failures import Violation, user_failure
 from services.trainer.train.plan import RunPlan, plan_run
-from services.trainer.train.prepare import (
-    Dataset,
-    DatasetRefusal,
-    PrepareSettings,
-    prepare_dataset,
-    resolve_max_seq_length,
-)
+from services.trainer.train.prepare import Dataset, DatasetRefusal, prepare_dataset
+from services.trainer.train.prepare_settings import PrepareSettings, resolve_max_seq_length
 from services.trainer.train.spec import Spec
 from services.trainer.train.tokenizer import ModelFolder, open_model_folder
+
+# In the work folder, where no cache is named.
+SHARDS = "shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +57,13 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         packing=spec.packing,
         train_on_inputs=spec.train_on_inputs,
         template_date=spec.template_date,
+        place=replace(spec.place, scratch=spec.place.scratch or workdir, cache=spec.place.cache or workdir / SHARDS),
+        tell=lambda told: emit("preparing", **asdict(told)),
     )
-    train_data = _dataset(Path(spec.train_file), "train", folder, settings, emit)
+    train_data = _dataset(Path(spec.train_file), "train", folder, settings, spec.method, emit)
     validation = None
     if spec.validation_file is not None:
-        validation = _dataset(Path(spec.validation_file), "validation", folder, settings, emit)
+        validation = _dataset(Path(spec.validation_file), "validation", folder, settings, spec.method, emit)
     plan = plan_run(
         train_data.sequences.count,
         sequences_per_step=spec.sequences_per_step,
@@ -64,6 +72,7 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         checkpoints=spec.checkpoints,
         checkpoint_every_steps=spec.checkpoint_every_steps,
         seed=spec.seed,
+        may_end_at_evaluations=spec.early_stopping is not None,
     )
     return Inputs(
         spec=spec,
@@ -81,33 +90,55 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
     )
 
 
-def batches_of_step(inputs: Inputs, step: int) -> tuple[list[MicroBatch], int]:
-    """The micro-batches of a step and how many tokens they hold, pads not counted."""
+def batches_of_step(
+    inputs: Inputs, step: int, group: Group = ALONE, tokens_max: int | None = None
+) -> tuple[list[MicroBatch], int]:
+    """This process's micro-batches of a step, and how many tokens the whole step holds, pads not counted. `tokens_max` takes
+    the place of the spec's."""
     sequences = inputs.train.sequences
+    width = inputs.train.rows.rows_per_example
     chosen = inputs.plan.sequences_of_step(step, sequences.count)
-    indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence]]
-    return _batches(inputs, inputs.train, indices), int(sequences.token_counts[chosen].sum())
+    indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence][::width]]
+    batches = _share(inputs, inputs.train, indices, group, tokens_max or inputs.spec.micro_batch_tokens)
+    return batches, int(sequences.token_counts[chosen].sum())
 
 
-def validation_batches(inputs: Inputs) -> list[MicroBatch]:
-    """The whole validation file; empty when nothing is evaluated."""
+def validation_batches(inputs: Inputs, group: Group = ALONE) -> list[MicroBatch]:
+    """This process's part of the validation file; empty when nothing is evaluated."""
     if inputs.validation is None or not inputs.spec.evaluations:
         return []
-    return _batches(inputs, inputs.validation, list(range(inputs.validation.rows.count)))
+    return batches_of_rows(inputs, inputs.validation, group)
 
 
-def _batches(inputs: Inputs, dataset: Dataset, indices: list[int]) -> list[MicroBatch]:
-    spec = inputs.spec
-    return micro_batches(
-        dataset.rows,
-        indices,
-        tokens_max=spec.micro_batch_tokens,
-        layout=layout_for(spec.device),
-        device=spec.device,
-    )
+def batches_of_rows(inputs: Inputs, dataset: Dataset, group: Group = ALONE) -> list[MicroBatch]:
+    """This process's part of all rows of a file."""
+    indices = list(range(0, dataset.rows.count, dataset.rows.rows_per_example))
+    return _share(inputs, dataset, indices, group, inputs.spec.micro_batch_tokens)
 
 
-def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, emit: Emit) -> Dataset:
+def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
+    """The rows that fall to this process, as micro-batches. All processes get equally many: those that are done early compute
+    without labels what the others wait for, since sharded weights are gathered by all at once."""
+    layout, device = layout_for(inputs.spec.device), inputs.spec.device
+    rows, width = dataset.rows, dataset.rows.rows_per_example
+
+    def lay(share: list[int]) -> list[MicroBatch]:
+        return micro_batches(rows, share, tokens_max=tokens_max, layout=layout, device=device, width=width)
+
+    if group.size == 1:
+        return lay(indices)
+    lengths = row_lengths(rows, indices, width)
+    shares = deal(lengths, group.size)
+    counts = [len(row_groups(rows, share, tokens_max=tokens_max, layout=layout, width=width)) for share in shares]
+    batches = lay(shares[group.rank])
+    missing = max(counts) - len(batches)
+    if missing:
+        (idle,) = lay([min(indices, key=lambda index: lengths[index])])
+        batches += [without_labels(idle)] * missing
+    return batches
+
+
+def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, method: str, emit: Emit) -> Dataset:
     dataset = prepare_dataset(path, name, folder, settings, pack_rows=name == "train")
     if isinstance(dataset, DatasetRefusal):
         violations = [
@@ -115,6 +146,12 @@ def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettin
             for error in dataset.errors
         ]
         raise user_failure("DATASET_INVALID", f"the {name} file has {dataset.error_count} invalid entries", violations)
+    if (dataset.format == "preference") != (method == "dpo"):
+        wanted = "rows of preferences" if method == "dpo" else "no preferences, which the method dpo learns from"
+        raise user_failure(
+            "DATASET_INVALID",
+            f"the {name} file has rows of the {dataset.format} format, and the method {method} takes {wanted}",
+        )
     rows = dataset.rows
     if rows.truncated_rows:
         emit(

@@ -6,6 +6,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 
 from services.trainer.train.failures import Violation, user_failure
+from services.trainer.train.lora_linear import join_adapters
 from services.trainer.train.model import CausalModel
 from services.trainer.train.spec import LoraTraining
 
@@ -30,4 +31,5 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
         raise user_failure("INVALID_FIELD", f"no adapter can be put on the base model: {error}", [violation]) from error
     # peft notes the folder that the base was loaded from, which means nothing elsewhere.
     module.peft_config["default"].base_model_name_or_path = base_id
+    join_adapters(module)
     return replace(model, module=module)

@@ -8,37 +8,34 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CHUNK_ROWS = 512
+from services.trainer.train.scratch import scratch
+
+# Rows of logits at a time. On a processor a chunk should stay near its caches, on a GPU it should fill it.
+CHUNK_ROWS = 256
+CHUNK_ROWS_CUDA = 2048
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Sum over rows of -log softmax(hidden @ weight.T)[label]. The gradient is made in the forward pass, chunk by chunk, while
-    the chunk's logits are at hand: d loss / d logits = softmax - onehot."""
+    """Sum over rows of factor * -log softmax(hidden @ weight.T)[label]. The gradient is made in the forward pass, chunk by chunk, while
+    the chunk's logits are at hand: d loss / d logits = factor * (softmax - onehot). Factors touch rows of hidden states, never
+    rows of logits, which are the wide ones."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None) -> Any:
+    def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None, factors: Any) -> Any:
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for start in range(0, hidden.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            chunk, chunk_labels = hidden[rows], labels[rows, None]
-            logits = logits_of(chunk, weight, softcap)
-            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (log_total - logits.gather(1, chunk_labels)).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            slope = None if softcap is None else 1.0 - (logits / softcap) ** 2
-            grad_logits = logits.sub_(log_total).exp_()
-            grad_logits.scatter_add_(1, chunk_labels, grad_logits.new_full(chunk_labels.shape, -1.0))
-            if slope is not None:
-                grad_logits.mul_(slope)
-            grad_logits = grad_logits.to(weight.dtype)
+        for rows in chunks(hidden):
+            chunk = hidden[rows]
+            scores, slopes = score(chunk, weight, labels[rows], softcap, slopes=needs_hidden or needs_weight)
+            total -= (scores if factors is None else scores * factors[rows]).sum()
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
+                torch.mm(slopes, weight, out=grad_hidden[rows])
+                if factors is not None:
+                    grad_hidden[rows] *= factors[rows, None]
             if grad_weight is not None:
-                grad_weight += (grad_logits.T @ chunk).float()
+                add_outer(grad_weight, slopes, chunk if factors is None else chunk * factors[rows, None])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -47,29 +44,70 @@ class _ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # to
     def backward(ctx: Any, grad_total: Any) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
-            None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad_total).to(ctx.weight_dtype),
+            None if grad_hidden is None else grad_hidden.mul_(grad_total),
+            None if grad_weight is None else grad_weight.mul_(grad_total).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )
 
 
-def cross_entropy_sum(hidden: Any, weight: Any, labels: Any, softcap: float | None = None) -> Any:
-    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, the sum over rows (nats)."""
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, softcap)
+def cross_entropy_sum(hidden: Any, weight: Any, labels: Any, softcap: float | None = None, factors: Any = None) -> Any:
+    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, the sum over rows (nats).
+    `factors` [rows] multiply the loss of each row; None is 1 for all."""
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, softcap, factors)
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def log_probs(hidden: Any, weight: Any, labels: Any, softcap: float | None = None) -> Any:
     """Log-probability of each label, float32 [rows]; for scoring, not for training."""
-    parts = [
-        torch.log_softmax(logits_of(hidden[start : start + CHUNK_ROWS], weight, softcap), dim=-1)
-        .gather(1, labels[start : start + CHUNK_ROWS, None])
-        .squeeze(1)
-        for start in range(0, hidden.shape[0], CHUNK_ROWS)
-    ]
+    parts = [score(hidden[rows], weight, labels[rows], softcap, slopes=False)[0] for rows in chunks(hidden)]
     return torch.cat(parts) if parts else torch.zeros(0, device=hidden.device)
+
+
+def chunks(hidden: Any) -> list[slice]:
+    rows = CHUNK_ROWS_CUDA if hidden.is_cuda else CHUNK_ROWS
+    return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]
+
+
+def score(hidden: Any, weight: Any, labels: Any, softcap: float | None, *, slopes: bool) -> tuple[Any, Any]:
+    """Log-probabilities of the labels, float32 [rows], and, when asked for, d -log p / d logits [rows, vocabulary] in the weight's
+    type. The latter lie in a buffer that the next call overwrites.
+
+    One softmax in place is all that is done with the logits: its largest value is 1 / sum(exp(logits - largest logit)), from
+    which the logarithm of the sum follows."""
+    logits = _logits_in_scratch(hidden, weight)
+    if softcap is not None:
+        logits.div_(softcap).tanh_()
+        cap_slope = 1.0 - logits**2 if slopes else None
+        logits.mul_(softcap)
+    largest = logits.amax(dim=-1)
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    shares = torch.softmax(logits, dim=-1, out=logits)
+    scores = own - largest + shares.amax(dim=-1).log()
+    if not slopes:
+        return scores, None
+    shares.scatter_add_(1, labels[:, None], shares.new_full((len(labels), 1), -1.0))
+    if softcap is not None:
+        shares.mul_(cap_slope)
+    return scores, shares.to(weight.dtype)
+
+
+def add_outer(total: Any, left: Any, right: Any) -> None:
+    """total += left.T @ right, without a copy of `total` where the types allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += (left.T @ right).to(total.dtype)
 
 
 def logits_of(hidden: Any, weight: Any, softcap: float | None) -> Any:
     logits = functional.linear(hidden, weight).float()
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _logits_in_scratch(hidden: Any, weight: Any) -> Any:
+    """Float32, uncapped."""
+    if hidden.dtype != torch.float32:
+        return functional.linear(hidden, weight).float()
+    return torch.mm(hidden, weight.T, out=scratch((hidden.shape[0], weight.shape[0]), hidden.device))

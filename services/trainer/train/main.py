@@ -16,8 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from services.trainer.train.durable import is_disk_full
 from services.trainer.train.events import EXIT_ORPHANED, EventStream, claim_stdout
 from services.trainer.train.failures import Failure, platform_failure
+from services.trainer.train.launch import launch, leave_word, work
 from services.trainer.train.spec import load_spec, resolve_paths
 
 EXIT_OK = 0
@@ -26,20 +28,25 @@ EXIT_PLATFORM = 3
 _PR_SET_PDEATHSIG = 1
 # Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no look at any network, and worker
 # threads that sleep when idle: spinning ones cost ten times the step when other processes want the same cores.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "MKL_CBWR": "AVX2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
+# What gloo says when the process at the other end has died.
+_LOST_PEER_WORDS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
 
 
 def main() -> int:
     arguments = _arguments()
     emit = claim_stdout()
     _die_with_parent()
+    if arguments.worker:
+        return _work(arguments.workdir, emit)
     stop = threading.Event()
 
     def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -48,7 +55,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, ask_to_stop)
     # On Ctrl-C the whole group hears SIGINT; the agent decides what becomes of the run.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     workdir = _await_work(emit) if arguments.wait else arguments.workdir
     if not arguments.no_stdin_watch:
         threading.Thread(target=_exit_when_orphaned, daemon=True).start()
@@ -65,10 +72,29 @@ def main() -> int:
 def run(workdir: Path, emit: EventStream, stop: threading.Event) -> None:
     """Reads the spec first: a wrong one is refused before the seconds that torch takes to load."""
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+    if spec.processes > 1 or spec.gang is not None:
+        emit.lend_stdout()
+        launch(spec, workdir, stop)
+        return
     # Loading torch before the environment above is set would fix the libraries' choices.
     from services.trainer.train.loop import train  # noqa: PLC0415
 
     train(spec, workdir, emit, stop.is_set)
+
+
+def _work(workdir: Path, emit: EventStream) -> int:
+    """One of several processes. The elastic launcher ends it by SIGTERM, tells why, and passes on who asks the run to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        work(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit)
+    except Failure as failure:
+        leave_word(failure)
+        return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
+    except Exception as error:
+        traceback.print_exc()
+        leave_word(_explain(error))
+        return EXIT_PLATFORM
+    return EXIT_OK
 
 
 def _await_work(emit: EventStream) -> Path:
@@ -79,7 +105,10 @@ def _await_work(emit: EventStream) -> Path:
     line = sys.stdin.readline()
     if not line:
         os._exit(EXIT_ORPHANED)
-    return Path(json.loads(line)["workdir"])
+    workdir = Path(json.loads(line)["workdir"]).absolute()
+    # Shows to whoever looks at the process what it works on, as the command line of a cold child does.
+    os.chdir(workdir)
+    return workdir
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,6 +116,9 @@ def _arguments() -> argparse.Namespace:
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--workdir", type=Path, help="folder with spec.json")
     work.add_argument("--wait", action="store_true", help='load the libraries, then read {"workdir": ...} from stdin')
+    parser.add_argument(
+        "--worker", action="store_true", help="be one process of a run, started by the elastic launcher"
+    )
     parser.add_argument("--no-stdin-watch", action="store_true", help="run on when stdin ends (by hand only)")
     return parser.parse_args()
 
@@ -107,8 +139,15 @@ def _explain(error: Exception) -> Failure:
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return platform_failure("TRAINING_FAILED", f"out of memory: {error}")
+    if is_disk_full(error):
+        where = getattr(error, "filename", None) or error
+        return platform_failure("TRAINING_FAILED", f"the disk is full: {where}", {"cause": "disk_full"})
     if isinstance(error, OSError):
         return platform_failure("TRAINING_FAILED", f"{error.strerror or name} ({error.filename or 'no file'})")
+    if name.startswith("Dist") or any(words in str(error) for words in _LOST_PEER_WORDS):
+        return platform_failure(
+            "TRAINING_FAILED", f"another process of the run is gone: {error}", {"cause": "lost_peer"}
+        )
     return platform_failure("TRAINING_FAILED", f"{name}: {error}")
 
 
@@ -121,6 +160,7 @@ def _report(emit: EventStream, failure: Failure) -> int:
         step=failure.step,
         last_checkpoint_step=failure.last_checkpoint_step,
         violations=[asdict(violation) for violation in failure.violations],
+        details=failure.details,
     )
     return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
 

@@ -3,7 +3,8 @@
 It knows no data. Weights come from safetensors only, code only from transformers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.train.batches import IGNORED, MicroBatch
 from services.trainer.train.failures import user_failure
+from services.trainer.train.kernels import on_cuda, reduced_precision, use_kernels
 from services.trainer.train.loss import cross_entropy_sum, logits_of
 
 # Hidden states times head must be the model's own logits; beyond this the architecture does something we do not know.
 _HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,12 @@ class CausalModel:
     base: Any
     device: str
     softcap: float | None
+    # How a function that reads weights outside of a module's own forward is called; sharded weights are gathered around it.
+    call: Callable[..., Any] = _call
+    # What the body computes with beyond torch's own, for a checkpoint to name; nothing on a CPU.
+    kernels: tuple[str, ...] = ()
+    # Whether the body multiplies its float32 weights in 16 bits; the head and the loss never do.
+    autocast: bool = False
 
     @property
     def trainable(self) -> dict[str, Any]:
@@ -37,15 +49,34 @@ class CausalModel:
 
     def labelled_hidden(self, batch: MicroBatch) -> tuple[Any, Any]:
         """Hidden states [labelled, width] and their targets [labelled]: the head never sees a token without a label."""
-        output = self.base.get_decoder()(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, return_dict=True
-        )
+        with reduced_precision(self.device, wanted=self.autocast):
+            output = self.base.get_decoder()(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                return_dict=True,
+                **self._row_ends(batch),
+            )
         chosen = batch.targets != IGNORED
         return output.last_hidden_state[chosen], batch.targets[chosen]
 
+    def _row_ends(self, batch: MicroBatch) -> dict[str, Any]:
+        """What flash attention would otherwise ask the device for in every layer, and wait for."""
+        if batch.row_ends is None or self.base.config._attn_implementation != "flash_attention_2":
+            return {}
+        longest = batch.longest_row_tokens
+        return {
+            "cu_seq_lens_q": batch.row_ends, "cu_seq_lens_k": batch.row_ends,
+            "max_length_q": longest, "max_length_k": longest,
+        }  # fmt: skip
+
     def loss_sum(self, batch: MicroBatch) -> Any:
+        return self.call(self._loss_sum, batch)
+
+    def _loss_sum(self, batch: MicroBatch) -> Any:
         hidden, targets = self.labelled_hidden(batch)
-        return cross_entropy_sum(hidden, self.head_weight, targets, self.softcap)
+        factors = None if batch.weights is None else batch.weights[batch.targets != IGNORED]
+        return cross_entropy_sum(hidden, self.head_weight, targets, self.softcap, factors)
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, total)."""
@@ -53,8 +84,9 @@ class CausalModel:
         return sum(parameter.numel() for parameter in self.trainable.values()), total
 
 
-def load_base(directory: Path, device: str, *, full: bool) -> CausalModel:
-    """Raises Failure(user, MODEL_INVALID). Float32 on a CPU and for full weights; a frozen base on a GPU is bfloat16."""
+def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) -> CausalModel:
+    """Raises Failure(user, MODEL_INVALID). Float32 on a CPU and for full weights; a frozen base on a GPU is bfloat16. On a
+    GPU float32 weights are multiplied in 16 bits. Not `placed`, the weights stay in the machine's memory, for sharding to bring them to `device`."""
     dtype = torch.float32 if full or device == "cpu" else torch.bfloat16
     try:
         base = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +99,8 @@ def load_base(directory: Path, device: str, *, full: bool) -> CausalModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise user_failure("MODEL_INVALID", f"the base model cannot be loaded: {error}") from error
-    base.to(device)
+    if placed:
+        base.to(device)
     base.config.use_cache = False
     head = base.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -76,13 +109,13 @@ def load_base(directory: Path, device: str, *, full: bool) -> CausalModel:
         module=base, base=base, device=device, softcap=getattr(base.config, "final_logit_softcapping", None)
     )
     _check_head(model, dtype)
-    return model
+    return replace(model, kernels=use_kernels(base, device, dtype), autocast=full and on_cuda(device))
 
 
 def _check_head(model: CausalModel, dtype: Any) -> None:
     """One short look at what the shortcut through the head assumes."""
     model.base.eval()
-    ids = torch.arange(8, device=model.device)[None] % model.head_weight.shape[0]
+    ids = torch.arange(8, device=model.head_weight.device)[None] % model.head_weight.shape[0]
     with torch.no_grad():
         theirs = model.base(input_ids=ids, use_cache=False).logits.float()
         hidden = model.base.get_decoder()(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state

@@ -1,10 +1,13 @@
 """AdamW and the learning-rate schedule as a pure function of the step. It knows no loop and no data."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from services.trainer.train.shard import copy_whole
 from services.trainer.train.spec import Schedule
 
 BETAS = (0.9, 0.999)
@@ -36,12 +39,20 @@ def make_optimizer(trainable: dict[str, Any], weight_decay: float) -> Any:
 
 
 def optimizer_tensors(optimizer: Any, trainable: dict[str, Any]) -> dict[str, Any]:
-    """The whole state by name: `<kind>.<parameter>`."""
+    """The whole state by name, `<kind>.<parameter>`, where it lies."""
     return {
-        f"{kind}.{name}": tensor.detach().cpu().contiguous()
+        f"{kind}.{name}": tensor
         for name, parameter in trainable.items()
         for kind, tensor in optimizer.state[parameter].items()
     }
+
+
+def empty_optimizer_tensors(optimizer: Any, trainable: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer after steps that moved nothing, to be filled."""
+    for parameter in trainable.values():
+        moments = {kind: torch.zeros_like(parameter).detach() for kind in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter].update(step=torch.zeros((), dtype=torch.float32, device=parameter.device), **moments)
+    return optimizer_tensors(optimizer, trainable)
 
 
 def restore_optimizer(optimizer: Any, trainable: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -52,7 +63,17 @@ def restore_optimizer(optimizer: Any, trainable: dict[str, Any], tensors: dict[s
     for key, tensor in tensors.items():
         kind, name = key.split(".", 1)
         parameter = trainable[name]
-        optimizer.state[parameter][kind] = tensor.to(parameter.device)
+        if tensor.shape == parameter.shape and isinstance(parameter, DTensor):
+            optimizer.state[parameter][kind] = torch.zeros_like(parameter)
+            copy_whole(optimizer.state[parameter][kind], tensor)
+        else:
+            optimizer.state[parameter][kind] = tensor.to(parameter.device)
+
+
+def clip_gradients(parameters: Iterable[Any], norm_max: float) -> Any:
+    """Scales all gradients down to a common norm of `norm_max` (0: leaves them); returns the norm before, where it lies."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, norm_max or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:

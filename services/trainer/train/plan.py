@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.train.order import epoch_order
-from services.trainer.train.pack import pack
+from services.trainer.train.pack import Groups, even_groups, pack
 from services.trainer.train.tokens import TokenRows
 
 PLAN_VERSION = 1
@@ -21,9 +21,9 @@ CHECKPOINTS_PER_RUN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Rows grouped into sequences: packed ones, or one row each."""
+    """Rows grouped into sequences: packed ones, one row each, or one pair of answers each."""
 
-    groups: tuple[tuple[int, ...], ...]
+    groups: Groups
     token_counts: NDArray[np.int64]
     digest: str
 
@@ -60,17 +60,25 @@ class RunPlan:
 _cached_order = lru_cache(maxsize=1)(epoch_order)
 
 
-def make_sequences(rows: TokenRows, *, packing: bool, max_seq_length: int) -> Sequences:
-    groups = pack(rows.lengths.tolist(), max_seq_length) if packing else [[row] for row in range(rows.count)]
-    lengths = rows.lengths
-    digest = hashlib.sha256(f"{PLAN_VERSION}:{max_seq_length}:{rows.digest()}:".encode())
-    for group in groups:
-        digest.update(np.array([len(group), *group], np.int64).tobytes())
-    return Sequences(
-        groups=tuple(tuple(group) for group in groups),
-        token_counts=np.array([int(lengths[group].sum()) for group in groups], np.int64),
-        digest=digest.hexdigest(),
-    )
+def make_sequences(rows: TokenRows, *, packing: bool, max_seq_length: int, rows_digest: str | None = None) -> Sequences:
+    """`rows_digest` is that of the rows where it is known already."""
+    groups = _groups(rows, packing=packing, max_seq_length=max_seq_length)
+    digest = hashlib.sha256(f"{PLAN_VERSION}:{max_seq_length}:{rows_digest or rows.digest()}:".encode())
+    for piece in groups.lengths_and_rows():
+        digest.update(piece.tobytes())
+    return sequences_of(groups, rows, digest.hexdigest())
+
+
+def sequences_of(groups: Groups, rows: TokenRows, digest: str) -> Sequences:
+    return Sequences(groups=groups, token_counts=groups.sums(rows.lengths), digest=digest)
+
+
+def _groups(rows: TokenRows, *, packing: bool, max_seq_length: int) -> Groups:
+    """Pairs of answers are never packed: each pair is a sequence."""
+    width = rows.rows_per_example
+    if packing and width == 1:
+        return pack(rows.lengths, max_seq_length)
+    return even_groups(rows.count, width)
 
 
 def plan_run(
@@ -82,7 +90,9 @@ def plan_run(
     checkpoints: int,
     checkpoint_every_steps: int | None,
     seed: int,
+    may_end_at_evaluations: bool = False,
 ) -> RunPlan:
+    """A run that may end at an evaluation reports up to each of them: then its last range is one of the plan's, too."""
     steps_per_epoch = -(-sequence_count // sequences_per_step)
     total_steps = steps_per_epoch * epochs
     checkpoint_steps = checkpoint_plan(total_steps, checkpoints, checkpoint_every_steps)
@@ -94,7 +104,11 @@ def plan_run(
         seed=seed,
         evaluations=evaluation_steps,
         checkpoints=checkpoint_steps,
-        reports=reporting_plan(total_steps, steps_per_epoch, tuple(checkpoint_steps)),
+        reports=reporting_plan(
+            total_steps,
+            steps_per_epoch,
+            (*checkpoint_steps, *(step for _, step in evaluation_steps if may_end_at_evaluations)),
+        ),
     )
 
 
@@ -118,10 +132,10 @@ def evaluation_plan(steps_per_epoch: int, epochs: int, evaluations: int) -> tupl
     return tuple(plan)
 
 
-def reporting_plan(total_steps: int, steps_per_epoch: int, checkpoints: tuple[int, ...]) -> tuple[int, ...]:
+def reporting_plan(total_steps: int, steps_per_epoch: int, stops: tuple[int, ...]) -> tuple[int, ...]:
     """Ends of the ranges in which steps are reported and metered. They depend on the plan alone, and every checkpoint is
-    one, so that work redone from a checkpoint is reported in the very ranges of the first time."""
+    one of `stops`, so that work redone from a checkpoint is reported in the very ranges of the first time."""
     interval = max(1, total_steps // REPORTS_PER_RUN)
-    ends = set(range(interval, total_steps + 1, interval)) | set(checkpoints)
+    ends = set(range(interval, total_steps + 1, interval)) | set(stops)
     ends |= set(range(steps_per_epoch, total_steps + 1, steps_per_epoch)) | {total_steps}
     return tuple(sorted(ends))

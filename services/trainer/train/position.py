@@ -18,3 +18,13 @@ class Position:
     validation_loss: float | None = None
     # Before the first step; measured once, never metered.
     initial_validation_loss: float | None = None
+    # Of the last evaluation of preferences.
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
+    # Early stopping: the best evaluation so far, and how many in a row brought nothing since.
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    # What is left of the setting after memory ran out; None: all of it.
+    micro_batch_tokens: int | None = None

@@ -1,18 +1,21 @@
 """From files to a plan: read, render, tokenise, pack. Analysis, quote and training all come through here, so their counts
-cannot disagree. It knows no torch."""
+cannot disagree. What was made of a large file before is taken from the cache (shards.py). It knows no torch."""
 
 from dataclasses import dataclass
-from datetime import date
-from itertools import chain
 from pathlib import Path
 
-from services.trainer.train.data import ERRORS_MAX, Format, Row, RowError, RowReader
-from services.trainer.train.failures import Violation, user_failure
+from services.trainer.train.data import Features, Format, RowError
+from services.trainer.train.durable import DiskFull, sha256_file
+from services.trainer.train.failures import Failure, platform_failure, user_failure
 from services.trainer.train.plan import Sequences, make_sequences
-from services.trainer.train.spec import MAX_SEQ_LENGTH_DEFAULT, TrainOnInputs
-from services.trainer.train.template import check_generation_prompt
+from services.trainer.train.prepare_settings import PrepareSettings
+from services.trainer.train.shards import ShardCache, shard_key, shard_of
+from services.trainer.train.tokenized_file import TokenizedFile, tokenize_file
 from services.trainer.train.tokenizer import ModelFolder
-from services.trainer.train.tokens import RowTokenizer, TokenRows
+from services.trainer.train.tokens import TokenRows
+
+# A smaller file is made anew in less time than its cached tokens take to be written and synced.
+CACHED_FILE_BYTES_MIN = 4 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,61 +29,83 @@ class DatasetRefusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
+    """`rows_per_second` is how fast the file was read, rendered and tokenised."""
+
     format: Format
     sha256: str
+    features: Features
     rows: TokenRows
     sequences: Sequences
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    max_seq_length: int
-    packing: bool
-    train_on_inputs: TrainOnInputs
-    template_date: str
-    errors_max: int = ERRORS_MAX
-
-
-def resolve_max_seq_length(asked: int | None, folder: ModelFolder) -> int:
-    """Raises Failure(user, INVALID_FIELD) when more is asked for than the model can see."""
-    if asked is None:
-        return min(folder.context_length, MAX_SEQ_LENGTH_DEFAULT)
-    if asked > folder.context_length:
-        description = f"must be at most {folder.context_length}, the context of the base model, not {asked}"
-        violation = Violation(field="max_seq_length", description=description)
-        raise user_failure("INVALID_FIELD", f"max_seq_length {description}", [violation])
-    return asked
+    rows_per_second: float
 
 
 def prepare_dataset(
     path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, *, pack_rows: bool
 ) -> Dataset | DatasetRefusal:
     """`name` is "train" or "validation"; the latter is never packed. Raises Failure for a model that cannot be used."""
-    reader = RowReader(path, settings.errors_max)
+    packing = pack_rows and settings.packing
     try:
-        rows = _tokenize(reader, folder, settings)
+        if settings.place.cache is not None and path.stat().st_size >= CACHED_FILE_BYTES_MIN:
+            return _through_cache(settings.place.cache, path, name, folder, settings, packing=packing)
+        made = _tokenized(path, name, folder, settings)
+    except DiskFull as error:
+        message = f"the disk is full: {error.filename} could not be written while the {name} file was prepared"
+        raise platform_failure("TRAINING_FAILED", message, {"cause": "disk_full"}) from error
     except OSError as error:
-        raise user_failure("TRAINING_INPUT_INVALID", f"the {name} file cannot be read: {error.strerror}") from error
-    if reader.errors.count or reader.format is None:
-        return DatasetRefusal(file=name, errors=tuple(reader.errors.kept), error_count=reader.errors.count)
-    if not rows.count:
+        raise unreadable(name, error) from error
+    if isinstance(made, DatasetRefusal):
+        return made
+    return _dataset(made, make_sequences(made.rows, packing=packing, max_seq_length=settings.max_seq_length))
+
+
+def unreadable(name: str, error: OSError) -> Failure:
+    return user_failure("TRAINING_INPUT_INVALID", f"the {name} file cannot be read: {error.strerror}")
+
+
+def _through_cache(
+    cache_folder: Path, path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, *, packing: bool
+) -> Dataset | DatasetRefusal:
+    """Whoever comes while another process makes the same waits for it, and takes it."""
+    cache = ShardCache(cache_folder, settings.place.cache_bytes_max)
+    key = shard_key(sha256_file(path), folder, settings)
+    with cache.locked(key):
+        shard = cache.load(key)
+        if shard is None:
+            made = _tokenized(path, name, folder, settings)
+            if isinstance(made, DatasetRefusal):
+                return made
+            shard = shard_of(made, settings.max_seq_length)
+            # A file that changed under our hands is not what the key says.
+            if key == shard_key(made.sha256, folder, settings):
+                cache.keep(key, shard)
+    rows = shard.file.rows
+    if packing or rows.rows_per_example > 1:
+        return _dataset(shard.file, shard.packed)
+    plain = make_sequences(rows, packing=False, max_seq_length=settings.max_seq_length, rows_digest=shard.rows_digest)
+    return _dataset(shard.file, plain)
+
+
+def _tokenized(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings) -> TokenizedFile | DatasetRefusal:
+    made = tokenize_file(path, name, folder, settings)
+    if made.errors.count or made.format is None:
+        return DatasetRefusal(file=name, errors=tuple(made.errors.kept), error_count=made.errors.count)
+    if not made.rows.count:
         raise user_failure(
             "TRAINING_INPUT_INVALID",
-            f"no row of the {name} file has a token to train on: every answer is masked, has weight 0 or was cut off at "
-            f"{settings.max_seq_length} tokens (longest row: {rows.longest_row_tokens})",
+            f"no row of the {name} file has a token to train on: every answer is masked, has weight 0, was the same as the "
+            "one it is compared with, or was cut off at "
+            f"{settings.max_seq_length} tokens (longest row: {made.rows.longest_row_tokens})",
         )
-    sequences = make_sequences(rows, packing=pack_rows and settings.packing, max_seq_length=settings.max_seq_length)
-    return Dataset(format=reader.format, sha256=reader.sha256, rows=rows, sequences=sequences)
+    return made
 
 
-def _tokenize(reader: RowReader, folder: ModelFolder, settings: PrepareSettings) -> TokenRows:
-    stream = iter(reader)
-    first: Row | None = next(stream, None)
-    template = None
-    if first is not None and reader.format == "conversation":
-        template = folder.chat_template(date.fromisoformat(settings.template_date))
-        check_generation_prompt(template)
-    tokenizer = RowTokenizer(folder, template, settings.train_on_inputs)
-
-    rows = stream if first is None else chain([first], stream)
-    return tokenizer.tokenize(rows, settings.max_seq_length, reader.errors)
+def _dataset(file: TokenizedFile, sequences: Sequences) -> Dataset:
+    assert file.format is not None
+    return Dataset(
+        format=file.format,
+        sha256=file.sha256,
+        features=file.features,
+        rows=file.rows,
+        sequences=sequences,
+        rows_per_second=file.rows_per_second,
+    )

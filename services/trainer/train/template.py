@@ -7,6 +7,7 @@ the date is passed in, because a template that prints today's date would give a 
 import json
 from collections.abc import Sequence
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -21,6 +22,8 @@ Span = tuple[int, int]
 
 TEMPLATE_LENGTH_MAX = 256 * 1024
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
+# An opening of the last turn that a template leaves out of earlier ones, in characters.
+OPENING_LENGTH_MAX = 256
 
 
 class TemplateRefusal(Exception):
@@ -45,13 +48,14 @@ class ChatTemplate:
             raise _broken(str(error)) from error
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
         """Raises TemplateRefusal."""
-        plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self._template.render(
-                messages=plain,
-                tools=None,
+                messages=[_plain(message) for message in messages],
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
@@ -63,31 +67,99 @@ class ChatTemplate:
         return text
 
     def trained_spans(self, row: Conversation, *, train_on_inputs: bool) -> tuple[str, list[Span]]:
-        """The whole text and the character spans that carry loss: what the assistant says after the generation prompt,
-        with its end-of-turn marker. Messages of weight 0 carry none."""
-        text = self.render(row.messages, add_generation_prompt=False)
+        """The whole text and the character spans that carry loss: what the assistant says after the generation prompt
+        (reasoning, words and tool calls), with its end-of-turn marker. Messages of weight 0 carry none."""
+        if row.tools and not self._takes_tools:
+            raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out")
+        text = self.render(row.messages, tools=row.tools, add_generation_prompt=False)
         if train_on_inputs and all(message.weight for message in row.messages):
+            for index, message in enumerate(row.messages):
+                _check_said(text, index, message)
             return text, [(0, len(text))]
         spans: list[Span] = []
         start = 0
         for index, message in enumerate(row.messages):
-            if message.role != "assistant" and not train_on_inputs:
+            if not train_on_inputs and (message.role != "assistant" or not message.weight):
                 continue
-            if message.role == "assistant" and not train_on_inputs:
-                start = self._prefix(text, row.messages[:index], index, add_generation_prompt=True)
-            end = self._prefix(text, row.messages[: index + 1], index, add_generation_prompt=False)
+            if not train_on_inputs:
+                prompt = self.render(row.messages[:index], tools=row.tools, add_generation_prompt=True) if index else ""
+                start = _prefix_length(text, prompt, index)
+            end = self._end(text, start, row, index)
             if message.weight:
+                _check_said(text[start:end], index, message)
                 spans.append((start, end))
             start = end
         return text, spans
 
-    def _prefix(self, text: str, messages: Sequence[Message], index: int, *, add_generation_prompt: bool) -> int:
-        prefix = self.render(messages, add_generation_prompt=add_generation_prompt) if messages else ""
-        if not text.startswith(prefix):
-            raise TemplateRefusal(
-                f"a chat template that renders a conversation up to message {index} as the beginning of the whole"
-            )
-        return len(prefix)
+    @cached_property
+    def _takes_tools(self) -> bool:
+        question = [Message(role="user", content="question")]
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        try:
+            with_tool = self.render(question, tools=[tool], add_generation_prompt=True)
+        except TemplateRefusal:
+            # What it has against this tool is said for the rows that have one.
+            return True
+        return with_tool != self.render(question, add_generation_prompt=True)
+
+    def _end(self, text: str, start: int, row: Conversation, index: int) -> int:
+        """Where message `index`, which begins at `start`, ends in the whole text."""
+        message = row.messages[index]
+        alone = self.render(row.messages[: index + 1], tools=row.tools, add_generation_prompt=False)
+        if text.startswith(alone) or message.role != "assistant" or not alone.startswith(text[:start]):
+            return _prefix_length(text, alone, index)
+        # Some templates open the last answer with a block of (empty) reasoning and leave it out of earlier ones. Such a turn
+        # stands in the whole text as it stands alone, less that opening.
+        body = message.content.strip() or (message.tool_calls[0].name if message.tool_calls else "")
+        body_at = alone.find(body, start) if body else -1
+        for opening_end in range(start, min(body_at, start + OPENING_LENGTH_MAX) + 1):
+            if text.startswith(alone[opening_end:], start):
+                return start + len(alone) - opening_end
+        return _prefix_length(text, alone, index)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """As the server hands it to the template: keys only for what is there, reasoning by both of its names."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        plain["reasoning"] = plain["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                **({} if call.id is None else {"id": call.id}),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        plain["name"] = message.name
+    return plain
+
+
+def _prefix_length(text: str, prefix: str, index: int) -> int:
+    if not text.startswith(prefix):
+        raise TemplateRefusal(
+            f"a chat template that renders a conversation up to message {index} as the beginning of the whole"
+        )
+    return len(prefix)
+
+
+def _check_said(rendered: str, index: int, message: Message) -> None:
+    """A template may leave out what it does not know; a row must not be trained without it unseen."""
+    if message.role != "assistant":
+        return
+    if message.content.strip() not in rendered:
+        raise TemplateRefusal(f"a chat template that renders the content of message {index} as it is")
+    if message.reasoning is not None and message.reasoning.strip() not in rendered:
+        raise TemplateRefusal(
+            f"a chat template that renders the reasoning of message {index}; this one leaves it out (there are templates that "
+            "keep it only after the last question: give earlier answers weight 0, or rows of their own)"
+        )
+    if not all(call.name in rendered for call in message.tool_calls):
+        raise TemplateRefusal(f"a chat template that renders the tool calls of message {index}")
 
 
 def check_generation_prompt(template: ChatTemplate) -> None:

@@ -31,6 +31,7 @@ class ModelFolder:
     special_tokens: dict[str, str]
     eos_id: int
     context_length: int
+    vocabulary_size: int
     tokenizer_sha256: str
     template_sha256: str
 
@@ -55,6 +56,7 @@ def open_model_folder(directory: Path) -> ModelFolder:
         special_tokens=special_tokens,
         eos_id=_eos_id(tokenizer, special_tokens, config),
         context_length=_context_length(config),
+        vocabulary_size=_vocabulary_size(config, tokenizer),
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         template_sha256=hashlib.sha256((template or "").encode()).hexdigest(),
     )
@@ -140,3 +142,13 @@ def _context_length(config: dict[str, Any]) -> int:
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise user_failure("MODEL_INVALID", "max_position_embeddings of the base model is not a positive integer")
     return length
+
+
+def _vocabulary_size(config: dict[str, Any], tokenizer: Tokenizer) -> int:
+    """Rows of the embedding, which may be more than the tokenizer has names for."""
+    text_config = config.get("text_config")
+    inner = text_config if isinstance(text_config, dict) else config
+    size = inner.get("vocab_size", tokenizer.get_vocab_size())
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise user_failure("MODEL_INVALID", "vocab_size of the base model is not a positive integer")
+    return size

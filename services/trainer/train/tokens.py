@@ -1,34 +1,29 @@
-"""Turns rows into token ids with a mark on every token that carries loss: the one path for analysis, quote and training.
-
-It knows no packing, no batches and no torch.
-"""
+"""Token rows: ids with a mark on every token that carries loss, end to end and in bounded memory. It knows no text and no tokenizer."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
-from services.trainer.train.data import Conversation, Instruction, Row, RowErrors
-from services.trainer.train.spec import TrainOnInputs
-from services.trainer.train.template import ChatTemplate, Span, TemplateRefusal
-from services.trainer.train.tokenizer import ModelFolder, without_offset_trimming
+from services.trainer.train.spill import SpilledArray
 
-# Rows tokenised together: enough for the library's threads, few enough for bounded memory.
-CHUNK_ROWS = 1024
+DIGEST_PIECE_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRows:
     """Kept rows, end to end: row i is `ids[offsets[i]:offsets[i + 1]]`, and `labelled` says which tokens carry loss.
-    The first token of a row is never predicted, so it is never labelled."""
+    The first token of a row is never predicted, so it is never labelled. `weights`, one a row, multiply the row's loss;
+    None when all of them are 1. Of preferences (pairs.py) two rows make an example; `rows` and what follows count examples."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
     offsets: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+    rows_per_example: int = 1
     rows: int
     truncated_rows: int
     skipped_rows: int
@@ -56,104 +51,100 @@ class TokenRows:
 
     def digest(self) -> str:
         digest = hashlib.sha256()
-        for array in (self.ids, self.labelled, self.offsets):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for part in (self.ids, self.labelled, self.offsets):
+            flat = np.ascontiguousarray(part).view(np.uint8)
+            for start in range(0, len(flat), DIGEST_PIECE_BYTES):
+                digest.update(flat[start : start + DIGEST_PIECE_BYTES].data)
+        if self.weights is not None:
+            digest.update(b"weights")
+            digest.update(self.weights.tobytes())
         return digest.hexdigest()
 
 
-class RowTokenizer:
-    """Renders and tokenises rows for one base model. `template` may be None when all rows are instructions."""
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """One row, whole or cut."""
 
-    def __init__(self, folder: ModelFolder, template: ChatTemplate | None, train_on_inputs: TrainOnInputs) -> None:
-        self._tokenizer = folder.tokenizer
-        self._exact_offsets = without_offset_trimming(folder.tokenizer)
-        self._template = template
-        self._eos_id = folder.eos_id
-        # "auto" means: formats that tell a prompt from an answer train on the answer. All formats here do.
-        self._train_on_inputs = train_on_inputs is True
+    line: int
+    ids: NDArray[np.int32]
+    labelled: NDArray[np.bool_]
+    weight: float
 
-    def tokenize(self, rows: Iterable[Row], max_seq_length: int, errors: RowErrors) -> TokenRows:
-        """Rows beyond `max_seq_length` tokens lose their end; rows left without a labelled token are skipped."""
-        ids: list[NDArray[np.int32]] = []
-        labelled: list[NDArray[np.bool_]] = []
-        lengths = [0]
-        seen = truncated = longest = 0
-        for row_ids, row_labelled in self._tokenized(rows, errors):
-            seen += 1
-            longest = max(longest, len(row_ids))
-            truncated += len(row_ids) > max_seq_length
-            kept_ids, kept_labelled = row_ids[:max_seq_length], row_labelled[:max_seq_length]
-            kept_labelled[:1] = False
-            if not kept_labelled.any():
-                continue
-            ids.append(kept_ids)
-            labelled.append(kept_labelled)
-            lengths.append(len(kept_ids))
+    @property
+    def is_trained(self) -> bool:
+        return self.weight > 0 and bool(self.labelled.any())
+
+    def cut(self, length: int) -> "TokenRow":
+        """The beginning, of at most `length` tokens, as it is trained."""
+        labelled = self.labelled[:length].copy()
+        labelled[:1] = False
+        return TokenRow(line=self.line, ids=self.ids[:length], labelled=labelled, weight=self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBlock:
+    """Some rows in succession as they are trained: those that are kept end to end, `lengths` and `weights` one a row, and what
+    was counted of all of them, in examples as in TokenRows."""
+
+    ids: NDArray[np.int32]
+    labelled: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    rows: int
+    truncated_rows: int
+    skipped_rows: int
+    longest_row_tokens: int
+
+
+def token_block(
+    kept: Iterable[TokenRow], *, rows: int, truncated_rows: int, skipped_rows: int, longest_row_tokens: int
+) -> TokenBlock:
+    cut = list(kept)
+    return TokenBlock(
+        ids=np.concatenate([np.zeros(0, np.int32), *(row.ids for row in cut)]),
+        labelled=np.concatenate([np.zeros(0, np.bool_), *(row.labelled for row in cut)]),
+        lengths=np.array([len(row.ids) for row in cut], np.int64),
+        weights=np.array([row.weight for row in cut], np.float32),
+        rows=rows,
+        truncated_rows=truncated_rows,
+        skipped_rows=skipped_rows,
+        longest_row_tokens=longest_row_tokens,
+    )
+
+
+class KeptRows:
+    """Blocks end to end, collected in bounded memory: what is long goes to files without a name in the folder `scratch`."""
+
+    def __init__(self, scratch: Path | None) -> None:
+        self._ids = SpilledArray(np.int32, scratch)
+        self._labelled = SpilledArray(np.bool_, scratch)
+        self._lengths = SpilledArray(np.int64, scratch)
+        self._weights = SpilledArray(np.float32, scratch)
+        self.rows = self._truncated = self._skipped = self._longest = 0
+
+    def append(self, block: TokenBlock) -> None:
+        self._ids.append(block.ids)
+        self._labelled.append(block.labelled)
+        self._lengths.append(block.lengths)
+        self._weights.append(block.weights)
+        self.rows += block.rows
+        self._truncated += block.truncated_rows
+        self._skipped += block.skipped_rows
+        self._longest = max(self._longest, block.longest_row_tokens)
+
+    def token_rows(self, rows_per_example: int = 1) -> TokenRows:
+        """All of them; once."""
+        lengths, weights = self._lengths.whole(), self._weights.whole()
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
         return TokenRows(
-            ids=np.concatenate([np.zeros(0, np.int32), *ids]),
-            labelled=np.concatenate([np.zeros(0, np.bool_), *labelled]),
-            offsets=np.cumsum(np.array(lengths, np.int64)),
-            rows=seen,
-            truncated_rows=truncated,
-            skipped_rows=seen - len(ids),
-            longest_row_tokens=longest,
+            ids=self._ids.whole(),
+            labelled=self._labelled.whole(),
+            offsets=offsets,
+            weights=None if (weights == 1).all() else weights,
+            rows_per_example=rows_per_example,
+            rows=self.rows,
+            truncated_rows=self._truncated,
+            skipped_rows=self._skipped,
+            longest_row_tokens=self._longest,
         )
-
-    def _tokenized(
-        self, rows: Iterable[Row], errors: RowErrors
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        iterator = iter(rows)
-        while chunk := list(islice(iterator, CHUNK_ROWS)):
-            if errors.count:
-                # The file is refused already: read on for its other errors, but spend nothing on tokens.
-                continue
-            if isinstance(chunk[0], Instruction):
-                yield from self._instructions([row for row in chunk if isinstance(row, Instruction)])
-            else:
-                yield from self._conversations([row for row in chunk if isinstance(row, Conversation)], errors)
-
-    def _conversations(
-        self, rows: list[Conversation], errors: RowErrors
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        texts: list[str] = []
-        spans: list[list[Span]] = []
-        assert self._template is not None
-        for row in rows:
-            try:
-                text, row_spans = self._template.trained_spans(row, train_on_inputs=self._train_on_inputs)
-            except TemplateRefusal as refusal:
-                errors.add(row.line, "$.messages", str(refusal))
-                continue
-            texts.append(text)
-            spans.append(row_spans)
-        # The template writes every special token itself, as it does at inference.
-        encodings = self._exact_offsets.encode_batch(texts, add_special_tokens=False)
-        for encoding, row_spans in zip(encodings, spans, strict=True):
-            yield np.array(encoding.ids, np.int32), _marks(encoding, row_spans)
-
-    def _instructions(self, rows: list[Instruction]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        # Prompt and completion are tokenised apart, because at inference the prompt stands alone.
-        prompts = self._tokenizer.encode_batch([row.prompt for row in rows], add_special_tokens=True)
-        completions = self._tokenizer.encode_batch([row.completion for row in rows], add_special_tokens=False)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            prompt_ids = _without_end(prompt.ids, self._eos_id)
-            answer_ids = [*completion.ids, self._eos_id]
-            marks = np.ones(len(prompt_ids) + len(answer_ids), np.bool_)
-            marks[: len(prompt_ids)] = self._train_on_inputs
-            yield np.array([*prompt_ids, *answer_ids], np.int32), marks
-
-
-def _without_end(ids: list[int], eos_id: int) -> list[int]:
-    """Some tokenizers close every text; a prompt goes on."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == eos_id else ids
-
-
-def _marks(encoding: Encoding, spans: list[Span]) -> NDArray[np.bool_]:
-    """A token is labelled when it begins inside a span: one that the prompt shares is the prompt's."""
-    marks = np.zeros(len(encoding.ids), np.bool_)
-    if not spans:
-        return marks
-    starts = np.array([start for start, _ in encoding.offsets], np.int64)
-    for start, end in spans:
-        marks |= (starts >= start) & (starts < end)
-    return marks

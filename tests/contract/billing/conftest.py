@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
@@ -40,6 +41,8 @@ class Mesh:
     billing: BillingServiceStub
     holds: HoldServiceStub
     misplaced: HoldServiceStub
+    # By the service whose certificate they have.
+    channels: dict[str, grpc.aio.Channel]
     pool: Pool
     outbox: Outbox
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -110,22 +113,36 @@ def job_price(**changes: object) -> EstimatePriceRequest:
     return EstimatePriceRequest(**{**numbers, **changes})  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def price_books_dir() -> Path:
+    """The books that ship with billing; a module with prices of its own has its own fixture of this name."""
+    return BillingSettings().price_books_dir
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def mesh(
     database_url: str,
     nats_server: NatsServer,
     tls_dir: Path,
     make_settings: SettingsFactory,
+    price_books_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Mesh]:
     settings = BillingSettings(
+        price_books_dir=price_books_dir,
         database_url=database_url,
         nats_url=nats_server.url,
         tls_dir=tls_dir,
         port_file=tmp_path_factory.mktemp("billing") / "port",
         consumer_backoff_s_min=0.01,
         consumer_failures_max=3,
+        hold_sweep_interval_s=0.1,
+        hold_grace_s=0.0,
         outbox_poll_s=0.05,
+        verify_batch_rows=1,
+        verify_progress_s=0.0,
+        journal_batch_rows=3,
+        dead_letter_batch_rows=2,
     )
     process = Process(settings)
     life = asyncio.create_task(process.live(lambda running: main(running, settings)))
@@ -142,6 +159,7 @@ async def mesh(
         billing=BillingServiceStub(channels["gateway"]),
         holds=HoldServiceStub(channels["scheduler"]),
         misplaced=HoldServiceStub(channels["gateway"]),
+        channels=channels,
         pool=pool,
         outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
     )

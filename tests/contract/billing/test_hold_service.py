@@ -229,8 +229,11 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
     assert (balance.available_nanos_usd, balance.owed_nanos_usd) == (0, 15_000_000 + 15_000_000 + 112_000_000)
     assert [(line.kind, line.amount_nanos_usd, line.usage_record_count) for line in invoice.lines] == [
         ("endpoint", 110_000_000, 1),
-        ("inference", 30_000_000, 6),
+        # A line for each direction; a cent and a half goes to the even cent.
+        ("inference", 20_000_000, 3),
+        ("inference", 20_000_000, 3),
     ]
+    assert [line.exact_nanos_usd for line in invoice.lines] == [112_000_000, 15_000_000, 15_000_000]
 
 
 async def test_what_cannot_be_booked_is_set_aside_with_its_reason(customer: Customer, mesh: Mesh) -> None:

@@ -2,12 +2,16 @@
 
 import asyncio
 import hashlib
+import io
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from chassis.identity import Caller, acting_as
@@ -60,6 +64,28 @@ async def test_a_file_with_errors_is_kept_with_its_report(world: World):
     assert (report.valid, report.error_count, len(report.errors)) == (False, 150, 100)
     assert (report.errors[0].line, report.errors[0].path) == (2, "$.messages")
     assert report.errors[0].expectation and report.errors[0].found
+
+
+async def test_a_file_says_what_it_makes_use_of(world: World):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "reasoning": "hm", "tool_calls": [call, call]}
+    row = {"messages": [{"role": "user", "content": "q"}, answer], "weight": 0.5}
+    file = await world.upload(json.dumps(row).encode())
+    assert file.state == file_pb2.FILE_STATE_READY
+    assert await get(world, file.name) == file
+    used = {"tools", "parallel_tool_calls", "reasoning", "sample_weights"}
+    assert {field.name for field, _ in file.features.ListFields()} == used
+
+
+async def test_token_ids_come_as_parquet(world: World):
+    content = io.BytesIO()
+    pq.write_table(pa.table({"input_ids": [[1, 2], [3]]}), content)
+    file = await world.upload(content.getvalue(), display_name="t.parquet")
+    assert (file.state, file.format) == (file_pb2.FILE_STATE_READY, file_pb2.DATASET_FORMAT_TOKENS)
+    assert file.line_count == 2
+    assert await download(world, file.name) == content.getvalue()
+    torn = await world.upload(content.getvalue()[:-4])
+    assert (torn.state, [error.line for error in torn.validation.errors]) == (file_pb2.FILE_STATE_INVALID, [0])
 
 
 async def test_an_empty_file_is_no_dataset(world: World):

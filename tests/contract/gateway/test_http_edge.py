@@ -9,7 +9,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from chassis.errors import FieldViolation, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from tests.contract.gateway.world import World, gateway_world
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -123,6 +123,20 @@ async def test_the_wire_form_of_a_stream(http: httpx.AsyncClient):
             None,
             "rate_limit_exceeded",
         ),
+        (
+            FailedPrecondition("BALANCE_INSUFFICIENT", "add credit"),
+            402,
+            openai.APIStatusError,
+            None,
+            "insufficient_quota",
+        ),
+        (
+            FailedPrecondition("SPEND_CAP_EXCEEDED", "raise the cap"),
+            402,
+            openai.APIStatusError,
+            None,
+            "billing_hard_limit_reached",
+        ),
         (Unavailable("ENGINE_FAILED", "engine died"), 503, openai.InternalServerError, None, "engine_failed"),
         (RuntimeError("secret text"), 500, openai.InternalServerError, None, "internal"),
     ],
@@ -137,6 +151,9 @@ async def test_errors_have_openais_shape(world: World, client, failure, status, 
     assert told.value.request_id
     if status == 429:
         assert told.value.response.headers["retry-after"] == "2"
+    if status == 402:
+        # A lack of money is nothing that a client mends by asking again.
+        assert told.value.response.headers["x-should-retry"] == "false"
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_raised_by_the_client(world: World, client: openai.AsyncOpenAI):

@@ -230,6 +230,9 @@ async def test_reflection_and_health_name_the_public_services_only(world: World)
     names = {service.name for service in answer.list_services_response.service}
     assert names == {
         "finemesh.billing.v1.BillingService",
+        "finemesh.billing.v1.BudgetService",
+        "finemesh.billing.v1.InvoiceService",
+        "finemesh.billing.v1.LedgerService",
         "finemesh.endpoints.v1.EndpointService",
         "finemesh.files.v1.FileService",
         "finemesh.identity.v1.IdentityService",

@@ -52,7 +52,7 @@ CONVERSATION = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant"
 
 
 class Tuning(TuningServiceServicer):
-    """Answers with who called; `failure` makes every call fail; a watch never ends by itself."""
+    """Answers with who called, and quotes as told; `failure` makes every call fail; a watch never ends by itself."""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
@@ -61,6 +61,14 @@ class Tuning(TuningServiceServicer):
         self.written = 0
         self.watch_cancelled = asyncio.Event()
         self.payload = b""
+        self.quoted = tuning_job_pb2.TuningSpec()
+        self.quote = tuning_service_pb2.QuoteTuningJobResponse()
+
+    async def QuoteTuningJob(
+        self, request: tuning_service_pb2.QuoteTuningJobRequest, context: Any
+    ) -> tuning_service_pb2.QuoteTuningJobResponse:
+        self.quoted = request.spec
+        return self.quote
 
     async def GetTuningJob(
         self, request: tuning_service_pb2.GetTuningJobRequest, context: Any

@@ -16,9 +16,11 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
+from google.protobuf.message import Message
 from safetensors.numpy import save_file
 
 from chassis.bus.connection import connect
+from chassis.bus.subjects import stream_of, subject_of
 from chassis.channel import open_channel
 from chassis.errors import Aborted, NotFound
 from chassis.identity import Caller, acting_as
@@ -136,10 +138,10 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def import_parts(
-    folder: Path, model_id: str = BASE, **broken: str
+    folder: Path, model_id: str = BASE, source: str = "", **broken: str
 ) -> AsyncIterator[models.ImportBaseModelRequest]:
     """The messages of an import; `broken` maps a file name to a wrong digest."""
-    yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id=model_id))
+    yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id=model_id, source=source))
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         digest = broken.get(path.stem, hashlib.sha256(content).hexdigest())
@@ -193,6 +195,23 @@ async def world(
             await channel.close()
 
 
+async def publish(world: World, event: Message) -> None:
+    """An event as another service emits it, with an id of its own."""
+    subject = subject_of(event)
+    bus = await connect(world.settings)
+    await bus.ensure_stream(stream_of(subject))
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": str(uuid.uuid4()),
+        "ce-source": "test",
+        "ce-type": event.DESCRIPTOR.full_name,
+        "ce-subject": "test",
+        "ce-time": datetime.now(UTC).isoformat(),
+    }
+    await bus.jetstream.publish(subject, event.SerializeToString(), headers=headers)
+    await bus.close()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tuned_model(world: World) -> str:
     """A tuned model of proj_a, registered by the event that the scheduler emits; sent twice, as the bus may do."""
@@ -230,18 +249,8 @@ async def tuned_model(world: World) -> str:
         ),
     )
     event.end_time.GetCurrentTime()
-    bus = await connect(world.settings)
-    for event_id in (uuid.uuid4(), uuid.uuid4()):
-        await bus.ensure_stream("TUNING")
-        headers = {
-            "ce-specversion": "1.0",
-            "ce-id": str(event_id),
-            "ce-source": "scheduler",
-            "ce-type": event.DESCRIPTOR.full_name,
-            "ce-subject": event.tuning_job,
-            "ce-time": datetime.now(UTC).isoformat(),
-        }
-        await bus.jetstream.publish("tuning.job.ended", event.SerializeToString(), headers=headers)
+    for _ in range(2):
+        await publish(world, event)
     async with asyncio.timeout(20):
         while True:
             with world.caller():

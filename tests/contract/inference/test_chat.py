@@ -44,6 +44,7 @@ async def test_unary_and_stream_give_the_same_answer_and_are_metered(world: Worl
         record = records[answer.generation_id]
         assert (record.input_tokens, record.output_tokens) == (usage.input_tokens, usage.output_tokens)
         assert (record.project_id, record.organization_id) == ("proj_a", "org_of_proj_a")
+        assert record.api_key_id == "key_1"
         assert record.base_model == BASE
 
 

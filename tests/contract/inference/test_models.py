@@ -30,6 +30,21 @@ async def test_importing_the_same_files_again_gives_the_same_revision(world: Wor
     assert again.context_tokens_max == 512
 
 
+async def test_a_base_model_says_where_it_comes_from(world: World, base_folder: Path) -> None:
+    stub = ModelServiceStub(world.channel)
+    source = "hf:acme/base@0123456789abcdef0123456789abcdef01234567"
+    with world.caller():
+        made = (await stub.ImportBaseModel(import_parts(base_folder, "acme/base", source=source))).base_model
+        assert made.source == source
+        # The same files by another way, of which nothing is said, leave it as it is.
+        await stub.ImportBaseModel(import_parts(base_folder, "acme/base"))
+        name = models.GetBaseModelRequest(name="baseModels/acme/base")
+        assert (await stub.GetBaseModel(name)).base_model.source == source
+        with pytest.raises(InvalidArgument) as refused:
+            await stub.ImportBaseModel(import_parts(base_folder, "acme/base", source="two\nlines"))
+    assert refused.value.violations[0].field == "header.source"
+
+
 async def test_an_import_needs_the_operator_role(world: World, base_folder: Path) -> None:
     with world.caller(roles=frozenset({"member", "admin"})), pytest.raises(PermissionDenied) as refused:
         await ModelServiceStub(world.channel).ImportBaseModel(import_parts(base_folder))

@@ -27,6 +27,7 @@ class Agent:
         incarnation: str = "",
         devices: int = 1,
         interval_s: float = 0.1,
+        preparation_version: str = "",
     ) -> None:
         self._channel = open_channel(settings, target, "scheduler")
         self.stub = node_service_pb2_grpc.NodeServiceStub(self._channel)
@@ -36,6 +37,7 @@ class Agent:
         self.incarnation = incarnation or uuid.uuid4().hex
         self._devices = devices
         self._interval_s = interval_s
+        self._preparation_version = preparation_version
         self.working = True
         self.assignments: dict[int, node_pb2.Assignment] = {}
         self._changed = asyncio.Event()
@@ -56,7 +58,11 @@ class Agent:
         devices = [node_pb2.Device(index=index, hardware_type="cpu") for index in range(self._devices)]
         return await self.stub.RegisterNode(
             node_service_pb2.RegisterNodeRequest(
-                node=self.node, incarnation=self.incarnation, address=self._address, devices=devices
+                node=self.node,
+                incarnation=self.incarnation,
+                address=self._address,
+                devices=devices,
+                preparation_version=self._preparation_version,
             )
         )
 

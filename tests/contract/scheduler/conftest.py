@@ -23,5 +23,6 @@ def world(running: World) -> World:
     script = running.script
     script.analysis_error = None
     script.hold_error = None
+    script.renewal_error = None
     script.parameter_count = 1_000_000
     return running

@@ -13,8 +13,9 @@ from finemesh.artifacts.v1 import (
     model_artifact_service_pb2,
     model_artifact_service_pb2_grpc,
 )
-from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, money_pb2
+from finemesh.billing.v1 import billing_service_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from finemesh.files.v1 import dataset_preview_pb2
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
 from tests.harness.fixtures import SettingsFactory
 
@@ -30,10 +31,17 @@ class Script:
     token_count: int = 1000
     analysis_error: DomainError | None = None
     analyses: int = 0
+    preparation_version: str = ""
+    previews: list[dataset_service_pb2.PreviewDatasetRequest] = field(default_factory=list)
     hold_error: DomainError | None = None
     holds: dict[str, str] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
-    price_callers: list[str] = field(default_factory=list)
+    price_payers: list[str] = field(default_factory=list)
+    # Key of the job by its name; jobs whose hold is over; how often somebody asked to renew holds.
+    hold_keys: dict[str, str] = field(default_factory=dict)
+    ended_holds: set[str] = field(default_factory=set)
+    renewed: list[str] = field(default_factory=list)
+    renewal_error: DomainError | None = None
     context_tokens_max: int = 2048
     parameter_count: int = 1_000_000
 
@@ -85,30 +93,40 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
         if self.script.analysis_error is not None:
             raise self.script.analysis_error
         return dataset_service_pb2.AnalyzeDatasetResponse(
-            example_count=3, token_count=self.script.token_count, labelled_token_count=500, plan_sha256="plan"
+            example_count=3,
+            token_count=self.script.token_count,
+            labelled_token_count=500,
+            plan_sha256="plan",
+            preparation_version=self.script.preparation_version,
+            rows_per_second=12.5,
         )
 
+    async def PreviewDataset(
+        self, request: dataset_service_pb2.PreviewDatasetRequest, context: object
+    ) -> dataset_service_pb2.PreviewDatasetResponse:
+        self.script.previews.append(request)
+        if self.script.analysis_error is not None:
+            raise self.script.analysis_error
+        preview = dataset_preview_pb2.DatasetPreview(row_count=3, train_on_inputs=request.train_on_inputs)
+        return dataset_service_pb2.PreviewDatasetResponse(preview=preview)
 
-class Billing(billing_service_pb2_grpc.BillingServiceServicer, hold_service_pb2_grpc.HoldServiceServicer):
+
+class Holds(hold_service_pb2_grpc.HoldServiceServicer):
     def __init__(self, script: Script) -> None:
         self.script = script
 
-    async def EstimatePrice(
-        self, request: billing_service_pb2.EstimatePriceRequest, context: object
-    ) -> billing_service_pb2.EstimatePriceResponse:
-        self.script.price_callers.append(current_caller().account)
-        return _price(request)
-
-    async def GetBalance(
-        self, request: billing_service_pb2.GetBalanceRequest, context: object
-    ) -> billing_service_pb2.GetBalanceResponse:
-        return billing_service_pb2.GetBalanceResponse(balance=money_pb2.Balance(available_nanos_usd=77))
+    async def QuoteWork(
+        self, request: hold_service_pb2.QuoteWorkRequest, context: object
+    ) -> hold_service_pb2.QuoteWorkResponse:
+        self.script.price_payers.append(request.organization_id)
+        return hold_service_pb2.QuoteWorkResponse(quote=_price(request.price), available_nanos_usd=77)
 
     async def CreateHold(
         self, request: hold_service_pb2.CreateHoldRequest, context: object
     ) -> hold_service_pb2.CreateHoldResponse:
         if self.script.hold_error is not None:
             raise self.script.hold_error
+        self.script.hold_keys[request.resource] = request.api_key_id
         hold_id = self.script.holds.setdefault(request.resource, f"hold_{len(self.script.holds)}")
         return hold_service_pb2.CreateHoldResponse(hold_id=hold_id, quote=_price(request.price))
 
@@ -117,6 +135,15 @@ class Billing(billing_service_pb2_grpc.BillingServiceServicer, hold_service_pb2_
     ) -> hold_service_pb2.ReleaseHoldResponse:
         self.script.released.append(request.resource)
         return hold_service_pb2.ReleaseHoldResponse()
+
+    async def RenewHolds(
+        self, request: hold_service_pb2.RenewHoldsRequest, context: object
+    ) -> hold_service_pb2.RenewHoldsResponse:
+        if self.script.renewal_error is not None:
+            raise self.script.renewal_error
+        self.script.renewed += request.resources
+        ended = [resource for resource in request.resources if resource in self.script.ended_holds]
+        return hold_service_pb2.RenewHoldsResponse(ended_resources=ended)
 
 
 def _price(request: billing_service_pb2.EstimatePriceRequest) -> billing_service_pb2.EstimatePriceResponse:
@@ -166,14 +193,9 @@ async def serve_peers(process: Process, make_settings: SettingsFactory, script: 
         "finemesh.datasets.v1.DatasetService",
         allow,
     )
-    both = Billing(script)
     billing.add(
-        billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
-        both,
-        "finemesh.billing.v1.BillingService",
-        allow,
+        hold_service_pb2_grpc.add_HoldServiceServicer_to_server, Holds(script), "finemesh.holds.v1.HoldService", allow
     )
-    billing.add(hold_service_pb2_grpc.add_HoldServiceServicer_to_server, both, "finemesh.holds.v1.HoldService", allow)
     return Ports(
         gateway=await gateway.start(),
         billing=await billing.start(),

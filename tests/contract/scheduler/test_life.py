@@ -9,7 +9,7 @@ from chassis.errors import Aborted, FailedPrecondition
 from chassis.identity import acting_as
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.nodes.v1 import node_service_pb2
-from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
+from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
 from tests.contract.scheduler.agent import WAIT_S_MAX
 from tests.contract.scheduler.peers import AWAY
 from tests.contract.scheduler.world import OWNER, World, state_name
@@ -74,6 +74,27 @@ async def test_from_create_to_succeeded(world: World) -> None:
     assert [each.sequence for each in events.events] == list(range(1, len(events.events) + 1))
     states = [each.state for each in events.events if each.kind == 1]
     assert states == sorted(states)
+
+
+async def test_a_warning_of_the_run_is_an_event_of_the_job_once(world: World) -> None:
+    """Also when the next attempt meets it again."""
+    warning = "OUT_OF_MEMORY_RETRIED: out of memory at step 3: micro-batches have at most 256 tokens from here on"
+    async with world.agent() as agent:
+        name = await world.create()
+        assignment = await agent.assignment()
+        await agent.start(assignment)
+        for _ in range(2):
+            await agent.stub.ReportProgress(
+                node_service_pb2.ReportProgressRequest(
+                    lease_token=assignment.lease.token, tuning_job=name, warnings=[warning]
+                )
+            )
+        await agent.succeed(assignment)
+        await world.until(name, "SUCCEEDED")
+    with acting_as(OWNER):
+        events = await world.tuning.ListTuningJobEvents(tuning_service_pb2.ListTuningJobEventsRequest(parent=name))
+    kind = tuning_job_event_pb2.TUNING_JOB_EVENT_KIND_WARNING
+    assert [event.message for event in events.events if event.kind == kind] == [warning]
 
 
 async def test_a_lost_node_hands_its_job_on_with_the_last_checkpoint(world: World) -> None:
@@ -245,6 +266,29 @@ async def test_our_failure_is_tried_again(world: World) -> None:
         await agent.start(again)
         await agent.succeed(again)
         await world.until(name, "SUCCEEDED")
+
+
+async def test_a_job_whose_hold_is_over_ends_as_the_platforms_failure(world: World) -> None:
+    async with world.agent() as agent:
+        name = await world.create()
+        assignment = await agent.assignment()
+        await agent.start(assignment)
+        waiting = await world.create()
+        await world.until(waiting, "QUEUED")
+        world.script.renewal_error = AWAY
+        world.script.ended_holds |= {name, waiting}
+        await asyncio.sleep(0.5)
+        # Nobody is judged while billing is away.
+        assert state_name(await world.get(name)) == "RUNNING"
+        world.script.renewal_error = None
+        jobs = [await world.until(each, "FAILED") for each in (name, waiting)]
+        await agent.idle()
+        with pytest.raises(Aborted) as stale:
+            await agent.progress(assignment, 0, 10)
+    assert stale.value.reason == "LEASE_STALE"
+    for job in jobs:
+        assert (job.error.reason, job.error.platform_fault) == ("HOLD_EXPIRED", True)
+        assert await ending(world, job.name) == "PLATFORM_FAILURE"
 
 
 async def test_a_watch_goes_on_where_it_was_cut_off(world: World) -> None:

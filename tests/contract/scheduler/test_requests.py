@@ -1,6 +1,7 @@
 """What users ask and what they are told: quotes, refusals with every violation, idempotency, walls between projects."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from chassis.errors import (
     Unavailable,
 )
 from chassis.identity import acting_as
-from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
-from tests.contract.scheduler.peers import AWAY
+from finemesh.tuning.v1 import tuning_job_pb2, tuning_limits_pb2, tuning_service_pb2, tuning_service_pb2_grpc
+from tests.contract.scheduler.peers import AWAY, BASE
 from tests.contract.scheduler.world import OWNER, STRANGER, World, state_name
 
 _pb = tuning_service_pb2
@@ -42,16 +43,64 @@ async def test_a_quote_is_what_the_job_is_held_at_and_counts_once(world: World) 
         quoted = await quote(world, spec)
         assert quoted.total_nanos_usd == 3_000_000
         assert quoted.available_nanos_usd == 77
+        assert quoted.parameter_count == 1_000_000
         assert quoted.counts.training_tokens == 1000
         assert quoted.spec.hyperparameters.batch_size == 8
         assert sum(term.amount_nanos_usd for term in quoted.terms) == quoted.total_nanos_usd
-        assert world.script.price_callers[-1] == "org_a"
+        assert world.script.price_payers[-1] == "org_a"
         name = await world.create(spec)
         job = await world.when(name, lambda job: job.quoted_nanos_usd > 0)
         assert job.quoted_nanos_usd == quoted.total_nanos_usd
         assert job.counts == quoted.counts
         assert world.script.analyses == analyses + 1
+        assert world.script.hold_keys[name] == "key_a"
         await world.cancel(name)
+
+
+async def test_counts_of_other_code_are_never_quoted(world: World) -> None:
+    """A node that tokenises by changed rules counts anew; what the earlier ones counted holds for them."""
+    spec, counted = world.spec(), []
+    for version, tokens in (("old", 1000), ("old", 1111), ("new", 2000), ("new", 2222), ("old", 3333)):
+        world.script.preparation_version, world.script.token_count = version, tokens
+        async with world.agent(preparation_version=version):
+            counts = (await quote(world, spec)).counts
+        counted.append(counts.training_tokens)
+        assert counts.rows_per_second == 12.5
+    world.script.preparation_version, world.script.token_count = "", 1000
+    assert counted == [1000, 1000, 2000, 2000, 1000]
+
+
+async def preview(world: World, **fields: Any) -> _pb.PreviewDatasetResponse:
+    spec = world.spec()
+    request = _pb.PreviewDatasetRequest(**{"file": spec.training_file, "base_model": spec.base_model, **fields})
+    with acting_as(OWNER):
+        response: _pb.PreviewDatasetResponse = await world.tuning.PreviewDataset(request)
+    return response
+
+
+async def test_a_preview_is_what_a_trainer_makes_of_the_file(world: World) -> None:
+    async with world.agent():
+        seen = await preview(world, train_on_inputs=tuning_job_pb2.TRAIN_ON_INPUTS_TRUE, row_count_max=7)
+        assert (seen.preview.row_count, seen.preview.train_on_inputs) == (3, "true")
+        asked = world.script.previews[-1]
+        assert (asked.row_count_max, asked.base_model.key) == (7, "base/demo/rv_base/")
+        assert asked.dataset.files[0].sha256 in world.script.files.values()
+        world.script.analysis_error = InvalidArgument("DATASET_INVALID", "line 1: $")
+        with pytest.raises(InvalidArgument) as refused:
+            await preview(world)
+        world.script.analysis_error = None
+        assert refused.value.reason == "DATASET_INVALID"
+
+
+async def test_a_preview_of_what_is_not_there_is_refused(world: World) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        await preview(world, base_model="", row_count_max=51, tokens_shown_max=-1, sequence_tokens_max=-1)
+    fields = [violation.field for violation in refused.value.violations]
+    assert fields == ["base_model", "row_count_max", "tokens_shown_max", "sequence_tokens_max"]
+    with pytest.raises(NotFound):
+        await preview(world, base_model="finemesh/none")
+    with pytest.raises(NotFound):
+        await preview(world, file="projects/proj_stranger/files/file-1")
 
 
 async def test_every_violation_of_a_spec_at_once_and_nothing_stored(world: World) -> None:
@@ -71,6 +120,62 @@ async def test_every_violation_of_a_spec_at_once_and_nothing_stored(world: World
         "spec.hyperparameters.batch_size",
     }
     assert await listed(world) == before
+
+
+async def limits(world: World, model: str) -> tuning_limits_pb2.TuningLimits:
+    with acting_as(OWNER):
+        return (await world.tuning.GetTuningLimits(_pb.GetTuningLimitsRequest(model=model))).limits
+
+
+async def test_the_limits_of_a_model_are_told_and_kept(world: World) -> None:
+    """Those of the bound are taken, the next value is refused: what is told is what holds."""
+    told = await limits(world, BASE)
+    assert told.base_model == BASE
+    assert (told.epochs_max, told.evaluations_max, told.checkpoints_max) == (100, 100, 100)
+    assert (told.learning_rate_min, told.learning_rate_max) == (0, 1)
+    assert (told.sequence_tokens_min, told.sequence_tokens_max_supervised, told.sequence_tokens_max_dpo) == (
+        16,
+        2048,
+        2048,
+    )
+    assert (told.gradient_accumulation_steps_max, told.gradient_accumulation_steps_default) == (256, 1)
+    assert (told.lora.rank_default, told.lora.rank_max, told.lora.alpha_max, told.lora.dropout_max) == (
+        16,
+        64,
+        1024,
+        0.9,
+    )
+    assert list(told.lora.target_modules) == ["all-linear"]
+    assert (told.lora.batch.min, told.lora.batch.max_supervised, told.lora.batch.max_dpo) == (1, 1024, 512)
+    assert (told.full.batch.max_supervised, told.supports_dpo) == (1024, True)
+    before = await listed(world)
+    for spec, field in (
+        (world.spec(lora={"rank": told.lora.rank_max + 1}), "spec.lora.rank"),
+        (
+            world.spec(hyperparameters={"batch_size": told.lora.batch.max_supervised + 1}),
+            "spec.hyperparameters.batch_size",
+        ),
+        (world.spec(hyperparameters={"sequence_tokens_max": 2049}), "spec.hyperparameters.sequence_tokens_max"),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            await world.create(spec)
+        assert [violation.field for violation in refused.value.violations] == [field]
+    assert await listed(world) == before
+
+
+async def test_the_limits_of_what_a_run_would_continue_are_those_of_its_base(world: World) -> None:
+    """Also while the job runs: one of its checkpoints may be continued."""
+    async with world.agent():
+        name = await world.create(world.spec(output_name="limited"))
+        job = await world.when(name, lambda job: job.quoted_nanos_usd > 0)
+        for model in (name, name.rpartition("/")[2], f"{name}:5", job.output_model):
+            assert await limits(world, model) == await limits(world, BASE), model
+        await world.cancel(name)
+    with pytest.raises(InvalidArgument):
+        await limits(world, "")
+    for unknown in ("nobody/knows", "ft-none", "projects/proj_b/tuningJobs/ft-1"):
+        with pytest.raises(NotFound):
+            await limits(world, unknown)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +206,7 @@ async def test_a_job_larger_than_any_node_is_refused(world: World) -> None:
         with pytest.raises(FailedPrecondition) as refused:
             await world.create(world.spec(gpu_count=64))
         assert refused.value.reason == "JOB_TOO_LARGE"
-        assert refused.value.metadata["requested"] == "64 GPUs on one node"
+        assert refused.value.metadata["requested"] == "64 GPUs on at most 16 nodes"
         assert refused.value.metadata["largest"].startswith("2 of type cpu")
         with pytest.raises(FailedPrecondition):
             await quote(world, world.spec(gpu_count=64))

@@ -162,6 +162,15 @@ async def test_a_users_failure_pays_for_its_steps_and_is_not_tried_again(world: 
     assert world.scheduler.usage == [("train", 0, 2, 20), ("train", 2, 3, 10)]
 
 
+async def test_memory_that_ran_out_is_told_and_the_run_goes_on(world: AgentWorld) -> None:
+    await world.start_agent()
+    await world.scheduler.assign(world.assignment(world.script(steps=4, checkpoint_every=2, out_of_memory_at_step=3)))
+    assert (await world.scheduler.wait_for("finish")).succeeded.step == 4
+    told = [warning for request in world.scheduler.of("progress") for warning in request.warnings]
+    assert told == ["OUT_OF_MEMORY_RETRIED: out of memory at step 3"]
+    assert world.scheduler.usage == ALL_USAGE
+
+
 async def test_a_platform_failure_is_retryable(world: AgentWorld) -> None:
     await world.start_agent()
     await world.scheduler.assign(world.assignment(world.script(fail_platform_at_step=1)))

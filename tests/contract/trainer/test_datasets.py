@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, ResourceExhausted, unpack
+from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable, unpack
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from services.trainer.train.prepare import CACHED_FILE_BYTES_MIN
 from tests.contract.trainer.world import AgentWorld, eventually
 
 GOOD_ROWS = [
@@ -61,7 +62,46 @@ async def test_a_dataset_is_counted_without_the_weights(world: AgentWorld, tiny_
     assert 0 < answer.labelled_token_count < answer.token_count
     assert 0 < answer.longest_tokens < answer.token_count
     assert len(answer.plan_sha256) == 64
+    assert answer.rows_per_second > 0
+    assert not answer.features.tools
     assert await ask(world, request) == answer
+    await eventually(lambda: not list(world.work.iterdir()))
+
+
+async def test_a_large_file_is_prepared_once_for_all_who_need_it(world: AgentWorld, tiny_base: Path) -> None:
+    """Asked again in another name, the answer is the kept one: down to how fast it was made."""
+    await world.start_agent()
+    row = {"prompt": "how?", "completion": "well " * 2000}
+    request = make_request(world, tiny_base, jsonl([row] * (CACHED_FILE_BYTES_MIN // 10_000 + 1)))
+    answer = await ask(world, request)
+    prepared = world.folder / "data" / "cache" / "artifacts" / "prepared"
+    (kept,) = [path for path in prepared.iterdir() if path.name != "locks"]
+    request.base_revision = "rv_2"
+    assert await ask(world, request) == answer
+    assert [path for path in prepared.iterdir() if path.name != "locks"] == [kept]
+    await eventually(lambda: not list(world.work.iterdir()))
+
+
+async def test_a_preview_shows_rows_token_by_token(world: AgentWorld, tiny_base: Path) -> None:
+    await world.start_agent()
+    counted = make_request(world, tiny_base, jsonl(GOOD_ROWS))
+    request = dataset_service_pb2.PreviewDatasetRequest(
+        dataset=counted.dataset, base_model=counted.base_model, sequence_tokens_max=64, row_count_max=2
+    )
+    async with world.channel("scheduler") as channel:
+        stub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
+        preview = (await stub.PreviewDataset(request, timeout=120)).preview
+        assert (preview.row_count, preview.sequence_tokens_max, preview.train_on_inputs) == (4, 64, "auto")
+        assert [row.line for row in preview.rows] == [1, 3]
+        row = preview.rows[0]
+        assert len(row.input_ids) == len(row.labels) == len(row.tokens) == row.token_count
+        (span,) = row.trained_spans
+        assert "".join(row.tokens[span.start : span.end]) == "one<|end|>"
+        assert [label for label in row.labels if label != -100] == list(row.input_ids[span.start : span.end])
+        request.dataset.CopyFrom(make_request(world, tiny_base, b'{"text": 1}').dataset)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.PreviewDataset(request, timeout=120)
+        assert [violation.field for violation in unpack(refused.value).violations] == ["line 1: $.text"]
     await eventually(lambda: not list(world.work.iterdir()))
 
 
@@ -139,6 +179,7 @@ async def test_equal_questions_share_one_analysis(world: AgentWorld, tiny_base: 
             file.write("x")
         time.sleep(0.5)
         counts = dict(rows=1, token_count=2, trained_token_count=1, truncated_rows=0, longest_row_tokens=2, format="conversation")
+        counts |= dict(features={}, skipped_rows=0, rows_per_second=7.0)
         print(json.dumps({"ok": True, "train": counts, "packing_digest": "d"}))
         """,
     )
@@ -163,6 +204,15 @@ async def test_an_analysis_that_needs_too_much_memory_is_ended(world: AgentWorld
     with pytest.raises(ResourceExhausted) as refused:
         await ask(world, make_request(world, tiny_base, jsonl(GOOD_ROWS)))
     assert refused.value.metadata["limit"] == "analysis_memory_bytes_max"
+
+
+async def test_a_full_disk_is_not_the_datas_fault_and_another_node_may_be_asked(
+    world: AgentWorld, tiny_base: Path
+) -> None:
+    answer = {"ok": False, "reason": "TRAINING_FAILED", "message": "the disk is full", "errors": [], "violations": []}
+    await world.start_agent(**fake_analysis(world, f"import json; print(json.dumps({answer}))"))
+    with pytest.raises(Unavailable, match="the disk is full"):
+        await ask(world, make_request(world, tiny_base, jsonl(GOOD_ROWS)))
 
 
 @pytest.mark.parametrize("body", ["raise SystemExit(3)", "print('no answer')", "print('[]')"])

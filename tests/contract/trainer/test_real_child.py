@@ -48,7 +48,10 @@ async def make_assignment(world: AgentWorld, base: Path, *, token: int, job: str
 
 
 async def test_a_killed_run_ends_in_the_same_bytes_and_the_same_usage(world: AgentWorld, tiny_base: Path) -> None:
-    await world.start_agent(child_module="services.trainer.train.main", threads_per_child=1)
+    """The attempts take children that were waiting with their libraries loaded."""
+    await world.start_agent(
+        child_module="services.trainer.train.main", threads_per_child=1, warm_memory_bytes_max=4 * 1024**3
+    )
     scheduler = world.scheduler
 
     await scheduler.assign(await make_assignment(world, tiny_base, token=1, job="ft-calm"))
@@ -114,14 +117,14 @@ def scheduler_counts(usage: list[tuple[str, int, int, int]]) -> dict[str, int]:
 
 
 async def running_child(world: AgentWorld) -> int:
-    """The pid of the one training child that runs below the agent."""
+    """The pid of the one training child that works for an attempt of the agent."""
     found: list[int] = []
 
     def look() -> bool:
         found[:] = [
             int(path.name)
             for path in Path("/proc").iterdir()
-            if path.name.isdigit() and str(world.work) in _command_of(path) and "train.main" in _command_of(path)
+            if path.name.isdigit() and "train.main" in _command_of(path) and str(world.work) in _folder_of(path)
         ]
         return bool(found)
 
@@ -133,4 +136,11 @@ def _command_of(process: Path) -> str:
     try:
         return (process / "cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _folder_of(process: Path) -> str:
+    try:
+        return os.readlink(process / "cwd")
+    except OSError:
         return ""

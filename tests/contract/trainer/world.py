@@ -50,6 +50,7 @@ class AgentWorld:
             "data_dir": self.folder / "data",
             "tls_dir": self.tls_dir,
             "child_module": "tests.harness.fake_child",
+            "warm_memory_bytes_max": 0,
             "report_interval_s": 0.02,
             "report_backoff_s_max": 0.2,
             "drain_grace_s": 3,

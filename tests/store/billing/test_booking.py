@@ -1,10 +1,12 @@
 """Usage and endings on the real database: any order, any repetition, the same ledger."""
 
 import random
+from datetime import UTC, datetime
 
 import pytest
 from google.protobuf.message import Message
 
+from chassis.clock import ManualClock
 from chassis.errors import DomainError, InvalidArgument, NotFound
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from tests.harness.servers import PostgresServer
@@ -103,7 +105,8 @@ async def test_served_tokens_are_priced_by_direction(world: World) -> None:
         ("gen-2:output", 7, 700),
     ]
     assert (await world.balances("o"))["receivable"] == -52_700
-    assert await world.pool.fetchval("SELECT count(*) FROM transactions") == 2
+    # One entry stands for the calls of one model.
+    assert await world.pool.fetchval("SELECT count(*) FROM transactions") == 1
 
 
 async def test_a_minute_costs_its_devices(world: World) -> None:
@@ -177,6 +180,7 @@ async def test_tokens_without_a_hold_wait_and_are_not_booked(world: World) -> No
         (train("o", 0, 20), train("o", 0, 20, tokens_per_step=2000), "other numbers"),
         (served("o", ("gen-1", 10, 10)), served("o", ("gen-1", 11, 10)), "other numbers"),
         (ended("o", "CANCELLED_RUNNING", 0), train("o", 0, 20), "one more"),
+        (train("o", 0, 20), ended("o", "CANCELLED_RUNNING", 0), "but 1 are booked"),
         (ended("o", "CANCELLED_RUNNING", 0), ended("o", "COMPLETED", 0), "ended as cancelled_running"),
     ],
 )
@@ -199,11 +203,21 @@ async def test_usage_after_a_release_is_set_aside(world: World) -> None:
 
 
 async def test_a_job_keeps_the_version_it_was_quoted_with(world: World) -> None:
-    await world.top_up("o", 5 * USD)
+    """Quoted on the last day of a version, run and settled under the next one."""
+    await world.top_up("o", 10 * USD)
+    now, world.clock = world.clock, ManualClock(datetime(2026, 10, 31, tzinfo=UTC))
     await world.hold("o")
-    await world.deliver(train("o", 0, 20))
-    assert await world.pool.fetchval("SELECT price_book_version FROM usage_records") == "default-2026-1"
+    world.clock = now
+    await world.hold("o", "ft-2")
+    await world.deliver(train("o", 0, 20), train("o", 0, 20, "ft-2"), ended("o", "CANCELLED_RUNNING", 1))
+    rows = await world.pool.fetch("SELECT work_key, price_book_version FROM usage_records ORDER BY 1")
+    assert [tuple(row) for row in rows] == [
+        ("ft-1:train:0-20", "default-2026-1"),
+        ("ft-2:train:0-20", "default-2026-2"),
+    ]
     assert (await world.hold_row("o"))["price_book_version"] == "default-2026-1"
+    settled_by = "SELECT price_book_version FROM transactions WHERE kind = 'settlement'"
+    assert await world.pool.fetchval(settled_by) == "default-2026-1"
 
 
 def _story() -> list[Message]:
@@ -236,3 +250,58 @@ async def test_replay_doubled_and_shuffled_gives_the_same_ledger_byte_for_byte(
     random.Random(seed).shuffle(shuffled)
     async with fresh_world(postgres) as other:
         assert await _book(other, shuffled) == once
+
+
+async def test_a_replay_in_the_same_order_gives_the_same_chain(world: World, postgres: PostgresServer) -> None:
+    once = await _book(world, _story())
+    async with fresh_world(postgres) as other:
+        # Every event twice: the second delivery adds no link.
+        assert await _book(other, [event for event in _story() for _ in range(2)]) == once
+        assert await other.chain() == await world.chain()
+    links = await world.pool.fetch("SELECT organization_id, position FROM transactions ORDER BY 1, 2")
+    assert [row["position"] for row in links if row["organization_id"] == "a"] == list(range(1, 1 + 7))
+
+
+async def test_the_good_calls_of_a_message_are_booked_and_the_others_set_aside(world: World) -> None:
+    message = served("o", ("gen-1", 10, 10), ("gen-2", -1, 5), ("gen-3", 7, 0), ("gen-1", 10, 11))
+    await world.deliver(message, message)
+    rows = await world.pool.fetch("SELECT work_key, quantity FROM usage_records ORDER BY 1")
+    assert [tuple(row) for row in rows] == [("gen-1:input", 10), ("gen-1:output", 10), ("gen-3:input", 7)]
+    letters = await world.pool.fetch("SELECT payload, reason, error FROM dead_letters")
+    kept = usage_events_pb2.InferenceUsageRecorded.FromString(letters[0]["payload"])
+    assert [(record.work_key, record.output_tokens) for record in kept.records] == [("gen-2", 5), ("gen-1", 11)]
+    assert "2 of 4 calls cannot be booked" in letters[0]["error"]
+    assert letters[0]["reason"] == "EVENT_INVALID"
+    # 17 tokens read at 50 and 10 written at 100 nano-dollars.
+    assert (await world.balances("o"))["receivable"] == -1_850
+
+
+async def test_calls_that_another_message_booked_are_booked_once(world: World) -> None:
+    await world.deliver(served("o", ("gen-1", 10, 0), ("gen-2", 10, 0)))
+    await world.deliver(served("o", ("gen-2", 10, 0), ("gen-3", 10, 0)))
+    assert (await world.balances("o"))["receivable"] == -1_500
+    posted = await world.pool.fetch(
+        "SELECT u.work_key, t.position FROM usage_records AS u JOIN transactions AS t ON t.id = u.transaction_id ORDER BY 1"
+    )
+    assert [tuple(row) for row in posted] == [("gen-1:input", 1), ("gen-2:input", 1), ("gen-3:input", 2)]
+
+
+async def test_sums_follow_the_records(world: World) -> None:
+    await _book(world, _story())
+    differences = await world.pool.fetch(
+        """
+        SELECT * FROM (
+            SELECT organization_id, project_id, usage_time::date AS day, kind, resource, model,
+                sum(quantity)::bigint AS quantity, sum(amount_nanos_usd)::bigint AS amount, count(*) AS records
+            FROM usage_records GROUP BY 1, 2, 3, 4, 5, 6
+        ) AS records
+        FULL JOIN (
+            SELECT organization_id, project_id, usage_day AS day, kind, resource, model, quantity,
+                amount_nanos_usd AS amount, record_count AS records
+            FROM usage_sums
+        ) AS sums USING (organization_id, project_id, day, kind, resource, model, quantity, amount, records)
+        WHERE records.organization_id IS NULL OR sums.organization_id IS NULL
+        """
+    )
+    assert differences == []
+    assert await world.pool.fetchval("SELECT count(*) FROM usage_sums") > 5

@@ -84,25 +84,6 @@ async def test_nothing_can_be_held_for_a_job_that_ended(world: World) -> None:
     assert (await world.balances("o"))["prepaid"] == 5 * USD
 
 
-async def test_of_200_holds_of_1_on_a_balance_of_100_exactly_100_succeed(world: World) -> None:
-    # The price of this work is far below the minimum, so each hold takes the same 5 dollars.
-    await world.top_up("o", 100 * 5 * USD)
-
-    async def attempt(number: int) -> bool:
-        try:
-            await world.hold("o", f"ft-{number}")
-        except FailedPrecondition as error:
-            assert error.reason == "BALANCE_INSUFFICIENT"
-            return False
-        return True
-
-    outcomes = await asyncio.gather(*(attempt(number) for number in range(200)))
-    assert outcomes.count(True) == 100
-    balances = await world.balances("o")
-    assert (balances["prepaid"], balances["held"]) == (0, 500 * USD)
-    assert await world.pool.fetchval("SELECT count(*) FROM holds") == 100
-
-
 async def test_the_same_hold_asked_for_many_times_at_once_is_one(world: World) -> None:
     await world.top_up("o", 100 * USD)
     holds = await asyncio.gather(*(world.hold("o") for _ in range(20)))

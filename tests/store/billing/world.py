@@ -3,16 +3,20 @@
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.bus.envelope import EventInfo
+from chassis.bus.outbox import Outbox
+from chassis.bus.subjects import subject_of
 from chassis.clock import ManualClock
 from chassis.db.pool import Connection, Pool, transaction
+from chassis.ids import SeededIds
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
-from services.billing import holding
+from services.billing import holding, store
+from services.billing.config import BillingSettings
 from services.billing.events import Events
 from services.billing.facts import FactLimits
 from services.billing.pricebook import Shelf
@@ -43,11 +47,19 @@ LARGE = Work(
 )
 
 
+MessageT = TypeVar("MessageT", bound=Message)
+
+
 @dataclass(kw_only=True)
 class World:
     pool: Pool
     shelf: Shelf
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+    # One for the whole test: another one would give the same ids again.
+    outbox: Outbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(BillingSettings(), clock=self.clock, ids=SeededIds(1, self.clock))
 
     async def top_up(self, organization: str, amount: int, request_id: str = "first") -> uuid.UUID:
         async with transaction(self.pool) as connection:
@@ -64,11 +76,13 @@ class World:
         )
         return transaction_id
 
-    async def hold(self, organization: str, job: str = "ft-1", work: Work = SMALL) -> Hold:
+    async def hold(self, organization: str, job: str = "ft-1", work: Work = SMALL, api_key_id: str = "") -> Hold:
         async with transaction(self.pool) as connection:
-            return await self.hold_on(connection, organization, job, work)
+            return await self.hold_on(connection, organization, job, work, api_key_id)
 
-    async def hold_on(self, connection: Connection, organization: str, job: str, work: Work) -> Hold:
+    async def hold_on(
+        self, connection: Connection, organization: str, job: str, work: Work, api_key_id: str = ""
+    ) -> Hold:
         return await holding.create_hold(
             connection,
             self.shelf.at(self.clock.now()),
@@ -78,6 +92,8 @@ class World:
             work=work,
             now=self.clock.now(),
             limits=Limits(),
+            ttl=timedelta(days=1),
+            api_key_id=api_key_id,
         )
 
     async def release(self, organization: str, job: str = "ft-1") -> int:
@@ -85,7 +101,8 @@ class World:
             return await self.release_on(connection, organization, job)
 
     async def release_on(self, connection: Connection, organization: str, job: str) -> int:
-        return await holding.release_hold(connection, resource=resource(organization, job), now=self.clock.now())
+        released = await holding.release_hold(connection, resource=resource(organization, job), now=self.clock.now())
+        return released.held_nanos_usd if released else 0
 
     async def deliver(self, *messages: Message) -> None:
         """Runs the handlers as the consumer does, without its memory of handled events: the harder case."""
@@ -94,11 +111,18 @@ class World:
                 await self.handle(connection, message)
 
     async def handle(self, connection: Connection, message: Message) -> None:
-        handlers = Events(self.shelf, FactLimits(), clock=self.clock).handlers
+        handlers = Events(self.shelf, FactLimits(), self.outbox, clock=self.clock).handlers
         info = EventInfo(
             id=uuid.uuid4(), type=message.DESCRIPTOR.full_name, source="test", subject="", time=NOW, deliveries=1
         )
         await handlers[type(message)](connection, message, info)
+
+    async def events(self, kind: type[MessageT]) -> list[MessageT]:
+        """What was announced of this kind, oldest first."""
+        rows = await self.pool.fetch(
+            "SELECT payload FROM outbox WHERE subject = $1 ORDER BY created_at, id", subject_of(kind)
+        )
+        return [kind.FromString(row["payload"]) for row in rows]
 
     async def balances(self, organization: str) -> dict[str, int]:
         rows = await self.pool.fetch(
@@ -110,13 +134,18 @@ class World:
         return await self.pool.fetchrow("SELECT * FROM holds WHERE resource = $1", resource(organization, job))
 
     async def dump(self) -> list[str]:
-        """Everything that billing knows, in an order that depends on nothing but its content."""
-        tables = ("accounts", "transactions", "postings", "holds", "job_endings", "usage_records")
+        """Everything that billing knows but the order in which it was booked: that is `chain`."""
         lines: list[str] = []
-        for table in tables:
+        for table in ("accounts", "holds", "job_endings", "usage_records", "usage_sums"):
             rows = await self.pool.fetch(f"SELECT to_jsonb(t)::text AS line FROM {table} AS t ORDER BY 1")  # noqa: S608
             lines += [f"{table} {row['line']}" for row in rows]
-        return lines
+        async with self.pool.acquire() as connection:
+            return lines + [repr(row) async for row in store.dump_ledger(connection)]
+
+    async def chain(self) -> list[str]:
+        """The ledger in the order of booking, with its hashes."""
+        rows = await self.pool.fetch("SELECT to_jsonb(t)::text AS line FROM transactions AS t ORDER BY 1")
+        return [row["line"] for row in rows]
 
 
 def resource(organization: str, job: str = "ft-1") -> str:
@@ -204,3 +233,24 @@ def minute(organization: str, number: int, hardware: str = "cpu", devices: int =
         minute=number,
         usage_time=at(number),
     )
+
+
+def hour(
+    organization: str, number: int, hardware: str = "nvidia-h100-80gb", nodes: int = 2, **changes: object
+) -> Message:
+    message = usage_events_pb2.ClusterHourRecorded(
+        work_key=f"cl_1:3:{number}",
+        cluster=f"projects/{organization}-p/clusters/cl_1",
+        project_id=f"{organization}-p",
+        organization_id=organization,
+        hardware_type=hardware,
+        node_count=nodes,
+        hour=number,
+        usage_time=at(number * 60),
+    )
+    for name, value in changes.items():
+        if name == "usage_time":
+            message.usage_time.CopyFrom(value)  # type: ignore[arg-type]
+        else:
+            setattr(message, name, value)
+    return message

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from nats.aio.msg import Msg
 
 from chassis.bus.consumer import Consumer
+from chassis.bus.dead_letters import replay
 from chassis.bus.envelope import EventInfo
 from chassis.bus.relay import Relay
 from chassis.clock import SystemClock
@@ -206,6 +207,28 @@ async def test_unreadable_events_are_set_aside_and_unknown_ones_passed(world: Wo
     await _idle(world)
     assert await world.pool.fetchval(EFFECTS) == 1
     assert await world.pool.fetchval("SELECT count(*) FROM dead_letters") == 4
+
+
+async def test_in_a_family_that_is_handled_whole_unknown_events_wait_for_a_version_that_knows_them(
+    world: World,
+) -> None:
+    await world.add(Ignored(name="from the future"))
+    await world.add(Counted(name="known", amount=1))
+    world.spawn(_relay(world).run)
+    handlers = {Counted: _record}
+    world.spawn(Consumer(world.pool, world.bus, "prober", handlers, clock=SystemClock(), families=("probe",)).run)
+    await world.until("SELECT count(*) FROM dead_letters", 1)
+    await world.until(EFFECTS, 1)
+    letter = await world.pool.fetchrow("SELECT event_id, reason, error FROM dead_letters")
+    assert letter["reason"] == "EVENT_INVALID"
+    assert "handles no event of type" in letter["error"]
+    newer = Consumer(world.pool, world.bus, "prober", {**handlers, Ignored: _note}, clock=SystemClock())
+    assert (await replay(world.pool, newer, letter["event_id"])).done
+    assert await world.pool.fetchval("SELECT count(*) FROM effects WHERE name = 'from the future'") == 1
+
+
+async def _note(connection: Connection, message: Message, event: EventInfo) -> None:
+    await connection.execute("INSERT INTO effects (name, amount) VALUES ($1, 0)", message.name)
 
 
 async def test_trace_goes_on_with_the_event(world: World) -> None:

@@ -41,6 +41,7 @@ FILE = StoredFile(
     line_count=1,
     error_count=7,
     errors=(DatasetError(line=1, path="$", expectation="a JSON object", found='"übel\\ud800"'),),
+    features=("reasoning", "tools"),
     create_time=NOW,
 )
 
@@ -87,7 +88,7 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
     )
     assert tables["files"] == (
         "file_id project_id display_name purpose state size_bytes sha256 format line_count error_count errors"
-        " create_time delete_time"
+        " create_time delete_time features"
     )
     assert tables["removals"] == "artifact_key due_time claim_time"
     assert tables["idempotency"] == "project_id method request_id fingerprint resource_id create_time"

@@ -22,7 +22,7 @@ async def test_many_placements_at_once_give_a_device_to_one(world: World) -> Non
     await world.add_node()
     refs = [await world.queued_job() for _ in range(8)]
     outcomes = await asyncio.gather(
-        *(world.placer.apply(ref, placement(ref), "i1") for ref in refs), return_exceptions=True
+        *(world.placer.apply(ref, placement(ref), {"n1": "i1"}) for ref in refs), return_exceptions=True
     )
     won = [outcome for outcome in outcomes if isinstance(outcome, int)]
     assert len(won) == 1
@@ -48,7 +48,7 @@ async def test_serving_and_training_compete_for_the_same_device(world: World) ->
         return token
 
     outcomes = await asyncio.gather(
-        world.placer.apply(ref, placement(ref), "i1"),
+        world.placer.apply(ref, placement(ref), {"n1": "i1"}),
         serve("projects/p/endpoints/a"),
         serve("projects/p/endpoints/b"),
         return_exceptions=True,
@@ -60,9 +60,9 @@ async def test_serving_and_training_compete_for_the_same_device(world: World) ->
 async def test_a_gang_is_taken_whole_or_not_at_all(world: World) -> None:
     await world.add_node(devices=3)
     pair, triple = await world.queued_job(2), await world.queued_job(3)
-    await world.placer.apply(pair, placement(pair, devices=(0, 1)), "i1")
+    await world.placer.apply(pair, placement(pair, devices=(0, 1)), {"n1": "i1"})
     with pytest.raises(asyncpg.UniqueViolationError):
-        await world.placer.apply(triple, placement(triple, devices=(0, 1, 2)), "i1")
+        await world.placer.apply(triple, placement(triple, devices=(0, 1, 2)), {"n1": "i1"})
     assert await live_rows(world) == [("n1", 0), ("n1", 1)]
     assert (await world.job(triple)).state is JobState.QUEUED
 
@@ -71,8 +71,8 @@ async def test_one_job_is_never_placed_twice(world: World) -> None:
     await world.add_node(devices=2)
     ref = await world.queued_job()
     outcomes = await asyncio.gather(
-        world.placer.apply(ref, placement(ref, devices=(0,)), "i1"),
-        world.placer.apply(ref, placement(ref, devices=(1,)), "i1"),
+        world.placer.apply(ref, placement(ref, devices=(0,)), {"n1": "i1"}),
+        world.placer.apply(ref, placement(ref, devices=(1,)), {"n1": "i1"}),
         return_exceptions=True,
     )
     assert sum(isinstance(each, int) for each in outcomes) == 1
@@ -106,5 +106,5 @@ async def test_a_placement_for_an_old_incarnation_is_dropped(world: World) -> No
     ref = await world.queued_job()
     await world.add_node(incarnation="i2")
     with pytest.raises(Overtaken):
-        await world.placer.apply(ref, placement(ref), "i1")
+        await world.placer.apply(ref, placement(ref), {"n1": "i1"})
     assert await live_rows(world) == []

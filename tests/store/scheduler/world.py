@@ -108,6 +108,7 @@ class World:
             "project_id": project,
             "job_id": job_id,
             "organization_id": "org_a",
+            "api_key_id": "key_a",
             "namespace": "team",
             "request_id": None,
             "request_sha256": "digest",

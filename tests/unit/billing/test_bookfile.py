@@ -2,43 +2,61 @@
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from services.billing.bookfile import BookInvalid, read_book
 from services.billing.pricebook import BookConflict, PriceBook, PriceUnknown, Shelf
+from services.billing.pricing import OWING_ENDINGS
+from tests.unit.billing.wrong_books import GOOD, GOOD_IN_FULL, WRONG, WrongBook
 
-GOOD = """\
-book: test
-version: test-1
-effective_from: 2026-01-01
-currency: USD
-tuning:
-  terms:
-    - {description: Training, tokens: training_tokens, times: [epochs]}
-  base_fee_usd: 0
-  minimum_usd: 5.00
-  rates:
-    - {model: a/one, usd_per_million_tokens: {sft_lora: 1.00}}
-    - {model: a/*, usd_per_million_tokens: {sft_lora: 2.00}}
-    - {model: a/b-*, usd_per_million_tokens: {sft_lora: 3.00}}
-    - {billions: [0, 16], usd_per_million_tokens: {sft_lora: 4.00}}
-inference:
-  - {model: "*", input_usd_per_million_tokens: 0.1, output_usd_per_million_tokens: 0.0375}
-hosting:
-  - {hardware_type: cpu, usd_per_device_hour: 0.06}
-"""
-
-
-def changed(old: str, new: str, text: str = GOOD) -> str:
-    assert old in text
-    return text.replace(old, new, 1)
+BOOKS = Path(__file__).parents[3] / "services/billing/books"
 
 
 def test_a_good_book_loads() -> None:
     book = read_book(GOOD, "test.yaml")
     assert book.tuning_rule.minimum_nanos_usd == 5 * 10**9
     assert book.inference_rate("x/y").output_nanos_usd_per_million == 37_500_000
+    assert book.cluster_rate("h100-80gb").nanos_usd_per_node_hour == 26_880_000_000
+    with pytest.raises(PriceUnknown, match="no price for cluster nodes of 'a100'"):
+        book.cluster_rate("a100")
+
+
+def test_what_fee_and_minimum_apply_to_is_written_or_the_usual() -> None:
+    usual = read_book(GOOD, "test.yaml").tuning_rule
+    assert usual.base_fee_applies_to == set(OWING_ENDINGS)
+    assert usual.minimum_applies_to == {"completed"}
+    written = read_book(GOOD_IN_FULL, "test.yaml").tuning_rule
+    assert (written.base_fee_nanos_usd, written.minimum_nanos_usd) == (250_000_000, 5 * 10**9)
+    assert written.base_fee_applies_to == {"completed", "user_failure"}
+    assert written.minimum_applies_to == {"completed"}
+    none = read_book(GOOD.replace("minimum_usd: 5.00", "minimum: {usd: 5.00, applies_to: []}"), "test.yaml").tuning_rule
+    assert none.minimum_applies_to == set()
+
+
+@pytest.mark.parametrize("path", sorted(BOOKS.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_books_file_is_named_by_its_version(path: Path) -> None:
+    assert read_book(path.read_text(encoding="utf-8"), path.name).version == path.stem
+
+
+def test_the_example_of_the_documentation_is_a_book() -> None:
+    page = (BOOKS.parents[2] / "docs/price-books.md").read_text(encoding="utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    book = read_book(example, "docs/price-books.md")
+    assert [book.tuning_rate(model, "sft_lora", 0) // 10**7 for model in ("acme/reader", "acme/other")] == [610, 700]
+    assert book.cluster_rate("nvidia-h100-80gb").nanos_usd_per_node_hour == 26_880_000_000
+
+
+def test_the_next_version_of_the_default_book_changes_no_price() -> None:
+    before, after = (
+        read_book((BOOKS / f"default-2026-{number}.yaml").read_text(encoding="utf-8"), "") for number in (1, 2)
+    )
+    assert before.effective_until == after.effective_from
+    for section in ("tuning_rule", "tuning_rates", "model_billions", "inference_rates", "hosting_rates"):
+        assert getattr(before, section) == getattr(after, section)
+    assert before.cluster_rates == ()
+    assert after.cluster_rate("nvidia-h100-80gb").nanos_usd_per_node_hour == 26_880_000_000
 
 
 @pytest.mark.parametrize(
@@ -55,47 +73,16 @@ def test_an_id_wins_over_a_pattern_and_a_pattern_over_a_size(model: str, paramet
     assert read_book(GOOD, "test.yaml").tuning_rate(model, "sft_lora", parameter_count) == usd * 10**9
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "problem"),
-    [
-        (changed("minimum_usd: 5.00", "minimum_usd: -5.00"), 9, "not negative"),
-        (changed("minimum_usd: 5.00", "minimum_usd: 0.0000000001"), 9, "nine decimals"),
-        (changed("minimum_usd: 5.00", "minimum_usd: lots"), 9, "lots"),
-        (changed("minimum_usd: 5.00", "minimum_usd: .nan"), 9, "nan"),
-        (changed("minimum_usd: 5.00", "minimum_usd: 99999999"), 9, "at most"),
-        (changed("sft_lora: 1.00", "sft_lora: -1.00"), 11, "not negative"),
-        (changed("sft_lora: 1.00", "sft_magic: 1.00"), 11, "sft_magic"),
-        (changed("a/b-*", "a/*"), 13, "ambiguous"),
-        (changed("model: a/b-*", "billions: [16, 20]"), 14, "ambiguous"),
-        (changed("[0, 16]", "[16, 0]"), 14, "range"),
-        (changed("[0, 16]", "[0.5, 16]"), 14, "whole number"),
-        (changed("model: a/one, ", ""), 11, "exactly one of"),
-        (changed("model: a/one", "model: a/one, billions: [1, 2]"), 11, "exactly one of"),
-        (changed("model: a/one", "model: 'a one'"), 11, "no id"),
-        (changed("model: a/b-*", "model: a/*-b*"), 13, "no pattern"),
-        (changed("[epochs]", "[epochs, epochs]"), 7, "twice"),
-        (changed("[epochs]", "[evaluations]"), 7, "not one of"),
-        (changed("currency: USD", "currency: EUR"), 4, "EUR"),
-        (changed("currency: USD", "currency: USD\ncurrency: USD"), 5, "given twice"),
-        (changed("currency: USD", "currency: USD\ncolour: red"), 5, "not known"),
-        (changed("effective_from: 2026-01-01", "effective_from: soon"), 3, "no date"),
-        (changed("currency: USD", "currency: USD\neffective_until: 2025-01-01"), 5, "end after it begins"),
-        (changed("currency: USD\n", ""), 1, "'currency' is missing"),
-        (changed("[epochs]}", "[epochs]"), 8, "expected"),
-        (changed("hardware_type: cpu", "hardware_type: cpu, usd_per_minute: 1"), 18, "not known"),
-        ("- a list\n", 1, "mapping"),
-        ("", 1, "empty"),
-    ],
-)
-def test_a_wrong_book_fails_with_its_line(text: str, line: int, problem: str) -> None:
-    with pytest.raises(BookInvalid, match=re.escape(problem)) as refused:
-        read_book(text, "test.yaml")
-    assert str(refused.value).startswith(f"test.yaml, line {line}: ")
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.problem)
+def test_a_wrong_book_fails_with_its_line(wrong: WrongBook) -> None:
+    with pytest.raises(BookInvalid, match=re.escape(wrong.problem)) as refused:
+        read_book(wrong.text, "test.yaml")
+    assert str(refused.value).startswith(f"test.yaml, line {wrong.line}: ")
 
 
 def version(number: int, start: str, until: str | None = None) -> PriceBook:
     text = GOOD.replace("test-1", f"test-{number}").replace("2026-01-01", start)
-    return read_book(text + (f"effective_until: {until}\n" if until else ""), "test.yaml")
+    return read_book(text + (f"effective_until: {until}\n" if until else ""), f"test-{number}.yaml")
 
 
 def test_the_version_that_is_effective_prices_new_work() -> None:
@@ -109,9 +96,13 @@ def test_the_version_that_is_effective_prices_new_work() -> None:
 
 
 def test_versions_that_are_effective_together_are_refused() -> None:
-    with pytest.raises(BookConflict, match="at the same time"):
+    with pytest.raises(
+        BookConflict, match=r"^test-2.yaml, line 3: .* at the same time \(the other: test-1.yaml, line 3"
+    ):
         Shelf([version(1, "2026-01-01"), version(2, "2026-07-01")], current="test")
-    with pytest.raises(BookConflict, match="exists twice"):
+    with pytest.raises(BookConflict, match="at the same time"):
+        Shelf([version(1, "2026-01-01", "2026-07-02"), version(2, "2026-07-01")], current="test")
+    with pytest.raises(BookConflict, match=r"^test-1.yaml, line 2: .* exists twice \(the other: test-1.yaml, line 2"):
         Shelf([version(1, "2026-01-01", "2026-02-01"), version(1, "2026-03-01")], current="test")
     with pytest.raises(BookConflict, match="no version of the price book 'other'"):
         Shelf([version(1, "2026-01-01")], current="other")

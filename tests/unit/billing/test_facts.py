@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.billing import facts
-from services.billing.facts import EndpointFact, FactInvalid, FactLimits, InferenceFact, TrainingFact
+from services.billing.facts import ClusterFact, EndpointFact, FactInvalid, FactLimits, InferenceFact, TrainingFact
 from services.billing.records import UsageKind
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -29,11 +29,16 @@ ENDPOINT = EndpointFact(
     work_key="ep-1:1:0", resource="projects/p/endpoints/ep-1", hardware_type="cpu", device_count=1, minute=0, **OWNER
 )
 
+CLUSTER = ClusterFact(
+    work_key="cl-1:1:0", resource="projects/p/clusters/cl-1", hardware_type="cpu", node_count=1, hour=0, **OWNER
+)
+
 
 def test_plausible_claims_pass() -> None:
     facts.check_training(TRAINING, "ft-1", NOW, LIMITS)
-    facts.check_inference([INFERENCE], NOW, LIMITS)
+    facts.check_inference(INFERENCE, NOW, LIMITS)
     facts.check_endpoint(ENDPOINT, NOW, LIMITS)
+    facts.check_cluster(CLUSTER, NOW, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_training_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [{"input_tokens": -1}, {"output_tokens": 10**13}, {"base_model": ""}])
 def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):
-        facts.check_inference([INFERENCE, dataclasses.replace(INFERENCE, **change)], NOW, LIMITS)
+        facts.check_inference(dataclasses.replace(INFERENCE, **change), NOW, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,12 @@ def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
 def test_endpoint_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):
         facts.check_endpoint(dataclasses.replace(ENDPOINT, **change), NOW, LIMITS)
+
+
+@pytest.mark.parametrize("change", [{"node_count": 0}, {"node_count": 10**6}, {"hour": -1}, {"hardware_type": ""}])
+def test_cluster_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
+    with pytest.raises(FactInvalid):
+        facts.check_cluster(dataclasses.replace(CLUSTER, **change), NOW, LIMITS)
 
 
 def test_a_clock_that_is_a_little_ahead_is_believed() -> None:

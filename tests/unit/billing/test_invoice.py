@@ -1,75 +1,124 @@
-"""Invoices: months, lines rounded once, totals that are the sum of their lines."""
+"""Invoices: months, lines rounded once, credit notes as lines below zero, totals that are the sum of what stands there."""
 
-from datetime import UTC, datetime, timedelta
+import uuid
+from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.invoice import Charge, LineKind, Month, build
-from services.billing.pricing import NANOS_USD_PER_CENT, round_to_cent
+from services.billing.invoice import (
+    Charge,
+    CreditNote,
+    Invoice,
+    LineKind,
+    Month,
+    build_lines,
+    credit_note_number,
+    invoice_number,
+)
+from services.billing.pricing import NANOS_USD_PER_CENT, NANOS_USD_PER_USD, round_to_cent
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
+OCTOBER = Month(year=2026, month=10)
+
+amounts = st.integers(0, 10**15)
 
 
 def charge(kind: LineKind, resource: str, amount: int, **more: object) -> Charge:
     given_fields: dict[str, object] = {
         "kind": kind,
+        "project_id": "p",
         "resource": resource,
+        "usage_kind": "output_tokens" if kind is LineKind.INFERENCE else "",
         "model": "m",
         "quantity": 1,
         "unit_price_nanos_usd": 1,
         "amount_nanos_usd": amount,
         "price_book_version": "b",
-        "usage_records": (),
         "usage_record_count": 1,
     }
     return Charge(**{**given_fields, **more})  # type: ignore[arg-type]
+
+
+def note(amount: int) -> CreditNote:
+    return CreditNote(
+        number=1,
+        organization_id="o",
+        request_id="r",
+        amount_nanos_usd=amount,
+        reason="because",
+        resource="",
+        invoice="",
+        transaction_id=uuid.UUID(int=1),
+        billing_month=date(2026, 10, 1),
+        create_time=NOW,
+    )
 
 
 def test_months() -> None:
     december = Month.parse("2026-12")
     assert december is not None
     assert (december.start, december.end) == (datetime(2026, 12, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    assert Month.from_day(december.first_day) == december
     assert str(Month.of(december.end - timedelta(microseconds=1))) == "2026-12"
     assert [Month.parse(text) for text in ("2026-13", "2026-1", "1999-01", "", "2026-11 ")] == [None] * 5
 
 
 def test_lines_are_in_a_fixed_order_and_say_what_they_are() -> None:
-    invoice = build(
-        organization_id="o",
-        month=Month.of(NOW),
-        now=NOW,
-        charges=[
-            charge(LineKind.INFERENCE, "acme/bot", 10**7),
-            charge(LineKind.ENDPOINT, "projects/p/endpoints/ep_1", 10**7),
-            charge(LineKind.TUNING, "projects/p/tuningJobs/ft-2", 5 * 10**9, minimum_applied=True),
-            charge(LineKind.TUNING, "projects/p/tuningJobs/ft-1", 366 * 10**9),
-        ],
-    )
-    assert [line.description for line in invoice.lines] == [
+    charges = [
+        charge(LineKind.INFERENCE, "acme/bot", 10**7),
+        charge(LineKind.INFERENCE, "acme/bot", 10**7, usage_kind="input_tokens"),
+        charge(LineKind.CLUSTER, "projects/p/clusters/cl_1", 10**7),
+        charge(LineKind.ENDPOINT, "projects/p/endpoints/ep_1", 10**7),
+        charge(LineKind.TUNING, "projects/p/tuningJobs/ft-2", 5 * 10**9, minimum_applied=True),
+        charge(LineKind.TUNING, "projects/p/tuningJobs/ft-1", 366 * 10**9),
+    ]
+    lines = build_lines(charges)
+    assert [line.description for line in lines] == [
         "Tuning of m, job ft-1",
         "Tuning of m, job ft-2, minimum per completed job",
         "Dedicated endpoint ep_1, device minutes on m",
-        "Tokens served by acme/bot",
+        "Cluster cl_1, node hours on m",
+        "Input tokens served by acme/bot",
+        "Output tokens served by acme/bot",
     ]
-    assert [line.unit for line in invoice.lines] == ["tokens", "tokens", "minutes", "tokens"]
-    assert invoice.open
-    assert invoice.total_nanos_usd == 371_020_000_000
+    assert [line.unit for line in lines] == ["tokens", "tokens", "minutes", "hours", "tokens", "tokens"]
+    assert build_lines(reversed(charges)) == lines
+    assert Invoice(organization_id="o", month=OCTOBER, lines=lines).total_nanos_usd == 371_040_000_000
 
 
-@given(st.lists(st.integers(0, 10**15), max_size=30))
-def test_each_line_is_rounded_once_to_the_cent(amounts: list[int]) -> None:
-    charges = [charge(LineKind.INFERENCE, f"m{index}", amount) for index, amount in enumerate(amounts)]
-    invoice = build(organization_id="o", month=Month(year=2026, month=10), charges=charges, now=NOW)
-    assert invoice.total_nanos_usd == sum(round_to_cent(amount) for amount in amounts)
-    assert all(line.amount_nanos_usd % NANOS_USD_PER_CENT == 0 for line in invoice.lines)
-    assert all(
-        abs(line.amount_nanos_usd - line.charge.amount_nanos_usd) * 2 <= NANOS_USD_PER_CENT for line in invoice.lines
+@given(st.lists(amounts, max_size=30), st.lists(st.integers(1, 10**15), max_size=5))
+def test_each_line_is_rounded_once_half_to_even_and_the_total_is_their_sum(used: list[int], back: list[int]) -> None:
+    lines = build_lines(charge(LineKind.INFERENCE, f"m{index}", amount) for index, amount in enumerate(used))
+    invoice = Invoice(
+        organization_id="o", month=OCTOBER, lines=lines, credit_notes=tuple(note(amount) for amount in back)
     )
-    assert not invoice.open
+    assert invoice.total_nanos_usd % NANOS_USD_PER_CENT == 0
+    assert Decimal(invoice.total_nanos_usd) / NANOS_USD_PER_USD == sum(map(_cents, used)) - sum(map(_cents, back))
+    assert [line.amount_nanos_usd for line in lines] == [
+        int(_cents(line.charge.amount_nanos_usd) * NANOS_USD_PER_USD) for line in lines
+    ]
+
+
+def _cents(nanos_usd: int) -> Decimal:
+    """The same rounding by another implementation."""
+    return (Decimal(nanos_usd) / NANOS_USD_PER_USD).quantize(Decimal("0.01"), rounding=ROUND_HALF_EVEN)
 
 
 def test_half_a_cent_goes_to_the_even_cent() -> None:
     assert round_to_cent(5_000_000) == 0
     assert round_to_cent(15_000_000) == 2 * NANOS_USD_PER_CENT
     assert round_to_cent(25_000_000) == 2 * NANOS_USD_PER_CENT
+
+
+def test_an_invoice_is_open_until_it_has_a_close_time() -> None:
+    assert Invoice(organization_id="o", month=OCTOBER, lines=()).open
+    assert not Invoice(organization_id="o", month=OCTOBER, lines=(), number=1, close_time=NOW).open
+    assert Invoice(organization_id="o", month=OCTOBER, lines=()).empty
+    assert not Invoice(organization_id="o", month=OCTOBER, lines=(), credit_notes=(note(1),)).empty
+
+
+def test_numbers_of_documents() -> None:
+    assert (invoice_number(42), credit_note_number(7)) == ("FM-000042", "CN-000007")
+    assert invoice_number(1_234_567) == "FM-1234567"

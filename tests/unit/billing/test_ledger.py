@@ -158,3 +158,14 @@ def test_no_ending_charges_more_than_the_hold(ending: Ending, training: int, val
 
 def test_every_ending_has_its_row() -> None:
     assert set(settlement.OWED) == set(Ending)
+
+
+@given(amounts)
+def test_a_credit_note_gives_back_what_was_earned(amount: int) -> None:
+    entry = ledger.credit_note(organization_id="o", request_id="r", amount_nanos_usd=amount, resource=JOB, now=NOW)
+    assert moved(entry) == {Account.REVENUE: -amount, Account.PREPAID: amount}
+    assert entry.kind is TransactionKind.CREDIT_NOTE
+    again = ledger.credit_note(organization_id="o", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
+    assert again.id == entry.id
+    other = ledger.credit_note(organization_id="p", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
+    assert other.id != entry.id

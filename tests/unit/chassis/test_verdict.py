@@ -59,6 +59,7 @@ def test_only_a_dependency_that_is_away_excuses() -> None:
         asyncpg.TooManyConnectionsError("x"),
         asyncpg.DeadlockDetectedError("x"),
         asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InterfaceError("cannot call Connection.fetch(): connection has been released back to the pool"),
     ],
 )
 def test_database_away(error: Exception) -> None:

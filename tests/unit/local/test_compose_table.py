@@ -35,6 +35,7 @@ def launched(service: Service) -> dict[str, str]:
     facts = Facts(
         ports={key: 20_000 + number for number, key in enumerate(keys)},
         database_urls={peer.name: f"postgresql://{peer.name}:secret@host/finemesh" for peer in SERVICES},
+        secrets={name: "secret" for peer in SERVICES for name in peer.secret_variables},
         nats_url="nats://secret@host:4222",
         tls_dir=Path("/tls"),
         artifacts_dir=Path("/artifacts"),
@@ -169,7 +170,7 @@ def test_secrets_are_required_and_have_no_value_in_any_file() -> None:
     required = {name for name, rest in variables((DEPLOY / "compose.yaml").read_text()).items() if ":?" in rest}
     empty = set(re.findall(r"^([A-Z_]+)=$", (DEPLOY / "env.example").read_text(), re.MULTILINE))
     assert required == empty
-    assert all(name.endswith(("PASSWORD", "TOKEN")) for name in required)
+    assert all(name.endswith(("PASSWORD", "TOKEN", "KEY")) for name in required)
 
 
 def test_env_is_filled_once_and_kept() -> None:
@@ -188,6 +189,6 @@ def test_env_file_is_private(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o077 == 0
     first = target.read_text()
     secrets = re.findall(r"^[A-Z_]+=([0-9a-f]{48})$", first, re.MULTILINE)
-    assert len(secrets) == len(set(secrets)) == 6
+    assert len(secrets) == len(set(secrets)) == 7
     compose_env.main(["--out", str(target)])
     assert target.read_text() == first

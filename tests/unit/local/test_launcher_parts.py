@@ -53,6 +53,7 @@ def _facts(tmp_path: Path) -> Facts:
     return Facts(
         ports={key: 20_000 + number for number, key in enumerate(dict.fromkeys(keys))},
         database_urls={name: f"postgresql://{name}" for name in ("gateway", "scheduler", "billing", "inference")},
+        secrets={"FINEMESH_SCHEDULER_SECRETS_KEY": "k" * 48},
         nats_url="nats://token@127.0.0.1:1",
         tls_dir=tmp_path / "tls",
         artifacts_dir=tmp_path / "artifacts",
@@ -72,6 +73,9 @@ def test_each_service_is_told_its_own_and_everybodys_addresses(tmp_path: Path) -
     assert gateway["FINEMESH_SCHEDULER_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler']}"
     assert gateway["FINEMESH_GATEWAY_DATABASE_URL"] == "postgresql://gateway"
     assert not any("DATABASE_URL" in name and "GATEWAY" not in name for name in gateway), "others' passwords are theirs"
+    assert "FINEMESH_SCHEDULER_SECRETS_KEY" not in gateway
+    scheduler = environment_of(by_name["scheduler"], 0, SERVICES, facts)
+    assert scheduler["FINEMESH_SCHEDULER_SECRETS_KEY"] == "k" * 48
     assert gateway["FINEMESH_ARTIFACTS_URL"] == (tmp_path / "artifacts").as_uri()
     second = environment_of(by_name["trainer"], 1, SERVICES, facts)
     assert second["FINEMESH_TRAINER_NODE_NAME"] == "local-1"

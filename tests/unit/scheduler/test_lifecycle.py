@@ -23,6 +23,7 @@ ALLOWED = {
     (JobState.VALIDATING, JobTransition.REFUSE): JobState.FAILED,
     (JobState.VALIDATING, JobTransition.CANCEL_WAITING): JobState.CANCELLED,
     (JobState.QUEUED, JobTransition.PLACE): JobState.STARTING,
+    (JobState.QUEUED, JobTransition.EXPIRE): JobState.FAILED,
     (JobState.QUEUED, JobTransition.CANCEL_WAITING): JobState.CANCELLED,
     (JobState.STARTING, JobTransition.START): JobState.RUNNING,
     (JobState.STARTING, JobTransition.FAIL): JobState.FAILED,

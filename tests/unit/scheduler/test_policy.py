@@ -1,5 +1,7 @@
 """The policy on thousands of made-up fleets and queues: nobody shares, nobody starves, nobody gets half a gang."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,11 +130,58 @@ def test_too_large_only_when_no_registered_node_could_ever_fit() -> None:
     assert problem.largest == "2 of type h100 (a)"
 
 
+def test_what_no_node_can_hold_is_spread_in_equal_parts_over_as_few_as_there_can_be() -> None:
+    fleet = [group("a", 2, 2), group("b", 2, 2), group("c", 4, 4), group("d", 8, 8, kind="other")]
+    (placement,) = place([Need(owner="j", count=4, nodes_max=8)], fleet[:3])
+    assert (placement.node, placement.followers) == ("c", ())
+    (placement,) = place([Need(owner="j", count=4, nodes_max=8)], fleet[:2])
+    parts = (placement, *placement.followers)
+    assert [(part.node, part.device_indices) for part in parts] == [("a", (0, 1)), ("b", (0, 1))]
+    assert {part.owner for part in parts} == {"j"}
+    # Not over types, not in unequal parts, not over more nodes than it may have.
+    assert place([Need(owner="j", count=10, nodes_max=8)], fleet) == []
+    assert place([Need(owner="j", count=3, nodes_max=8)], fleet[:2]) == []
+    assert place([Need(owner="j", count=6, nodes_max=2)], fleet[:3]) == []
+    assert too_large(Need(owner="j", count=6, nodes_max=2), fleet[:3]) is not None
+    assert too_large(Need(owner="j", count=6, nodes_max=3), fleet[:3]) is None
+
+
+def test_a_gang_waits_whole_and_keeps_its_nodes() -> None:
+    queue = [Need(owner="gang", count=4, nodes_max=2), Need(owner="small", count=1, nodes_max=2)]
+    fleet = [group("a", 2, 2), group("b", 2, 1)]
+    assert place(queue, fleet) == []
+    words = waiting_for(queue[0], fleet, 1)
+    assert words == "2 GPUs on one node, on 2 nodes at the same time; 2 of 2 free on a"
+    (placement,) = place(queue, [*fleet, group("tiny", 1, 1)])
+    assert (placement.owner, placement.node) == ("small", "tiny")
+
+
+@given(queues, fleets())
+def test_gangs_over_nodes_share_nothing_and_are_whole(queue: list[Need], fleet: list[DeviceGroup]) -> None:
+    by_key = {(each.node, each.hardware_type): each for each in fleet}
+    needs = {need.owner: replace(need, nodes_max=4) for need in queue}
+    taken: set[tuple[str, str, int]] = set()
+    for placement in place(list(needs.values()), fleet):
+        parts = (placement, *placement.followers)
+        assert len({part.node for part in parts}) == len(parts)
+        assert len({part.hardware_type for part in parts}) == 1
+        assert sum(len(part.device_indices) for part in parts) == needs[placement.owner].count
+        for part in parts:
+            where = by_key[(part.node, part.hardware_type)]
+            assert where.ready
+            assert set(part.device_indices) <= where.free
+            devices = {(part.node, part.hardware_type, index) for index in part.device_indices}
+            assert not devices & taken
+            taken |= devices
+
+
 def test_memory_counts_as_far_as_it_is_known() -> None:
     need = Need(owner="j", count=1, memory_bytes_min=memory_bytes_min(8_000_000_000, all_weights=True))
-    assert too_large(need, [group("small", 1, 1, memory_bytes=24 * 2**30)]) is not None
+    assert too_large(need, [group("small", 1, 1, memory_bytes=80 * 2**30)]) is not None
     assert too_large(need, [group("unknown", 1, 1)]) is None
-    assert too_large(need, [group("large", 1, 1, memory_bytes=80 * 2**30)]) is None
+    assert too_large(need, [group("large", 1, 1, memory_bytes=141 * 2**30)]) is None
+    both = Need(owner="j", count=2, memory_bytes_min=memory_bytes_min(8_000_000_000, all_weights=True))
+    assert too_large(both, [group("pair", 2, 2, memory_bytes=80 * 2**30)]) is None
 
 
 def test_why_it_waits() -> None:

@@ -1,5 +1,7 @@
 """What a report adds: nothing twice, and an evaluation is told from a step."""
 
+from dataclasses import replace
+
 from services.scheduler.domain import EventKind
 from services.scheduler.progress import Known, Metric, in_words, kinds, news
 
@@ -49,4 +51,8 @@ def test_in_words() -> None:
     assert in_words(metric(3), EventKind.METRICS) == "step 3 of 10: training loss 2.0000"
     assert in_words(metric(3, validation_loss=1.25), EventKind.EVALUATION) == (
         "validation loss 1.2500 after step 3 of 10"
+    )
+    preferred = replace(metric(3, validation_loss=0.5), rewards=(0.875, 0.25))
+    assert in_words(preferred, EventKind.EVALUATION) == (
+        "validation loss 0.5000, rewards 88% right by a margin of 0.2500, after step 3 of 10"
     )

@@ -19,6 +19,8 @@ from services.scheduler.refusal import RETRY_DELAY_S_MAX, Verdict, failure_of, v
     ("error", "verdict"),
     [
         (FailedPrecondition("BALANCE_INSUFFICIENT", "too little"), Verdict.REFUSE),
+        (FailedPrecondition("SPEND_CAP_EXCEEDED", "too much"), Verdict.REFUSE),
+        (FailedPrecondition("HOLD_EXPIRED", "too late"), Verdict.REFUSE),
         (InvalidArgument("DATASET_INVALID", "bad lines"), Verdict.REFUSE),
         (InvalidArgument("PRICE_UNKNOWN", "no price"), Verdict.REFUSE),
         (Unavailable("DEPENDENCY_UNAVAILABLE", "away"), Verdict.WAIT),
@@ -61,3 +63,11 @@ def test_waiting_grows_and_respects_what_the_server_asked_for() -> None:
     asked = Unavailable("DEPENDENCY_UNAVAILABLE", "away", retry_after_s=60)
     assert waiting_of(asked, "billing", 1).delay_s == 60
     assert waiting_of(error, "billing", 2).message == "waits for billing: away (attempt 2)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "platform_fault"), [("SPEND_CAP_EXCEEDED", False), ("HOLD_EXPIRED", True), ("INTERNAL", True)]
+)
+def test_whose_fault_it_is(reason: str, platform_fault: bool) -> None:
+    kind = Internal if reason == "INTERNAL" else FailedPrecondition
+    assert failure_of(kind(reason, "no")).platform_fault is platform_fault

@@ -7,18 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.spec import (
-    BaseLimits,
-    Hyperparameters,
-    Lora,
-    Schedule,
-    TuningSpec,
-    complete,
-    default_output_name,
-    violations_of,
-)
+from services.scheduler.limits import BaseFacts, Limits, LimitsTable, load_limits
+from services.scheduler.origin import Origin, OriginName, parse_origin
+from services.scheduler.spec import Dpo, EarlyStopping, Hyperparameters, Lora, Schedule, TuningSpec
+from services.scheduler.spec_check import violations_of
+from services.scheduler.spec_defaults import complete, default_output_name
 
-BASE = BaseLimits(context_tokens_max=2048, adapter_rank_max=64)
+BASE = load_limits().of("finemesh/demo-llama", BaseFacts(context_tokens_max=2048, adapter_rank_max=64))
 SPEC = TuningSpec(base_model="finemesh/demo-llama", training_file="projects/p/files/f")
 JOB_ID = "ft-01jd0000000000000000000000"
 
@@ -37,11 +32,15 @@ def test_the_least_request_gets_every_default() -> None:
         epochs=1,
         evaluations=0,
         batch_size=8,
-        learning_rate=1e-4,
+        learning_rate=1e-5,
         schedule=Schedule.COSINE,
         gradient_norm_max=1.0,
         sequence_tokens_max=2048,
         seed=42,
+        cycle_count=0.5,
+        gradient_accumulation_steps=1,
+        packing=True,
+        checkpoints=1,
     )
 
 
@@ -66,7 +65,7 @@ def test_zero_where_zero_means_something_is_kept() -> None:
 
 def test_all_violations_come_at_once() -> None:
     spec = TuningSpec(
-        base_model="",
+        base_model="no model",
         training_file="",
         output_name="Not Good",
         train_on_inputs=None,
@@ -84,8 +83,14 @@ def test_all_violations_come_at_once() -> None:
             sequence_tokens_max=15,
             seed=-1,
             checkpoint_interval_steps=1_000_001,
+            cycle_count=11,
+            gradient_accumulation_steps=257,
+            checkpoints=101,
+            early_stopping=EarlyStopping(patience=-1, min_delta=math.inf, warmup_evaluations=101),
         ),
+        dpo=Dpo(beta=-0.1, rpo_alpha=math.nan, simpo_gamma=11),
         gpu_count=-1,
+        from_checkpoint="Not:A:Name",
     )
     at = "spec.hyperparameters"
     assert sorted(fields(spec)) == sorted(
@@ -111,6 +116,17 @@ def test_all_violations_come_at_once() -> None:
             f"{at}.sequence_tokens_max",
             f"{at}.seed",
             f"{at}.checkpoint_interval_steps",
+            f"{at}.cycle_count",
+            f"{at}.gradient_accumulation_steps",
+            f"{at}.checkpoints",
+            f"{at}.early_stopping",
+            f"{at}.early_stopping.patience",
+            f"{at}.early_stopping.min_delta",
+            f"{at}.early_stopping.warmup_evaluations",
+            "spec.dpo.beta",
+            "spec.dpo.rpo_alpha",
+            "spec.dpo.simpo_gamma",
+            "spec.from_checkpoint",
         ]
     )
 
@@ -167,3 +183,150 @@ def test_whatever_passes_is_bounded(epochs: int, batch_size: int, learning_rate:
         assert 1 <= got.batch_size <= 4096
         assert 0 < got.learning_rate <= 1
         assert 16 <= got.sequence_tokens_max <= 2048
+
+
+VALIDATED = replace(SPEC, validation_file="projects/p/files/v")
+
+
+def stopping(spec: TuningSpec, **hyperparameters: object) -> list[str]:
+    given = Hyperparameters(early_stopping=EarlyStopping(), **hyperparameters)  # type: ignore[arg-type]
+    return fields(replace(spec, hyperparameters=given))
+
+
+def test_early_stopping_has_defaults_and_needs_enough_evaluations() -> None:
+    at = "spec.hyperparameters.early_stopping"
+    assert stopping(SPEC, epochs=10) == [at]
+    assert stopping(VALIDATED, epochs=3) == [at]
+    assert stopping(VALIDATED, epochs=4) == []
+    assert stopping(VALIDATED, epochs=1, evaluations=4) == []
+    assert stopping(VALIDATED, epochs=100, evaluations=0) == [at]
+    spec = replace(VALIDATED, hyperparameters=Hyperparameters(epochs=4, early_stopping=EarlyStopping()))
+    completed, _ = complete(spec, BASE, JOB_ID)
+    assert completed.hyperparameters.early_stopping == EarlyStopping(patience=2, min_delta=0.0, warmup_evaluations=1)
+    assert complete(completed, BASE, JOB_ID) == (completed, [])
+
+
+def test_preferences_get_their_defaults_and_are_not_packed() -> None:
+    spec, violations = complete(replace(SPEC, dpo=Dpo()), BASE, JOB_ID)
+    assert violations == []
+    assert spec.dpo == Dpo(beta=0.1)
+    assert spec.hyperparameters.packing is False
+    assert complete(spec, BASE, JOB_ID) == (spec, [])
+
+
+@pytest.mark.parametrize("beta", [10.0, 1e-6, 0.0])
+def test_a_beta_in_range_passes(beta: float) -> None:
+    assert fields(replace(SPEC, dpo=Dpo(beta=beta))) == []
+
+
+@pytest.mark.parametrize(("beta"), [10.1, -1e-9, math.nan, math.inf])
+def test_a_beta_out_of_range_is_refused(beta: float) -> None:
+    assert fields(replace(SPEC, dpo=Dpo(beta=beta))) == ["spec.dpo.beta"]
+
+
+def test_waves_belong_to_the_cosine() -> None:
+    linear = replace(SPEC, hyperparameters=Hyperparameters(schedule=Schedule.LINEAR))
+    assert complete(linear, BASE, JOB_ID)[0].hyperparameters.cycle_count == 0
+    waves = replace(SPEC, hyperparameters=Hyperparameters(schedule=Schedule.LINEAR, cycle_count=2))
+    assert fields(waves) == ["spec.hyperparameters.cycle_count"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "largest"),
+    [
+        (SPEC, 1024),
+        (replace(SPEC, lora=None), 1024),
+        (replace(SPEC, dpo=Dpo()), 512),
+    ],
+)
+def test_the_largest_batch_is_the_one_of_the_limits(spec: TuningSpec, largest: int) -> None:
+    asked = replace(spec, hyperparameters=Hyperparameters(batch_size_max=True))
+    completed, violations = complete(asked, BASE, JOB_ID)
+    assert (completed.hyperparameters.batch_size, violations) == (largest, [])
+    assert complete(completed, BASE, JOB_ID) == (completed, [])
+    over = replace(spec, hyperparameters=Hyperparameters(batch_size=largest + 1))
+    assert [violation.field for violation in complete(over, BASE, JOB_ID)[1]] == ["spec.hyperparameters.batch_size"]
+    both = replace(spec, hyperparameters=Hyperparameters(batch_size=4, batch_size_max=True))
+    assert [violation.field for violation in complete(both, BASE, JOB_ID)[1]] == ["spec.hyperparameters.batch_size"]
+
+
+def limits_at(parameters: int, table: LimitsTable | None = None) -> Limits:
+    facts = BaseFacts(context_tokens_max=0, adapter_rank_max=0, parameter_count=parameters)
+    return (table or load_limits()).of("m", facts)
+
+
+def test_larger_models_take_smaller_batches() -> None:
+    batches = [limits_at(parameters).batch_lora for parameters in (1, 10**9, 10**9 + 1, 10**11)]
+    assert batches == sorted(batches, reverse=True)
+    assert batches[1] > batches[2] > batches[3]
+    assert (limits_at(1).sequence_tokens_max, limits_at(1).lora_rank_max) == (131_072, 256)
+
+
+def test_a_model_has_limits_of_its_own() -> None:
+    tier = {"parameters_max": None, "batch_lora": 64, "batch_full": 32, "batch_dpo": 16}
+    own = {"m": {"batch_dpo": 0, "batch_full": 0, "sequence_tokens_max": 100, "lora_rank_max": 8}}
+    limits = limits_at(1, LimitsTable({"by_parameters": [tier], "models": own}))
+    assert (limits.sequence_tokens_max, limits.lora_rank_max, limits.lora_rank_default) == (100, 8, 8)
+    refused = complete(replace(SPEC, dpo=Dpo()), limits, JOB_ID)[1]
+    assert [violation.field for violation in refused] == ["spec.dpo"]
+    refused = complete(replace(SPEC, lora=None), limits, JOB_ID)[1]
+    assert [violation.field for violation in refused] == ["spec.full"]
+    with pytest.raises(ValueError, match="batch_loar"):
+        LimitsTable({"by_parameters": [tier], "models": {"m": {"batch_loar": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ft-01jd", OriginName(job_id="ft-01jd")),
+        ("ft-01jd:120", OriginName(job_id="ft-01jd", step=120)),
+        ("projects/p1/tuningJobs/ft-01jd:0", OriginName(job_id="ft-01jd", project_id="p1", step=0)),
+        ("acme/support-bot", OriginName(output_name="support-bot", namespace="acme")),
+        ("support-bot:7", OriginName(output_name="support-bot", step=7)),
+        ("", None),
+        ("ft-01jd:", None),
+        ("ft-01jd:-1", None),
+        ("ft-01jd:1:2", None),
+        ("projects/p1/files/f", None),
+        ("../x", None),
+        ("a" * 500, None),
+    ],
+)
+def test_what_is_continued_is_a_job_or_a_model_and_at_most_a_step(text: str, expected: OriginName | None) -> None:
+    assert parse_origin(text) == expected
+
+
+ORIGIN = Origin(
+    job_id="ft-0",
+    step=8,
+    base_model="finemesh/demo-llama",
+    base_revision="rv_1",
+    lora=Lora(rank=8, alpha=64, target_modules=("q_proj", "v_proj")),
+    start_weights=b"",
+)
+CONTINUED = TuningSpec(base_model="", training_file="projects/p/files/f", weights_given=False, from_checkpoint="ft-0:8")
+
+
+def test_a_run_that_continues_another_is_like_it_unless_it_says_otherwise() -> None:
+    assert violations_of(CONTINUED) == []
+    spec, violations = complete(CONTINUED, BASE, JOB_ID, ORIGIN)
+    assert violations == []
+    assert (spec.base_model, spec.lora) == (ORIGIN.base_model, ORIGIN.lora)
+    named, violations = complete(replace(CONTINUED, weights_given=True, lora=Lora(alpha=16)), BASE, JOB_ID, ORIGIN)
+    assert violations == []
+    assert named.lora == replace(ORIGIN.lora or Lora(), alpha=16)
+    whole, violations = complete(CONTINUED, BASE, JOB_ID, replace(ORIGIN, lora=None))
+    assert (whole.lora, violations) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (replace(CONTINUED, base_model="finemesh/other"), "spec.base_model"),
+        (replace(CONTINUED, weights_given=True, lora=None), "spec.full"),
+        (replace(CONTINUED, weights_given=True, lora=Lora(rank=16)), "spec.lora.rank"),
+        (replace(CONTINUED, weights_given=True, lora=Lora(target_modules=("q_proj",))), "spec.lora.target_modules"),
+    ],
+)
+def test_weights_of_another_shape_are_refused(spec: TuningSpec, field: str) -> None:
+    assert [violation.field for violation in complete(spec, BASE, JOB_ID, ORIGIN)[1]] == [field]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.data import Conversation, Instruction, Message, RowReader
+from services.trainer.train.data import Conversation, Instruction, Message, Preference, Text, ToolCall
+from services.trainer.train.reader import RowReader
 
 GOOD = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
 
@@ -34,7 +35,7 @@ def test_conversations_are_read_with_weights_and_blank_lines_skipped(tmp_path: P
 
 
 def test_instructions_are_read(tmp_path: Path) -> None:
-    rows, reader = read(tmp_path, b'\xef\xbb\xbf{"prompt": "p", "completion": "c"}')
+    rows, reader = read(tmp_path, b'{"prompt": "p", "completion": "c"}')
     assert rows == [Instruction(line=1, prompt="p", completion="c")]
     assert reader.format == "instruction"
 
@@ -45,7 +46,7 @@ def test_instructions_are_read(tmp_path: Path) -> None:
         (b"{", "$"),
         (b"[1]", "$"),
         (b"\xff\xfe", "$"),
-        (b"{}", "$.messages"),
+        (b"{}", "$"),
         (b'{"messages": []}', "$.messages"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "$.messages"),
         (b'{"messages": ["x", {"role": "assistant", "content": "x"}]}', "$.messages[0]"),
@@ -62,9 +63,10 @@ def test_instructions_are_read(tmp_path: Path) -> None:
             b'{"messages": [{"role": "assistant", "content": "x"}, {"role": "system", "content": "x"}]}',
             "$.messages[1].role",
         ),
-        (b'{"messages": [{"role": "assistant", "content": "x"}], "tools": []}', "$.tools"),
-        (b'{"prompt": "p"}', "$.completion"),
-        (b'{"prompt": "p", "completion": ""}', "$.completion"),
+        (b'{"messages": [{"role": "assistant", "content": "x"}], "tools": {}}', "$.tools"),
+        (b'{"messages": [{"role": "assistant", "content": "x"}], "functions": []}', "$.functions"),
+        (b'{"messages": [{"role": "assistant", "content": "x"}], "weight": -1}', "$.weight"),
+        (b'{"messages": [{"role": "assistant", "content": "x"}], "text": "x"}', "$"),
         (b'{"prompt": "p", "completion": "c"}', "$"),
     ],
 )
@@ -72,6 +74,52 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes, path: str) -> None:
     rows, reader = read(tmp_path, GOOD + line + b"\n" + GOOD)
     assert len(rows) == 2
     assert [(error.line, error.path) for error in reader.errors.kept] == [(2, path)]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"prompt": "p"}', b'{"prompt": "p", "completion": ""}', b'{"prompt": 1, "completion": "x"}']
+)
+def test_a_broken_instruction_is_named(tmp_path: Path, line: bytes) -> None:
+    _, reader = read(tmp_path, b'{"prompt": "p", "completion": "c"}\n' + line)
+    assert [error.line for error in reader.errors.kept] == [2]
+    assert reader.errors.kept[0].path in ("$.completion", "$.prompt")
+
+
+def test_texts_and_preferences_are_read(tmp_path: Path) -> None:
+    rows, reader = read(tmp_path, b'{"text": "t", "weight": 0.5}\n')
+    assert (rows, reader.format) == ([Text(line=1, text="t", weight=0.5)], "text")
+    content = (
+        b'{"input": {"messages": [{"role": "user", "content": "q"}]}, '
+        b'"preferred_output": [{"role": "assistant", "content": "good"}], '
+        b'"non_preferred_output": [{"role": "assistant", "content": "bad"}]}'
+    )
+    rows, reader = read(tmp_path, content)
+    assert reader.format == "preference"
+    assert rows == [
+        Preference(
+            line=1,
+            messages=(Message(role="user", content="q"),),
+            preferred_output=(Message(role="assistant", content="good"),),
+            non_preferred_output=(Message(role="assistant", content="bad"),),
+        )
+    ]
+
+
+def test_tools_and_reasoning_are_read(tmp_path: Path) -> None:
+    content = (
+        b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": null, "reasoning": "hm", '
+        b'"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}]}, '
+        b'{"role": "tool", "tool_call_id": "1", "content": "7"}, {"role": "assistant", "content": "7"}], '
+        b'"tools": [{"type": "function", "function": {"name": "f"}}]}'
+    )
+    rows, reader = read(tmp_path, content)
+    assert reader.errors.kept == []
+    (row,) = rows
+    assert isinstance(row, Conversation)
+    assert row.tools == ({"type": "function", "function": {"name": "f"}},)
+    call = ToolCall(id="1", name="f", arguments={"a": 1})
+    assert row.messages[1] == Message(role="assistant", content="", reasoning="hm", tool_calls=(call,))
+    assert row.messages[2] == Message(role="tool", content="7", tool_call_id="1")
 
 
 def test_errors_are_capped_but_all_counted(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from services.trainer.train.failures import Failure
-from services.trainer.train.spec import LoraTraining, parse_spec
+from services.trainer.train.methods import Dpo, EarlyStopping
+from services.trainer.train.spec import MICRO_BATCH_TOKENS, LoraTraining, parse_spec
 
 SMALLEST = {"job_id": "ft-1", "base_model": {"directory": "base"}, "train_file": "train.jsonl"}
 
@@ -51,7 +52,11 @@ def test_the_smallest_spec_gets_the_documented_defaults() -> None:
         ("template_date", "today"),
         ("job_id", ""),
         ("train_file", 7),
-        ("method", "dpo"),
+        ("parity_command", "python"),
+        ("parity_command", ["python", ""]),
+        ("method", "ppo"),
+        ("dpo", {"beta": 0.1}),
+        ("early_stopping", {}),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
@@ -97,3 +102,76 @@ def test_the_digest_follows_what_is_learned_not_where() -> None:
     assert parse_spec(moved).digest() == digest
     for change in ({"seed": 1}, {"epochs": 2}, {"checkpoint_every_steps": 7}, {"training": {"type": "full"}}):
         assert parse_spec({**SMALLEST, **change}).digest() != digest
+
+
+def test_the_size_of_micro_batches_is_the_devices_own_unless_it_is_set() -> None:
+    on_a_gpu = {**SMALLEST, "device": "cuda:0"}
+    assert parse_spec(SMALLEST).micro_batch_tokens == MICRO_BATCH_TOKENS["cpu"]
+    assert parse_spec({**SMALLEST, "micro_batch_tokens": None}) == parse_spec(SMALLEST)
+    assert parse_spec(on_a_gpu).micro_batch_tokens == MICRO_BATCH_TOKENS["cuda"]
+    # A run may move to another kind of device; one whose sums were asked to be made another way is another run.
+    assert parse_spec(on_a_gpu).digest() == parse_spec(SMALLEST).digest()
+    assert parse_spec({**SMALLEST, "micro_batch_tokens": 64}).digest() != parse_spec(SMALLEST).digest()
+    assert list(violations_of({**SMALLEST, "micro_batch_tokens": 63})) == ["micro_batch_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("dpo", "field"),
+    [
+        ({"beta": 0}, "dpo.beta"),
+        ({"beta": 10.1}, "dpo.beta"),
+        ({"beta": float("nan")}, "dpo.beta"),
+        ({"rpo_alpha": -1}, "dpo.rpo_alpha"),
+        ({"simpo_gamma": 11}, "dpo.simpo_gamma"),
+        ({"reference_free": 1}, "dpo.reference_free"),
+        ({"normalize_logratios_by_length": "yes"}, "dpo.normalize_logratios_by_length"),
+        ({"gamma": 1}, "dpo.gamma"),
+    ],
+)
+def test_settings_of_preferences_are_bounded(dpo: Any, field: str) -> None:
+    assert list(violations_of({**SMALLEST, "method": "dpo", "dpo": dpo})) == [field]
+
+
+def test_preferences_have_defaults_and_belong_to_their_method() -> None:
+    assert parse_spec(SMALLEST).dpo is None
+    assert parse_spec({**SMALLEST, "method": "dpo"}).dpo == Dpo(beta=0.1)
+    assert parse_spec({**SMALLEST, "method": "dpo", "dpo": {"beta": 10}}).dpo == Dpo(beta=10.0)
+
+
+def test_early_stopping_needs_as_many_evaluations_as_could_end_a_run() -> None:
+    evaluated = {**SMALLEST, "validation_file": "held.jsonl", "evaluations": 1}
+    assert parse_spec({**evaluated, "epochs": 4, "early_stopping": {}}).early_stopping == EarlyStopping(
+        patience=2, min_delta=0.0, warmup_evaluations=1
+    )
+    refused = violations_of({**evaluated, "epochs": 3, "early_stopping": {}})
+    assert "patience + warmup_evaluations + 1 = 4 evaluations" in refused["early_stopping"]
+    assert "there are 3" in refused["early_stopping"]
+    assert list(violations_of({**evaluated, "epochs": 4, "early_stopping": {"patience": 0}})) == [
+        "early_stopping.patience"
+    ]
+
+
+def test_layers_are_compiled_on_cuda_only_and_that_is_no_other_run() -> None:
+    assert violations_of({**SMALLEST, "compile": True}) == {
+        "compile": 'must be false on device "cpu": it pays on CUDA only'
+    }
+    assert violations_of({**SMALLEST, "device": "cuda:0", "compile": 1}) == {"compile": "must be true or false, not 1"}
+    compiled = parse_spec({**SMALLEST, "device": "cuda:0", "compile": True})
+    assert compiled.compile
+    assert compiled.digest() == parse_spec(SMALLEST).digest()
+
+
+def test_runs_from_before_these_settings_keep_their_digest() -> None:
+    """A checkpoint of a run that never heard of them is continued."""
+    assert parse_spec(SMALLEST).digest() == "09302beb7d4c8c32d1aa6cc519f9702aaf470d125dc69762f53f183c64ff2c17"
+
+
+def test_what_is_learned_from_and_started_from_is_part_of_the_digest_and_where_it_lies_is_not() -> None:
+    start = {"directory": "inputs/start", "tuning_job": "projects/p/tuningJobs/ft-0", "sha256": "a" * 64}
+    begun = parse_spec({**SMALLEST, "start_from": start})
+    elsewhere = parse_spec({**SMALLEST, "start_from": {**start, "directory": "/other"}})
+    other = parse_spec({**SMALLEST, "start_from": {**start, "sha256": "b" * 64}})
+    digests = [parse_spec(SMALLEST).digest(), begun.digest(), other.digest()]
+    digests += [parse_spec({**SMALLEST, "method": "dpo", "dpo": {"beta": beta}}).digest() for beta in (0.1, 0.2)]
+    assert len(set(digests)) == 5
+    assert elsewhere.digest() == begun.digest()

@@ -6,9 +6,10 @@ import pytest
 
 from services.trainer.train.data import Conversation, Instruction, Message, RowErrors
 from services.trainer.train.failures import Failure
+from services.trainer.train.row_tokenizer import RowTokenizer
 from services.trainer.train.template import ChatTemplate, TemplateRefusal, check_generation_prompt
 from services.trainer.train.tokenizer import ModelFolder
-from services.trainer.train.tokens import RowTokenizer, TokenRows
+from services.trainer.train.tokens import TokenRows
 
 TODAY = date(2024, 7, 26)
 CHATML = (

@@ -70,6 +70,14 @@ def test_a_machine_without_a_gpu_is_one_cpu_device(nvml: Any) -> None:
     assert only.memory_bytes > GIB // 2
 
 
+def test_a_machine_without_a_gpu_can_be_several_devices() -> None:
+    (whole,) = devices.discover(fake_nvml())
+    parts = devices.discover(fake_nvml(), cpu_devices=3)
+    assert [(part.index, part.hardware_type) for part in parts] == [(0, "cpu"), (1, "cpu"), (2, "cpu")]
+    assert {part.memory_bytes for part in parts} == {whole.memory_bytes // 3}
+    assert len(devices.discover(fake_nvml(("NVIDIA L4", 24 * GIB, "GPU-a")), cpu_devices=3)) == 1
+
+
 def test_a_containers_limit_is_its_memory(tmp_path: Any) -> None:
     limit, unlimited = tmp_path / "memory.max", tmp_path / "other"
     limit.write_text("1073741824\n")

@@ -120,10 +120,11 @@ def test_a_failure_belongs_to_whom_the_child_says(
     kind: str, reason: str, platform_fault: bool, retryable: bool
 ) -> None:
     violations = [{"field": "epochs", "description": "1 to 100"}]
-    event = {"kind": kind, "reason": reason, "message": "m", "violations": violations}
+    details = {"parity.merged": "0.2 nats"}
+    event = {"kind": kind, "reason": reason, "message": "m", "violations": violations, "details": details}
     failed = event_map.failed_by_child(event)
     assert (failed.error.reason, failed.error.platform_fault, failed.retryable) == (reason, platform_fault, retryable)
-    assert dict(failed.error.metadata) == {"epochs": "1 to 100"}
+    assert dict(failed.error.metadata) == {"epochs": "1 to 100", **details}
 
 
 def test_a_silent_death_is_the_platforms_and_may_be_tried_again() -> None:
@@ -160,3 +161,36 @@ def test_counts_that_differ_from_the_quote_are_named() -> None:
     assert wrong is not None
     assert "99 training tokens instead of 100" in wrong
     assert "51 validation tokens instead of 50" in wrong
+
+
+def test_rewards_and_the_best_evaluation_are_part_of_the_progress() -> None:
+    view = RunView()
+    view.started(started())
+    view.progress(progress(0, 2))
+    found = {
+        "evaluation": 1,
+        "step": 2,
+        "validation_tokens": 50,
+        "loss": 0.5,
+        "reward_accuracy": 0.75,
+        "reward_margin": -0.5,
+        "best_step": 2,
+        "best_loss": 0.5,
+        "stopped_early": True,
+    }
+    (item,) = view.evaluation(found).metrics
+    assert (item.validation_loss, item.reward_accuracy, item.reward_margin) == (0.5, 0.75, -0.5)
+    assert (item.best_step, item.best_validation_loss, item.stopped_early) == (2, 0.5, True)
+    # One inside a range that is told later comes with that range.
+    later = {**found, "evaluation": 2, "step": 4, "reward_accuracy": 1.0, "best_step": 4, "stopped_early": False}
+    assert view.evaluation(later).metrics == []
+    item = view.progress(progress(2, 4)).metrics[-1]
+    assert (item.step, item.reward_accuracy, item.best_step, item.stopped_early) == (4, 1.0, 4, False)
+
+
+def test_a_run_without_preferences_tells_no_rewards() -> None:
+    view = RunView()
+    view.started(started())
+    view.progress(progress(0, 2))
+    (item,) = view.evaluation({"evaluation": 1, "step": 2, "validation_tokens": 50, "loss": 0.5}).metrics
+    assert not any(item.HasField(name) for name in ("reward_accuracy", "reward_margin", "best_step"))

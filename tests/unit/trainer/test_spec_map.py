@@ -1,14 +1,18 @@
 """The child's spec from an assignment; what comes out must pass the child's own checks."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chassis.errors import InvalidArgument, Unimplemented
+from chassis.errors import InvalidArgument
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer.spec_map import Placement, child_spec, job_id_of, kind_of
-from services.trainer.train.spec import LoraTraining, parse_spec
+from services.trainer.train.methods import Dpo, EarlyStopping, StartFrom
+from services.trainer.train.place import Place
+from services.trainer.train.spec import Gang, LoraTraining, parse_spec
 
 PLACEMENT = Placement(
     base_directory="/base",
@@ -104,12 +108,83 @@ def test_what_no_child_could_run_names_its_field(hyperparameters: dict[str, Any]
     assert refused.value.violations[0].field == f"hyperparameters.{next(iter(hyperparameters))}"
 
 
-def test_several_devices_are_not_offered() -> None:
+def test_several_devices_are_as_many_processes() -> None:
+    assert parse_spec(child_spec(make_assignment(), PLACEMENT)).processes == 1
+    assert parse_spec(child_spec(make_assignment(), replace(PLACEMENT, processes=2))).processes == 2
+
+
+def test_the_planner_is_told_how_large_a_device_is_where_that_is_known() -> None:
+    assert parse_spec(child_spec(make_assignment(), PLACEMENT)).device_memory_bytes is None
+    placement = replace(PLACEMENT, device="cuda:0", device_memory_bytes=80 * 2**30)
+    assert parse_spec(child_spec(make_assignment(), placement)).device_memory_bytes == 80 * 2**30
+
+
+def test_a_node_of_a_gang_knows_its_part() -> None:
     assignment = make_assignment()
-    assignment.device_indices.append(1)
-    with pytest.raises(Unimplemented):
-        child_spec(assignment, PLACEMENT)
+    assignment.gang.CopyFrom(
+        node_pb2.GangPart(node_count=2, leads=True, endpoint="n1:29400", id="ft-1-7", address="n1")
+    )
+    gang = Gang(nodes=2, endpoint="n1:29400", id="ft-1-7", address="n1", leads=True)
+    assert parse_spec(child_spec(assignment, PLACEMENT)).gang == gang
+    assert parse_spec(child_spec(make_assignment(), PLACEMENT)).gang is None
 
 
 def test_the_job_id_is_the_last_part_of_the_name() -> None:
     assert job_id_of("projects/proj_1/tuningJobs/ft-9") == "ft-9"
+
+
+def test_every_later_hyperparameter_arrives() -> None:
+    assignment = make_assignment(
+        epochs=4,
+        evaluations=1,
+        batch_size=2048,
+        gradient_accumulation_steps=3,
+        cycle_count=1.5,
+        packing=False,
+        checkpoints=4,
+        early_stopping=tuning.EarlyStopping(patience=2, min_delta=0.01, warmup_evaluations=0),
+    )
+    spec = parse_spec(child_spec(assignment, PLACEMENT))
+    assert (spec.batch_size, spec.gradient_accumulation_steps) == (1024, 6)
+    assert (spec.schedule.num_cycles, spec.packing, spec.checkpoints) == (1.5, False, 4)
+    assert spec.early_stopping == EarlyStopping(patience=2, min_delta=0.01, warmup_evaluations=0)
+    assert spec.dpo is None
+    assert spec.start_from is None
+
+
+def test_preferences_arrive_with_their_settings() -> None:
+    assignment = make_assignment()
+    assignment.spec.dpo.CopyFrom(tuning.DpoMethod(beta=0.3, reference_free=True, rpo_alpha=1.0))
+    spec = parse_spec(child_spec(assignment, PLACEMENT))
+    assert spec.method == "dpo"
+    assert spec.dpo == Dpo(beta=0.3, reference_free=True, rpo_alpha=1.0)
+    assignment.spec.dpo.CopyFrom(tuning.DpoMethod())
+    assert parse_spec(child_spec(assignment, PLACEMENT)).dpo == Dpo(beta=0.1)
+
+
+def test_weights_to_start_from_are_named_by_job_place_and_digest() -> None:
+    assignment = make_assignment()
+    assignment.start_from.tuning_job = "projects/proj_1/tuningJobs/ft-0"
+    assignment.start_from.step = 7
+    placement = Placement(**{**vars(PLACEMENT), "start_directory": "inputs/start", "start_sha256": "a" * 64})
+    assert parse_spec(child_spec(assignment, placement)).start_from == StartFrom(
+        directory="inputs/start",
+        tuning_job="projects/proj_1/tuningJobs/ft-0",
+        step=7,
+        revision="",
+        sha256="a" * 64,
+    )
+
+
+def test_accumulation_beyond_the_child_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        child_spec(make_assignment(batch_size=4096, gradient_accumulation_steps=256), PLACEMENT)
+
+
+def test_the_child_is_told_where_prepared_files_are_kept_and_it_does_not_change_what_is_learned() -> None:
+    placement = replace(PLACEMENT, prepared_directory="/cache/prepared", prepared_bytes_max=7, prepare_workers=4)
+    spec = parse_spec(child_spec(make_assignment(), placement))
+    assert spec.place == Place(cache=Path("/cache/prepared"), cache_bytes_max=7, workers=4)
+    elsewhere = parse_spec(child_spec(make_assignment(), PLACEMENT))
+    assert elsewhere.place == Place()
+    assert elsewhere.digest() == spec.digest()

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from finemesh.billing.v1 import money_pb2 as _money_pb2_1
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import money_pb2 as _money_pb2
@@ -33,6 +34,10 @@ class _TrainingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Training
     """Supervised, low-rank adapter."""
     TRAINING_KIND_SFT_FULL: _TrainingKind.ValueType  # 2
     """Supervised, full weights."""
+    TRAINING_KIND_DPO_LORA: _TrainingKind.ValueType  # 3
+    """Direct preference optimisation, low-rank adapter."""
+    TRAINING_KIND_DPO_FULL: _TrainingKind.ValueType  # 4
+    """Direct preference optimisation, full weights."""
 
 class TrainingKind(_TrainingKind, metaclass=_TrainingKindEnumTypeWrapper):
     """How weights are trained, as far as prices know."""
@@ -43,6 +48,10 @@ TRAINING_KIND_SFT_LORA: TrainingKind.ValueType  # 1
 """Supervised, low-rank adapter."""
 TRAINING_KIND_SFT_FULL: TrainingKind.ValueType  # 2
 """Supervised, full weights."""
+TRAINING_KIND_DPO_LORA: TrainingKind.ValueType  # 3
+"""Direct preference optimisation, low-rank adapter."""
+TRAINING_KIND_DPO_FULL: TrainingKind.ValueType  # 4
+"""Direct preference optimisation, full weights."""
 Global___TrainingKind: _TypeAlias = TrainingKind  # noqa: Y015
 
 @_typing.final
@@ -280,6 +289,11 @@ class ListUsageRecordsRequest(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`; empty means the caller's project."""
     resource: _builtins.str
@@ -288,6 +302,22 @@ class ListUsageRecordsRequest(_message.Message):
     """Most records to return, 1 to 1000; 0 means 50."""
     page_token: _builtins.str
     """Token of the page before, empty for the first page."""
+    model: _builtins.str
+    """Only records of this model; empty for all."""
+    api_key_id: _builtins.str
+    """Only records of this API key, its id; empty for all."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_money_pb2_1.UsageKind.ValueType]:
+        """Only records of these kinds; empty for all."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only records whose use ended at this moment or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only records whose use ended before this moment."""
+
     def __init__(
         self,
         *,
@@ -295,10 +325,15 @@ class ListUsageRecordsRequest(_message.Message):
         resource: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        kinds: _abc.Iterable[_money_pb2_1.UsageKind.ValueType] | None = ...,
+        model: _builtins.str = ...,
+        api_key_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "end_time", b"end_time", "kinds", b"kinds", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +448,11 @@ class GetJobChargeResponse(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     TRANSACTION_IDS_FIELD_NUMBER: _builtins.int
+    ACCRUED_NANOS_USD_FIELD_NUMBER: _builtins.int
+    TRAINING_TOKENS_FIELD_NUMBER: _builtins.int
+    EVALUATION_TOKENS_FIELD_NUMBER: _builtins.int
+    DISCREPANCY_FIELD_NUMBER: _builtins.int
+    HOLD_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     quoted_nanos_usd: _builtins.int
     """Quoted, in nano-dollars."""
     held_nanos_usd: _builtins.int
@@ -425,9 +465,21 @@ class GetJobChargeResponse(_message.Message):
     """True once the hold is settled."""
     price_book_version: _builtins.str
     """Version of the price book."""
+    accrued_nanos_usd: _builtins.int
+    """Cost of the work that is booked so far, at the rates of the quote, before any minimum, in nano-dollars."""
+    training_tokens: _builtins.int
+    """Training tokens that are booked so far."""
+    evaluation_tokens: _builtins.int
+    """Evaluation tokens that are booked so far."""
+    discrepancy: _builtins.str
+    """What contradicts the quote, in words; empty when nothing does."""
     @_builtins.property
     def transaction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the ledger transactions, oldest first."""
+
+    @_builtins.property
+    def hold_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When a hold that nobody renews is released; unset once it ended."""
 
     def __init__(
         self,
@@ -439,10 +491,15 @@ class GetJobChargeResponse(_message.Message):
         settled: _builtins.bool = ...,
         price_book_version: _builtins.str = ...,
         transaction_ids: _abc.Iterable[_builtins.str] | None = ...,
+        accrued_nanos_usd: _builtins.int = ...,
+        training_tokens: _builtins.int = ...,
+        evaluation_tokens: _builtins.int = ...,
+        discrepancy: _builtins.str = ...,
+        hold_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold_expire_time", b"hold_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_nanos_usd", b"charged_nanos_usd", "held_nanos_usd", b"held_nanos_usd", "price_book_version", b"price_book_version", "quoted_nanos_usd", b"quoted_nanos_usd", "released_nanos_usd", b"released_nanos_usd", "settled", b"settled", "transaction_ids", b"transaction_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accrued_nanos_usd", b"accrued_nanos_usd", "charged_nanos_usd", b"charged_nanos_usd", "discrepancy", b"discrepancy", "evaluation_tokens", b"evaluation_tokens", "held_nanos_usd", b"held_nanos_usd", "hold_expire_time", b"hold_expire_time", "price_book_version", b"price_book_version", "quoted_nanos_usd", b"quoted_nanos_usd", "released_nanos_usd", b"released_nanos_usd", "settled", b"settled", "training_tokens", b"training_tokens", "transaction_ids", b"transaction_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

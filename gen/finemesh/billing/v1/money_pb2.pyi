@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _CreditState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CreditStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CreditState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CREDIT_STATE_UNSPECIFIED: _CreditState.ValueType  # 0
+    """Never stored."""
+    CREDIT_STATE_SUFFICIENT: _CreditState.ValueType  # 1
+    """Above the threshold for a warning."""
+    CREDIT_STATE_LOW: _CreditState.ValueType  # 2
+    """Below the threshold for a warning, and above zero."""
+    CREDIT_STATE_EXHAUSTED: _CreditState.ValueType  # 3
+    """Nothing is available: endpoints are parked and calls are refused until the next top-up."""
+
+class CreditState(_CreditState, metaclass=_CreditStateEnumTypeWrapper):
+    """Whether an organization's prepaid credit is enough to go on."""
+
+CREDIT_STATE_UNSPECIFIED: CreditState.ValueType  # 0
+"""Never stored."""
+CREDIT_STATE_SUFFICIENT: CreditState.ValueType  # 1
+"""Above the threshold for a warning."""
+CREDIT_STATE_LOW: CreditState.ValueType  # 2
+"""Below the threshold for a warning, and above zero."""
+CREDIT_STATE_EXHAUSTED: CreditState.ValueType  # 3
+"""Nothing is available: endpoints are parked and calls are refused until the next top-up."""
+Global___CreditState: _TypeAlias = CreditState  # noqa: Y015
+
 class _UsageKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -39,6 +67,8 @@ class _UsageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageKind.V
     """Generated tokens served."""
     USAGE_KIND_ENDPOINT_MINUTES: _UsageKind.ValueType  # 5
     """Started minutes of a dedicated replica, per device."""
+    USAGE_KIND_CLUSTER_HOURS: _UsageKind.ValueType  # 6
+    """Started hours of a cluster, per node."""
 
 class UsageKind(_UsageKind, metaclass=_UsageKindEnumTypeWrapper):
     """What was used."""
@@ -55,6 +85,8 @@ USAGE_KIND_OUTPUT_TOKENS: UsageKind.ValueType  # 4
 """Generated tokens served."""
 USAGE_KIND_ENDPOINT_MINUTES: UsageKind.ValueType  # 5
 """Started minutes of a dedicated replica, per device."""
+USAGE_KIND_CLUSTER_HOURS: UsageKind.ValueType  # 6
+"""Started hours of a cluster, per node."""
 Global___UsageKind: _TypeAlias = UsageKind  # noqa: Y015
 
 @_typing.final
@@ -68,6 +100,8 @@ class Balance(_message.Message):
     HELD_NANOS_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     OWED_NANOS_USD_FIELD_NUMBER: _builtins.int
+    CREDIT_STATE_FIELD_NUMBER: _builtins.int
+    LOW_BALANCE_NANOS_USD_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """`organizations/{organization}`."""
     available_nanos_usd: _builtins.int
@@ -76,6 +110,10 @@ class Balance(_message.Message):
     """Held for running jobs, in nano-dollars."""
     owed_nanos_usd: _builtins.int
     """Served usage that the prepaid credit did not cover, in nano-dollars; the next credit pays it first."""
+    credit_state: Global___CreditState.ValueType
+    """Whether the credit is enough to go on."""
+    low_balance_nanos_usd: _builtins.int
+    """Below this available amount the credit counts as low, in nano-dollars; 0 never warns."""
     @_builtins.property
     def available(self) -> _money_pb2.Money:
         """The available amount as money."""
@@ -88,10 +126,12 @@ class Balance(_message.Message):
         held_nanos_usd: _builtins.int = ...,
         available: _money_pb2.Money | None = ...,
         owed_nanos_usd: _builtins.int = ...,
+        credit_state: Global___CreditState.ValueType = ...,
+        low_balance_nanos_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nanos_usd", b"available_nanos_usd", "held_nanos_usd", b"held_nanos_usd", "organization", b"organization", "owed_nanos_usd", b"owed_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nanos_usd", b"available_nanos_usd", "credit_state", b"credit_state", "held_nanos_usd", b"held_nanos_usd", "low_balance_nanos_usd", b"low_balance_nanos_usd", "organization", b"organization", "owed_nanos_usd", b"owed_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,6 +154,9 @@ class UsageRecord(_message.Message):
     PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     START_STEP_FIELD_NUMBER: _builtins.int
     END_STEP_FIELD_NUMBER: _builtins.int
+    UNIT_PRICE_NANOS_USD_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    BILLING_MONTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `projects/{project}/usageRecords/{usage_record}`."""
     work_key: _builtins.str
@@ -134,6 +177,12 @@ class UsageRecord(_message.Message):
     """First and last step (exclusive) for training; 0 otherwise."""
     end_step: _builtins.int
     """Step after the last one for training; 0 otherwise."""
+    unit_price_nanos_usd: _builtins.int
+    """Price of a million tokens, of a device minute or of a node hour, in nano-dollars."""
+    api_key_id: _builtins.str
+    """Id of the API key that used it; empty where it is not known."""
+    billing_month: _builtins.str
+    """Month whose invoice has it, `2026-11`: the month of its use, or the one after when that was closed before."""
     @_builtins.property
     def usage_time(self) -> _timestamp_pb2.Timestamp:
         """When the use ended."""
@@ -152,10 +201,13 @@ class UsageRecord(_message.Message):
         price_book_version: _builtins.str = ...,
         start_step: _builtins.int = ...,
         end_step: _builtins.int = ...,
+        unit_price_nanos_usd: _builtins.int = ...,
+        api_key_id: _builtins.str = ...,
+        billing_month: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage_time", b"usage_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos_usd", b"amount_nanos_usd", "end_step", b"end_step", "kind", b"kind", "model", b"model", "name", b"name", "price_book_version", b"price_book_version", "quantity", b"quantity", "resource", b"resource", "start_step", b"start_step", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos_usd", b"amount_nanos_usd", "api_key_id", b"api_key_id", "billing_month", b"billing_month", "end_step", b"end_step", "kind", b"kind", "model", b"model", "name", b"name", "price_book_version", b"price_book_version", "quantity", b"quantity", "resource", b"resource", "start_step", b"start_step", "unit_price_nanos_usd", b"unit_price_nanos_usd", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,12 +226,30 @@ class Invoice(_message.Message):
     TOTAL_NANOS_USD_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    CREDIT_NOTES_FIELD_NUMBER: _builtins.int
+    TAX_NOTE_FIELD_NUMBER: _builtins.int
+    OWED_NANOS_USD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `organizations/{organization}/invoices/{invoice}`; the id is the month, `2026-11`."""
     total_nanos_usd: _builtins.int
-    """Sum of the lines' rounded amounts, in nano-dollars."""
+    """Sum of the lines' rounded amounts less that of the credit notes, in nano-dollars; below zero where more was given
+    back than used.
+    """
     open: _builtins.bool
-    """True while the month runs."""
+    """True until the invoice is closed; then nothing on it changes any more."""
+    number: _builtins.str
+    """Number of a closed invoice, `FM-000042`: counts up without gaps, never changes; empty while it is open."""
+    sha256: _builtins.str
+    """SHA-256 of the closed invoice as it is stored, which is this message without this field, hex; empty while it is open."""
+    tax_note: _builtins.str
+    """What the issuer says about taxes; empty for nothing."""
+    owed_nanos_usd: _builtins.int
+    """Owed beyond the prepaid credit when the invoice was closed, in nano-dollars; until then, what is owed now."""
     @_builtins.property
     def period_start_time(self) -> _timestamp_pb2.Timestamp:
         """First moment of the month, UTC."""
@@ -196,6 +266,22 @@ class Invoice(_message.Message):
     def total(self) -> _money_pb2.Money:
         """The total as money."""
 
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was closed; unset while it is open."""
+
+    @_builtins.property
+    def issuer(self) -> Global___BillingParty:
+        """Who sends it."""
+
+    @_builtins.property
+    def customer(self) -> Global___BillingParty:
+        """Who pays."""
+
+    @_builtins.property
+    def credit_notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditNote]:
+        """Credit notes of this month, as lines with negative amounts, each rounded like a line and included in the total."""
+
     def __init__(
         self,
         *,
@@ -206,14 +292,114 @@ class Invoice(_message.Message):
         total_nanos_usd: _builtins.int = ...,
         total: _money_pb2.Money | None = ...,
         open: _builtins.bool = ...,
+        number: _builtins.str = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+        issuer: Global___BillingParty | None = ...,
+        customer: Global___BillingParty | None = ...,
+        sha256: _builtins.str = ...,
+        credit_notes: _abc.Iterable[Global___CreditNote] | None = ...,
+        tax_note: _builtins.str = ...,
+        owed_nanos_usd: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "customer", b"customer", "issuer", b"issuer", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "name", b"name", "open", b"open", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "total", b"total", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "credit_notes", b"credit_notes", "customer", b"customer", "issuer", b"issuer", "lines", b"lines", "name", b"name", "number", b"number", "open", b"open", "owed_nanos_usd", b"owed_nanos_usd", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "sha256", b"sha256", "tax_note", b"tax_note", "total", b"total", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Invoice: _TypeAlias = Invoice  # noqa: Y015
+
+@_typing.final
+class BillingParty(_message.Message):
+    """A name and address for an invoice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGAL_NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_LINES_FIELD_NUMBER: _builtins.int
+    TAX_ID_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    legal_name: _builtins.str
+    """Legal name."""
+    tax_id: _builtins.str
+    """Tax id such as a VAT number; empty for none."""
+    email: _builtins.str
+    """Where questions about invoices go; empty for none."""
+    @_builtins.property
+    def address_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Postal address, a line each."""
+
+    def __init__(
+        self,
+        *,
+        legal_name: _builtins.str = ...,
+        address_lines: _abc.Iterable[_builtins.str] | None = ...,
+        tax_id: _builtins.str = ...,
+        email: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_lines", b"address_lines", "email", b"email", "legal_name", b"legal_name", "tax_id", b"tax_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BillingParty: _TypeAlias = BillingParty  # noqa: Y015
+
+@_typing.final
+class CreditNote(_message.Message):
+    """Money given back by a new entry: a booked entry is never changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANOS_USD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    INVOICE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    BILLING_MONTH_FIELD_NUMBER: _builtins.int
+    number: _builtins.str
+    """Number, `CN-000007`: counts up without gaps."""
+    organization: _builtins.str
+    """The organization that gets it, `organizations/{organization}`."""
+    amount_nanos_usd: _builtins.int
+    """Amount given back in nano-dollars, above 0."""
+    reason: _builtins.str
+    """Why, for people."""
+    resource: _builtins.str
+    """The job, endpoint or model that it corrects; empty for none."""
+    invoice: _builtins.str
+    """The invoice that it corrects; empty for none."""
+    transaction_id: _builtins.str
+    """The ledger transaction."""
+    billing_month: _builtins.str
+    """Month whose invoice has it, `2026-11`."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was booked."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        amount_nanos_usd: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        invoice: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        transaction_id: _builtins.str = ...,
+        billing_month: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos_usd", b"amount_nanos_usd", "billing_month", b"billing_month", "create_time", b"create_time", "invoice", b"invoice", "number", b"number", "organization", b"organization", "reason", b"reason", "resource", b"resource", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditNote: _TypeAlias = CreditNote  # noqa: Y015
 
 @_typing.final
 class InvoiceLine(_message.Message):
@@ -232,18 +418,22 @@ class InvoiceLine(_message.Message):
     USAGE_RECORDS_FIELD_NUMBER: _builtins.int
     USAGE_RECORD_COUNT_FIELD_NUMBER: _builtins.int
     MINIMUM_APPLIED_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    EXACT_NANOS_USD_FIELD_NUMBER: _builtins.int
+    USAGE_KIND_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """What was used, for people."""
     resource: _builtins.str
     """The job, endpoint or model."""
     kind: _builtins.str
-    """What kind of line it is: `tuning`, `endpoint` or `inference`."""
+    """What kind of line it is: `tuning`, `endpoint`, `cluster` or `inference`."""
     quantity: _builtins.int
     """Number of units."""
     unit: _builtins.str
-    """What a unit is: `tokens` or `minutes`."""
+    """What a unit is: `tokens`, `minutes` or `hours`."""
     unit_price_nanos_usd: _builtins.int
-    """Price of a million tokens, or of one minute, in nano-dollars; 0 where lines mix prices."""
+    """Price of a million tokens, a device minute or a node hour, in nano-dollars; 0 where lines mix prices."""
     amount_nanos_usd: _builtins.int
     """Amount, rounded once, half to even, to the cent, in nano-dollars."""
     price_book_version: _builtins.str
@@ -252,6 +442,14 @@ class InvoiceLine(_message.Message):
     """The number of usage records behind the line."""
     minimum_applied: _builtins.bool
     """True when the minimum per completed job set the amount."""
+    project_id: _builtins.str
+    """Project that used it, its id."""
+    model: _builtins.str
+    """Base model whose price applies, or the hardware type."""
+    exact_nanos_usd: _builtins.int
+    """Exact amount before rounding, in nano-dollars."""
+    usage_kind: _builtins.str
+    """What is counted: `training_tokens`, `input_tokens` and so on; a job's line counts all its tokens."""
     @_builtins.property
     def usage_records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the usage records behind the line, at most 100."""
@@ -270,10 +468,14 @@ class InvoiceLine(_message.Message):
         usage_records: _abc.Iterable[_builtins.str] | None = ...,
         usage_record_count: _builtins.int = ...,
         minimum_applied: _builtins.bool = ...,
+        project_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        exact_nanos_usd: _builtins.int = ...,
+        usage_kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos_usd", b"amount_nanos_usd", "description", b"description", "kind", b"kind", "minimum_applied", b"minimum_applied", "price_book_version", b"price_book_version", "quantity", b"quantity", "resource", b"resource", "unit", b"unit", "unit_price_nanos_usd", b"unit_price_nanos_usd", "usage_record_count", b"usage_record_count", "usage_records", b"usage_records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos_usd", b"amount_nanos_usd", "description", b"description", "exact_nanos_usd", b"exact_nanos_usd", "kind", b"kind", "minimum_applied", b"minimum_applied", "model", b"model", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantity", b"quantity", "resource", b"resource", "unit", b"unit", "unit_price_nanos_usd", b"unit_price_nanos_usd", "usage_kind", b"usage_kind", "usage_record_count", b"usage_record_count", "usage_records", b"usage_records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,6 +92,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The method exists in the contract but this deployment does not offer it."""
     ERROR_REASON_EVENT_INVALID: _ErrorReason.ValueType  # 34
     """A stored event could not be understood and was set aside."""
+    ERROR_REASON_SPEND_CAP_EXCEEDED: _ErrorReason.ValueType  # 35
+    """The request would break a monthly spend cap; metadata carries cap, spent and required amounts."""
+    ERROR_REASON_HOLD_EXPIRED: _ErrorReason.ValueType  # 36
+    """The hold of a job ended because nobody renewed it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -170,4 +174,8 @@ ERROR_REASON_NOT_OFFERED: ErrorReason.ValueType  # 33
 """The method exists in the contract but this deployment does not offer it."""
 ERROR_REASON_EVENT_INVALID: ErrorReason.ValueType  # 34
 """A stored event could not be understood and was set aside."""
+ERROR_REASON_SPEND_CAP_EXCEEDED: ErrorReason.ValueType  # 35
+"""The request would break a monthly spend cap; metadata carries cap, spent and required amounts."""
+ERROR_REASON_HOLD_EXPIRED: ErrorReason.ValueType  # 36
+"""The hold of a job ended because nobody renewed it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

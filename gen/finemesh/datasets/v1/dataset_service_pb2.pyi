@@ -4,6 +4,8 @@ isort:skip_file
 """
 
 from finemesh.artifacts.v1 import artifact_pb2 as _artifact_pb2
+from finemesh.files.v1 import dataset_preview_pb2 as _dataset_preview_pb2
+from finemesh.files.v1 import file_pb2 as _file_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 import builtins as _builtins
@@ -72,6 +74,10 @@ class AnalyzeDatasetResponse(_message.Message):
     LONGEST_TOKENS_FIELD_NUMBER: _builtins.int
     PLAN_SHA256_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREPARATION_VERSION_FIELD_NUMBER: _builtins.int
     example_count: _builtins.int
     """Examples in the file."""
     token_count: _builtins.int
@@ -85,7 +91,17 @@ class AnalyzeDatasetResponse(_message.Message):
     plan_sha256: _builtins.str
     """Digest of the packing plan."""
     format: _builtins.str
-    """`conversation` or `instruction`."""
+    """`conversation`, `instruction`, `text`, `preference` or `tokens`."""
+    skipped_count: _builtins.int
+    """Examples that are left out, because nothing in them carries loss."""
+    rows_per_second: _builtins.float
+    """How fast the dataset was read, rendered and tokenised."""
+    preparation_version: _builtins.str
+    """Version of the code that counted; another one may count differently."""
+    @_builtins.property
+    def features(self) -> _file_pb2.DatasetFeatures:
+        """What the dataset makes use of."""
+
     def __init__(
         self,
         *,
@@ -96,11 +112,85 @@ class AnalyzeDatasetResponse(_message.Message):
         longest_tokens: _builtins.int = ...,
         plan_sha256: _builtins.str = ...,
         format: _builtins.str = ...,
+        features: _file_pb2.DatasetFeatures | None = ...,
+        skipped_count: _builtins.int = ...,
+        rows_per_second: _builtins.float = ...,
+        preparation_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["example_count", b"example_count", "format", b"format", "labelled_token_count", b"labelled_token_count", "longest_tokens", b"longest_tokens", "plan_sha256", b"plan_sha256", "token_count", b"token_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["example_count", b"example_count", "features", b"features", "format", b"format", "labelled_token_count", b"labelled_token_count", "longest_tokens", b"longest_tokens", "plan_sha256", b"plan_sha256", "preparation_version", b"preparation_version", "rows_per_second", b"rows_per_second", "skipped_count", b"skipped_count", "token_count", b"token_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnalyzeDatasetResponse: _TypeAlias = AnalyzeDatasetResponse  # noqa: Y015
+
+@_typing.final
+class PreviewDatasetRequest(_message.Message):
+    """Which rows to show, with which tokenizer and settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    SEQUENCE_TOKENS_MAX_FIELD_NUMBER: _builtins.int
+    TRAIN_ON_INPUTS_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    TOKENS_SHOWN_MAX_FIELD_NUMBER: _builtins.int
+    sequence_tokens_max: _builtins.int
+    """Longest example in tokens; 0 for the default of the base model."""
+    train_on_inputs: _builtins.str
+    """`auto`, `true` or `false`."""
+    row_count_max: _builtins.int
+    """Most rows to show; 0 means 5."""
+    tokens_shown_max: _builtins.int
+    """Most tokens to show of one row; 0 means 1024."""
+    @_builtins.property
+    def dataset(self) -> _artifact_pb2.Artifact:
+        """The dataset file."""
+
+    @_builtins.property
+    def base_model(self) -> _artifact_pb2.Artifact:
+        """The base model; only its tokenizer and template are read."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _artifact_pb2.Artifact | None = ...,
+        base_model: _artifact_pb2.Artifact | None = ...,
+        sequence_tokens_max: _builtins.int = ...,
+        train_on_inputs: _builtins.str = ...,
+        row_count_max: _builtins.int = ...,
+        tokens_shown_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "row_count_max", b"row_count_max", "sequence_tokens_max", b"sequence_tokens_max", "tokens_shown_max", b"tokens_shown_max", "train_on_inputs", b"train_on_inputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDatasetRequest: _TypeAlias = PreviewDatasetRequest  # noqa: Y015
+
+@_typing.final
+class PreviewDatasetResponse(_message.Message):
+    """The rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preview(self) -> _dataset_preview_pb2.DatasetPreview:
+        """What training would see."""
+
+    def __init__(
+        self,
+        *,
+        preview: _dataset_preview_pb2.DatasetPreview | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDatasetResponse: _TypeAlias = PreviewDatasetResponse  # noqa: Y015

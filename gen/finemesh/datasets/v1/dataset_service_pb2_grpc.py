@@ -40,6 +40,11 @@ class DatasetServiceStub:
                 request_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetRequest.SerializeToString,
                 response_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetResponse.FromString,
                 _registered_method=True)
+        self.PreviewDataset = channel.unary_unary(
+                '/finemesh.datasets.v1.DatasetService/PreviewDataset',
+                request_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.SerializeToString,
+                response_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -54,6 +59,13 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewDataset(self, request, context):
+        """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.AnalyzeDataset,
                     request_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetRequest.FromString,
                     response_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetResponse.SerializeToString,
+            ),
+            'PreviewDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewDataset,
+                    request_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.FromString,
+                    response_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class DatasetService:
             '/finemesh.datasets.v1.DatasetService/AnalyzeDataset',
             finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetRequest.SerializeToString,
             finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.AnalyzeDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.datasets.v1.DatasetService/PreviewDataset',
+            finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.SerializeToString,
+            finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

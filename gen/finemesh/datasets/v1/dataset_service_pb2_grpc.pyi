@@ -37,6 +37,8 @@ class DatasetServiceStub:
     """Renders, tokenises and packs a dataset and returns the counts. DATASET_INVALID or
     TRAINING_INPUT_INVALID carry one violation per faulty line.
     """
+    PreviewDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]
+    """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
@@ -47,6 +49,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Renders, tokenises and packs a dataset and returns the counts. DATASET_INVALID or
     TRAINING_INPUT_INVALID carry one violation per faulty line.
     """
+    PreviewDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]  # type: ignore[assignment]
+    """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: counts what training would see, with the code that feeds the training. Served by trainers."""
@@ -60,5 +64,13 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renders, tokenises and packs a dataset and returns the counts. DATASET_INVALID or
         TRAINING_INPUT_INVALID carry one violation per faulty line.
         """
+
+    @_abc_1.abstractmethod
+    def PreviewDataset(
+        self,
+        request: _dataset_service_pb2.PreviewDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.PreviewDatasetResponse, _abc.Awaitable[_dataset_service_pb2.PreviewDatasetResponse]]:
+        """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

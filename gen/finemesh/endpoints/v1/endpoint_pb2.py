@@ -26,7 +26,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/endpoints/v1/endpoint.proto\x12\x15\x66inemesh.endpoints.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rhardware_type\x18\x04 \x01(\t\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12\x33\n\x05state\x18\x06 \x01(\x0e\x32$.finemesh.endpoints.v1.EndpointState\x12\x16\n\x0estatus_message\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tstop_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x62illed_minutes\x18\x0b \x01(\x03:T\xea\x41Q\n\x11\x66inemesh/Endpoint\x12\'projects/{project}/endpoints/{endpoint}*\tendpoints2\x08\x65ndpoint*\xd6\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NDPOINT_STATE_PENDING\x10\x01\x12\x1b\n\x17\x45NDPOINT_STATE_STARTING\x10\x02\x12\x18\n\x14\x45NDPOINT_STATE_READY\x10\x03\x12\x1b\n\x17\x45NDPOINT_STATE_STOPPING\x10\x04\x12\x1a\n\x16\x45NDPOINT_STATE_STOPPED\x10\x05\x12\x19\n\x15\x45NDPOINT_STATE_FAILED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/endpoints/v1/endpoint.proto\x12\x15\x66inemesh.endpoints.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\x08\x45ndpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rhardware_type\x18\x04 \x01(\t\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12\x33\n\x05state\x18\x06 \x01(\x0e\x32$.finemesh.endpoints.v1.EndpointState\x12\x16\n\x0estatus_message\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tstop_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x62illed_minutes\x18\x0b \x01(\x03:T\xea\x41Q\n\x11\x66inemesh/Endpoint\x12\'projects/{project}/endpoints/{endpoint}*\tendpoints2\x08\x65ndpoint*\xf1\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NDPOINT_STATE_PENDING\x10\x01\x12\x1b\n\x17\x45NDPOINT_STATE_STARTING\x10\x02\x12\x18\n\x14\x45NDPOINT_STATE_READY\x10\x03\x12\x1b\n\x17\x45NDPOINT_STATE_STOPPING\x10\x04\x12\x1a\n\x16\x45NDPOINT_STATE_STOPPED\x10\x05\x12\x19\n\x15\x45NDPOINT_STATE_FAILED\x10\x06\x12\x19\n\x15\x45NDPOINT_STATE_PARKED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINT']._loaded_options = None
   _globals['_ENDPOINT']._serialized_options = b'\352AQ\n\021finemesh/Endpoint\022\'projects/{project}/endpoints/{endpoint}*\tendpoints2\010endpoint'
   _globals['_ENDPOINTSTATE']._serialized_start=560
-  _globals['_ENDPOINTSTATE']._serialized_end=774
+  _globals['_ENDPOINTSTATE']._serialized_end=801
   _globals['_ENDPOINT']._serialized_start=124
   _globals['_ENDPOINT']._serialized_end=557
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,11 @@ class _EndpointStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoin
     """Holds no devices and costs nothing; can be started again."""
     ENDPOINT_STATE_FAILED: _EndpointState.ValueType  # 6
     """The engine could not be started; holds no devices. Can be started again."""
+    ENDPOINT_STATE_PARKED: _EndpointState.ValueType  # 7
+    """Stopped because nothing more may be spent: the prepaid credit is used up, or the project's monthly cap is reached.
+    Holds no devices, costs nothing, keeps its model and settings, and starts by itself once there is money again;
+    stop it to keep it from that.
+    """
 
 class EndpointState(_EndpointState, metaclass=_EndpointStateEnumTypeWrapper):
     """The lifecycle of an endpoint."""
@@ -56,6 +61,11 @@ ENDPOINT_STATE_STOPPED: EndpointState.ValueType  # 5
 """Holds no devices and costs nothing; can be started again."""
 ENDPOINT_STATE_FAILED: EndpointState.ValueType  # 6
 """The engine could not be started; holds no devices. Can be started again."""
+ENDPOINT_STATE_PARKED: EndpointState.ValueType  # 7
+"""Stopped because nothing more may be spent: the prepaid credit is used up, or the project's monthly cap is reached.
+Holds no devices, costs nothing, keeps its model and settings, and starts by itself once there is money again;
+stop it to keep it from that.
+"""
 Global___EndpointState: _TypeAlias = EndpointState  # noqa: Y015
 
 @_typing.final

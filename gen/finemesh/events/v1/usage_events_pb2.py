@@ -26,7 +26,7 @@ from finemesh.common.v1 import event_options_pb2 as finemesh_dot_common_dot_v1_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finemesh/events/v1/usage_events.proto\x12\x12\x66inemesh.events.v1\x1a&finemesh/common/v1/event_options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x01\n\x15TrainingUsageRecorded\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x12\n\nstart_step\x18\x06 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x07 \x01(\x03\x12\x0e\n\x06tokens\x18\x08 \x01(\x03\x12.\n\nusage_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x1b\xca\xcc%\x17usage.training.recorded\"k\n\x16InferenceUsageRecorded\x12\x33\n\x07records\x18\x01 \x03(\x0b\x32\".finemesh.events.v1.InferenceUsage:\x1c\xca\xcc%\x18usage.inference.recorded\"\xd2\x01\n\x0eInferenceUsage\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x17\n\x0forganization_id\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12.\n\nusage_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfa\x01\n\x16\x45ndpointMinuteRecorded\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x15\n\rhardware_type\x18\x05 \x01(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x06 \x01(\x05\x12\x0e\n\x06minute\x18\x07 \x01(\x03\x12.\n\nusage_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\"\xca\xcc%\x1eusage.endpoint.minute_recordedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finemesh/events/v1/usage_events.proto\x12\x12\x66inemesh.events.v1\x1a&finemesh/common/v1/event_options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x01\n\x15TrainingUsageRecorded\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x12\n\nstart_step\x18\x06 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x07 \x01(\x03\x12\x0e\n\x06tokens\x18\x08 \x01(\x03\x12.\n\nusage_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x1b\xca\xcc%\x17usage.training.recorded\"k\n\x16InferenceUsageRecorded\x12\x33\n\x07records\x18\x01 \x03(\x0b\x32\".finemesh.events.v1.InferenceUsage:\x1c\xca\xcc%\x18usage.inference.recorded\"\xe6\x01\n\x0eInferenceUsage\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x17\n\x0forganization_id\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12.\n\nusage_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\napi_key_id\x18\t \x01(\t\"\xfa\x01\n\x16\x45ndpointMinuteRecorded\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x15\n\rhardware_type\x18\x05 \x01(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x06 \x01(\x05\x12\x0e\n\x06minute\x18\x07 \x01(\x03\x12.\n\nusage_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\"\xca\xcc%\x1eusage.endpoint.minute_recorded\"\xef\x01\n\x13\x43lusterHourRecorded\x12\x10\n\x08work_key\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x15\n\rhardware_type\x18\x05 \x01(\t\x12\x12\n\nnode_count\x18\x06 \x01(\x05\x12\x0c\n\x04hour\x18\x07 \x01(\x03\x12.\n\nusage_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x1f\xca\xcc%\x1busage.cluster.hour_recordedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCEUSAGERECORDED']._serialized_options = b'\312\314%\030usage.inference.recorded'
   _globals['_ENDPOINTMINUTERECORDED']._loaded_options = None
   _globals['_ENDPOINTMINUTERECORDED']._serialized_options = b'\312\314%\036usage.endpoint.minute_recorded'
+  _globals['_CLUSTERHOURRECORDED']._loaded_options = None
+  _globals['_CLUSTERHOURRECORDED']._serialized_options = b'\312\314%\033usage.cluster.hour_recorded'
   _globals['_TRAININGUSAGERECORDED']._serialized_start=135
   _globals['_TRAININGUSAGERECORDED']._serialized_end=386
   _globals['_INFERENCEUSAGERECORDED']._serialized_start=388
   _globals['_INFERENCEUSAGERECORDED']._serialized_end=495
   _globals['_INFERENCEUSAGE']._serialized_start=498
-  _globals['_INFERENCEUSAGE']._serialized_end=708
-  _globals['_ENDPOINTMINUTERECORDED']._serialized_start=711
-  _globals['_ENDPOINTMINUTERECORDED']._serialized_end=961
+  _globals['_INFERENCEUSAGE']._serialized_end=728
+  _globals['_ENDPOINTMINUTERECORDED']._serialized_start=731
+  _globals['_ENDPOINTMINUTERECORDED']._serialized_end=981
+  _globals['_CLUSTERHOURRECORDED']._serialized_start=984
+  _globals['_CLUSTERHOURRECORDED']._serialized_end=1223
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,7 @@ class InferenceUsage(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     USAGE_TIME_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
     work_key: _builtins.str
     """The generation's id; the key of the work."""
     project_id: _builtins.str
@@ -129,6 +130,8 @@ class InferenceUsage(_message.Message):
     """Tokens of the prompt."""
     output_tokens: _builtins.int
     """Generated tokens."""
+    api_key_id: _builtins.str
+    """Id of the API key that called; empty where there is none."""
     @_builtins.property
     def usage_time(self) -> _timestamp_pb2.Timestamp:
         """When the call ended."""
@@ -144,10 +147,11 @@ class InferenceUsage(_message.Message):
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         usage_time: _timestamp_pb2.Timestamp | None = ...,
+        api_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage_time", b"usage_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "input_tokens", b"input_tokens", "model_id", b"model_id", "organization_id", b"organization_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "base_model", b"base_model", "input_tokens", b"input_tokens", "model_id", b"model_id", "organization_id", b"organization_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,3 +208,55 @@ class EndpointMinuteRecorded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndpointMinuteRecorded: _TypeAlias = EndpointMinuteRecorded  # noqa: Y015
+
+@_typing.final
+class ClusterHourRecorded(_message.Message):
+    """One started hour of the nodes of a cluster. Emitted by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORK_KEY_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    HARDWARE_TYPE_FIELD_NUMBER: _builtins.int
+    NODE_COUNT_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    USAGE_TIME_FIELD_NUMBER: _builtins.int
+    work_key: _builtins.str
+    """`{cluster id}:{lease token}:{hour}`."""
+    cluster: _builtins.str
+    """The cluster, `projects/{project}/clusters/{cluster}`."""
+    project_id: _builtins.str
+    """Id of the project."""
+    organization_id: _builtins.str
+    """Id of the organization."""
+    hardware_type: _builtins.str
+    """Type of the nodes' devices."""
+    node_count: _builtins.int
+    """Number of nodes."""
+    hour: _builtins.int
+    """0-based hour since the cluster became ready."""
+    @_builtins.property
+    def usage_time(self) -> _timestamp_pb2.Timestamp:
+        """When the hour started."""
+
+    def __init__(
+        self,
+        *,
+        work_key: _builtins.str = ...,
+        cluster: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        organization_id: _builtins.str = ...,
+        hardware_type: _builtins.str = ...,
+        node_count: _builtins.int = ...,
+        hour: _builtins.int = ...,
+        usage_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage_time", b"usage_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "hardware_type", b"hardware_type", "hour", b"hour", "node_count", b"node_count", "organization_id", b"organization_id", "project_id", b"project_id", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterHourRecorded: _TypeAlias = ClusterHourRecorded  # noqa: Y015

@@ -76,6 +76,12 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """`{"messages": [{"role": ..., "content": ...}, ...]}`."""
     DATASET_FORMAT_INSTRUCTION: _DatasetFormat.ValueType  # 2
     """`{"prompt": ..., "completion": ...}`."""
+    DATASET_FORMAT_TEXT: _DatasetFormat.ValueType  # 3
+    """`{"text": ...}`."""
+    DATASET_FORMAT_PREFERENCE: _DatasetFormat.ValueType  # 4
+    """`{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}`."""
+    DATASET_FORMAT_TOKENS: _DatasetFormat.ValueType  # 5
+    """Parquet with `input_ids` and perhaps `attention_mask` and `labels`."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """The shape of a dataset's lines."""
@@ -86,6 +92,12 @@ DATASET_FORMAT_CONVERSATION: DatasetFormat.ValueType  # 1
 """`{"messages": [{"role": ..., "content": ...}, ...]}`."""
 DATASET_FORMAT_INSTRUCTION: DatasetFormat.ValueType  # 2
 """`{"prompt": ..., "completion": ...}`."""
+DATASET_FORMAT_TEXT: DatasetFormat.ValueType  # 3
+"""`{"text": ...}`."""
+DATASET_FORMAT_PREFERENCE: DatasetFormat.ValueType  # 4
+"""`{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}`."""
+DATASET_FORMAT_TOKENS: DatasetFormat.ValueType  # 5
+"""Parquet with `input_ids` and perhaps `attention_mask` and `labels`."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 @_typing.final
@@ -104,6 +116,7 @@ class File(_message.Message):
     LINE_COUNT_FIELD_NUMBER: _builtins.int
     VALIDATION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `projects/{project}/files/{file}`."""
     display_name: _builtins.str
@@ -128,6 +141,10 @@ class File(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the upload was acknowledged."""
 
+    @_builtins.property
+    def features(self) -> Global___DatasetFeatures:
+        """What the dataset makes use of, over all its rows."""
+
     def __init__(
         self,
         *,
@@ -141,14 +158,53 @@ class File(_message.Message):
         line_count: _builtins.int = ...,
         validation: Global___ValidationReport | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        features: Global___DatasetFeatures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "features", b"features", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "format", b"format", "line_count", b"line_count", "name", b"name", "purpose", b"purpose", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "features", b"features", "format", b"format", "line_count", b"line_count", "name", b"name", "purpose", b"purpose", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___File: _TypeAlias = File  # noqa: Y015
+
+@_typing.final
+class DatasetFeatures(_message.Message):
+    """Features of a dataset; each is true when any row makes use of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    MESSAGE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    SAMPLE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    tools: _builtins.bool
+    """Tools are declared or called."""
+    reasoning: _builtins.bool
+    """Answers come with reasoning."""
+    message_weights: _builtins.bool
+    """A message has the weight 0."""
+    sample_weights: _builtins.bool
+    """A row has a weight other than 1."""
+    parallel_tool_calls: _builtins.bool
+    """A message calls several tools at once."""
+    def __init__(
+        self,
+        *,
+        tools: _builtins.bool = ...,
+        reasoning: _builtins.bool = ...,
+        message_weights: _builtins.bool = ...,
+        sample_weights: _builtins.bool = ...,
+        parallel_tool_calls: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_weights", b"message_weights", "parallel_tool_calls", b"parallel_tool_calls", "reasoning", b"reasoning", "sample_weights", b"sample_weights", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetFeatures: _TypeAlias = DatasetFeatures  # noqa: Y015
 
 @_typing.final
 class ValidationReport(_message.Message):

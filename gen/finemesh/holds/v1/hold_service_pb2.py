@@ -23,23 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from finemesh.billing.v1 import billing_service_pb2 as finemesh_dot_billing_dot_v1_dot_billing__service__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/holds/v1/hold_service.proto\x12\x11\x66inemesh.holds.v1\x1a)finemesh/billing/v1/billing_service.proto\"\x8c\x01\n\x11\x43reateHoldRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x38\n\x05price\x18\x04 \x01(\x0b\x32).finemesh.billing.v1.EstimatePriceRequest\"`\n\x12\x43reateHoldResponse\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\x12\x39\n\x05quote\x18\x02 \x01(\x0b\x32*.finemesh.billing.v1.EstimatePriceResponse\"&\n\x12ReleaseHoldRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"1\n\x13ReleaseHoldResponse\x12\x1a\n\x12released_nanos_usd\x18\x01 \x01(\x03\x32\xc6\x01\n\x0bHoldService\x12Y\n\nCreateHold\x12$.finemesh.holds.v1.CreateHoldRequest\x1a%.finemesh.holds.v1.CreateHoldResponse\x12\\\n\x0bReleaseHold\x12%.finemesh.holds.v1.ReleaseHoldRequest\x1a&.finemesh.holds.v1.ReleaseHoldResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/holds/v1/hold_service.proto\x12\x11\x66inemesh.holds.v1\x1a)finemesh/billing/v1/billing_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n\x10QuoteWorkRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x38\n\x05price\x18\x02 \x01(\x0b\x32).finemesh.billing.v1.EstimatePriceRequest\"k\n\x11QuoteWorkResponse\x12\x39\n\x05quote\x18\x01 \x01(\x0b\x32*.finemesh.billing.v1.EstimatePriceResponse\x12\x1b\n\x13\x61vailable_nanos_usd\x18\x02 \x01(\x03\"\xa0\x01\n\x11\x43reateHoldRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x38\n\x05price\x18\x04 \x01(\x0b\x32).finemesh.billing.v1.EstimatePriceRequest\x12\x12\n\napi_key_id\x18\x05 \x01(\t\"\x91\x01\n\x12\x43reateHoldResponse\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\x12\x39\n\x05quote\x18\x02 \x01(\x0b\x32*.finemesh.billing.v1.EstimatePriceResponse\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12ReleaseHoldRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"1\n\x13ReleaseHoldResponse\x12\x1a\n\x12released_nanos_usd\x18\x01 \x01(\x03\"&\n\x11RenewHoldsRequest\x12\x11\n\tresources\x18\x01 \x03(\t\"^\n\x12RenewHoldsResponse\x12\x17\n\x0f\x65nded_resources\x18\x01 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xf9\x02\n\x0bHoldService\x12V\n\tQuoteWork\x12#.finemesh.holds.v1.QuoteWorkRequest\x1a$.finemesh.holds.v1.QuoteWorkResponse\x12Y\n\nCreateHold\x12$.finemesh.holds.v1.CreateHoldRequest\x1a%.finemesh.holds.v1.CreateHoldResponse\x12\\\n\x0bReleaseHold\x12%.finemesh.holds.v1.ReleaseHoldRequest\x1a&.finemesh.holds.v1.ReleaseHoldResponse\x12Y\n\nRenewHolds\x12$.finemesh.holds.v1.RenewHoldsRequest\x1a%.finemesh.holds.v1.RenewHoldsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.holds.v1.hold_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEHOLDREQUEST']._serialized_start=103
-  _globals['_CREATEHOLDREQUEST']._serialized_end=243
-  _globals['_CREATEHOLDRESPONSE']._serialized_start=245
-  _globals['_CREATEHOLDRESPONSE']._serialized_end=341
-  _globals['_RELEASEHOLDREQUEST']._serialized_start=343
-  _globals['_RELEASEHOLDREQUEST']._serialized_end=381
-  _globals['_RELEASEHOLDRESPONSE']._serialized_start=383
-  _globals['_RELEASEHOLDRESPONSE']._serialized_end=432
-  _globals['_HOLDSERVICE']._serialized_start=435
-  _globals['_HOLDSERVICE']._serialized_end=633
+  _globals['_QUOTEWORKREQUEST']._serialized_start=135
+  _globals['_QUOTEWORKREQUEST']._serialized_end=236
+  _globals['_QUOTEWORKRESPONSE']._serialized_start=238
+  _globals['_QUOTEWORKRESPONSE']._serialized_end=345
+  _globals['_CREATEHOLDREQUEST']._serialized_start=348
+  _globals['_CREATEHOLDREQUEST']._serialized_end=508
+  _globals['_CREATEHOLDRESPONSE']._serialized_start=511
+  _globals['_CREATEHOLDRESPONSE']._serialized_end=656
+  _globals['_RELEASEHOLDREQUEST']._serialized_start=658
+  _globals['_RELEASEHOLDREQUEST']._serialized_end=696
+  _globals['_RELEASEHOLDRESPONSE']._serialized_start=698
+  _globals['_RELEASEHOLDRESPONSE']._serialized_end=747
+  _globals['_RENEWHOLDSREQUEST']._serialized_start=749
+  _globals['_RENEWHOLDSREQUEST']._serialized_end=787
+  _globals['_RENEWHOLDSRESPONSE']._serialized_start=789
+  _globals['_RENEWHOLDSRESPONSE']._serialized_end=883
+  _globals['_HOLDSERVICE']._serialized_start=886
+  _globals['_HOLDSERVICE']._serialized_end=1263
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from finemesh.billing.v1 import billing_service_pb2 as _billing_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +21,62 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class QuoteWorkRequest(_message.Message):
+    """What to price, and who would pay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """Id of the organization that would pay."""
+    @_builtins.property
+    def price(self) -> _billing_service_pb2.EstimatePriceRequest:
+        """The numbers to price."""
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        price: _billing_service_pb2.EstimatePriceRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "price", b"price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteWorkRequest: _TypeAlias = QuoteWorkRequest  # noqa: Y015
+
+@_typing.final
+class QuoteWorkResponse(_message.Message):
+    """The price beside the means."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANOS_USD_FIELD_NUMBER: _builtins.int
+    available_nanos_usd: _builtins.int
+    """What the organization can hold or spend now, in nano-dollars."""
+    @_builtins.property
+    def quote(self) -> _billing_service_pb2.EstimatePriceResponse:
+        """The price."""
+
+    def __init__(
+        self,
+        *,
+        quote: _billing_service_pb2.EstimatePriceResponse | None = ...,
+        available_nanos_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos_usd", b"available_nanos_usd", "quote", b"quote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteWorkResponse: _TypeAlias = QuoteWorkResponse  # noqa: Y015
+
+@_typing.final
 class CreateHoldRequest(_message.Message):
     """What to price and hold."""
 
@@ -27,12 +86,15 @@ class CreateHoldRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     """The job, `projects/{project}/tuningJobs/{tuning_job}`."""
     organization_id: _builtins.str
     """Id of the organization that pays."""
     project_id: _builtins.str
     """Id of the project that the job belongs to."""
+    api_key_id: _builtins.str
+    """Id of the API key that asked for the job; its spend cap applies. Empty where there is none."""
     @_builtins.property
     def price(self) -> _billing_service_pb2.EstimatePriceRequest:
         """The numbers to price."""
@@ -44,10 +106,11 @@ class CreateHoldRequest(_message.Message):
         organization_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         price: _billing_service_pb2.EstimatePriceRequest | None = ...,
+        api_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "price", b"price", "project_id", b"project_id", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "organization_id", b"organization_id", "price", b"price", "project_id", b"project_id", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,21 +124,27 @@ class CreateHoldResponse(_message.Message):
 
     HOLD_ID_FIELD_NUMBER: _builtins.int
     QUOTE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Id of the hold, `hold_...`."""
     @_builtins.property
     def quote(self) -> _billing_service_pb2.EstimatePriceResponse:
         """The quote, equal to what is held."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the hold ends unless it is renewed."""
+
     def __init__(
         self,
         *,
         hold_id: _builtins.str = ...,
         quote: _billing_service_pb2.EstimatePriceResponse | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "quote", b"quote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id", "quote", b"quote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "hold_id", b"hold_id", "quote", b"quote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,3 +193,57 @@ class ReleaseHoldResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseHoldResponse: _TypeAlias = ReleaseHoldResponse  # noqa: Y015
+
+@_typing.final
+class RenewHoldsRequest(_message.Message):
+    """Names the jobs that are alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`projects/{project}/tuningJobs/{tuning_job}`, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewHoldsRequest: _TypeAlias = RenewHoldsRequest  # noqa: Y015
+
+@_typing.final
+class RenewHoldsResponse(_message.Message):
+    """What became of the holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_RESOURCES_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ended_resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of those asked for, the jobs whose hold is over (expired, released or settled) or never was."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the others end unless they are renewed again."""
+
+    def __init__(
+        self,
+        *,
+        ended_resources: _abc.Iterable[_builtins.str] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_resources", b"ended_resources", "expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewHoldsResponse: _TypeAlias = RenewHoldsResponse  # noqa: Y015

@@ -35,6 +35,11 @@ class HoldServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.QuoteWork = channel.unary_unary(
+                '/finemesh.holds.v1.HoldService/QuoteWork',
+                request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkRequest.SerializeToString,
+                response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkResponse.FromString,
+                _registered_method=True)
         self.CreateHold = channel.unary_unary(
                 '/finemesh.holds.v1.HoldService/CreateHold',
                 request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.CreateHoldRequest.SerializeToString,
@@ -45,11 +50,23 @@ class HoldServiceStub:
                 request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldRequest.SerializeToString,
                 response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldResponse.FromString,
                 _registered_method=True)
+        self.RenewHolds = channel.unary_unary(
+                '/finemesh.holds.v1.HoldService/RenewHolds',
+                request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.SerializeToString,
+                response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.FromString,
+                _registered_method=True)
 
 
 class HoldServiceServicer:
     """Internal: the scheduler prices a job and holds its price in one transaction. Served by billing.
     """
+
+    def QuoteWork(self, request, context):
+        """Prices work and tells what the organization can spend, without a hold. The same code prices holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreateHold(self, request, context):
         """Quotes and holds. Idempotent by `resource`: the same job gets the same hold and quote again.
@@ -66,9 +83,21 @@ class HoldServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewHolds(self, request, context):
+        """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HoldServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'QuoteWork': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuoteWork,
+                    request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkRequest.FromString,
+                    response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkResponse.SerializeToString,
+            ),
             'CreateHold': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateHold,
                     request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.CreateHoldRequest.FromString,
@@ -78,6 +107,11 @@ def add_HoldServiceServicer_to_server(servicer, server):
                     servicer.ReleaseHold,
                     request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldRequest.FromString,
                     response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldResponse.SerializeToString,
+            ),
+            'RenewHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewHolds,
+                    request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.FromString,
+                    response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +124,33 @@ def add_HoldServiceServicer_to_server(servicer, server):
 class HoldService:
     """Internal: the scheduler prices a job and holds its price in one transaction. Served by billing.
     """
+
+    @staticmethod
+    def QuoteWork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.holds.v1.HoldService/QuoteWork',
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkRequest.SerializeToString,
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.QuoteWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateHold(request,
@@ -135,6 +196,33 @@ class HoldService:
             '/finemesh.holds.v1.HoldService/ReleaseHold',
             finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldRequest.SerializeToString,
             finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ReleaseHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.holds.v1.HoldService/RenewHolds',
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.SerializeToString,
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,27 +33,43 @@ class HoldServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HoldServiceAsyncStub: ...
+    QuoteWork: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.QuoteWorkRequest, _hold_service_pb2.QuoteWorkResponse]
+    """Prices work and tells what the organization can spend, without a hold. The same code prices holds."""
     CreateHold: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.CreateHoldRequest, _hold_service_pb2.CreateHoldResponse]
     """Quotes and holds. Idempotent by `resource`: the same job gets the same hold and quote again.
     BALANCE_INSUFFICIENT carries `shortfall_nanos_usd` in its metadata; then nothing is held.
     """
     ReleaseHold: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.ReleaseHoldRequest, _hold_service_pb2.ReleaseHoldResponse]
     """Releases the hold of a job that never ran. Idempotent. Settlement of a job that ran comes from its final event."""
+    RenewHolds: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.RenewHoldsRequest, _hold_service_pb2.RenewHoldsResponse]
+    """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
 
 @_typing.type_check_only
 class HoldServiceAsyncStub(HoldServiceStub):
     """Internal: the scheduler prices a job and holds its price in one transaction. Served by billing."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    QuoteWork: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.QuoteWorkRequest, _hold_service_pb2.QuoteWorkResponse]  # type: ignore[assignment]
+    """Prices work and tells what the organization can spend, without a hold. The same code prices holds."""
     CreateHold: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.CreateHoldRequest, _hold_service_pb2.CreateHoldResponse]  # type: ignore[assignment]
     """Quotes and holds. Idempotent by `resource`: the same job gets the same hold and quote again.
     BALANCE_INSUFFICIENT carries `shortfall_nanos_usd` in its metadata; then nothing is held.
     """
     ReleaseHold: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.ReleaseHoldRequest, _hold_service_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
     """Releases the hold of a job that never ran. Idempotent. Settlement of a job that ran comes from its final event."""
+    RenewHolds: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.RenewHoldsRequest, _hold_service_pb2.RenewHoldsResponse]  # type: ignore[assignment]
+    """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
 
 class HoldServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: the scheduler prices a job and holds its price in one transaction. Served by billing."""
+
+    @_abc_1.abstractmethod
+    def QuoteWork(
+        self,
+        request: _hold_service_pb2.QuoteWorkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_service_pb2.QuoteWorkResponse, _abc.Awaitable[_hold_service_pb2.QuoteWorkResponse]]:
+        """Prices work and tells what the organization can spend, without a hold. The same code prices holds."""
 
     @_abc_1.abstractmethod
     def CreateHold(
@@ -72,5 +88,13 @@ class HoldServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hold_service_pb2.ReleaseHoldResponse, _abc.Awaitable[_hold_service_pb2.ReleaseHoldResponse]]:
         """Releases the hold of a job that never ran. Idempotent. Settlement of a job that ran comes from its final event."""
+
+    @_abc_1.abstractmethod
+    def RenewHolds(
+        self,
+        request: _hold_service_pb2.RenewHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_service_pb2.RenewHoldsResponse, _abc.Awaitable[_hold_service_pb2.RenewHoldsResponse]]:
+        """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
 
 def add_HoldServiceServicer_to_server(servicer: HoldServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

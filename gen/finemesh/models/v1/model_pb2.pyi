@@ -58,6 +58,7 @@ class BaseModel(_message.Message):
     CONTEXT_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `baseModels/{base_model}`, where the id may contain slashes."""
     model_id: _builtins.str
@@ -72,6 +73,8 @@ class BaseModel(_message.Message):
     """Longest sequence that it takes."""
     size_bytes: _builtins.int
     """Total size of its files."""
+    source: _builtins.str
+    """Where its files come from, as the importer said, for example `hf:org/name@{commit}`; empty when nothing was said."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was imported."""
@@ -87,10 +90,11 @@ class BaseModel(_message.Message):
         context_tokens_max: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "revision", b"revision", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,6 +134,8 @@ class Assignment(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_KEY_PREFIX_FIELD_NUMBER: _builtins.int
     MODEL_KEY_PREFIX_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
+    GANG_FIELD_NUMBER: _builtins.int
     desired_state: Global___DesiredState.ValueType
     """What is wanted now."""
     base_revision: _builtins.str
@@ -174,6 +176,14 @@ class Assignment(_message.Message):
     def counts(self) -> _tuning_job_pb2.DatasetCounts:
         """The counts of the analysis, to be met exactly by the run."""
 
+    @_builtins.property
+    def start_from(self) -> Global___StartWeights:
+        """The weights that the first step starts from instead of fresh ones; unset without `from_checkpoint`."""
+
+    @_builtins.property
+    def gang(self) -> Global___GangPart:
+        """This node's part in a run over several nodes; unset when it works alone."""
+
     def __init__(
         self,
         *,
@@ -189,14 +199,90 @@ class Assignment(_message.Message):
         counts: _tuning_job_pb2.DatasetCounts | None = ...,
         checkpoint_key_prefix: _builtins.str = ...,
         model_key_prefix: _builtins.str = ...,
+        start_from: Global___StartWeights | None = ...,
+        gang: Global___GangPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "counts", b"counts", "lease", b"lease", "resume_from", b"resume_from", "spec", b"spec", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "counts", b"counts", "gang", b"gang", "lease", b"lease", "resume_from", b"resume_from", "spec", b"spec", "start_from", b"start_from", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_revision", b"base_revision", "checkpoint_key_prefix", b"checkpoint_key_prefix", "counts", b"counts", "desired_state", b"desired_state", "device_indices", b"device_indices", "lease", b"lease", "model_key_prefix", b"model_key_prefix", "resume_from", b"resume_from", "spec", b"spec", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_revision", b"base_revision", "checkpoint_key_prefix", b"checkpoint_key_prefix", "counts", b"counts", "desired_state", b"desired_state", "device_indices", b"device_indices", "gang", b"gang", "lease", b"lease", "model_key_prefix", b"model_key_prefix", "resume_from", b"resume_from", "spec", b"spec", "start_from", b"start_from", "training_file", b"training_file", "validation_file", b"validation_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class GangPart(_message.Message):
+    """What one node has to know of the others that train the same job at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_COUNT_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    node_count: _builtins.int
+    """Nodes of the gang."""
+    leads: _builtins.bool
+    """True on one of them: it speaks, stores and reports for all, and the others meet there."""
+    endpoint: _builtins.str
+    """`host:port` on the leading node where the training processes meet."""
+    id: _builtins.str
+    """The same on all nodes, and another one for each attempt."""
+    address: _builtins.str
+    """Host under which the others reach this node."""
+    def __init__(
+        self,
+        *,
+        node_count: _builtins.int = ...,
+        leads: _builtins.bool = ...,
+        endpoint: _builtins.str = ...,
+        id: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "endpoint", b"endpoint", "id", b"id", "leads", b"leads", "node_count", b"node_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GangPart: _TypeAlias = GangPart  # noqa: Y015
+
+@_typing.final
+class StartWeights(_message.Message):
+    """Weights of an earlier job that a run starts from: a checkpoint of it, or the model that it made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TUNING_JOB_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    tuning_job: _builtins.str
+    """The job that made them, `projects/{project}/tuningJobs/{tuning_job}`."""
+    step: _builtins.int
+    """Finished optimizer steps in them; 0 when they are the model that the job shipped."""
+    revision: _builtins.str
+    """The model's revision; empty for a checkpoint."""
+    @_builtins.property
+    def artifact(self) -> _artifact_pb2.Artifact:
+        """The files."""
+
+    def __init__(
+        self,
+        *,
+        tuning_job: _builtins.str = ...,
+        step: _builtins.int = ...,
+        revision: _builtins.str = ...,
+        artifact: _artifact_pb2.Artifact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "revision", b"revision", "step", b"step", "tuning_job", b"tuning_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartWeights: _TypeAlias = StartWeights  # noqa: Y015
 
 @_typing.final
 class CheckpointManifest(_message.Message):
@@ -207,10 +293,13 @@ class CheckpointManifest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Finished optimizer steps."""
     manifest_sha256: _builtins.str
     """Lower-case hex SHA-256 of its manifest file."""
+    asked: _builtins.bool
+    """True for one that the user asked for, which is kept."""
     @_builtins.property
     def artifact(self) -> _artifact_pb2.Artifact:
         """Its files in the artifact store."""
@@ -221,10 +310,11 @@ class CheckpointManifest(_message.Message):
         step: _builtins.int = ...,
         artifact: _artifact_pb2.Artifact | None = ...,
         manifest_sha256: _builtins.str = ...,
+        asked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "manifest_sha256", b"manifest_sha256", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "asked", b"asked", "manifest_sha256", b"manifest_sha256", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from finemesh.artifacts.v1 import artifact_pb2 as finemesh_dot_artifacts_dot_v1_dot_artifact__pb2
 from finemesh.nodes.v1 import node_pb2 as finemesh_dot_nodes_dot_v1_dot_node__pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as finemesh_dot_tuning_dot_v1_dot_tuning__job__pb2
+from finemesh.tuning.v1 import tuning_secrets_pb2 as finemesh_dot_tuning_dot_v1_dot_tuning__secrets__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/nodes/v1/node_service.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\x1c\x66inemesh/nodes/v1/node.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x01\n\x13RegisterNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x19.finemesh.nodes.v1.Device\x12\x15\n\ragent_version\x18\x05 \x01(\t\"\x80\x01\n\x14RegisterNodeResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x14\n\x0clease_tokens\x18\x03 \x03(\x03\"G\n\x11HeartbeatResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.finemesh.nodes.v1.Assignment\">\n\x13StartAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"\x16\n\x14StartAttemptResponse\"\xb8\x01\n\x15ReportProgressRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".finemesh.tuning.v1.TuningProgress\x12/\n\x05usage\x18\x04 \x03(\x0b\x32 .finemesh.nodes.v1.TrainingUsage\x12\x10\n\x08warnings\x18\x05 \x03(\t\"S\n\rTrainingUsage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nstart_step\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\"\x18\n\x16ReportProgressResponse\"}\n\x17\x43ommitCheckpointRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x39\n\ncheckpoint\x18\x03 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\"M\n\x18\x43ommitCheckpointResponse\x12\x31\n\x08obsolete\x18\x01 \x03(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"\xed\x01\n\x14\x46inishAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x38\n\tsucceeded\x18\x03 \x01(\x0b\x32#.finemesh.nodes.v1.AttemptSucceededH\x00\x12\x32\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32 .finemesh.nodes.v1.AttemptFailedH\x00\x12\x34\n\x07stopped\x18\x05 \x01(\x0b\x32!.finemesh.nodes.v1.AttemptStoppedH\x00\x42\x08\n\x06result\"\xf9\x01\n\x10\x41ttemptSucceeded\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x04 \x01(\x05\x12\x41\n\x07lineage\x18\x05 \x03(\x0b\x32\x30.finemesh.nodes.v1.AttemptSucceeded.LineageEntry\x12\x0c\n\x04step\x18\x06 \x01(\x03\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\rAttemptFailed\x12+\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1c.finemesh.tuning.v1.JobError\x12\x11\n\tretryable\x18\x02 \x01(\x08\"\x1e\n\x0e\x41ttemptStopped\x12\x0c\n\x04step\x18\x01 \x01(\x03\"\x17\n\x15\x46inishAttemptResponse2\xe3\x04\n\x0bNodeService\x12_\n\x0cRegisterNode\x12&.finemesh.nodes.v1.RegisterNodeRequest\x1a\'.finemesh.nodes.v1.RegisterNodeResponse\x12Z\n\tHeartbeat\x12#.finemesh.nodes.v1.HeartbeatRequest\x1a$.finemesh.nodes.v1.HeartbeatResponse(\x01\x30\x01\x12_\n\x0cStartAttempt\x12&.finemesh.nodes.v1.StartAttemptRequest\x1a\'.finemesh.nodes.v1.StartAttemptResponse\x12\x65\n\x0eReportProgress\x12(.finemesh.nodes.v1.ReportProgressRequest\x1a).finemesh.nodes.v1.ReportProgressResponse\x12k\n\x10\x43ommitCheckpoint\x12*.finemesh.nodes.v1.CommitCheckpointRequest\x1a+.finemesh.nodes.v1.CommitCheckpointResponse\x12\x62\n\rFinishAttempt\x12\'.finemesh.nodes.v1.FinishAttemptRequest\x1a(.finemesh.nodes.v1.FinishAttemptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/nodes/v1/node_service.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\x1c\x66inemesh/nodes/v1/node.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\'finemesh/tuning/v1/tuning_secrets.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa9\x01\n\x13RegisterNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x19.finemesh.nodes.v1.Device\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x1b\n\x13preparation_version\x18\x06 \x01(\t\"\x80\x01\n\x14RegisterNodeResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x14\n\x0clease_tokens\x18\x03 \x03(\x03\"G\n\x11HeartbeatResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.finemesh.nodes.v1.Assignment\">\n\x13StartAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"\x16\n\x14StartAttemptResponse\"\xb8\x01\n\x15ReportProgressRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".finemesh.tuning.v1.TuningProgress\x12/\n\x05usage\x18\x04 \x03(\x0b\x32 .finemesh.nodes.v1.TrainingUsage\x12\x10\n\x08warnings\x18\x05 \x03(\t\"S\n\rTrainingUsage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nstart_step\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\"\x18\n\x16ReportProgressResponse\"}\n\x17\x43ommitCheckpointRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x39\n\ncheckpoint\x18\x03 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\"M\n\x18\x43ommitCheckpointResponse\x12\x31\n\x08obsolete\x18\x01 \x03(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"A\n\x16\x46\x65tchJobSecretsRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"M\n\x17\x46\x65tchJobSecretsResponse\x12\x32\n\x07secrets\x18\x01 \x01(\x0b\x32!.finemesh.tuning.v1.TuningSecrets\"\xed\x01\n\x14\x46inishAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x38\n\tsucceeded\x18\x03 \x01(\x0b\x32#.finemesh.nodes.v1.AttemptSucceededH\x00\x12\x32\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32 .finemesh.nodes.v1.AttemptFailedH\x00\x12\x34\n\x07stopped\x18\x05 \x01(\x0b\x32!.finemesh.nodes.v1.AttemptStoppedH\x00\x42\x08\n\x06result\"\x90\x02\n\x10\x41ttemptSucceeded\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x04 \x01(\x05\x12\x41\n\x07lineage\x18\x05 \x03(\x0b\x32\x30.finemesh.nodes.v1.AttemptSucceeded.LineageEntry\x12\x0c\n\x04step\x18\x06 \x01(\x03\x12\x15\n\rstopped_early\x18\x07 \x01(\x08\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\rAttemptFailed\x12+\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1c.finemesh.tuning.v1.JobError\x12\x11\n\tretryable\x18\x02 \x01(\x08\"\x1e\n\x0e\x41ttemptStopped\x12\x0c\n\x04step\x18\x01 \x01(\x03\"\x17\n\x15\x46inishAttemptResponse2\xcd\x05\n\x0bNodeService\x12_\n\x0cRegisterNode\x12&.finemesh.nodes.v1.RegisterNodeRequest\x1a\'.finemesh.nodes.v1.RegisterNodeResponse\x12Z\n\tHeartbeat\x12#.finemesh.nodes.v1.HeartbeatRequest\x1a$.finemesh.nodes.v1.HeartbeatResponse(\x01\x30\x01\x12_\n\x0cStartAttempt\x12&.finemesh.nodes.v1.StartAttemptRequest\x1a\'.finemesh.nodes.v1.StartAttemptResponse\x12\x65\n\x0eReportProgress\x12(.finemesh.nodes.v1.ReportProgressRequest\x1a).finemesh.nodes.v1.ReportProgressResponse\x12k\n\x10\x43ommitCheckpoint\x12*.finemesh.nodes.v1.CommitCheckpointRequest\x1a+.finemesh.nodes.v1.CommitCheckpointResponse\x12h\n\x0f\x46\x65tchJobSecrets\x12).finemesh.nodes.v1.FetchJobSecretsRequest\x1a*.finemesh.nodes.v1.FetchJobSecretsResponse\x12\x62\n\rFinishAttempt\x12\'.finemesh.nodes.v1.FinishAttemptRequest\x1a(.finemesh.nodes.v1.FinishAttemptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,40 +38,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._loaded_options = None
   _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_options = b'8\001'
-  _globals['_REGISTERNODEREQUEST']._serialized_start=197
-  _globals['_REGISTERNODEREQUEST']._serialized_end=337
-  _globals['_REGISTERNODERESPONSE']._serialized_start=340
-  _globals['_REGISTERNODERESPONSE']._serialized_end=468
-  _globals['_HEARTBEATREQUEST']._serialized_start=470
-  _globals['_HEARTBEATREQUEST']._serialized_end=545
-  _globals['_HEARTBEATRESPONSE']._serialized_start=547
-  _globals['_HEARTBEATRESPONSE']._serialized_end=618
-  _globals['_STARTATTEMPTREQUEST']._serialized_start=620
-  _globals['_STARTATTEMPTREQUEST']._serialized_end=682
-  _globals['_STARTATTEMPTRESPONSE']._serialized_start=684
-  _globals['_STARTATTEMPTRESPONSE']._serialized_end=706
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=709
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=893
-  _globals['_TRAININGUSAGE']._serialized_start=895
-  _globals['_TRAININGUSAGE']._serialized_end=978
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=980
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1004
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1006
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1131
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1133
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1210
-  _globals['_FINISHATTEMPTREQUEST']._serialized_start=1213
-  _globals['_FINISHATTEMPTREQUEST']._serialized_end=1450
-  _globals['_ATTEMPTSUCCEEDED']._serialized_start=1453
-  _globals['_ATTEMPTSUCCEEDED']._serialized_end=1702
-  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_start=1656
-  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_end=1702
-  _globals['_ATTEMPTFAILED']._serialized_start=1704
-  _globals['_ATTEMPTFAILED']._serialized_end=1783
-  _globals['_ATTEMPTSTOPPED']._serialized_start=1785
-  _globals['_ATTEMPTSTOPPED']._serialized_end=1815
-  _globals['_FINISHATTEMPTRESPONSE']._serialized_start=1817
-  _globals['_FINISHATTEMPTRESPONSE']._serialized_end=1840
-  _globals['_NODESERVICE']._serialized_start=1843
-  _globals['_NODESERVICE']._serialized_end=2454
+  _globals['_REGISTERNODEREQUEST']._serialized_start=238
+  _globals['_REGISTERNODEREQUEST']._serialized_end=407
+  _globals['_REGISTERNODERESPONSE']._serialized_start=410
+  _globals['_REGISTERNODERESPONSE']._serialized_end=538
+  _globals['_HEARTBEATREQUEST']._serialized_start=540
+  _globals['_HEARTBEATREQUEST']._serialized_end=615
+  _globals['_HEARTBEATRESPONSE']._serialized_start=617
+  _globals['_HEARTBEATRESPONSE']._serialized_end=688
+  _globals['_STARTATTEMPTREQUEST']._serialized_start=690
+  _globals['_STARTATTEMPTREQUEST']._serialized_end=752
+  _globals['_STARTATTEMPTRESPONSE']._serialized_start=754
+  _globals['_STARTATTEMPTRESPONSE']._serialized_end=776
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=779
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=963
+  _globals['_TRAININGUSAGE']._serialized_start=965
+  _globals['_TRAININGUSAGE']._serialized_end=1048
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1050
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1074
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1076
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1201
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1203
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1280
+  _globals['_FETCHJOBSECRETSREQUEST']._serialized_start=1282
+  _globals['_FETCHJOBSECRETSREQUEST']._serialized_end=1347
+  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_start=1349
+  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_end=1426
+  _globals['_FINISHATTEMPTREQUEST']._serialized_start=1429
+  _globals['_FINISHATTEMPTREQUEST']._serialized_end=1666
+  _globals['_ATTEMPTSUCCEEDED']._serialized_start=1669
+  _globals['_ATTEMPTSUCCEEDED']._serialized_end=1941
+  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_start=1895
+  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_end=1941
+  _globals['_ATTEMPTFAILED']._serialized_start=1943
+  _globals['_ATTEMPTFAILED']._serialized_end=2022
+  _globals['_ATTEMPTSTOPPED']._serialized_start=2024
+  _globals['_ATTEMPTSTOPPED']._serialized_end=2054
+  _globals['_FINISHATTEMPTRESPONSE']._serialized_start=2056
+  _globals['_FINISHATTEMPTRESPONSE']._serialized_end=2079
+  _globals['_NODESERVICE']._serialized_start=2082
+  _globals['_NODESERVICE']._serialized_end=2799
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from finemesh.artifacts.v1 import artifact_pb2 as _artifact_pb2
 from finemesh.nodes.v1 import node_pb2 as _node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as _tuning_job_pb2
+from finemesh.tuning.v1 import tuning_secrets_pb2 as _tuning_secrets_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -33,6 +34,7 @@ class RegisterNodeRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    PREPARATION_VERSION_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node's stable name, for example `local-0`."""
     incarnation: _builtins.str
@@ -41,6 +43,8 @@ class RegisterNodeRequest(_message.Message):
     """`host:port` of the node's own gRPC server."""
     agent_version: _builtins.str
     """Version of the agent."""
+    preparation_version: _builtins.str
+    """Version of the code that counts datasets on this node and feeds its trainings."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.Device]:
         """Its devices."""
@@ -53,10 +57,11 @@ class RegisterNodeRequest(_message.Message):
         address: _builtins.str = ...,
         devices: _abc.Iterable[_node_pb2.Device] | None = ...,
         agent_version: _builtins.str = ...,
+        preparation_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "devices", b"devices", "incarnation", b"incarnation", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "devices", b"devices", "incarnation", b"incarnation", "node", b"node", "preparation_version", b"preparation_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,6 +348,56 @@ class CommitCheckpointResponse(_message.Message):
 Global___CommitCheckpointResponse: _TypeAlias = CommitCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class FetchJobSecretsRequest(_message.Message):
+    """The job whose secrets are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    TUNING_JOB_FIELD_NUMBER: _builtins.int
+    lease_token: _builtins.int
+    """Token of the lease."""
+    tuning_job: _builtins.str
+    """The job."""
+    def __init__(
+        self,
+        *,
+        lease_token: _builtins.int = ...,
+        tuning_job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "tuning_job", b"tuning_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchJobSecretsRequest: _TypeAlias = FetchJobSecretsRequest  # noqa: Y015
+
+@_typing.final
+class FetchJobSecretsResponse(_message.Message):
+    """What its integrations are opened with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secrets(self) -> _tuning_secrets_pb2.TuningSecrets:
+        """Empty for a job without any."""
+
+    def __init__(
+        self,
+        *,
+        secrets: _tuning_secrets_pb2.TuningSecrets | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["secrets", b"secrets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchJobSecretsResponse: _TypeAlias = FetchJobSecretsResponse  # noqa: Y015
+
+@_typing.final
 class FinishAttemptRequest(_message.Message):
     """How the attempt ended."""
 
@@ -420,6 +475,7 @@ class AttemptSucceeded(_message.Message):
     ADAPTER_RANK_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """Content-derived revision."""
     kind: _builtins.str
@@ -428,6 +484,8 @@ class AttemptSucceeded(_message.Message):
     """Rank of the adapter; 0 for full weights."""
     step: _builtins.int
     """Finished optimizer steps."""
+    stopped_early: _builtins.bool
+    """True when early stopping ended the run; the model is that of the best evaluation."""
     @_builtins.property
     def model(self) -> _artifact_pb2.Artifact:
         """Its files in the artifact store."""
@@ -445,10 +503,11 @@ class AttemptSucceeded(_message.Message):
         adapter_rank: _builtins.int = ...,
         lineage: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         step: _builtins.int = ...,
+        stopped_early: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_rank", b"adapter_rank", "kind", b"kind", "lineage", b"lineage", "model", b"model", "revision", b"revision", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_rank", b"adapter_rank", "kind", b"kind", "lineage", b"lineage", "model", b"model", "revision", b"revision", "step", b"step", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,11 @@ class NodeServiceStub:
                 request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointRequest.SerializeToString,
                 response_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointResponse.FromString,
                 _registered_method=True)
+        self.FetchJobSecrets = channel.unary_unary(
+                '/finemesh.nodes.v1.NodeService/FetchJobSecrets',
+                request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsRequest.SerializeToString,
+                response_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsResponse.FromString,
+                _registered_method=True)
         self.FinishAttempt = channel.unary_unary(
                 '/finemesh.nodes.v1.NodeService/FinishAttempt',
                 request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptRequest.SerializeToString,
@@ -109,6 +114,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchJobSecrets(self, request, context):
+        """Returns what the job's integrations are opened with, to the holder of its lease only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishAttempt(self, request, context):
         """Reports how the attempt ended. Safe to repeat.
         """
@@ -143,6 +155,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CommitCheckpoint,
                     request_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointRequest.FromString,
                     response_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointResponse.SerializeToString,
+            ),
+            'FetchJobSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchJobSecrets,
+                    request_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsRequest.FromString,
+                    response_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsResponse.SerializeToString,
             ),
             'FinishAttempt': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishAttempt,
@@ -287,6 +304,33 @@ class NodeService:
             '/finemesh.nodes.v1.NodeService/CommitCheckpoint',
             finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointRequest.SerializeToString,
             finemesh_dot_nodes_dot_v1_dot_node__service__pb2.CommitCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchJobSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.nodes.v1.NodeService/FetchJobSecrets',
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsRequest.SerializeToString,
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FetchJobSecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class NodeServiceStub:
     """Reports finished steps with metrics and usage. Safe to repeat: the same step range counts once."""
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.CommitCheckpointRequest, _node_service_pb2.CommitCheckpointResponse]
     """Registers an uploaded checkpoint. Safe to repeat."""
+    FetchJobSecrets: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.FetchJobSecretsRequest, _node_service_pb2.FetchJobSecretsResponse]
+    """Returns what the job's integrations are opened with, to the holder of its lease only."""
     FinishAttempt: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.FinishAttemptRequest, _node_service_pb2.FinishAttemptResponse]
     """Reports how the attempt ended. Safe to repeat."""
 
@@ -69,6 +71,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Reports finished steps with metrics and usage. Safe to repeat: the same step range counts once."""
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_node_service_pb2.CommitCheckpointRequest, _node_service_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
     """Registers an uploaded checkpoint. Safe to repeat."""
+    FetchJobSecrets: _aio.UnaryUnaryMultiCallable[_node_service_pb2.FetchJobSecretsRequest, _node_service_pb2.FetchJobSecretsResponse]  # type: ignore[assignment]
+    """Returns what the job's integrations are opened with, to the holder of its lease only."""
     FinishAttempt: _aio.UnaryUnaryMultiCallable[_node_service_pb2.FinishAttemptRequest, _node_service_pb2.FinishAttemptResponse]  # type: ignore[assignment]
     """Reports how the attempt ended. Safe to repeat."""
 
@@ -118,6 +122,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.CommitCheckpointResponse, _abc.Awaitable[_node_service_pb2.CommitCheckpointResponse]]:
         """Registers an uploaded checkpoint. Safe to repeat."""
+
+    @_abc_1.abstractmethod
+    def FetchJobSecrets(
+        self,
+        request: _node_service_pb2.FetchJobSecretsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.FetchJobSecretsResponse, _abc.Awaitable[_node_service_pb2.FetchJobSecretsResponse]]:
+        """Returns what the job's integrations are opened with, to the holder of its lease only."""
 
     @_abc_1.abstractmethod
     def FinishAttempt(

@@ -26,17 +26,17 @@ from finemesh.tuning.v1 import tuning_job_pb2 as finemesh_dot_tuning_dot_v1_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/tuning/v1/tuning_job_event.proto\x12\x12\x66inemesh.tuning.v1\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x0eTuningJobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.finemesh.tuning.v1.TuningJobEventKind\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".finemesh.tuning.v1.TuningJobState\x12\x34\n\x08progress\x18\x06 \x01(\x0b\x32\".finemesh.tuning.v1.TuningProgress\"\x89\x01\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9a\x02\n\x12TuningJobEventKind\x12%\n!TUNING_JOB_EVENT_KIND_UNSPECIFIED\x10\x00\x12\'\n#TUNING_JOB_EVENT_KIND_STATE_CHANGED\x10\x01\x12!\n\x1dTUNING_JOB_EVENT_KIND_METRICS\x10\x02\x12$\n TUNING_JOB_EVENT_KIND_EVALUATION\x10\x03\x12$\n TUNING_JOB_EVENT_KIND_CHECKPOINT\x10\x04\x12\"\n\x1eTUNING_JOB_EVENT_KIND_REQUEUED\x10\x05\x12!\n\x1dTUNING_JOB_EVENT_KIND_WARNING\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/tuning/v1/tuning_job_event.proto\x12\x12\x66inemesh.tuning.v1\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x0eTuningJobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.finemesh.tuning.v1.TuningJobEventKind\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".finemesh.tuning.v1.TuningJobState\x12\x34\n\x08progress\x18\x06 \x01(\x0b\x32\".finemesh.tuning.v1.TuningProgress\"\x98\x01\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61sked\x18\x06 \x01(\x08*\xc3\x02\n\x12TuningJobEventKind\x12%\n!TUNING_JOB_EVENT_KIND_UNSPECIFIED\x10\x00\x12\'\n#TUNING_JOB_EVENT_KIND_STATE_CHANGED\x10\x01\x12!\n\x1dTUNING_JOB_EVENT_KIND_METRICS\x10\x02\x12$\n TUNING_JOB_EVENT_KIND_EVALUATION\x10\x03\x12$\n TUNING_JOB_EVENT_KIND_CHECKPOINT\x10\x04\x12\"\n\x1eTUNING_JOB_EVENT_KIND_REQUEUED\x10\x05\x12!\n\x1dTUNING_JOB_EVENT_KIND_WARNING\x10\x06\x12\'\n#TUNING_JOB_EVENT_KIND_STOPPED_EARLY\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.tuning.v1.tuning_job_event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TUNINGJOBEVENTKIND']._serialized_start=537
-  _globals['_TUNINGJOBEVENTKIND']._serialized_end=819
+  _globals['_TUNINGJOBEVENTKIND']._serialized_start=552
+  _globals['_TUNINGJOBEVENTKIND']._serialized_end=875
   _globals['_TUNINGJOBEVENT']._serialized_start=136
   _globals['_TUNINGJOBEVENT']._serialized_end=394
   _globals['_CHECKPOINT']._serialized_start=397
-  _globals['_CHECKPOINT']._serialized_end=534
+  _globals['_CHECKPOINT']._serialized_end=549
 # @@protoc_insertion_point(module_scope)

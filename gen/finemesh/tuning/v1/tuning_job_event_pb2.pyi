@@ -39,6 +39,8 @@ class _TuningJobEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tu
     """An attempt was lost and the job goes back to the queue."""
     TUNING_JOB_EVENT_KIND_WARNING: _TuningJobEventKind.ValueType  # 6
     """Something that the user should know and that does not stop the job."""
+    TUNING_JOB_EVENT_KIND_STOPPED_EARLY: _TuningJobEventKind.ValueType  # 7
+    """Early stopping ended the run; the weights of the best evaluation ship."""
 
 class TuningJobEventKind(_TuningJobEventKind, metaclass=_TuningJobEventKindEnumTypeWrapper):
     """What kind of event it is."""
@@ -57,6 +59,8 @@ TUNING_JOB_EVENT_KIND_REQUEUED: TuningJobEventKind.ValueType  # 5
 """An attempt was lost and the job goes back to the queue."""
 TUNING_JOB_EVENT_KIND_WARNING: TuningJobEventKind.ValueType  # 6
 """Something that the user should know and that does not stop the job."""
+TUNING_JOB_EVENT_KIND_STOPPED_EARLY: TuningJobEventKind.ValueType  # 7
+"""Early stopping ended the run; the weights of the best evaluation ship."""
 Global___TuningJobEventKind: _TypeAlias = TuningJobEventKind  # noqa: Y015
 
 @_typing.final
@@ -116,6 +120,7 @@ class Checkpoint(_message.Message):
     MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Finished optimizer steps in it."""
     attempt: _builtins.int
@@ -124,6 +129,8 @@ class Checkpoint(_message.Message):
     """Digest over its manifest, lower-case hex SHA-256."""
     size_bytes: _builtins.int
     """Total size of its files."""
+    asked: _builtins.bool
+    """True for one of `hyperparameters.checkpoints`, which are kept; others give way to newer ones."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -136,10 +143,11 @@ class Checkpoint(_message.Message):
         manifest_sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        asked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "manifest_sha256", b"manifest_sha256", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "attempt", b"attempt", "create_time", b"create_time", "manifest_sha256", b"manifest_sha256", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

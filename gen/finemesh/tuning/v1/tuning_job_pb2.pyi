@@ -241,12 +241,15 @@ class TuningSpec(_message.Message):
     VALIDATION_FILE_FIELD_NUMBER: _builtins.int
     OUTPUT_NAME_FIELD_NUMBER: _builtins.int
     SUPERVISED_FIELD_NUMBER: _builtins.int
+    DPO_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     GPU_COUNT_FIELD_NUMBER: _builtins.int
+    FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    INTEGRATIONS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
-    """The base model's id in the catalogue, for example `finemesh/demo-llama`."""
+    """The base model's id in the catalogue, for example `finemesh/demo-llama`; may be left empty with `from_checkpoint`."""
     training_file: _builtins.str
     """`projects/{project}/files/{file}` with the training examples."""
     validation_file: _builtins.str
@@ -255,9 +258,18 @@ class TuningSpec(_message.Message):
     """Last part of the new model's name: lower-case letters, digits, `-`, `_`, `.`; default is derived from the base model and the job id."""
     gpu_count: _builtins.int
     """Number of GPUs as one gang; default 1."""
+    from_checkpoint: _builtins.str
+    """Weights to start from: `{job or model}` or `{job or model}:{step}`, where the job is an id or a resource name and the model
+    the name of what it made; with a step one of its kept checkpoints, without one what it shipped. The optimizer starts anew.
+    The base model, the kind of weights and an adapter's rank and modules must be those of that job.
+    """
     @_builtins.property
     def supervised(self) -> Global___SupervisedMethod:
         """Supervised fine-tuning (the default)."""
+
+    @_builtins.property
+    def dpo(self) -> Global___DpoMethod:
+        """Learning from preferences between two answers."""
 
     @_builtins.property
     def lora(self) -> Global___LoraTraining:
@@ -271,6 +283,12 @@ class TuningSpec(_message.Message):
     def hyperparameters(self) -> Global___Hyperparameters:
         """How long and how fast to learn."""
 
+    @_builtins.property
+    def integrations(self) -> Global___Integrations:
+        """Where the run is told of and its model is pushed besides this mesh; unset for nowhere. What they are opened with is given
+        apart, in CreateTuningJobRequest.secrets.
+        """
+
     def __init__(
         self,
         *,
@@ -279,16 +297,19 @@ class TuningSpec(_message.Message):
         validation_file: _builtins.str = ...,
         output_name: _builtins.str = ...,
         supervised: Global___SupervisedMethod | None = ...,
+        dpo: Global___DpoMethod | None = ...,
         lora: Global___LoraTraining | None = ...,
         full: Global___FullTraining | None = ...,
         hyperparameters: Global___Hyperparameters | None = ...,
         gpu_count: _builtins.int = ...,
+        from_checkpoint: _builtins.str = ...,
+        integrations: Global___Integrations | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "full", b"full", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dpo", b"dpo", "from_checkpoint", b"from_checkpoint", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "dpo"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     _WhichOneofReturnType_weights: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_weights: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
@@ -298,6 +319,92 @@ class TuningSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_weights) -> _WhichOneofReturnType_weights | None: ...
 
 Global___TuningSpec: _TypeAlias = TuningSpec  # noqa: Y015
+
+@_typing.final
+class Integrations(_message.Message):
+    """Places outside of the mesh that a run is told of. None of them can make a job fail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANDB_FIELD_NUMBER: _builtins.int
+    HUB_PUSH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wandb(self) -> Global___WandbRun:
+        """The curves go to Weights & Biases."""
+
+    @_builtins.property
+    def hub_push(self) -> Global___HubPush:
+        """The model goes to the Hugging Face hub."""
+
+    def __init__(
+        self,
+        *,
+        wandb: Global___WandbRun | None = ...,
+        hub_push: Global___HubPush | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hub_push", b"hub_push", "wandb", b"wandb"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub_push", b"hub_push", "wandb", b"wandb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Integrations: _TypeAlias = Integrations  # noqa: Y015
+
+@_typing.final
+class WandbRun(_message.Message):
+    """A run in Weights & Biases that shows the curves of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    RUN_NAME_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """Address of the server; empty for the one that the mesh is set up with. Only addresses that its operator allows are taken."""
+    project: _builtins.str
+    """Project, 1 to 128 characters; default `finemesh`."""
+    entity: _builtins.str
+    """Team or user; empty for the key's own."""
+    run_name: _builtins.str
+    """Name of the run, up to 128 characters; default the job's id."""
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        project: _builtins.str = ...,
+        entity: _builtins.str = ...,
+        run_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "entity", b"entity", "project", b"project", "run_name", b"run_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WandbRun: _TypeAlias = WandbRun  # noqa: Y015
+
+@_typing.final
+class HubPush(_message.Message):
+    """A repository of the Hugging Face hub that the model is pushed to before the job ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    """`{owner}/{name}`; made private when it does not exist."""
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HubPush: _TypeAlias = HubPush  # noqa: Y015
 
 @_typing.final
 class SupervisedMethod(_message.Message):
@@ -322,6 +429,48 @@ class SupervisedMethod(_message.Message):
 Global___SupervisedMethod: _TypeAlias = SupervisedMethod  # noqa: Y015
 
 @_typing.final
+class DpoMethod(_message.Message):
+    """Direct preference optimization on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    NORMALIZE_LOGRATIOS_BY_LENGTH_FIELD_NUMBER: _builtins.int
+    REFERENCE_FREE_FIELD_NUMBER: _builtins.int
+    RPO_ALPHA_FIELD_NUMBER: _builtins.int
+    SIMPO_GAMMA_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """How far the model may move away from the reference, above 0 to 10; default 0.1."""
+    normalize_logratios_by_length: _builtins.bool
+    """Divide the log-probability ratio of an answer by its number of tokens."""
+    reference_free: _builtins.bool
+    """Compare the answers without a reference model."""
+    rpo_alpha: _builtins.float
+    """Weight of the likelihood of the preferred answer per token beside the preference, 0 to 10 (Pang et al. 2024,
+    arXiv:2404.19733); default 0, which leaves it out.
+    """
+    simpo_gamma: _builtins.float
+    """Margin that the preferred answer must win by, 0 to 10 (SimPO, Meng et al. 2024, arXiv:2405.14734); default 0. A margin turns
+    normalize_logratios_by_length and reference_free on.
+    """
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float = ...,
+        normalize_logratios_by_length: _builtins.bool = ...,
+        reference_free: _builtins.bool = ...,
+        rpo_alpha: _builtins.float = ...,
+        simpo_gamma: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "normalize_logratios_by_length", b"normalize_logratios_by_length", "reference_free", b"reference_free", "rpo_alpha", b"rpo_alpha", "simpo_gamma", b"simpo_gamma"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DpoMethod: _TypeAlias = DpoMethod  # noqa: Y015
+
+@_typing.final
 class LoraTraining(_message.Message):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
 
@@ -339,7 +488,7 @@ class LoraTraining(_message.Message):
     """Dropout on the adapter's input, 0 to 0.9; default 0."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the linear layers that get an adapter; empty means all linear layers but the head."""
+        """Names of the linear layers that get an adapter; empty, or `all-linear` alone, means all linear layers but the head."""
 
     def __init__(
         self,
@@ -392,6 +541,12 @@ class Hyperparameters(_message.Message):
     SEQUENCE_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    CYCLE_COUNT_FIELD_NUMBER: _builtins.int
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_MAX_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the training data, 1 to 100; default 1."""
     evaluations: _builtins.int
@@ -399,7 +554,7 @@ class Hyperparameters(_message.Message):
     batch_size: _builtins.int
     """Sequences per optimizer step, 1 to 4096; short examples share a sequence of up to `sequence_tokens_max` tokens; default 8."""
     learning_rate: _builtins.float
-    """Peak learning rate, above 0 to 1; default 1e-4."""
+    """Peak learning rate, above 0 to 1; default 1e-5."""
     warmup_ratio: _builtins.float
     """Share of the steps that warm up, 0 to 1; default 0."""
     learning_rate_schedule: Global___LearningRateSchedule.ValueType
@@ -416,6 +571,20 @@ class Hyperparameters(_message.Message):
     """Seed of every random choice; default 42."""
     checkpoint_interval_steps: _builtins.int
     """Steps between checkpoints, 1 to 1000000; 0 lets the trainer choose."""
+    cycle_count: _builtins.float
+    """Waves of a cosine schedule, above 0 to 10; default 0.5, one fall from the peak to the minimum."""
+    gradient_accumulation_steps: _builtins.int
+    """Batches whose gradients are added up for one optimizer step, 1 to 256; default 1."""
+    packing: _builtins.bool
+    """Whether short examples share a sequence; default true. Preferences are never packed."""
+    checkpoints: _builtins.int
+    """Checkpoints to keep, evenly over the run with the last one at its end, 1 to 100; default 1."""
+    batch_size_max: _builtins.bool
+    """Take the largest batch_size that the model's limits allow; batch_size must be 0 or that number then."""
+    @_builtins.property
+    def early_stopping(self) -> Global___EarlyStopping:
+        """Ends the run when evaluations stop getting better; unset trains to the end."""
+
     def __init__(
         self,
         *,
@@ -431,15 +600,23 @@ class Hyperparameters(_message.Message):
         sequence_tokens_max: _builtins.int = ...,
         seed: _builtins.int | None = ...,
         checkpoint_interval_steps: _builtins.int = ...,
+        cycle_count: _builtins.float = ...,
+        gradient_accumulation_steps: _builtins.int = ...,
+        packing: _builtins.bool | None = ...,
+        checkpoints: _builtins.int = ...,
+        batch_size_max: _builtins.bool = ...,
+        early_stopping: Global___EarlyStopping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluations", b"_evaluations", "_gradient_norm_max", b"_gradient_norm_max", "_seed", b"_seed", "evaluations", b"evaluations", "gradient_norm_max", b"gradient_norm_max", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluations", b"_evaluations", "_gradient_norm_max", b"_gradient_norm_max", "_packing", b"_packing", "_seed", b"_seed", "early_stopping", b"early_stopping", "evaluations", b"evaluations", "gradient_norm_max", b"gradient_norm_max", "packing", b"packing", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluations", b"_evaluations", "_gradient_norm_max", b"_gradient_norm_max", "_seed", b"_seed", "batch_size", b"batch_size", "checkpoint_interval_steps", b"checkpoint_interval_steps", "epochs", b"epochs", "evaluations", b"evaluations", "gradient_norm_max", b"gradient_norm_max", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_learning_rate_ratio", b"min_learning_rate_ratio", "seed", b"seed", "sequence_tokens_max", b"sequence_tokens_max", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluations", b"_evaluations", "_gradient_norm_max", b"_gradient_norm_max", "_packing", b"_packing", "_seed", b"_seed", "batch_size", b"batch_size", "batch_size_max", b"batch_size_max", "checkpoint_interval_steps", b"checkpoint_interval_steps", "checkpoints", b"checkpoints", "cycle_count", b"cycle_count", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluations", b"evaluations", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_norm_max", b"gradient_norm_max", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "min_learning_rate_ratio", b"min_learning_rate_ratio", "packing", b"packing", "seed", b"seed", "sequence_tokens_max", b"sequence_tokens_max", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__evaluations: _TypeAlias = _typing.Literal["evaluations"]  # noqa: Y015
     _WhichOneofArgType__evaluations: _TypeAlias = _typing.Literal["_evaluations", b"_evaluations"]  # noqa: Y015
     _WhichOneofReturnType__gradient_norm_max: _TypeAlias = _typing.Literal["gradient_norm_max"]  # noqa: Y015
     _WhichOneofArgType__gradient_norm_max: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max"]  # noqa: Y015
+    _WhichOneofReturnType__packing: _TypeAlias = _typing.Literal["packing"]  # noqa: Y015
+    _WhichOneofArgType__packing: _TypeAlias = _typing.Literal["_packing", b"_packing"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
@@ -447,9 +624,45 @@ class Hyperparameters(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm_max) -> _WhichOneofReturnType__gradient_norm_max | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packing) -> _WhichOneofReturnType__packing | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
+
+@_typing.final
+class EarlyStopping(_message.Message):
+    """Ends a run when evaluations stop getting better, and ships the weights of the best one. Needs a validation file and at least
+    patience + warmup_evaluations + 1 evaluations over the run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    MIN_DELTA_FIELD_NUMBER: _builtins.int
+    WARMUP_EVALUATIONS_FIELD_NUMBER: _builtins.int
+    patience: _builtins.int
+    """Evaluations in a row without an improvement that end the run, 1 to 100; default 2."""
+    min_delta: _builtins.float
+    """By how much the validation loss must fall to count as an improvement, 0 to 100; default 0."""
+    warmup_evaluations: _builtins.int
+    """First evaluations that only set the best loss and count nothing, 0 to 100; default 1."""
+    def __init__(
+        self,
+        *,
+        patience: _builtins.int = ...,
+        min_delta: _builtins.float = ...,
+        warmup_evaluations: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_warmup_evaluations", b"_warmup_evaluations", "warmup_evaluations", b"warmup_evaluations"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_warmup_evaluations", b"_warmup_evaluations", "min_delta", b"min_delta", "patience", b"patience", "warmup_evaluations", b"warmup_evaluations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__warmup_evaluations: _TypeAlias = _typing.Literal["warmup_evaluations"]  # noqa: Y015
+    _WhichOneofArgType__warmup_evaluations: _TypeAlias = _typing.Literal["_warmup_evaluations", b"_warmup_evaluations"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_evaluations) -> _WhichOneofReturnType__warmup_evaluations | None: ...
+
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
 class QueueStatus(_message.Message):
@@ -499,6 +712,11 @@ class TuningProgress(_message.Message):
     REMAINING_S_FIELD_NUMBER: _builtins.int
     TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
     INITIAL_VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
+    REWARD_ACCURACY_FIELD_NUMBER: _builtins.int
+    REWARD_MARGIN_FIELD_NUMBER: _builtins.int
+    BEST_STEP_FIELD_NUMBER: _builtins.int
+    BEST_VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Finished optimizer steps."""
     step_count: _builtins.int
@@ -519,6 +737,16 @@ class TuningProgress(_message.Message):
     """Training tokens seen so far."""
     initial_validation_loss: _builtins.float
     """Validation loss before the first step, in nats; unset without a validation file."""
+    reward_accuracy: _builtins.float
+    """Share of the validation pairs whose preferred answer has the larger reward; set for preferences only."""
+    reward_margin: _builtins.float
+    """Mean difference of the rewards of the two answers in the last evaluation; set for preferences only."""
+    best_step: _builtins.int
+    """Step of the best evaluation so far; set with early stopping."""
+    best_validation_loss: _builtins.float
+    """Validation loss of the best evaluation so far; set with early stopping."""
+    stopped_early: _builtins.bool
+    """True when early stopping ended the run."""
     def __init__(
         self,
         *,
@@ -532,21 +760,42 @@ class TuningProgress(_message.Message):
         remaining_s: _builtins.float | None = ...,
         trained_tokens: _builtins.int = ...,
         initial_validation_loss: _builtins.float | None = ...,
+        reward_accuracy: _builtins.float | None = ...,
+        reward_margin: _builtins.float | None = ...,
+        best_step: _builtins.int | None = ...,
+        best_validation_loss: _builtins.float | None = ...,
+        stopped_early: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_validation_loss", b"_validation_loss", "initial_validation_loss", b"initial_validation_loss", "remaining_s", b"remaining_s", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "initial_validation_loss", b"initial_validation_loss", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "validation_loss", b"validation_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_validation_loss", b"_validation_loss", "epoch", b"epoch", "initial_validation_loss", b"initial_validation_loss", "learning_rate", b"learning_rate", "remaining_s", b"remaining_s", "step", b"step", "step_count", b"step_count", "tokens_per_second", b"tokens_per_second", "trained_tokens", b"trained_tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "epoch", b"epoch", "initial_validation_loss", b"initial_validation_loss", "learning_rate", b"learning_rate", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "step", b"step", "step_count", b"step_count", "stopped_early", b"stopped_early", "tokens_per_second", b"tokens_per_second", "trained_tokens", b"trained_tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_step: _TypeAlias = _typing.Literal["best_step"]  # noqa: Y015
+    _WhichOneofArgType__best_step: _TypeAlias = _typing.Literal["_best_step", b"_best_step"]  # noqa: Y015
+    _WhichOneofReturnType__best_validation_loss: _TypeAlias = _typing.Literal["best_validation_loss"]  # noqa: Y015
+    _WhichOneofArgType__best_validation_loss: _TypeAlias = _typing.Literal["_best_validation_loss", b"_best_validation_loss"]  # noqa: Y015
     _WhichOneofReturnType__initial_validation_loss: _TypeAlias = _typing.Literal["initial_validation_loss"]  # noqa: Y015
     _WhichOneofArgType__initial_validation_loss: _TypeAlias = _typing.Literal["_initial_validation_loss", b"_initial_validation_loss"]  # noqa: Y015
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
+    _WhichOneofReturnType__reward_accuracy: _TypeAlias = _typing.Literal["reward_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__reward_accuracy: _TypeAlias = _typing.Literal["_reward_accuracy", b"_reward_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__reward_margin: _TypeAlias = _typing.Literal["reward_margin"]  # noqa: Y015
+    _WhichOneofArgType__reward_margin: _TypeAlias = _typing.Literal["_reward_margin", b"_reward_margin"]  # noqa: Y015
     _WhichOneofReturnType__validation_loss: _TypeAlias = _typing.Literal["validation_loss"]  # noqa: Y015
     _WhichOneofArgType__validation_loss: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_step) -> _WhichOneofReturnType__best_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_validation_loss) -> _WhichOneofReturnType__best_validation_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_validation_loss) -> _WhichOneofReturnType__initial_validation_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_accuracy) -> _WhichOneofReturnType__reward_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_margin) -> _WhichOneofReturnType__reward_margin | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_loss) -> _WhichOneofReturnType__validation_loss | None: ...
 
@@ -619,6 +868,7 @@ class DatasetCounts(_message.Message):
     VALIDATION_EXAMPLES_FIELD_NUMBER: _builtins.int
     VALIDATION_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_EXAMPLES_FIELD_NUMBER: _builtins.int
+    ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
     training_examples: _builtins.int
     """Training examples."""
     training_tokens: _builtins.int
@@ -629,6 +879,8 @@ class DatasetCounts(_message.Message):
     """Tokens of one pass over the validation file."""
     truncated_examples: _builtins.int
     """Training examples that were cut to the longest allowed length."""
+    rows_per_second: _builtins.float
+    """How many training examples were read, rendered and tokenised in a second."""
     def __init__(
         self,
         *,
@@ -637,10 +889,11 @@ class DatasetCounts(_message.Message):
         validation_examples: _builtins.int = ...,
         validation_tokens: _builtins.int = ...,
         truncated_examples: _builtins.int = ...,
+        rows_per_second: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["training_examples", b"training_examples", "training_tokens", b"training_tokens", "truncated_examples", b"truncated_examples", "validation_examples", b"validation_examples", "validation_tokens", b"validation_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_per_second", b"rows_per_second", "training_examples", b"training_examples", "training_tokens", b"training_tokens", "truncated_examples", b"truncated_examples", "validation_examples", b"validation_examples", "validation_tokens", b"validation_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

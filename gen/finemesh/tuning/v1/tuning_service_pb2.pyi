@@ -4,8 +4,11 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from finemesh.files.v1 import dataset_preview_pb2 as _dataset_preview_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2 as _tuning_job_event_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as _tuning_job_pb2
+from finemesh.tuning.v1 import tuning_limits_pb2 as _tuning_limits_pb2
+from finemesh.tuning.v1 import tuning_secrets_pb2 as _tuning_secrets_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -19,6 +22,76 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class PreviewDatasetRequest(_message.Message):
+    """The dataset to look at, as a job with these settings would see it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    SEQUENCE_TOKENS_MAX_FIELD_NUMBER: _builtins.int
+    TRAIN_ON_INPUTS_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    TOKENS_SHOWN_MAX_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`; empty means the caller's project."""
+    file: _builtins.str
+    """`projects/{project}/files/{file}`."""
+    base_model: _builtins.str
+    """Id of the base model."""
+    sequence_tokens_max: _builtins.int
+    """Longest example in tokens; 0 for the default of a job."""
+    train_on_inputs: _tuning_job_pb2.TrainOnInputs.ValueType
+    """Whether inputs carry loss."""
+    row_count_max: _builtins.int
+    """Most rows to show, 1 to 50; 0 means 5."""
+    tokens_shown_max: _builtins.int
+    """Most tokens to show of one row, 1 to 8192; 0 means 1024."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        file: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        sequence_tokens_max: _builtins.int = ...,
+        train_on_inputs: _tuning_job_pb2.TrainOnInputs.ValueType = ...,
+        row_count_max: _builtins.int = ...,
+        tokens_shown_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "file", b"file", "parent", b"parent", "row_count_max", b"row_count_max", "sequence_tokens_max", b"sequence_tokens_max", "tokens_shown_max", b"tokens_shown_max", "train_on_inputs", b"train_on_inputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDatasetRequest: _TypeAlias = PreviewDatasetRequest  # noqa: Y015
+
+@_typing.final
+class PreviewDatasetResponse(_message.Message):
+    """What training would see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preview(self) -> _dataset_preview_pb2.DatasetPreview:
+        """The sampled rows."""
+
+    def __init__(
+        self,
+        *,
+        preview: _dataset_preview_pb2.DatasetPreview | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewDatasetResponse: _TypeAlias = PreviewDatasetResponse  # noqa: Y015
 
 @_typing.final
 class QuoteTuningJobRequest(_message.Message):
@@ -60,12 +133,20 @@ class QuoteTuningJobResponse(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANOS_USD_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    MINIMUM_APPLIED_FIELD_NUMBER: _builtins.int
+    PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     total_nanos_usd: _builtins.int
     """The price in nano-dollars, equal to the hold and, for a completed job, to the charge."""
     price_book_version: _builtins.str
     """Version of the price book."""
     available_nanos_usd: _builtins.int
     """What could be held now on the prepaid balance."""
+    minimum_applied: _builtins.bool
+    """True when the minimum set the price."""
+    parameter_count: _builtins.int
+    """Number of weights of the base model: with it and the counts, BillingService.EstimatePrice tells the price in any
+    other price book.
+    """
     @_builtins.property
     def counts(self) -> _tuning_job_pb2.DatasetCounts:
         """The counts that quote and run share."""
@@ -87,10 +168,12 @@ class QuoteTuningJobResponse(_message.Message):
         terms: _abc.Iterable[Global___QuoteTerm] | None = ...,
         available_nanos_usd: _builtins.int = ...,
         spec: _tuning_job_pb2.TuningSpec | None = ...,
+        minimum_applied: _builtins.bool = ...,
+        parameter_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos_usd", b"available_nanos_usd", "counts", b"counts", "price_book_version", b"price_book_version", "spec", b"spec", "terms", b"terms", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos_usd", b"available_nanos_usd", "counts", b"counts", "minimum_applied", b"minimum_applied", "parameter_count", b"parameter_count", "price_book_version", b"price_book_version", "spec", b"spec", "terms", b"terms", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,6 +222,7 @@ class CreateTuningJobRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`; empty means the caller's project."""
     request_id: _builtins.str
@@ -147,16 +231,21 @@ class CreateTuningJobRequest(_message.Message):
     def spec(self) -> _tuning_job_pb2.TuningSpec:
         """What is asked for."""
 
+    @_builtins.property
+    def secrets(self) -> _tuning_secrets_pb2.TuningSecrets:
+        """What the integrations of the spec are opened with; a repeated request keeps those of the first one."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         spec: _tuning_job_pb2.TuningSpec | None = ...,
         request_id: _builtins.str = ...,
+        secrets: _tuning_secrets_pb2.TuningSecrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["secrets", b"secrets", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "secrets", b"secrets", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,3 +596,53 @@ class ListCheckpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class GetTuningLimitsRequest(_message.Message):
+    """Names the model whose limits are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`; empty means the caller's project."""
+    model: _builtins.str
+    """Id of a base model, or a `from_checkpoint`, which stands for the base model of that job."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTuningLimitsRequest: _TypeAlias = GetTuningLimitsRequest  # noqa: Y015
+
+@_typing.final
+class GetTuningLimitsResponse(_message.Message):
+    """The limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _tuning_limits_pb2.TuningLimits:
+        """What may be asked for."""
+
+    def __init__(
+        self,
+        *,
+        limits: _tuning_limits_pb2.TuningLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTuningLimitsResponse: _TypeAlias = GetTuningLimitsResponse  # noqa: Y015

@@ -41,6 +41,11 @@ class TuningServiceStub:
                 request_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobRequest.SerializeToString,
                 response_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobResponse.FromString,
                 _registered_method=True)
+        self.PreviewDataset = channel.unary_unary(
+                '/finemesh.tuning.v1.TuningService/PreviewDataset',
+                request_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetRequest.SerializeToString,
+                response_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetResponse.FromString,
+                _registered_method=True)
         self.CreateTuningJob = channel.unary_unary(
                 '/finemesh.tuning.v1.TuningService/CreateTuningJob',
                 request_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.CreateTuningJobRequest.SerializeToString,
@@ -76,6 +81,11 @@ class TuningServiceStub:
                 request_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.GetTuningLimits = channel.unary_unary(
+                '/finemesh.tuning.v1.TuningService/GetTuningLimits',
+                request_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsRequest.SerializeToString,
+                response_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsResponse.FromString,
+                _registered_method=True)
 
 
 class TuningServiceServicer:
@@ -86,6 +96,14 @@ class TuningServiceServicer:
     def QuoteTuningJob(self, request, context):
         """Prices a job without creating it: the dataset is analysed (counts are kept, so
         that the job itself starts without counting again) and priced by the current price book.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewDataset(self, request, context):
+        """Shows sampled rows of a dataset token by token as training would see them: ids, labels, trained spans, what
+        truncation cut. It is made by the code that feeds the training.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +160,13 @@ class TuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTuningLimits(self, request, context):
+        """Returns what may be asked for a base model: the bounds that QuoteTuningJob and CreateTuningJob check by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TuningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +174,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.QuoteTuningJob,
                     request_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobRequest.FromString,
                     response_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobResponse.SerializeToString,
+            ),
+            'PreviewDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewDataset,
+                    request_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetRequest.FromString,
+                    response_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetResponse.SerializeToString,
             ),
             'CreateTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTuningJob,
@@ -185,6 +215,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     request_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsResponse.SerializeToString,
             ),
+            'GetTuningLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTuningLimits,
+                    request_deserializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsRequest.FromString,
+                    response_serializer=finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'finemesh.tuning.v1.TuningService', rpc_method_handlers)
@@ -215,6 +250,33 @@ class TuningService:
             '/finemesh.tuning.v1.TuningService/QuoteTuningJob',
             finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobRequest.SerializeToString,
             finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.QuoteTuningJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.tuning.v1.TuningService/PreviewDataset',
+            finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetRequest.SerializeToString,
+            finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.PreviewDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -404,6 +466,33 @@ class TuningService:
             '/finemesh.tuning.v1.TuningService/ListCheckpoints',
             finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsRequest.SerializeToString,
             finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTuningLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.tuning.v1.TuningService/GetTuningLimits',
+            finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsRequest.SerializeToString,
+            finemesh_dot_tuning_dot_v1_dot_tuning__service__pb2.GetTuningLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

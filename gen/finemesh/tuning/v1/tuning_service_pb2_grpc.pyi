@@ -39,6 +39,10 @@ class TuningServiceStub:
     """Prices a job without creating it: the dataset is analysed (counts are kept, so
     that the job itself starts without counting again) and priced by the current price book.
     """
+    PreviewDataset: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.PreviewDatasetRequest, _tuning_service_pb2.PreviewDatasetResponse]
+    """Shows sampled rows of a dataset token by token as training would see them: ids, labels, trained spans, what
+    truncation cut. It is made by the code that feeds the training.
+    """
     CreateTuningJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.CreateTuningJobRequest, _tuning_service_pb2.CreateTuningJobResponse]
     """Stores the job as VALIDATING and returns at once. The same `request_id` with
     the same spec returns the same job.
@@ -57,6 +61,8 @@ class TuningServiceStub:
     """Lists a job's events, oldest first."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ListCheckpointsRequest, _tuning_service_pb2.ListCheckpointsResponse]
     """Lists a job's committed checkpoints, oldest first."""
+    GetTuningLimits: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.GetTuningLimitsRequest, _tuning_service_pb2.GetTuningLimitsResponse]
+    """Returns what may be asked for a base model: the bounds that QuoteTuningJob and CreateTuningJob check by."""
 
 @_typing.type_check_only
 class TuningServiceAsyncStub(TuningServiceStub):
@@ -68,6 +74,10 @@ class TuningServiceAsyncStub(TuningServiceStub):
     QuoteTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.QuoteTuningJobRequest, _tuning_service_pb2.QuoteTuningJobResponse]  # type: ignore[assignment]
     """Prices a job without creating it: the dataset is analysed (counts are kept, so
     that the job itself starts without counting again) and priced by the current price book.
+    """
+    PreviewDataset: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.PreviewDatasetRequest, _tuning_service_pb2.PreviewDatasetResponse]  # type: ignore[assignment]
+    """Shows sampled rows of a dataset token by token as training would see them: ids, labels, trained spans, what
+    truncation cut. It is made by the code that feeds the training.
     """
     CreateTuningJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.CreateTuningJobRequest, _tuning_service_pb2.CreateTuningJobResponse]  # type: ignore[assignment]
     """Stores the job as VALIDATING and returns at once. The same `request_id` with
@@ -87,6 +97,8 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """Lists a job's events, oldest first."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ListCheckpointsRequest, _tuning_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists a job's committed checkpoints, oldest first."""
+    GetTuningLimits: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.GetTuningLimitsRequest, _tuning_service_pb2.GetTuningLimitsResponse]  # type: ignore[assignment]
+    """Returns what may be asked for a base model: the bounds that QuoteTuningJob and CreateTuningJob check by."""
 
 class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
     """Creates and follows tuning jobs. A typical use: upload a file, ask for a quote,
@@ -101,6 +113,16 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tuning_service_pb2.QuoteTuningJobResponse, _abc.Awaitable[_tuning_service_pb2.QuoteTuningJobResponse]]:
         """Prices a job without creating it: the dataset is analysed (counts are kept, so
         that the job itself starts without counting again) and priced by the current price book.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewDataset(
+        self,
+        request: _tuning_service_pb2.PreviewDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_service_pb2.PreviewDatasetResponse, _abc.Awaitable[_tuning_service_pb2.PreviewDatasetResponse]]:
+        """Shows sampled rows of a dataset token by token as training would see them: ids, labels, trained spans, what
+        truncation cut. It is made by the code that feeds the training.
         """
 
     @_abc_1.abstractmethod
@@ -162,5 +184,13 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.ListCheckpointsResponse, _abc.Awaitable[_tuning_service_pb2.ListCheckpointsResponse]]:
         """Lists a job's committed checkpoints, oldest first."""
+
+    @_abc_1.abstractmethod
+    def GetTuningLimits(
+        self,
+        request: _tuning_service_pb2.GetTuningLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tuning_service_pb2.GetTuningLimitsResponse, _abc.Awaitable[_tuning_service_pb2.GetTuningLimitsResponse]]:
+        """Returns what may be asked for a base model: the bounds that QuoteTuningJob and CreateTuningJob check by."""
 
 def add_TuningServiceServicer_to_server(servicer: TuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,9 +24,10 @@ from services.trainer.train.optim import learning_rate_at, make_optimizer, set_l
 from services.trainer.train.order import epoch_order
 from services.trainer.train.recipes.shapes import Recipe
 from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
+from services.trainer.train.row_tokenizer import RowTokenizer
 from services.trainer.train.spec import TEMPLATE_DATE_DEFAULT, Schedule
 from services.trainer.train.tokenizer import open_model_folder
-from services.trainer.train.tokens import RowTokenizer, TokenRows
+from services.trainer.train.tokens import TokenRows
 
 THREADS = 2
 ROW_TOKENS_MAX = 192

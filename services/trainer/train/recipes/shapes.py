@@ -66,6 +66,29 @@ _ALL = (
         },
     ),
     Recipe(name="tiny-llama", model_type="llama", vocabulary=1024, config=_small(head_dim=32)),
+    # Rotations of other speeds: CodeLlama's slow ones, and those of Llama 3.1, stretched for a longer context.
+    Recipe(
+        name="tiny-codellama",
+        model_type="llama",
+        vocabulary=1024,
+        config=_small(num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0}),
+    ),
+    Recipe(
+        name="tiny-llama3",
+        model_type="llama",
+        vocabulary=1024,
+        config=_small(
+            head_dim=32,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": CONTEXT_LENGTH // 8,
+            },
+        ),
+    ),
     Recipe(name="tiny-qwen2", model_type="qwen2", vocabulary=1024, config=_small()),
     Recipe(name="tiny-qwen3", model_type="qwen3", vocabulary=1024, config=_small(head_dim=32)),
     Recipe(name="tiny-mistral", model_type="mistral", vocabulary=1024, config=_small(head_dim=32, sliding_window=None)),
@@ -76,5 +99,7 @@ _ALL = (
         config=_small(head_dim=32, sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
     ),
     Recipe(name="tiny-gemma", model_type="gemma", vocabulary=1024, config=_small(head_dim=32)),
+    # Query, key and value are one matrix here, gate and up another.
+    Recipe(name="tiny-phi3", model_type="phi3", vocabulary=1024, config=_small(num_key_value_heads=2)),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}

@@ -1,0 +1,173 @@
+"""Usage recomputed: each record's price from its book and its amount from its quantity, each served entry from its
+records. Pure: rows in, the first difference out.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime
+from typing import NamedTuple
+
+from services.billing.audit import Difference, difference
+from services.billing.ledger import TransactionKind, usage_charge
+from services.billing.periods import first_of_month
+from services.billing.pricebook import PriceBook
+from services.billing.pricing import PriceUnknown, token_amount
+from services.billing.records import UsageKind
+
+USAGE = "usage"
+PRICE_BOOKS = "price books"
+
+# What the entry that posts a record is, by the record's kind.
+ENTRY_OF: Mapping[str, TransactionKind] = {
+    UsageKind.INPUT_TOKENS: TransactionKind.INFERENCE,
+    UsageKind.OUTPUT_TOKENS: TransactionKind.INFERENCE,
+    UsageKind.ENDPOINT_MINUTES: TransactionKind.ENDPOINT,
+    UsageKind.CLUSTER_HOURS: TransactionKind.CLUSTER,
+}
+# A call is two records, one for each direction; its work key is theirs without the end.
+_SIDES = {UsageKind.INPUT_TOKENS: ":input", UsageKind.OUTPUT_TOKENS: ":output"}
+
+
+class UsageRow(NamedTuple):
+    """A usage record as it is stored."""
+
+    project_id: str
+    work_key: str
+    kind: str
+    organization_id: str
+    resource: str
+    model: str
+    quantity: int
+    unit_price_nanos_usd: int
+    amount_nanos_usd: int
+    price_book_version: str
+    start_step: int
+    end_step: int
+    usage_time: datetime
+    api_key_id: str
+    billing_month: date
+    transaction_id: uuid.UUID | None
+
+    @property
+    def location(self) -> str:
+        return f"organizations/{self.organization_id} projects/{self.project_id} usage record {self.work_key}"
+
+
+class ServedRow(NamedTuple):
+    """A ledger transaction of served usage, with what it earned."""
+
+    id: uuid.UUID
+    organization_id: str
+    position: int
+    kind: str
+    resource: str
+    price_book_version: str
+    transaction_time: datetime
+    revenue_nanos_usd: int | None
+
+    @property
+    def location(self) -> str:
+        return f"organizations/{self.organization_id} transaction {self.position}"
+
+
+class UsageAudit:
+    """`books` by version; `closed` are the months of each organization whose invoices are closed."""
+
+    def __init__(self, books: Mapping[str, PriceBook], closed: Mapping[str, Collection[date]]) -> None:
+        self._books = books
+        self._closed = closed
+        # The same few prices again and again: finding an entry of a book is the slow part of a record.
+        self._prices: dict[tuple[str, str, str], int] = {}
+
+    def record(self, row: UsageRow) -> Difference | None:
+        """A served record on its own."""
+        book = self._books.get(row.price_book_version)
+        if book is None:
+            return difference(USAGE, row.location, "a price book that is stored", row.price_book_version)
+        price = self._prices.get((row.price_book_version, row.kind, row.model))
+        if price is None:
+            try:
+                price = served_price(book, row.kind, row.model)
+            except PriceUnknown as error:
+                return difference(USAGE, row.location, "a model or hardware with a price", str(error))
+            self._prices[row.price_book_version, row.kind, row.model] = price
+        if row.unit_price_nanos_usd != price:
+            return difference(USAGE, row.location, f"unit price {price}", f"unit price {row.unit_price_nanos_usd}")
+        amount = token_amount(row.quantity, price) if row.kind in _SIDES else row.quantity * price
+        if row.amount_nanos_usd != amount:
+            return difference(USAGE, row.location, f"amount {amount}", f"amount {row.amount_nanos_usd}")
+        if row.usage_time < book.effective_from:
+            began = book.effective_from.isoformat()
+            return difference(USAGE, row.location, f"use from {began} on", f"use at {row.usage_time.isoformat()}")
+        month = wrong_month(row.usage_time, row.billing_month, self._closed.get(row.organization_id, ()))
+        return difference(USAGE, row.location, *month) if month is not None else None
+
+    def unposted(self, row: UsageRow) -> Difference | None:
+        """A served record that names no entry: it may be worth nothing only."""
+        if row.amount_nanos_usd:
+            return difference(USAGE, row.location, "an entry that posts it", "none")
+        return None
+
+    def entry(self, entry: ServedRow, records: Sequence[UsageRow]) -> Difference | None:
+        """A served entry and all records that name it."""
+        if not records:
+            return difference(USAGE, entry.location, f"usage records of {entry.id}", "none")
+        first = records[0]
+        kind = ENTRY_OF[first.kind]
+        owner = (first.organization_id, first.project_id, first.resource, first.price_book_version)
+        for row in records:
+            if (row.organization_id, row.project_id, row.resource, row.price_book_version) != owner:
+                return difference(USAGE, row.location, f"the owner of {first.work_key}", "another one in one entry")
+            if ENTRY_OF[row.kind] is not kind:
+                return difference(USAGE, row.location, f"a record of {kind}", row.kind)
+        expected = usage_charge(
+            kind,
+            organization_id=first.organization_id,
+            project_id=first.project_id,
+            resource=first.resource,
+            work_keys=sorted({row.work_key.removesuffix(_SIDES.get(UsageKind(row.kind), "")) for row in records}),
+            amount_nanos_usd=sum(row.amount_nanos_usd for row in records),
+            price_book_version=first.price_book_version,
+            usage_time=max(row.usage_time for row in records),
+        )
+        if expected is None:
+            return difference(USAGE, entry.location, "no entry for records that are worth nothing", entry.id)
+        pairs = (
+            ("revenue", expected.postings[-1].amount_nanos_usd, entry.revenue_nanos_usd),
+            ("kind", expected.kind, entry.kind),
+            ("organization", expected.organization_id, entry.organization_id),
+            ("resource", expected.resource, entry.resource),
+            ("price book", expected.price_book_version, entry.price_book_version),
+            ("time", expected.transaction_time.isoformat(), entry.transaction_time.isoformat()),
+            ("id", str(expected.id), str(entry.id)),
+        )
+        for name, wanted, found in pairs:
+            if wanted != found:
+                return difference(USAGE, entry.location, f"{name} {wanted}", f"{name} {found}")
+        return None
+
+    def lost(self, row: UsageRow) -> Difference:
+        """A served record whose entry is not there."""
+        return difference(USAGE, row.location, f"transaction {row.transaction_id}", None)
+
+
+def served_price(book: PriceBook, kind: str, model: str) -> int:
+    """Of a million tokens, a device minute or a node hour; PriceUnknown where the book has none."""
+    if kind == UsageKind.INPUT_TOKENS:
+        return book.inference_rate(model).input_nanos_usd_per_million
+    if kind == UsageKind.OUTPUT_TOKENS:
+        return book.inference_rate(model).output_nanos_usd_per_million
+    if kind == UsageKind.ENDPOINT_MINUTES:
+        return book.hosting_rate(model).nanos_usd_per_device_minute
+    if kind == UsageKind.CLUSTER_HOURS:
+        return book.cluster_rate(model).nanos_usd_per_node_hour
+    raise PriceUnknown(f"nothing is served as {kind!r}")
+
+
+def wrong_month(moment: datetime, month: date, closed: Collection[date]) -> tuple[str, str] | None:
+    """What is expected and found, where something of this moment cannot be on the invoice of `month`."""
+    own = first_of_month(moment)
+    if month == own or (own in closed and month > own):
+        return None
+    later = " or a later month" if own in closed else ""
+    return f"billing month {own:%Y-%m}{later}", f"billing month {month:%Y-%m}"

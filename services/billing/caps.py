@@ -1,0 +1,89 @@
+"""Monthly spend caps and their warnings, pure: what a budget allows, and what has to be announced of it.
+
+It is given what was spent; it knows no table, no event and no calendar beyond the month in hand.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+
+ALERT_PERCENTS_DEFAULT = (50, 80, 100)
+ALERT_PERCENTS_MAX = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The budget of a project, or of one of its keys, in one month.
+
+    `api_key_id` is empty for the whole project, `monthly_cap_nanos_usd` 0 for a budget that was removed.
+    `spent_nanos_usd` is spent and held in the month; `capped_at_nanos_usd` is the cap whose reaching was announced for
+    `capped_month`, a first day, None when none was.
+    """
+
+    organization_id: str
+    project_id: str
+    api_key_id: str
+    monthly_cap_nanos_usd: int
+    alert_percents: tuple[int, ...]
+    spent_nanos_usd: int
+    capped_month: date | None
+    capped_at_nanos_usd: int
+    revision: int
+    update_time: datetime
+
+    @property
+    def capped(self) -> bool:
+        """Whether nothing more may be spent this month."""
+        return 0 < self.monthly_cap_nanos_usd <= self.spent_nanos_usd
+
+
+class CapExceeded(Exception):
+    """What is required does not fit under the cap of `budget`."""
+
+    def __init__(self, budget: Budget, required_nanos_usd: int) -> None:
+        super().__init__(
+            f"{required_nanos_usd} nano-dollars are required, {budget.spent_nanos_usd} of"
+            f" {budget.monthly_cap_nanos_usd} are spent"
+        )
+        self.budget = budget
+        self.required_nanos_usd = required_nanos_usd
+
+
+def check(budgets: Iterable[Budget], required_nanos_usd: int) -> None:
+    """Raises CapExceeded for the budget that leaves the least room, if that is too little."""
+    limits = [budget for budget in budgets if budget.monthly_cap_nanos_usd]
+    if not limits:
+        return
+    tightest = min(limits, key=lambda budget: budget.monthly_cap_nanos_usd - budget.spent_nanos_usd)
+    if tightest.spent_nanos_usd + required_nanos_usd > tightest.monthly_cap_nanos_usd:
+        raise CapExceeded(tightest, required_nanos_usd)
+
+
+def percents_reached(budget: Budget) -> tuple[int, ...]:
+    """The shares of the cap that are reached, rising."""
+    if not budget.monthly_cap_nanos_usd:
+        return ()
+    return tuple(
+        percent
+        for percent in budget.alert_percents
+        if budget.spent_nanos_usd * 100 >= budget.monthly_cap_nanos_usd * percent
+    )
+
+
+def cap_state_changed(budget: Budget, month: date) -> bool:
+    """Whether what was announced for the month is no longer so; another cap that is reached is announced too."""
+    announced_nanos_usd = budget.capped_at_nanos_usd if budget.capped_month == month else 0
+    return announced_nanos_usd != (budget.monthly_cap_nanos_usd if budget.capped else 0)
+
+
+def percents_problem(percents: Iterable[int]) -> str:
+    """What is wrong with the shares at which a budget shall warn; empty when nothing is."""
+    given = list(percents)
+    if len(given) > ALERT_PERCENTS_MAX:
+        return f"must be at most {ALERT_PERCENTS_MAX}"
+    if any(not 1 <= percent <= 100 for percent in given):
+        return "must be from 1 to 100"
+    if any(later <= earlier for earlier, later in itertools.pairwise(given)):
+        return "must rise"
+    return ""

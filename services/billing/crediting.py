@@ -1,0 +1,105 @@
+"""Credit notes: money given back by a new entry, never by changing an old one. It runs in the caller's transaction."""
+
+import dataclasses
+from datetime import datetime
+
+from chassis.bus.outbox import Outbox
+from chassis.db.pool import Connection
+from chassis.errors import AlreadyExists, FailedPrecondition, FieldViolation, OutOfRange
+from services.billing import document_store, ledger, spending, store
+from services.billing.invoice import CreditNote, Month
+from services.billing.periods import billing_month
+from services.billing.pricing import Limits, in_dollars
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What an operator gives back and why. `invoice` is the name of the invoice that it corrects, `month` the month of
+    that, or neither."""
+
+    organization_id: str
+    request_id: str
+    amount_nanos_usd: int
+    reason: str
+    resource: str
+    invoice: str
+    month: Month | None
+
+
+async def give_back(
+    connection: Connection, outbox: Outbox, correction: Correction, *, now: datetime, limits: Limits
+) -> CreditNote:
+    """Books the credit note once per request id; the same id with other content is REQUEST_ID_REUSED."""
+    organization_id = correction.organization_id
+    standings = await store.lock_organizations(connection, [organization_id])
+    before = await document_store.get_credit_note(connection, organization_id, correction.request_id)
+    if before is not None:
+        return _same(before, correction)
+    await _refuse_open_invoice(connection, correction)
+    earned_nanos_usd = await document_store.get_revenue(connection, organization_id)
+    _refuse_more_than_earned(correction, earned_nanos_usd)
+    balances = standings[organization_id].balances
+    if balances.prepaid_nanos_usd + balances.held_nanos_usd + correction.amount_nanos_usd > limits.amount_nanos_usd_max:
+        raise _out_of_range(f"would lift the balance over its limit of {limits.amount_nanos_usd_max} nano-dollars", {})
+    entry = ledger.credit_note(
+        organization_id=organization_id,
+        request_id=correction.request_id,
+        amount_nanos_usd=correction.amount_nanos_usd,
+        resource=correction.resource,
+        now=now,
+    )
+    closed = await document_store.closed_months(connection, [organization_id])
+    note = CreditNote(
+        number=await document_store.take_number(connection, "credit_note"),
+        organization_id=organization_id,
+        request_id=correction.request_id,
+        amount_nanos_usd=correction.amount_nanos_usd,
+        reason=correction.reason,
+        resource=correction.resource,
+        invoice=correction.invoice,
+        transaction_id=entry.id,
+        billing_month=billing_month(now, closed[organization_id], now),
+        create_time=now,
+    )
+    await document_store.insert_credit_note(connection, note)
+    await store.post(connection, standings, [entry])
+    await spending.review(connection, outbox, [organization_id], now)
+    return note
+
+
+def _same(before: CreditNote, correction: Correction) -> CreditNote:
+    if before.claim != (correction.amount_nanos_usd, correction.reason, correction.resource, correction.invoice):
+        raise AlreadyExists(
+            "REQUEST_ID_REUSED",
+            f"request_id {correction.request_id} came before with other content; use a new one",
+            violations=[FieldViolation("request_id", "was used for a different request")],
+        )
+    return before
+
+
+async def _refuse_open_invoice(connection: Connection, correction: Correction) -> None:
+    if correction.month is None:
+        return
+    if await document_store.get_invoice(connection, correction.organization_id, correction.month.first_day) is None:
+        raise FailedPrecondition(
+            "STATE_CONFLICT", f"{correction.invoice} is not closed; leave `invoice` empty to correct what is still open"
+        )
+
+
+def _refuse_more_than_earned(correction: Correction, earned_nanos_usd: int) -> None:
+    if correction.amount_nanos_usd <= earned_nanos_usd:
+        return
+    raise _out_of_range(
+        f"must be at most the {in_dollars(earned_nanos_usd)} USD that were earned from the organization, not"
+        f" {in_dollars(correction.amount_nanos_usd)}",
+        {"earned_nanos_usd": str(earned_nanos_usd), "required_nanos_usd": str(correction.amount_nanos_usd)},
+    )
+
+
+def _out_of_range(problem: str, metadata: dict[str, str]) -> OutOfRange:
+    return OutOfRange(
+        "INVALID_FIELD",
+        f"amount_nanos_usd {problem}",
+        violations=[FieldViolation("amount_nanos_usd", problem)],
+        metadata=metadata,
+    )

@@ -1,0 +1,129 @@
+"""Invoices from drafts to documents that never change. Each function runs in the caller's transaction.
+
+Closing takes the lock of the organization's chain, as whoever books does: what is booked before the close is on the
+invoice, and what comes after it goes to a later month.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from typing import Any
+
+from opentelemetry import metrics
+
+from chassis.bus.outbox import Outbox
+from chassis.db.pool import Connection
+from chassis.errors import FailedPrecondition, ResourceExhausted
+from finemesh.billing.v1 import money_pb2
+from services.billing import charge_store, convert_documents, document_store, store
+from services.billing.document_store import ClosedInvoice
+from services.billing.invoice import Invoice, InvoiceTerms, Month, build_lines
+
+_closed = metrics.get_meter(__name__).create_counter("billing.invoices_closed", unit="{invoice}")
+
+
+async def read(connection: Connection, terms: InvoiceTerms, organization_id: str, month: Month) -> money_pb2.Invoice:
+    """The closed invoice as it was stored, or the open one as it stands."""
+    closed = await document_store.get_invoice(connection, organization_id, month.first_day)
+    if closed is not None:
+        return convert_documents.to_closed_invoice(closed)
+    drafted = await draft(connection, terms, organization_id=organization_id, month=month)
+    return convert_documents.to_invoice(drafted)
+
+
+async def list_heads(
+    connection: Connection,
+    terms: InvoiceTerms,
+    organization_id: str,
+    *,
+    before: date | None,
+    running: Month,
+    row_max: int,
+) -> list[money_pb2.Invoice]:
+    """Invoices without their lines, newest first, before the month `before`; the running month is always one."""
+    closed = await document_store.list_invoices(connection, organization_id, before=before, row_max=row_max)
+    heads = {found.billing_month: convert_documents.to_head(organization_id, found) for found in closed}
+    open_months = await document_store.list_open_months(connection, organization_id, before=before, row_max=row_max)
+    if before is None or running.first_day < before:
+        open_months = sorted({running.first_day, *open_months} - heads.keys(), reverse=True)
+    for day in sorted({*heads, *open_months}, reverse=True)[:row_max]:
+        if day not in heads:
+            drafted = await draft(
+                connection, terms, organization_id=organization_id, month=Month.from_day(day), named=False
+            )
+            heads[day] = convert_documents.to_open_head(drafted)
+    return [heads[day] for day in sorted(heads, reverse=True)[:row_max]]
+
+
+async def draft(
+    connection: Connection, terms: InvoiceTerms, *, organization_id: str, month: Month, named: bool = True
+) -> Invoice:
+    """The invoice of a month as it would be closed now; without the names of usage records unless `named`."""
+    day = month.first_day
+    charges = await charge_store.list_charges(connection, organization_id, day, row_max=terms.lines_max + 1)
+    notes = await document_store.list_month_notes(connection, organization_id, day, row_max=terms.lines_max + 1)
+    _refuse_more_than(terms.lines_max, charges, notes)
+    if named and charges:
+        charges = await charge_store.with_names(
+            connection,
+            organization_id,
+            day,
+            charges,
+            name_max=min(terms.names_per_line_max, terms.names_max // len(charges)),
+            scan_max=terms.names_scan_max,
+        )
+    return Invoice(
+        organization_id=organization_id,
+        month=month,
+        lines=build_lines(charges),
+        credit_notes=tuple(notes),
+        issuer=terms.issuer,
+        customer=await document_store.get_profile(connection, organization_id),
+        tax_note=terms.tax_note,
+        owed_nanos_usd=(await store.get_balances(connection, organization_id)).owed_nanos_usd,
+    )
+
+
+async def close(
+    connection: Connection, outbox: Outbox, terms: InvoiceTerms, *, organization_id: str, month: Month, now: datetime
+) -> ClosedInvoice:
+    """Closes the invoice of a month that is over, once: the same month gets the same invoice again."""
+    await store.lock_organizations(connection, [organization_id])
+    before = await document_store.get_invoice(connection, organization_id, month.first_day)
+    if before is not None:
+        return before
+    if now < month.end + terms.settling:
+        raise FailedPrecondition(
+            "STATE_CONFLICT",
+            f"{month} is not over: its invoice can be closed from {month.end + terms.settling:%Y-%m-%d %H:%M} UTC on",
+        )
+    drafted = await draft(connection, terms, organization_id=organization_id, month=month)
+    if drafted.empty:
+        raise FailedPrecondition(
+            "STATE_CONFLICT", f"organizations/{organization_id} has no charges in {month}, so there is nothing to close"
+        )
+    number = await document_store.take_number(connection, "invoice")
+    content = convert_documents.encode(replace(drafted, number=number, close_time=now))
+    closed = ClosedInvoice(
+        billing_month=month.first_day,
+        number=number,
+        content=content,
+        sha256=hashlib.sha256(content).digest(),
+        total_nanos_usd=drafted.total_nanos_usd,
+        close_time=now,
+    )
+    await document_store.insert_invoice(connection, organization_id, closed)
+    event = convert_documents.to_closed_event(organization_id, closed)
+    await outbox.add(connection, event, subject_name=event.invoice, key=event.invoice)
+    _closed.add(1)
+    return closed
+
+
+def _refuse_more_than(lines_max: int, *sources: Sequence[Any]) -> None:
+    if sum(len(source) for source in sources) > lines_max:
+        raise ResourceExhausted(
+            "SIZE_LIMIT",
+            f"the invoice has more than {lines_max} lines: ask the operator to raise invoice_lines_max",
+            metadata={"limit": "invoice_lines_max", "limit_lines": str(lines_max)},
+        )

@@ -1,0 +1,97 @@
+"""What has to be announced after money moved, and whether a month's cap leaves room for more.
+
+`review` runs in the transaction that posted or held, under the lock of its organizations: each change is announced once.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+
+from chassis.bus.outbox import Outbox
+from chassis.db.pool import Connection
+from chassis.errors import FailedPrecondition
+from services.billing import budget_store, caps, convert_budgets, credit
+from services.billing.caps import Budget, CapExceeded
+from services.billing.invoice import Month
+from services.billing.pricing import in_dollars
+
+
+async def review(connection: Connection, outbox: Outbox, organization_ids: Iterable[str], now: datetime) -> None:
+    """Announces credit that became low, exhausted or sufficient, and caps and shares of caps that were reached.
+
+    Costs one query, and one more for organizations that have budgets, however much was booked.
+    """
+    reviewed = await budget_store.list_credit(connection, organization_ids)
+    changes = [change for each in reviewed if (change := credit.change_of(each.credit)) is not None]
+    if changes:
+        await budget_store.save_credit_changes(connection, changes)
+        for change in changes:
+            event = convert_budgets.to_credit_event(change, now)
+            await outbox.add(connection, event, subject_name=f"organizations/{change.organization_id}")
+    with_budgets = [each.credit.organization_id for each in reviewed if each.has_budgets]
+    if with_budgets:
+        month = Month.of(now)
+        budgets = await budget_store.list_budgets(connection, with_budgets, month.start.date())
+        await _announce_shares(connection, outbox, budgets, month, now)
+        await _announce_caps(connection, outbox, budgets, month, now)
+
+
+async def refuse_over_cap(
+    connection: Connection,
+    *,
+    organization_id: str,
+    project_id: str,
+    api_key_id: str,
+    required_nanos_usd: int,
+    now: datetime,
+) -> None:
+    """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room; the organization must be locked."""
+    month = Month.of(now)
+    budgets = await budget_store.list_budgets(connection, [organization_id], month.start.date(), project_id=project_id)
+    try:
+        caps.check([budget for budget in budgets if budget.api_key_id in ("", api_key_id)], required_nanos_usd)
+    except CapExceeded as error:
+        raise _exceeded(error, month) from error
+
+
+async def _announce_shares(
+    connection: Connection, outbox: Outbox, budgets: Sequence[Budget], month: Month, now: datetime
+) -> None:
+    reached = [(budget, percent) for budget in budgets for percent in caps.percents_reached(budget)]
+    if not reached:
+        return
+    new = await budget_store.add_alerts(connection, reached, month.start.date(), now)
+    for budget, percent in reached:
+        if (budget.project_id, budget.api_key_id, percent) in new:
+            event = convert_budgets.to_threshold_event(budget, percent, month, now)
+            await outbox.add(connection, event, subject_name=convert_budgets.budget_name(budget))
+
+
+async def _announce_caps(
+    connection: Connection, outbox: Outbox, budgets: Sequence[Budget], month: Month, now: datetime
+) -> None:
+    start: date = month.start.date()
+    changed = [budget for budget in budgets if caps.cap_state_changed(budget, start)]
+    if not changed:
+        return
+    await budget_store.save_cap_states(connection, changed, start)
+    for budget in changed:
+        event = convert_budgets.to_cap_event(budget, month, now)
+        await outbox.add(connection, event, subject_name=convert_budgets.budget_name(budget))
+
+
+def _exceeded(error: CapExceeded, month: Month) -> FailedPrecondition:
+    budget = error.budget
+    whose = f"API key {budget.api_key_id}" if budget.api_key_id else "the project"
+    return FailedPrecondition(
+        "SPEND_CAP_EXCEEDED",
+        f"the job needs {in_dollars(error.required_nanos_usd)} USD, but {whose} has spent or holds"
+        f" {in_dollars(budget.spent_nanos_usd)} of the {in_dollars(budget.monthly_cap_nanos_usd)} USD that it may spend"
+        f" in {month}: raise the cap, or wait for the next month",
+        metadata={
+            "cap_nanos_usd": str(budget.monthly_cap_nanos_usd),
+            "spent_nanos_usd": str(budget.spent_nanos_usd),
+            "required_nanos_usd": str(error.required_nanos_usd),
+            "api_key_id": budget.api_key_id,
+            "month": str(month),
+        },
+    )

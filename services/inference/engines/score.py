@@ -1,0 +1,79 @@
+"""Scores rows of token ids with a base model and one adapter, or with a whole model, and ends: the serving engine's word for whoever
+wants to compare it. `python -m services.inference.engines.score < request.json`.
+
+Request: {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}. The last line of
+standard output is {"log_probs": [[null, x, ...], ...]}, one for each token after those before it (null where there is none), or {"refused": "why"} when this
+engine does not serve such a model. It knows no tolerance and no job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from services.inference.engines.base import AdapterInvalid, EngineSettings
+from services.inference.engines.choice import open_engine
+
+if TYPE_CHECKING:
+    from services.inference.engines.vllm import VllmEngine
+
+_ADAPTER = "scored"
+# Room for a few short rows: they are scored one after another.
+_KV_CACHE_BYTES = 256 << 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Log-probabilities of token ids under a model.")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; all the process may use by default")
+    parser.add_argument("--gpu", type=int, action="append", default=[], help="index of a GPU to use")
+    arguments = parser.parse_args()
+    # What the libraries print is not the answer.
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+    settings = EngineSettings(
+        sequences_max=1,
+        kv_cache_bytes=_KV_CACHE_BYTES,
+        gpu_indices=tuple(arguments.gpu),
+        threads=arguments.threads,
+        adapters_in_batch_max=1,
+        adapters_resident_max=1 if request["kind"] == "adapter" else 0,
+        adapters_known_max=1,
+        adapter_rank_max=max(1, int(request["rank"])),
+    )
+    answer = asyncio.run(score(request, settings))
+    answer_to.write(json.dumps(answer) + "\n")
+    answer_to.flush()
+    return 0
+
+
+async def score(request: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
+    is_adapter = request["kind"] == "adapter"
+    export = Path(request["export"])
+    engine = cast(
+        "VllmEngine", await open_engine("vllm", Path(request["base_model"]) if is_adapter else export, settings)
+    )
+    await engine.start()
+    try:
+        if is_adapter:
+            await engine.load_adapter(_ADAPTER, export, int(request["rank"]))
+        # vLLM scores a prompt on the way to a token after it, which needs a place in the context.
+        length_max = engine.context_tokens_max - 1
+        rows = []
+        for row in request["rows"]:
+            scores = await engine.score(row[:length_max], _ADAPTER if is_adapter else None)
+            rows.append([*scores, *[None] * (len(row) - len(scores))])
+    except AdapterInvalid as error:
+        return {"refused": str(error)}
+    finally:
+        await engine.stop()
+    return {"log_probs": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Rows of a dataset as a training would see them: names resolved here, rows rendered by a trainer. It keeps nothing."""
+
+import asyncio
+
+from chassis.errors import FieldViolation, InvalidArgument
+from chassis.identity import Caller
+from chassis.names import own_name
+from finemesh.artifacts.v1 import file_artifact_service_pb2, model_artifact_service_pb2
+from finemesh.datasets.v1 import dataset_service_pb2
+from finemesh.files.v1 import dataset_preview_pb2, file_pb2
+from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.peers import Peers
+from services.scheduler.store import Store
+from services.scheduler.trainers import first_answer
+
+ROWS_MAX = 50
+TOKENS_SHOWN_MAX = 8192
+_TRAIN_ON_INPUTS = {
+    tuning_job_pb2.TRAIN_ON_INPUTS_UNSPECIFIED: "auto",
+    tuning_job_pb2.TRAIN_ON_INPUTS_AUTO: "auto",
+    tuning_job_pb2.TRAIN_ON_INPUTS_TRUE: "true",
+    tuning_job_pb2.TRAIN_ON_INPUTS_FALSE: "false",
+}
+
+
+class Previewer:
+    def __init__(self, store: Store, peers: Peers, settings: SchedulerSettings) -> None:
+        self._store = store
+        self._peers = peers
+        self._settings = settings
+
+    async def preview(
+        self, request: tuning_service_pb2.PreviewDatasetRequest, caller: Caller
+    ) -> dataset_preview_pb2.DatasetPreview:
+        """Raises InvalidArgument with every violation, the refusal of the file, the model or the data, or Unavailable while no
+        trainer answers."""
+        _check(request)
+        own_name(file_pb2.File, request.file, caller, "file")
+        base, file = await asyncio.gather(
+            self._peers.models.ResolveBaseModel(
+                model_artifact_service_pb2.ResolveBaseModelRequest(model_id=request.base_model)
+            ),
+            self._peers.files.ResolveFile(file_artifact_service_pb2.ResolveFileRequest(name=request.file)),
+        )
+        wanted = dataset_service_pb2.PreviewDatasetRequest(
+            dataset=file.artifact,
+            base_model=base.artifact,
+            sequence_tokens_max=request.sequence_tokens_max,
+            train_on_inputs=_TRAIN_ON_INPUTS[request.train_on_inputs],
+            row_count_max=request.row_count_max,
+            tokens_shown_max=request.tokens_shown_max,
+        )
+        timeout_s = self._settings.analysis_deadline_s
+        answer = await first_answer(
+            self._store, self._peers, lambda trainer: trainer.PreviewDataset(wanted, timeout=timeout_s)
+        )
+        return answer.preview
+
+
+def _check(request: tuning_service_pb2.PreviewDatasetRequest) -> None:
+    violations = []
+    if not request.base_model:
+        violations.append(FieldViolation("base_model", "give the id of a base model"))
+    if request.train_on_inputs not in _TRAIN_ON_INPUTS:
+        violations.append(FieldViolation("train_on_inputs", "must be AUTO, TRUE or FALSE"))
+    for field, value, most in (
+        ("row_count_max", request.row_count_max, ROWS_MAX),
+        ("tokens_shown_max", request.tokens_shown_max, TOKENS_SHOWN_MAX),
+    ):
+        if not 0 <= value <= most:
+            violations.append(FieldViolation(field, f"must be 1 to {most}, or 0 for the default, not {value}"))
+    if request.sequence_tokens_max < 0:
+        violations.append(FieldViolation("sequence_tokens_max", "must be positive, or 0 for the default"))
+    if violations:
+        names = ", ".join(violation.field for violation in violations)
+        raise InvalidArgument("INVALID_FIELD", f"the request is not valid: {names}", violations=violations)

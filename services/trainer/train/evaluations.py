@@ -1,0 +1,57 @@
+"""When a run evaluates, what it tells then and what it remembers of it. How a loss is made is evaluate.py's."""
+
+import time
+from dataclasses import asdict, replace
+
+from services.trainer.train.early import judge_evaluation
+from services.trainer.train.evaluate import evaluate
+from services.trainer.train.objective import Evaluation
+from services.trainer.train.run import Run
+from services.trainer.train.saving import settle_checkpoint
+
+
+def evaluate_before_the_first_step(run: Run) -> None:
+    """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
+    if run.position.step or not run.validation_batches:
+        return
+    found = _evaluate(run)
+    run.position = replace(run.position, initial_validation_loss=found.loss)
+    run.emit("evaluation", evaluation=0, step=0, epoch=0.0, validation_tokens=0, **asdict(found))
+
+
+def evaluate_when_due(run: Run) -> None:
+    inputs = run.inputs
+    for number, at_step in inputs.plan.evaluations:
+        if at_step != run.position.step or number <= run.position.evaluations_done or run.position.stopped_early:
+            continue
+        # Files are written one after another: a checkpoint on its way may carry the best weights that this one replaces.
+        settle_checkpoint(run)
+        started_s = time.monotonic()
+        found = _evaluate(run)
+        duration_s = time.monotonic() - started_s
+        run.position = replace(
+            run.position,
+            evaluations_done=number,
+            validation_loss=found.loss,
+            reward_accuracy=found.reward_accuracy,
+            reward_margin=found.reward_margin,
+            metered_validation_tokens=run.position.metered_validation_tokens + inputs.validation_tokens,
+        )
+        judge_evaluation(run, number, found.loss)
+        run.progress.note_evaluation(duration_s)
+        run.emit(
+            "evaluation",
+            evaluation=number,
+            step=at_step,
+            epoch=round(at_step / inputs.plan.steps_per_epoch, 4),
+            validation_tokens=inputs.validation_tokens,
+            duration_s=round(duration_s, 3),
+            **asdict(found),
+            best_step=run.position.best_step,
+            best_loss=run.position.best_loss,
+            stopped_early=run.position.stopped_early,
+        )
+
+
+def _evaluate(run: Run) -> Evaluation:
+    return evaluate(run.model, run.validation_objective, run.validation_batches, run.stopping, run.group)

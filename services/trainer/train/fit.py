@@ -1,0 +1,50 @@
+"""Fits a run into the memory of its devices before anything is loaded: reads the model's shape and asks the planner.
+
+It knows no weights; a run whose device does not say how large it is goes as its settings say.
+"""
+
+import json
+from pathlib import Path
+
+from services.trainer.train import planner
+from services.trainer.train.distributed import Group
+from services.trainer.train.inputs import Inputs
+from services.trainer.train.loss import CHUNK_ROWS, CHUNK_ROWS_CUDA
+from services.trainer.train.planner import Devices, Kind, Layout, Shape, Work
+from services.trainer.train.reference import is_stored
+from services.trainer.train.spec import LoraTraining
+
+
+def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
+    """The same on every process. None when the device's size or the model's shape is not known. Raises Failure(user,
+    JOB_TOO_LARGE) when no layout fits."""
+    spec = inputs.spec
+    shape = _shape(Path(spec.base_model.directory))
+    if spec.device_memory_bytes is None or shape is None:
+        return None
+    kind: Kind = "cuda" if spec.device.startswith("cuda") else "cpu"
+    rows, sequences = inputs.train.rows, inputs.train.sequences
+    work = Work(
+        rank=spec.training.r if isinstance(spec.training, LoraTraining) else None,
+        sequence_tokens=int(rows.lengths.max()) * rows.rows_per_example,
+        step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
+        micro_batch_tokens=spec.micro_batch_tokens,
+        head_rows=CHUNK_ROWS_CUDA if kind == "cuda" else CHUNK_ROWS,
+        looks=spec.evaluations > 0 or is_stored(spec),
+    )
+    devices = Devices(
+        count=group.size,
+        memory_bytes=group.least(spec.device_memory_bytes),
+        kind=kind,
+    )
+    # One process has nobody to share its weights with.
+    asked = None if spec.parallelism == "auto" or group.size == 1 else spec.parallelism
+    return planner.choose(shape, work, devices, asked)
+
+
+def _shape(directory: Path) -> Shape | None:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        return planner.shape_of(config.get("text_config", config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

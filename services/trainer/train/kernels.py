@@ -1,0 +1,121 @@
+"""What a loaded model computes with on a CUDA device: attention by row, the kernels of liger-kernel, reduced precision, compilation.
+
+On a CPU every function here leaves things as they are. Choices were tested there by device, type and what is installed, and flex
+attention without its kernel; the CUDA kernels themselves were not run. It knows no data and no loss.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+Attention = Literal["sdpa", "flash_attention_2", "flex_attention"]
+
+# Full weights stay float32 and are multiplied in this type, which tensor cores take.
+AUTOCAST_DTYPE = torch.bfloat16
+# Products of float32 that are left, the vocabulary head among them, go through TF32; it is as repeatable as float32.
+MATMUL_PRECISION = "high"
+_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+# The kernels that torch makes for flex attention take no narrower head.
+_FLEX_HEAD_WIDTH_MIN = 16
+
+
+def on_cuda(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def use_kernels(base: Any, device: str, dtype: Any) -> tuple[str, ...]:
+    """Gives the model the fastest kernels that it and this machine have; returns the names of those that are not torch's usual
+    ones, none on a CPU."""
+    if not on_cuda(device):
+        return ()
+    base.set_attn_implementation(attention_for(base, device, dtype))
+    # Asked for again: a family that cannot change keeps what it has.
+    attention = str(base.config._attn_implementation)
+    names = () if attention == "sdpa" else (attention,)
+    return (*names, "liger") if use_liger(base, device) else names
+
+
+def attention_for(base: Any, device: str, dtype: Any) -> Attention:
+    """Rows packed into one line need attention that stays within a row. Both varlen kinds see that without a dense mask: flash
+    by the ends of the rows (cu_seqlens), flex by a block mask that transformers makes where positions do not rise by 1. It
+    does so only with a batch of one line, no attention mask and no cache, as labelled_hidden calls it."""
+    if not on_cuda(device):
+        return "sdpa"
+    if base._supports_flash_attn and dtype in _FLASH_DTYPES and is_installed("flash_attn"):
+        return "flash_attention_2"
+    config = base.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if base._supports_flex_attn and width >= _FLEX_HEAD_WIDTH_MIN and not getattr(config, "attention_dropout", 0.0):
+        return "flex_attention"
+    return "sdpa"
+
+
+def use_liger(base: Any, device: str) -> bool:
+    """Norms and MLPs of this instance by liger-kernel, where it is installed and knows the family. Its losses stay out: ours
+    takes hidden states. Its rotary embedding stays out, too: it can only be put into the code of a family as a whole, and with it
+    into the export that the trained module is proven against."""
+    if not on_cuda(device) or not is_installed("liger_kernel"):
+        return False
+    liger = importlib.import_module("liger_kernel.transformers.monkey_patch")
+    if base.config.model_type not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return False
+    # Adapters of experts are put on fused weights (3 dimensions), which liger's experts would read past them.
+    mlp = all(parameter.ndim < 3 for parameter in base.parameters())
+    with _family_code_kept(base):
+        liger._apply_liger_kernel_to_instance(
+            model=base, rms_norm=True, swiglu=mlp, geglu=mlp, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
+        )  # fmt: skip
+    return True
+
+
+def reduced_precision(device: str, *, wanted: bool) -> Any:
+    """A context in which float32 weights are multiplied in AUTOCAST_DTYPE; a weight is met once a pass, so none is remembered."""
+    if not wanted:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, AUTOCAST_DTYPE, cache_enabled=False)
+
+
+def allow_tensor_cores(device: str) -> None:
+    if on_cuda(device):
+        torch.set_float32_matmul_precision(MATMUL_PRECISION)
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """Where two modules are compared, kernels may differ and their float32 may not."""
+    if not on_cuda(device):
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compile_layers(base: Any, backend: str = "inductor") -> None:
+    """In place, so that parameters keep their names. All layers share what is compiled for the first one; `dynamic`, because
+    every micro-batch has a length of its own. After sharding: it hooks into the layers from outside."""
+    for layer in getattr(base.get_decoder(), "layers", ()):
+        layer.compile(backend=backend, dynamic=True)
+
+
+@contextmanager
+def _family_code_kept(base: Any) -> Iterator[None]:
+    """liger changes an instance and also the classes that later ones are made of: those are put back."""
+    names = vars(sys.modules[type(base).__module__])
+    before = dict(names)
+    try:
+        yield
+    finally:
+        names.update(before)

@@ -1,0 +1,152 @@
+"""Several processes for one run: this child becomes the launcher, torch's own elastic agent, and its workers do the training.
+
+One attempt is one life: nothing is restarted here, since whoever started this child goes on from a checkpoint. It knows neither
+data nor weights; a worker tells how it failed in the file that the elastic agent names, and rank 0 tells everything else.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from services.trainer.train.events import Emit
+from services.trainer.train.failures import Failure, Violation, platform_failure
+from services.trainer.train.spec import Gang, Spec
+
+MODULE = "services.trainer.train.main"
+# In the work folder: asks the run to end after its step. A signal would reach the workers one by one.
+STOP_FLAG = "stop-asked"
+# What is left of a failed group is of no use to anybody.
+SHUTDOWN_S_MAX = 5
+MEETING_S_MAX = 600
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+def launch(spec: Spec, workdir: Path, stop: threading.Event) -> None:
+    """Returns when all workers of this machine have finished; raises the Failure that ended them."""
+    # The launcher alone needs them, and a child of one process never pays for their loading.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+
+    (workdir / STOP_FLAG).unlink(missing_ok=True)
+    threading.Thread(target=_pass_on, args=(stop, workdir / STOP_FLAG), daemon=True).start()
+    _prepare_environment(spec)
+    gang = spec.gang
+    config = LaunchConfig(
+        min_nodes=gang.nodes if gang else 1,
+        max_nodes=gang.nodes if gang else 1,
+        nproc_per_node=spec.processes,
+        run_id=gang.id if gang else spec.job_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint=gang.endpoint if gang else "localhost:0",
+        rdzv_configs=_meeting(gang),
+        local_addr=(gang.address or None) if gang else "localhost",
+        max_restarts=0,
+        shutdown_timeout=SHUTDOWN_S_MAX,
+        # SIGTERM asks the run to end after its step; it is not the end of the workers.
+        signals_to_handle="SIGHUP",
+        logs_specs=DefaultLogsSpecs(log_dir=str(workdir / "elastic")),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", MODULE, "--workdir", str(workdir), "--worker")
+    except ChildFailedError as error:
+        raise _root_cause(error.failures.values()) from error
+
+
+def work(spec: Spec, workdir: Path, emit: Emit) -> None:
+    """A worker's part: joins the others and trains; only rank 0 is heard."""
+    from services.trainer.train.distributed import join_group, leave_group  # noqa: PLC0415
+    from services.trainer.train.loop import train  # noqa: PLC0415
+
+    group = join_group(
+        spec.device, sharded=spec.parallelism == "sharded", leading_node=spec.gang is None or spec.gang.leads
+    )
+    if spec.device.startswith("cuda"):
+        spec = replace(spec, device=f"cuda:{group.local_rank}")
+    flag = workdir / STOP_FLAG
+    train(spec, workdir, emit if group.leads else _silent, flag.exists, group)
+    group.wait()
+    leave_group()
+
+
+def leave_word(failure: Failure) -> None:
+    """How a worker failed, for the launcher to tell."""
+    path = os.environ.get(_ERROR_FILE)
+    if path is None:
+        return
+    told = {
+        "kind": failure.kind,
+        "reason": failure.reason,
+        "message": failure.message,
+        "step": failure.step,
+        "last_checkpoint_step": failure.last_checkpoint_step,
+        "violations": [asdict(violation) for violation in failure.violations],
+        "details": failure.details,
+    }
+    document = {"message": failure.message, "timestamp": int(time.time()), "failure": told}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _prepare_environment(spec: Spec) -> None:
+    # A warm child has left the folder that it was started in, where `-m` found this package.
+    root = str(Path(__file__).resolve().parents[3])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if spec.gang is None and sys.platform == "linux":
+        # Processes of one machine need no network, whatever its name resolves to.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _meeting(gang: Gang | None) -> dict[str, Any]:
+    """The leading machine is where the launchers meet, whatever its name resolves to; the others wait until it is there."""
+    settings: dict[str, Any] = {"timeout": MEETING_S_MAX, "read_timeout": MEETING_S_MAX}
+    return settings if gang is None else {**settings, "is_host": gang.leads}
+
+
+def _root_cause(failures: Iterable[Any]) -> Failure:
+    """When one worker fails, the others fail at their next meeting with it: what says most is told. The order is what a worker
+    said by itself about data or settings, about the platform, then a death without a word, then lost meetings."""
+    found = [_failure_of(each) for each in failures]
+    return min(found, key=_vagueness)
+
+
+def _vagueness(failure: Failure) -> int:
+    if failure.details.get("cause") == "lost_peer":
+        return 3
+    if failure.details.get("cause") == "died":
+        return 2
+    return 0 if failure.kind == "user" else 1
+
+
+def _failure_of(death: Any) -> Failure:
+    told = (death.error_file_data or {}).get("failure")
+    if told is None:
+        how = f"was killed by signal {-death.exitcode}" if death.exitcode < 0 else f"ended with code {death.exitcode}"
+        return platform_failure(
+            "TRAINING_FAILED", f"process {death.local_rank} of the run {how} without a word", {"cause": "died"}
+        )
+    failure = Failure(
+        told["kind"],
+        told["reason"],
+        told["message"],
+        [Violation(**violation) for violation in told["violations"]],
+        told["details"],
+    )
+    failure.step, failure.last_checkpoint_step = told["step"], told["last_checkpoint_step"]
+    return failure
+
+
+def _pass_on(stop: threading.Event, flag: Path) -> None:
+    stop.wait()
+    flag.touch()
+
+
+def _silent(_event_type: str, /, **_fields: Any) -> None:
+    pass

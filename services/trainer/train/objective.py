@@ -1,0 +1,172 @@
+"""What a run learns from: labelled tokens, or preferences between two answers. Each turns a micro-batch into a loss to sum, and
+says what that sum is a mean over. It knows no optimizer, no step and no schedule.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from services.trainer.train.batches import IGNORED, MicroBatch
+from services.trainer.train.log_probs import line_sums, token_log_probs
+from services.trainer.train.methods import Dpo
+from services.trainer.train.model import CausalModel
+from services.trainer.train.preference import Answers, PreferenceLoss, preference_loss
+
+EXPLODED_GUESSES = 10.0
+# Nats by which the wrong answer's reward is ahead, on average.
+EXPLODED_REWARD = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Means over the validation file: `loss` per labelled token or per pair (nats); of the pairs, the share whose preferred
+    answer has the larger reward, and by how much its reward is larger."""
+
+    loss: float
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
+
+
+class Objective(Protocol):
+    def loss_max(self, vocabulary: int) -> float:
+        """A mean loss beyond which the model is being destroyed, long before a number overflows."""
+        ...
+
+    def units(self, batch: MicroBatch) -> float:
+        """What the loss of a step is a mean over; 0 for a batch without labels."""
+        ...
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
+        """A scalar with a gradient: the sum over the batch's units."""
+        ...
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        """For an evaluation: what is added up over batches and processes. The first number is the loss, the last the units."""
+        ...
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation: ...
+
+
+class Supervised:
+    """The cross-entropy of labelled tokens."""
+
+    def loss_max(self, vocabulary: int) -> float:
+        # A model that knows nothing loses the logarithm of its vocabulary per token.
+        return EXPLODED_GUESSES * math.log(vocabulary)
+
+    def units(self, batch: MicroBatch) -> float:
+        return batch.labelled
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
+        return model.loss_sum(batch)
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        return [model.loss_sum(batch).item(), self.units(batch)]
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation:
+        loss, units = totals
+        return Evaluation(loss=loss / units)
+
+
+class Reference(Protocol):
+    """What an answer's log-probability is compared with."""
+
+    def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
+        """Sums over the labelled tokens of each row, float32 [rows], without a gradient."""
+        ...
+
+
+class AdapterOff:
+    """The base under the adapter that is trained: the same weights in memory, with the adapter switched off."""
+
+    def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
+        was_training = model.module.training
+        # No dropout: a reference is one model, not a new one at every look.
+        model.module.eval()
+        with torch.no_grad(), model.module.disable_adapter():
+            scores = answer_log_probs(model, batch)
+        model.module.train(was_training)
+        return scores
+
+
+class Preferences:
+    """Rows 2i and 2i + 1 of a micro-batch are the preferred and the other answer to one question. `reference` is None when the
+    method needs none."""
+
+    def __init__(self, dpo: Dpo, reference: Reference | None) -> None:
+        self._dpo = dpo
+        self._reference = reference
+
+    def loss_max(self, vocabulary: int) -> float:
+        return EXPLODED_REWARD
+
+    def units(self, batch: MicroBatch) -> float:
+        return len(batch.rows) // 2 if batch.labelled else 0
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
+        if not batch.labelled:
+            # Nothing to learn, but where weights are shared out every process has to take part in each pass.
+            if self._reference is not None:
+                self._reference.log_probs(model, batch)
+            return answer_log_probs(model, batch).sum() * 0.0
+        return self._weighted(self._compare(model, batch).losses, batch)
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        if not batch.labelled:
+            self.loss_sum(model, batch)
+            return [0.0, 0.0, 0.0, 0.0]
+        compared = self._compare(model, batch)
+        margins = compared.preferred_rewards - compared.other_rewards
+        loss = self._weighted(compared.losses, batch).item()
+        return [loss, (margins > 0).float().sum().item(), margins.sum().item(), self.units(batch)]
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation:
+        loss, won, margin, pairs = totals
+        return Evaluation(loss=loss / pairs, reward_accuracy=won / pairs, reward_margin=margin / pairs)
+
+    def _compare(self, model: CausalModel, batch: MicroBatch) -> PreferenceLoss:
+        reference = None if self._reference is None else self._reference.log_probs(model, batch)
+        policy = answer_log_probs(model, batch)
+        lengths = labels_per_row(batch)
+        preferred, other = (
+            Answers(
+                policy=policy[side::2],
+                reference=None if reference is None else reference[side::2],
+                lengths=lengths[side::2],
+            )
+            for side in (0, 1)
+        )
+        return preference_loss(preferred, other, self._dpo)
+
+    def _weighted(self, losses: Any, batch: MicroBatch) -> Any:
+        weights = row_weights(batch)
+        return losses.sum() if weights is None else (losses * weights[::2]).sum()
+
+
+def answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
+    """Sums of log-probabilities over the labelled tokens of each row, float32 [rows]; the head sees those tokens only."""
+    return model.call(_answer_log_probs, model, batch)
+
+
+def _answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
+    hidden, targets = model.labelled_hidden(batch)
+    scores = token_log_probs(hidden, model.head_weight, targets, model.softcap)
+    return line_sums(scores, labels_per_row(batch))
+
+
+def labels_per_row(batch: MicroBatch) -> Any:
+    """[rows]; rows are lines when padded, and begin where positions do when packed."""
+    chosen = (batch.targets != IGNORED).long()
+    if batch.position_ids is None:
+        return chosen.sum(dim=1)
+    rows = (batch.position_ids[0] == 0).long().cumsum(0) - 1
+    return chosen.new_zeros(len(batch.rows)).index_add(0, rows, chosen[0])
+
+
+def row_weights(batch: MicroBatch) -> Any | None:
+    if batch.weights is None:
+        return None
+    return batch.weights[:, 0] if batch.position_ids is None else batch.weights[0][batch.position_ids[0] == 0]

@@ -1,0 +1,115 @@
+"""What preferences are measured against: the weights that the run started from, never those that it has by now.
+
+Under a fresh adapter that is the base, which is there with the adapter off. Where the starting weights are trained themselves
+(all weights, or an adapter that goes on) the log-probabilities of every answer are computed once, before the first step, and
+travel with the checkpoints, under a digest of the very weights and rows that they belong to.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from services.trainer.train.batches import MicroBatch
+from services.trainer.train.distributed import Group
+from services.trainer.train.durable import sha256_file
+from services.trainer.train.events import Emit
+from services.trainer.train.inputs import Inputs, batches_of_rows
+from services.trainer.train.model import CausalModel
+from services.trainer.train.objective import answer_log_probs
+from services.trainer.train.spec import Spec
+
+REFERENCE = "reference.safetensors"
+TRAIN, VALIDATION = "train", "validation"
+_IDENTITY = "identity"
+# A sign of life while nothing else is told.
+_SAY_EVERY_S = 20.0
+
+
+class Stored:
+    """Log-probabilities [rows] of one file's answers under the starting weights."""
+
+    def __init__(self, scores: Any) -> None:
+        self._scores = scores
+
+    def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
+        return self._scores[list(batch.rows)].to(batch.input_ids.device)
+
+
+def is_stored(spec: Spec) -> bool:
+    """Whether the starting weights are gone once the first step is done."""
+    if spec.dpo is None or not spec.dpo.needs_reference:
+        return False
+    return spec.training.type == "full" or spec.start_from is not None
+
+
+def stored_reference(
+    inputs: Inputs, model: CausalModel, group: Group, emit: Emit, checkpoint: Path | None
+) -> dict[str, Stored]:
+    """By file. `model` has the starting weights: call it before a checkpoint's are put in. What the checkpoint carries is taken
+    if it belongs to these weights and rows, and computed again if not."""
+    identity = _identity(inputs)
+    path = inputs.workdir / REFERENCE
+    for known in ([] if checkpoint is None else [checkpoint / REFERENCE]) + [path]:
+        scores = _read(known, identity)
+        if scores is not None:
+            break
+    else:
+        scores = _compute(inputs, model, group, emit)
+    if group.local_rank == 0:
+        unfinished = path.with_name(f"tmp-{path.name}")
+        save_file(scores, unfinished, metadata={_IDENTITY: identity})
+        unfinished.rename(path)
+    group.wait()
+    return {name: Stored(tensor) for name, tensor in scores.items()}
+
+
+def _identity(inputs: Inputs) -> str:
+    """Over the starting weights, byte by byte, and the rows that they score."""
+    spec = inputs.spec
+    folders = [Path(spec.base_model.directory), *([Path(spec.start_from.directory)] if spec.start_from else [])]
+    facts = {
+        "weights": [[sha256_file(file) for file in sorted(folder.glob("*.safetensors"))] for folder in folders],
+        "train": inputs.train.rows.digest(),
+        "validation": inputs.validation.rows.digest() if inputs.validation else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, identity: str) -> dict[str, Any] | None:
+    """None for scores of other weights or rows, and for a file that is not whole."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            if (stored.metadata() or {}).get(_IDENTITY) != identity:
+                return None
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        return None
+
+
+def _compute(inputs: Inputs, model: CausalModel, group: Group, emit: Emit) -> dict[str, Any]:
+    files = {TRAIN: inputs.train} | ({VALIDATION: inputs.validation} if inputs.validation else {})
+    total = sum(dataset.rows.count for dataset in files.values())
+    done, said_s = 0, time.monotonic()
+    scores: dict[str, Any] = {}
+    was_training = model.module.training
+    model.module.eval()
+    with torch.no_grad():
+        for name, dataset in files.items():
+            own = torch.zeros(dataset.rows.count)
+            for batch in batches_of_rows(inputs, dataset, group):
+                found = answer_log_probs(model, batch)
+                if batch.labelled:
+                    own[list(batch.rows)] = found.float().cpu()
+                done += len(batch.rows)
+                if time.monotonic() - said_s > _SAY_EVERY_S:
+                    emit("reference", scored=done, rows=total)
+                    said_s = time.monotonic()
+            scores[name] = torch.tensor(group.total(own.tolist()), dtype=torch.float32)
+    model.module.train(was_training)
+    return scores

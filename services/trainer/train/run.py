@@ -1,0 +1,45 @@
+"""A run under way: what its steps, evaluations and checkpoints share. It decides nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.trainer.train.ahead import StepBatches
+from services.trainer.train.batches import MicroBatch
+from services.trainer.train.distributed import ALONE, Group
+from services.trainer.train.events import Emit
+from services.trainer.train.inputs import Inputs
+from services.trainer.train.model import CausalModel
+from services.trainer.train.objective import Objective
+from services.trainer.train.position import Position
+from services.trainer.train.progress import Progress
+
+if TYPE_CHECKING:
+    from services.trainer.train.saving import Saving
+
+# In the work folder: the weights of the best evaluation so far.
+BEST = "best"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """`attachments` are files that every checkpoint carries, by the name that they get there."""
+
+    inputs: Inputs
+    model: CausalModel
+    optimizer: Any
+    emit: Emit
+    stopping: Callable[[], bool]
+    progress: Progress
+    position: Position = field(default_factory=Position)
+    last_checkpoint_step: int | None = None
+    group: Group = ALONE
+    # At most the spec's; less once memory ran out.
+    micro_batch_tokens: int
+    objective: Objective
+    validation_objective: Objective
+    validation_batches: list[MicroBatch] = field(default_factory=list)
+    batches: StepBatches
+    saving: "Saving | None" = None
+    attachments: dict[str, Path] = field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""When a run saves a checkpoint, and how it goes on meanwhile: tensors are copied aside, files are written behind the steps.
+
+A checkpoint is told, and counts, once it is committed. One is written at a time: the next one, an evaluation, the export and every end of a run wait
+for it, and a write that failed ends the run there. It knows no file format.
+"""
+
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+
+from services.trainer.train.background import begin
+from services.trainer.train.checkpoint import SavedCheckpoint, prune_checkpoints, save_checkpoint, set_aside
+from services.trainer.train.durable import DiskFull
+from services.trainer.train.early import best_to_attach
+from services.trainer.train.run import Run
+
+# Copies of more than this take memory that the run may need: then the run waits for the files.
+ASIDE_BYTES_MAX = 8 * 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """A checkpoint on its way to the disk."""
+
+    step: int
+    loss: float | None
+    asked: bool
+    written: "Future[SavedCheckpoint]"
+
+
+def checkpoint_when_due(run: Run) -> None:
+    """After the report and the evaluations of its step: whoever has a checkpoint has been told everything before it."""
+    inputs, position = run.inputs, run.position
+    settle_checkpoint(run, wait=False)
+    asked = True if position.stopped_early else inputs.plan.checkpoints.get(position.step)
+    if asked is None:
+        return
+    settle_checkpoint(run)
+    tensors = set_aside(run.model, run.optimizer)
+    # Sharded weights are written by all processes together.
+    behind = run.group.leads and not run.group.sharded and tensors.size_bytes <= ASIDE_BYTES_MAX
+    write = save_checkpoint(
+        inputs.checkpoints,
+        position,
+        inputs.identity,
+        run.model,
+        tensors.copied() if behind else tensors,
+        inputs.spec,
+        learning_rate=run.optimizer.param_groups[0]["lr"],
+        asked=asked,
+        attached=run.attachments | best_to_attach(run),
+        group=run.group,
+    )
+    if behind:
+        written = begin("checkpoint", write)
+    else:
+        written = Future()
+        written.set_result(write())
+    run.saving = Saving(step=position.step, loss=position.loss, asked=asked, written=written)
+    if not behind or position.step == inputs.plan.total_steps or position.stopped_early:
+        settle_checkpoint(run)
+
+
+def settle_checkpoint(run: Run, *, wait: bool = True) -> None:
+    """Tells of the checkpoint under way once it is committed; not to `wait` is to look only. Raises what its writing raised."""
+    saving = run.saving
+    if saving is None or not (wait or saving.written.done()):
+        return
+    run.saving = None
+    saved = saving.written.result()
+    run.last_checkpoint_step = saving.step
+    run.emit(
+        "checkpoint",
+        step=saving.step,
+        path=str(saved.path),
+        files=[asdict(file) for file in saved.files],
+        manifest_sha256=saved.manifest_sha256,
+        asked=saving.asked,
+        loss=saving.loss,
+    )
+    if run.group.leads:
+        prune_checkpoints(run.inputs.checkpoints, run.inputs.spec.keep_last)
+
+
+def settle_at_the_end(run: Run) -> None:
+    """Where a run ends for another reason, a full disk is no second one."""
+    try:
+        settle_checkpoint(run)
+    except DiskFull as error:
+        run.emit(
+            "warning", code="CHECKPOINT_DISCARDED", message=f"{error.filename} could not be written: the disk is full"
+        )

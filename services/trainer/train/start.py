@@ -1,0 +1,206 @@
+"""How a run begins: a fresh model, one that goes on from earlier weights, or one restored from the newest whole checkpoint.
+
+It takes no step and knows neither evaluations nor the export.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.trainer.train.ahead import StepBatches
+from services.trainer.train.checkpoint import find_checkpoint, load_checkpoint, machine_of
+from services.trainer.train.distributed import ALONE, Group
+from services.trainer.train.durable import remove_unfinished
+from services.trainer.train.early import restore_best
+from services.trainer.train.events import Emit
+from services.trainer.train.failures import Violation, user_failure
+from services.trainer.train.inputs import Inputs, validation_batches
+from services.trainer.train.kernels import allow_tensor_cores, compile_layers
+from services.trainer.train.lineage import library_versions
+from services.trainer.train.lora import add_adapter
+from services.trainer.train.methods import Dpo
+from services.trainer.train.model import load_base
+from services.trainer.train.objective import AdapterOff, Preferences, Reference, Supervised
+from services.trainer.train.optim import make_optimizer
+from services.trainer.train.origin import base_directory, load_start
+from services.trainer.train.planner import Layout
+from services.trainer.train.position import Position
+from services.trainer.train.progress import Progress
+from services.trainer.train.reference import REFERENCE, TRAIN, VALIDATION, is_stored, stored_reference
+from services.trainer.train.run import Run
+from services.trainer.train.shard import shard
+from services.trainer.train.spec import LoraTraining, Spec
+
+
+def set_up_torch(spec: Spec) -> None:
+    """Same threads and deterministic kernels on every attempt, or its sums would differ in the last bit."""
+    torch.set_num_threads(spec.threads)
+    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
+    # The engine writes every buffer before it reads it; filling each one first would only take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if spec.device != "cpu" and not torch.cuda.is_available():
+        raise user_failure(
+            "INVALID_FIELD",
+            f"device {spec.device} is asked for, but this machine has no CUDA device",
+            [Violation(field="device", description='must be "cpu" on this machine')],
+        )
+    allow_tensor_cores(spec.device)
+
+
+def start_run(
+    inputs: Inputs,
+    emit: Emit,
+    stopping: Callable[[], bool],
+    group: Group = ALONE,
+    layout: Layout | None = None,
+) -> Run:
+    """A fresh model, or one restored from the newest whole checkpoint; then `started`. `layout` says how it fits into memory."""
+    spec = inputs.spec
+    torch.manual_seed(spec.seed)
+    full = spec.training.type == "full"
+    model = load_base(base_directory(spec), spec.device, full=full, placed=not group.sharded)
+    if isinstance(spec.training, LoraTraining):
+        model = add_adapter(model, spec.training, spec.base_model.id)
+    if spec.activation_checkpointing or (layout is not None and layout.activation_checkpointing):
+        model.base.gradient_checkpointing_enable({"use_reentrant": False})
+    if group.sharded:
+        model = shard(model, group)
+    if spec.compile:
+        compile_layers(model.base)
+        model = replace(model, kernels=(*model.kernels, "compiled"))
+    load_start(model, spec)
+    optimizer = make_optimizer(model.trainable, spec.weight_decay)
+    run = Run(
+        inputs=inputs,
+        model=model,
+        optimizer=optimizer,
+        emit=emit,
+        stopping=stopping,
+        progress=Progress(inputs.plan, emit, inputs.train.rows.token_count * spec.epochs, inputs.validation_tokens),
+        validation_batches=validation_batches(inputs, group),
+        group=group,
+        position=Position(micro_batch_tokens=layout.micro_batch_tokens if layout else None),
+        micro_batch_tokens=layout.micro_batch_tokens if layout else spec.micro_batch_tokens,
+        batches=StepBatches(inputs, group),
+        objective=Supervised(),
+        validation_objective=Supervised(),
+    )
+    model.module.train()
+    checkpoint = _find_checkpoint(run)
+    if spec.dpo is not None:
+        _learn_from_preferences(run, spec.dpo, checkpoint)
+    if checkpoint is not None:
+        _resume(run, checkpoint)
+    _emit_started(run, checkpoint, layout)
+    return run
+
+
+def _find_checkpoint(run: Run) -> Path | None:
+    inputs, spec = run.inputs, run.inputs.spec
+
+    def discard(message: str) -> None:
+        run.emit("warning", code="CHECKPOINT_DISCARDED", message=message)
+
+    inputs.checkpoints.mkdir(parents=True, exist_ok=True)
+    if run.group.local_rank == 0:
+        for folder in (inputs.workdir, inputs.checkpoints):
+            for name in remove_unfinished(folder):
+                discard(f"{name} was left unfinished")
+    run.group.wait()
+    if spec.resume_from:
+        return Path(spec.resume_from)
+    return find_checkpoint(inputs.checkpoints, inputs.identity, discard)
+
+
+def _learn_from_preferences(run: Run, dpo: Dpo, checkpoint: Path | None) -> None:
+    """Before a checkpoint's weights are put in: the reference is what the run started from."""
+    inputs = run.inputs
+    references: Mapping[str, Reference] = {}
+    if is_stored(inputs.spec):
+        references = stored_reference(inputs, run.model, run.group, run.emit, checkpoint)
+        run.attachments[REFERENCE] = inputs.workdir / REFERENCE
+    elif dpo.needs_reference:
+        references = dict.fromkeys((TRAIN, VALIDATION), AdapterOff())
+    run.objective = Preferences(dpo, references.get(TRAIN))
+    run.validation_objective = Preferences(dpo, references.get(VALIDATION))
+
+
+def _resume(run: Run, path: Path) -> None:
+    inputs, spec = run.inputs, run.inputs.spec
+    run.position, machine = load_checkpoint(path, inputs.identity, run.model, run.optimizer, spec, run.group)
+    _keep_micro_batches(run, run.position.micro_batch_tokens or spec.micro_batch_tokens)
+    run.last_checkpoint_step = run.position.step
+    run.progress.start_at(run.position)
+    restore_best(run, path)
+    before = _what_counts(machine)
+    if before != _what_counts(machine_of(spec, run.group, run.model)):
+        device, threads, processes, kernels = before
+        with_kernels = f" and {', '.join(kernels)}" if kernels else ""
+        run.emit(
+            "warning",
+            code="RESUME_NOT_EXACT",
+            message=f"{path.name} was written on {device} by {processes} processes with {threads} threads each{with_kernels}; "
+            "on another kind of machine the last bits of the result may differ",
+        )
+
+
+def _what_counts(machine: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, ...]]:
+    return machine["device"], machine["threads"], machine.get("processes", 1), tuple(machine.get("kernels", ()))
+
+
+def _keep_micro_batches(run: Run, before: int) -> None:
+    """Those of the attempt before, or sums come out in another order; smaller ones only where a smaller device leaves no choice."""
+    if run.micro_batch_tokens >= before:
+        run.micro_batch_tokens = before
+        return
+    run.position = replace(run.position, micro_batch_tokens=run.micro_batch_tokens)
+    run.emit(
+        "warning",
+        code="RESUME_NOT_EXACT",
+        message=f"this device has room for micro-batches of {run.micro_batch_tokens} tokens, and the checkpoint was written "
+        f"with {before}; the last bits of the result may differ",
+    )
+
+
+def _emit_started(run: Run, resumed_from: Path | None, layout: Layout | None) -> None:
+    inputs, spec = run.inputs, run.inputs.spec
+    trainable, total = run.model.parameter_counts()
+    rows = inputs.train.rows
+    run.emit(
+        "started",
+        total_steps=inputs.plan.total_steps,
+        steps_per_epoch=inputs.plan.steps_per_epoch,
+        start_step=run.position.step,
+        trained_tokens=run.position.metered_train_tokens,
+        validation_loss=run.position.validation_loss,
+        initial_validation_loss=run.position.initial_validation_loss,
+        reward_accuracy=run.position.reward_accuracy,
+        reward_margin=run.position.reward_margin,
+        best_step=run.position.best_step,
+        best_loss=run.position.best_loss,
+        stopped_early=run.position.stopped_early,
+        resumed_from=None if resumed_from is None else str(resumed_from),
+        epochs=spec.epochs,
+        evaluations_total=len(inputs.plan.evaluations),
+        train_token_count=rows.token_count,
+        validation_token_count=inputs.validation_tokens,
+        trained_token_count=rows.labelled_count,
+        sequences=inputs.train.sequences.count,
+        rows=rows.rows,
+        truncated_rows=rows.truncated_rows,
+        skipped_rows=rows.skipped_rows,
+        packing_digest=inputs.train.sequences.digest,
+        max_seq_length=inputs.max_seq_length,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        device=spec.device,
+        threads=spec.threads,
+        processes=run.group.size,
+        sharded=run.group.sharded,
+        micro_batch_tokens=run.micro_batch_tokens,
+        predicted_peak_bytes=layout.peak_bytes if layout else None,
+        versions=library_versions(),
+    )

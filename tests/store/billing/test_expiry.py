@@ -1,0 +1,170 @@
+"""Holds that nobody renews end: by what is booked, or with everything given back. Nobody is judged for our absence."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from chassis.db.pool import transaction
+from chassis.errors import FailedPrecondition, InvalidArgument
+from finemesh.events.v1 import billing_events_pb2
+from services.billing import cost_store, expiry
+from services.billing.config import BillingSettings
+from services.billing.expiry import LOOKS_MISSED_MAX, Sweeper, Watch
+from tests.store.billing.world import USD, World, ended, resource, train, whole_run
+
+TTL = timedelta(days=1)
+EXPIRED = billing_events_pb2.HoldExpired
+
+
+def sweeper(world: World, **settings: Any) -> Sweeper:
+    given = BillingSettings(**{"hold_grace_s": 0.0, **settings})
+    return Sweeper(world.pool, world.shelf, world.outbox, given, clock=world.clock)
+
+
+async def renew(world: World, *resources: str) -> list[str]:
+    async with transaction(world.pool) as connection:
+        return await expiry.renew_holds(connection, resources, world.clock.now() + TTL)
+
+
+async def test_a_hold_whose_job_was_forgotten_is_given_back_whole(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 0, 20))
+    world.clock.jump(TTL.total_seconds() - 1)
+    await sweeper(world).sweep()
+    assert (await world.hold_row("o"))["state"] == "held"
+    world.clock.jump(1)
+    for _ in range(2):
+        await sweeper(world).sweep()
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"], row["end_time"]) == ("expired", 0, world.clock.now())
+    balances = await world.balances("o")
+    assert (balances["prepaid"], balances["held"], balances["revenue"]) == (5 * USD, 0, 0)
+    kinds = await world.pool.fetch("SELECT kind FROM transactions ORDER BY position")
+    assert [each["kind"] for each in kinds] == ["top_up", "hold", "release"]
+    # What it did stays booked; over the job a report adds up to nothing.
+    assert row["adjustment_nanos_usd"] == -20 * 1000 * 6100
+    async with world.pool.acquire() as connection:
+        day = world.clock.now().date()
+        (cost,) = await cost_store.list_costs(
+            connection, "o", project_id="", start_day=day - TTL, end_day=day, dimensions=(), row_max=10
+        )
+    assert cost.amount_nanos_usd == 0
+    (event,) = await world.events(EXPIRED)
+    assert (event.resource, event.project_id, event.organization_id) == (resource("o"), "o-p", "o")
+    assert event.released_nanos_usd == 5 * USD
+    # What comes after is for a person to look at, the job's end is only remembered, and it is not held again.
+    with pytest.raises(InvalidArgument, match="EVENT_INVALID"):
+        await world.deliver(train("o", 20, 40))
+    await world.deliver(ended("o", "COMPLETED", 16))
+    with pytest.raises(InvalidArgument, match="expired before"):
+        await world.deliver(train("o", 20, 40))
+    with pytest.raises(FailedPrecondition, match="HOLD_EXPIRED"):
+        await world.hold("o")
+    assert (await world.hold_row("o"))["state"] == "expired"
+    assert await world.release("o") == 0
+
+
+async def test_a_job_that_ended_is_settled_by_what_is_booked(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    run = whole_run("o")
+    await world.deliver(*run[:5], ended("o", "CANCELLED_RUNNING", 16))
+    world.clock.jump(TTL.total_seconds())
+    await sweeper(world).sweep()
+    row = await world.hold_row("o")
+    # 100 of 200 steps, 100,000 tokens at 6.10 dollars a million.
+    assert (row["state"], row["charged_nanos_usd"]) == ("settled", 610_000_000)
+    assert "11 of 16 usage records did not come" in row["discrepancy"]
+    assert row["adjustment_nanos_usd"] == 0
+    assert (await world.balances("o"))["held"] == 0
+    assert await world.events(EXPIRED) == []
+    with pytest.raises(InvalidArgument, match="expired before"):
+        await world.deliver(run[5])
+    # One that was booked in time is still the same.
+    before = await world.dump()
+    await world.deliver(run[0])
+    assert await world.dump() == before
+
+
+async def test_a_completed_job_is_still_charged_no_more_than_its_hold(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    await world.deliver(*whole_run("o")[:-1], ended("o", "COMPLETED", 16))
+    world.clock.jump(TTL.total_seconds())
+    await sweeper(world).sweep()
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"], row["minimum_applied"]) == ("settled", 5 * USD, True)
+    assert "1 of 16 usage records" in row["discrepancy"]
+
+
+async def test_renewed_holds_live_on_and_others_are_named(world: World) -> None:
+    await world.top_up("o", 100 * USD)
+    for job in ("ft-1", "ft-2", "ft-3"):
+        await world.hold("o", job)
+    await world.release("o", "ft-2")
+    world.clock.jump(TTL.total_seconds() / 2)
+    asked = [resource("o", job) for job in ("ft-1", "ft-2", "ft-4", "ft-1")]
+    assert await renew(world, *asked) == [resource("o", "ft-2"), resource("o", "ft-4")]
+    assert await renew(world) == []
+    world.clock.jump(TTL.total_seconds() / 2)
+    await sweeper(world).sweep()
+    found = {job: (await world.hold_row("o", job))["state"] for job in ("ft-1", "ft-2", "ft-3")}
+    assert found == {"ft-1": "held", "ft-2": "released", "ft-3": "expired"}
+    # A renewal never brings an end nearer, and one that comes late but in time counts.
+    async with transaction(world.pool) as connection:
+        assert await expiry.renew_holds(connection, [resource("o", "ft-1")], world.clock.now()) == []
+    assert (await world.hold_row("o"))["expire_time"] > world.clock.now()
+    assert await renew(world, resource("o", "ft-3")) == [resource("o", "ft-3")]
+
+
+async def test_renewals_and_sweeps_at_once_agree(world: World) -> None:
+    await world.top_up("o", 100 * USD)
+    jobs = [f"ft-{number}" for number in range(10)]
+    for job in jobs:
+        await world.hold("o", job)
+    world.clock.jump(TTL.total_seconds())
+    resources = [resource("o", job) for job in jobs]
+    sweeps = [sweeper(world).sweep() for _ in range(3)]
+    renewals = [renew(world, each) for each in reversed(resources)]
+    answers = await asyncio.gather(*renewals, *sweeps)
+    told = {each for answer in answers[: len(renewals)] for each in answer}  # type: ignore[union-attr]
+    rows = await world.pool.fetch("SELECT resource, state, expire_time FROM holds")
+    assert {row["resource"] for row in rows if row["state"] == "expired"} == told
+    assert all(row["expire_time"] > world.clock.now() for row in rows if row["state"] == "held")
+    assert len(await world.events(EXPIRED)) == len(told)
+    assert (await world.balances("o"))["held"] == (len(jobs) - len(told)) * 5 * USD
+
+
+async def test_many_expired_holds_end_in_several_looks(world: World) -> None:
+    await world.top_up("o", 100 * USD)
+    for number in range(5):
+        await world.hold("o", f"ft-{number}")
+    world.clock.jump(TTL.total_seconds())
+    worker = sweeper(world, hold_sweep_batch_max=2)
+    assert [await worker.sweep() for _ in range(3)] == [True, True, False]
+    assert (await world.balances("o"))["held"] == 0
+
+
+async def test_nobody_is_judged_before_they_could_renew(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    world.clock.jump(TTL.total_seconds())
+    worker = sweeper(world, hold_grace_s=100.0, hold_sweep_interval_s=30.0)
+    for passed_s, state in ((30, "held"), (30, "held"), (30, "held"), (30, "expired")):
+        world.clock.jump(passed_s)
+        await worker.sweep()
+        assert (await world.hold_row("o"))["state"] == state, passed_s
+
+
+def test_an_absence_begins_the_watch_anew() -> None:
+    gap = 30.0 * LOOKS_MISSED_MAX
+    watch = Watch.begin(0.0)
+    for now_s in (30.0, 60.0, 90.0):
+        watch = watch.look(now_s, gap)
+    assert watch.may_judge(90.0)
+    assert not watch.may_judge(91.0)
+    watch = watch.look(90.0 + gap + 1, gap)
+    assert not watch.may_judge(1.0)

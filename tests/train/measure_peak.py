@@ -1,0 +1,114 @@
+"""Measures, in a process of its own, the most bytes of tensors that one training step holds: torch's profiler counts every
+allocation and release of the CPU allocator. Prints them, a line for each request, beside the planner's prediction.
+
+`python -m tests.train.measure_peak '[{"shape": "12m", "rank": 16, "length": 256, "lines": 8, "checkpointing": false}]'`
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from services.trainer.train import scratch
+from services.trainer.train.batches import IGNORED, MicroBatch
+from services.trainer.train.lora import add_adapter
+from services.trainer.train.loss import CHUNK_ROWS
+from services.trainer.train.model import CausalModel
+from services.trainer.train.optim import clip_gradients, make_optimizer
+from services.trainer.train.planner import Work, peak_bytes, shape_of
+from services.trainer.train.spec import LoraTraining
+
+# About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer.
+SHAPES = {
+    "1m": {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4},
+    "12m": {"vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4},
+    "30m": {"vocab_size": 32_000, "hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 10},
+}
+
+
+def config_of(name: str) -> dict[str, Any]:
+    width = SHAPES[name]["hidden_size"]
+    return {
+        **SHAPES[name],
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+    }
+
+
+def measure(request: dict[str, Any]) -> dict[str, int]:
+    """All tokens are labelled, which is the most that a head can have to do."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = config_of(request["shape"])
+    base = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa"))
+    model = CausalModel(module=base, base=base, device="cpu", softcap=None)
+    rank = request["rank"]
+    if rank is not None:
+        training = LoraTraining(r=rank, alpha=2 * rank, dropout=0.0, target_modules="all-linear")
+        model = add_adapter(model, training, "base")
+    if request["checkpointing"]:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = make_optimizer(model.trainable, 0.0)
+    model.module.train()
+    lines, length = request["lines"], request["length"]
+    batch = _batch(lines, length, config["vocab_size"])
+    _step(model, optimizer, batch)
+    tensors = [
+        *scratch._buffers.values(),
+        *base.parameters(),
+        *(tensor for state in optimizer.state.values() for tensor in state.values()),
+    ]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _step(model, optimizer, batch)
+    work = Work(
+        rank=rank,
+        sequence_tokens=length,
+        step_tokens=lines * length,
+        micro_batch_tokens=lines * length,
+        head_rows=CHUNK_ROWS,
+    )
+    predicted = peak_bytes(
+        shape_of(config),
+        work,
+        kind="cpu",
+        micro_batch_tokens=lines * length,
+        checkpointing=request["checkpointing"],
+    )
+    return {"measured": held + _most(profiler), "predicted": predicted, "held": held}
+
+
+def _batch(lines: int, length: int, vocabulary: int) -> MicroBatch:
+    ids = torch.randint(0, vocabulary, (lines, length))
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    return MicroBatch(
+        input_ids=ids, targets=targets, position_ids=None, rows=tuple(range(lines)), labelled=lines * (length - 1)
+    )
+
+
+def _step(model: CausalModel, optimizer: Any, batch: MicroBatch) -> None:
+    (model.loss_sum(batch) / batch.labelled).backward()
+    clip_gradients(model.trainable.values(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _most(profiler: Any) -> int:
+    held = most = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+if __name__ == "__main__":
+    for request in json.loads(sys.argv[1]):
+        print(json.dumps(request | measure(request)), flush=True)

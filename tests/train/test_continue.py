@@ -1,0 +1,156 @@
+"""Runs that start from the weights of an earlier one: which weights, from where, and what does not fit."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from services.trainer.train.failures import Failure
+from services.trainer.train.loop import train
+from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import preferences, write_rows
+
+Events = list[dict[str, Any]]
+LORA = {"type": "lora", "r": 4}
+FULL = {"type": "full"}
+
+
+def run(workdir: Path) -> Events:
+    events: Events = []
+
+    def emit(kind: str, /, **fields: Any) -> None:
+        events.append({"type": kind, **fields})
+
+    train(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit, lambda: False)
+    return events
+
+
+def one(events: Events, kind: str) -> dict[str, Any]:
+    (event,) = (event for event in events if event["type"] == kind)
+    return event
+
+
+def losses(events: Events) -> list[float]:
+    return [event["loss"] for event in events if event["type"] == "evaluation"]
+
+
+def start(folder: Path, step: int = 0) -> dict[str, Any]:
+    return {"directory": str(folder), "tuning_job": "projects/p/tuningJobs/ft-0", "step": step, "sha256": "a" * 64}
+
+
+@pytest.mark.parametrize("training", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("source", ["export", "checkpoints/step-00000012"])
+def test_a_run_begins_where_an_earlier_one_ended(
+    make_job: Callable[..., Path], training: dict[str, Any], source: str
+) -> None:
+    first = make_job("first", training=training)
+    before = run(first)
+    second = make_job(
+        "second", training=training, start_from=start(first / source, step=12), learning_rate=1e-3, seed=9
+    )
+    after = run(second)
+    # The first look is at the very weights that the earlier run ended with.
+    assert losses(after)[0] == pytest.approx(losses(before)[-1], abs=1e-5)
+    assert losses(after)[0] != pytest.approx(losses(before)[0], abs=1e-2)
+    assert one(after, "started")["start_step"] == 0
+    assert one(after, "finished")["step"] == 12
+    lineage = one(after, "exported")["lineage"]
+    assert lineage["started_from"] == {
+        "tuning_job": "projects/p/tuningJobs/ft-0", "step": 12, "revision": "", "sha256": "a" * 64,
+    }  # fmt: skip
+    assert lineage["base_model"]["revision"] == "rv_test"
+
+
+def test_the_optimizer_starts_anew(make_job: Callable[..., Path]) -> None:
+    """No moment of the earlier run moves the new one: its first step equals that of a run whose files hold weights alone."""
+    first = make_job("first", training=LORA)
+    run(first)
+    source = first / "checkpoints" / "step-00000012"
+    bare = first / "bare"
+    bare.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copyfile(source / name, bare / name)
+    revisions = [
+        one(run(make_job(name, training=LORA, start_from=start(folder))), "exported")["revision"]
+        for name, folder in (("with", source), ("without", bare))
+    ]
+    assert revisions[0] == revisions[1]
+
+
+@pytest.mark.parametrize("training", [LORA, FULL], ids=["lora", "full"])
+def test_preferences_after_examples_are_measured_against_the_tuned_model(
+    make_job: Callable[..., Path], training: dict[str, Any]
+) -> None:
+    first = make_job("first", training=training)
+    run(first)
+    second = make_job("second", training=training, method="dpo", start_from=start(first / "export"), evaluations=1)
+    write_rows(second / "inputs" / "train.jsonl", preferences(8))
+    write_rows(second / "inputs" / "held.jsonl", preferences(4, start=50))
+    events = run(second)
+    # The policy is its own reference before the first step, so that no answer has a reward yet.
+    assert losses(events)[0] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_own_checkpoint_not_from_the_start(
+    make_job: Callable[..., Path],
+) -> None:
+    first = make_job("first", training=LORA)
+    run(first)
+    changes = {"training": LORA, "start_from": start(first / "export")}
+    expected = run(make_job("whole", **changes))
+    halves = make_job("halves", **changes)
+    whole = halves.parent / "whole" / "checkpoints"
+    shutil.rmtree(halves / "checkpoints", ignore_errors=True)
+    newest = max(path for path in whole.glob("step-*") if path.name != "step-00000012")
+    shutil.copytree(newest, halves / "checkpoints" / newest.name)
+    rest = run(halves)
+    assert one(rest, "started")["start_step"] > 0
+    assert one(rest, "exported")["revision"] == one(expected, "exported")["revision"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"type": "lora", "r": 8}},
+        {"training": {"type": "lora", "r": 4, "target_modules": ["q_proj"]}},
+        {"training": FULL},
+    ],
+    ids=["rank", "modules", "kind"],
+)
+def test_weights_that_do_not_fit_are_refused(
+    make_job: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    first = make_job("first", training=LORA, epochs=1, evaluations=0, validation_file=None)
+    run(first)
+    second = make_job("second", **{**changes, "start_from": start(first / "export")})
+    with pytest.raises(Failure) as refused:
+        run(second)
+    assert (refused.value.kind, refused.value.reason) == ("user", "MODEL_INVALID")
+    assert "ft-0" in refused.value.message
+
+
+def test_a_checkpoint_of_another_base_is_refused_even_if_its_layers_fit(make_job: Callable[..., Path]) -> None:
+    first = make_job("first", training=LORA)
+    run(first)
+    base = {
+        "directory": str(resolve_paths(load_spec(first / "spec.json"), first).base_model.directory),
+        "revision": "rv_2",
+    }
+    source = first / "checkpoints" / "step-00000012"
+    with pytest.raises(Failure, match="'rv_test', not 'rv_2'") as refused:
+        run(make_job("second", training=LORA, base_model=base, start_from=start(source, step=12)))
+    assert refused.value.reason == "MODEL_INVALID"
+
+
+def test_a_torn_file_of_weights_is_refused(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    folder.mkdir()
+    save_file({"x": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    with pytest.raises(Failure) as refused:
+        run(make_job("job", training=LORA, start_from=start(folder)))
+    assert refused.value.reason == "MODEL_INVALID"

@@ -1,0 +1,140 @@
+"""Early stopping: when it ends a run, what ships then, and that a killed run comes to the very same end."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from services.trainer.train.early import judge
+from services.trainer.train.loop import train
+from services.trainer.train.methods import EarlyStopping
+from services.trainer.train.position import Position
+from services.trainer.train.spec import load_spec, resolve_paths
+
+Events = list[dict[str, Any]]
+# The same few rows again and again at a high rate: the held-out loss falls and then rises.
+HOT = {
+    "epochs": 6,
+    "evaluations": 2,
+    "learning_rate": 3e-2,
+    "warmup_ratio": 0.0,
+    "schedule": {"type": "linear", "min_lr_ratio": 1.0},
+    "early_stopping": {"patience": 2, "warmup_evaluations": 0},
+}
+
+
+def run(workdir: Path, stop_after: int | None = None) -> Events:
+    events: Events = []
+
+    def emit(kind: str, /, **fields: Any) -> None:
+        events.append({"type": kind, **fields})
+
+    def stopping() -> bool:
+        steps = [event["step"] for event in events if event["type"] == "checkpoint"]
+        return stop_after is not None and bool(steps) and max(steps) >= stop_after
+
+    train(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit, stopping)
+    return events
+
+
+def of_type(events: Events, kind: str) -> Events:
+    return [event for event in events if event["type"] == kind]
+
+
+def judged(stopping: EarlyStopping, losses: list[float]) -> list[Position]:
+    position, found = Position(), []
+    for number, loss in enumerate(losses, 1):
+        position = judge(Position(**{**vars(position), "step": number}), stopping, number, loss)
+        found.append(position)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stopping", "losses", "stops_at", "best_step"),
+    [
+        ((2, 0.0, 0), [3.0, 2.0, 2.5, 2.4], 4, 2),
+        ((2, 0.0, 0), [3.0, 2.0, 2.5, 1.9, 2.0, 2.0], 6, 4),
+        ((1, 0.0, 0), [3.0, 3.0], 2, 1),
+        # The first two count nothing, and still one of them may be the best.
+        ((1, 0.0, 2), [1.0, 2.0, 2.0], 3, 1),
+        ((2, 0.0, 1), [3.0, 4.0, 5.0], 3, 1),
+        # Gains below min_delta do not count, but the best of them ships.
+        ((2, 0.5, 0), [3.0, 2.9, 2.8], 3, 3),
+        ((2, 0.0, 0), [3.0, 2.0, 1.0], None, 3),
+    ],
+)
+def test_when_a_run_ends(
+    stopping: tuple[int, float, int], losses: list[float], stops_at: int | None, best_step: int
+) -> None:
+    patience, min_delta, warmup = stopping
+    rule = EarlyStopping(patience=patience, min_delta=min_delta, warmup_evaluations=warmup)
+    positions = judged(rule, losses)
+    stopped = [position.step for position in positions if position.stopped_early]
+    assert stopped[:1] == ([] if stops_at is None else [stops_at])
+    assert positions[-1].best_step == best_step
+    assert positions[-1].best_loss == min(losses)
+
+
+@pytest.mark.parametrize("training", [{"type": "lora", "r": 4, "dropout": 0.1}, {"type": "full"}], ids=["lora", "full"])
+def test_the_best_evaluation_ships_and_nothing_after_the_end_is_done(
+    make_job: Callable[..., Path], training: dict[str, Any]
+) -> None:
+    workdir = make_job("stopped", training=training, **HOT)
+    events = run(workdir)
+    (finished,) = of_type(events, "finished")
+    evaluations = of_type(events, "evaluation")[1:]
+    losses = [event["loss"] for event in evaluations]
+    best = losses.index(min(losses))
+    assert finished["stopped_early"]
+    assert finished["step"] == evaluations[-1]["step"] < finished["total_steps"]
+    assert (finished["best_step"], finished["best_loss"]) == (evaluations[best]["step"], losses[best])
+    assert len(losses) == best + 3
+    assert evaluations[-1]["stopped_early"]
+    assert not any(event["stopped_early"] for event in evaluations[:-1])
+    # All of it is metered in ranges of the plan, up to where it ended.
+    ranges = [(event["start_step"], event["end_step"]) for event in of_type(events, "progress")]
+    assert not any(event["partial"] for event in of_type(events, "progress"))
+    assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == finished["step"]
+    assert of_type(events, "checkpoint")[-1]["step"] == finished["step"]
+    lineage = of_type(events, "exported")[0]["lineage"]
+    assert (lineage["stopped_early"], lineage["best_step"]) == (True, finished["best_step"])
+    # The export is what a run that ended at the best evaluation would have had in its hands then.
+    name = "adapter_model.safetensors" if training["type"] == "lora" else "model.safetensors"
+    until = make_job("until", training=training, checkpoint_every_steps=1, keep_last=100, **HOT)
+    run(until)
+    then = load_file(until / "checkpoints" / f"step-{finished['best_step']:08d}" / name)
+    shipped = load_file(workdir / "export" / name)
+    assert shipped
+    assert all(bool((then[key] == tensor).all()) for key, tensor in shipped.items())
+
+
+@pytest.mark.parametrize("training", [{"type": "lora", "r": 4, "dropout": 0.1}, {"type": "full"}], ids=["lora", "full"])
+def test_a_killed_run_comes_to_the_same_end(make_job: Callable[..., Path], training: dict[str, Any]) -> None:
+    whole = run(make_job("whole", training=training, **HOT))
+    (expected,) = of_type(whole, "finished")
+    revision = of_type(whole, "exported")[0]["revision"]
+    for stop_after in sorted({2, expected["best_step"], expected["best_step"] + 2, expected["step"]}):
+        halves = make_job(f"halves-{stop_after}", training=training, **HOT)
+        run(halves, stop_after=stop_after)
+        elsewhere = make_job(f"elsewhere-{stop_after}", training=training, **HOT)
+        newest = max((halves / "checkpoints").glob("step-*"))
+        shutil.copytree(newest, elsewhere / "checkpoints" / newest.name)
+        rest = run(elsewhere)
+        (finished,) = of_type(rest, "finished")
+        assert of_type(rest, "exported")[0]["revision"] == revision
+        for name in ("step", "stopped_early", "best_step", "best_loss", "train_tokens", "validation_tokens"):
+            assert finished[name] == expected[name], name
+
+
+def test_a_run_that_never_stops_ships_its_best_evaluation_too(make_job: Callable[..., Path]) -> None:
+    gently = {"learning_rate": 1e-3, "early_stopping": {"patience": 5, "warmup_evaluations": 6}}
+    events = run(make_job(**{**HOT, **gently}))
+    (finished,) = of_type(events, "finished")
+    assert not finished["stopped_early"]
+    assert finished["step"] == finished["total_steps"]
+    losses = {event["step"]: event["loss"] for event in of_type(events, "evaluation")[1:]}
+    assert finished["best_loss"] == min(losses.values()) == losses[finished["best_step"]]

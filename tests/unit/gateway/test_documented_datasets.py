@@ -1,0 +1,90 @@
+"""docs/datasets.md is true: its examples pass both checkers, its errors are the ones that are told, its limits are the ones in force."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from services.gateway.config import GatewaySettings
+from services.gateway.dataset_check import DatasetCheck, DatasetLimits
+from services.trainer.config import TrainerSettings
+from services.trainer.train import chunks, data, prepare, preview, spill, tokenized_file
+from services.trainer.train.reader import RowReader
+
+TEXT = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(jsonl|text) (\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+EXAMPLES = [(kind, content.encode()) for language, kind, content in BLOCKS if language == "jsonl" and kind != "refused"]
+TRAINER_MODULES = (data, chunks, prepare, preview, spill, tokenized_file)
+
+
+def read(folder: Path, content: bytes) -> tuple[RowReader, int]:
+    path = folder / "rows"
+    path.write_bytes(content)
+    reader = RowReader(path)
+    return reader, len(list(reader))
+
+
+def test_every_format_has_an_example() -> None:
+    assert {kind for kind, _ in EXAMPLES} == {"conversation", "instruction", "text", "preference"}
+
+
+@pytest.mark.parametrize(("kind", "content"), EXAMPLES)
+def test_both_checkers_take_every_example(kind: str, content: bytes, tmp_path: Path) -> None:
+    reader, rows = read(tmp_path, content)
+    assert (reader.errors.kept, reader.format, rows) == ([], kind, content.count(b"\n"))
+    settings = GatewaySettings(service_name="gateway")
+    limits = DatasetLimits(
+        line_bytes_max=settings.dataset_line_bytes_max,
+        lines_max=settings.dataset_lines_max,
+        messages_max=settings.dataset_messages_max,
+        errors_max=settings.dataset_errors_max,
+    )
+    check = DatasetCheck(limits)
+    check.feed(content)
+    report = check.finish()
+    assert (list(report.errors), report.format) == ([], kind)
+
+
+def test_the_examples_use_every_feature(tmp_path: Path) -> None:
+    used = data.Features()
+    for _, content in EXAMPLES:
+        used.add_all(read(tmp_path, content)[0].features)
+    assert all(getattr(used, name) for name in used.__slots__)
+    assert all(f"`{name}`" in TEXT for name in used.__slots__)
+
+
+def test_the_errors_shown_are_the_errors_told(tmp_path: Path) -> None:
+    (refused,) = [content for language, kind, content in BLOCKS if (language, kind) == ("jsonl", "refused")]
+    (shown,) = [content for language, kind, content in BLOCKS if (language, kind) == ("text", "errors")]
+    reader, _ = read(tmp_path, refused.encode())
+    told = [f"line {error.line}: {error.path}: expected {error.expected}" for error in reader.errors.kept]
+    assert sorted(told) == sorted(shown.splitlines())
+
+
+def test_the_table_of_token_ids_is_a_sound_file(tmp_path: Path) -> None:
+    found = re.findall(r"^\| `(\w+)`[^|]*\| `(\[.*?\])` \| `(\[.*?\])` \|$", TEXT, re.MULTILINE)
+    columns: dict[str, Any] = {name: [json.loads(cell) for cell in cells] for name, *cells in found}
+    assert list(columns) == ["input_ids", "attention_mask", "labels"]
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    reader, rows = read(tmp_path, (tmp_path / "t.parquet").read_bytes())
+    assert (reader.errors.kept, reader.format, rows) == ([], "tokens", 2)
+
+
+def test_every_limit_is_the_one_in_force() -> None:
+    listed = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", TEXT, re.MULTILINE)
+    assert len(listed) == 20
+    services = {
+        "FINEMESH_GATEWAY_": GatewaySettings(service_name="gateway"),
+        "FINEMESH_TRAINER_": TrainerSettings(service_name="trainer"),
+    }
+    for name, value in listed:
+        prefix = next((prefix for prefix in services if name.startswith(prefix)), None)
+        if prefix is not None:
+            in_force = getattr(services[prefix], name.removeprefix(prefix).lower())
+        else:
+            in_force = next(getattr(module, name) for module in TRAINER_MODULES if hasattr(module, name))
+        assert in_force == int(value), name

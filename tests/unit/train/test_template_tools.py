@@ -1,0 +1,123 @@
+"""Tools, tool results and reasoning in the templates of real families: what is trained, by hand; and the text, by transformers."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.trainer.train.data import Conversation, Message
+from services.trainer.train.messages import read_messages
+from services.trainer.train.template import ChatTemplate, TemplateRefusal
+
+TODAY = date(2024, 7, 26)
+TEMPLATES = Path(__file__).parents[2] / "assets" / "templates"
+QWEN3, LLAMA31 = ((TEMPLATES / f"{name}.jinja").read_text() for name in ("qwen3", "llama31"))
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+TOOL = {"type": "function", "function": {"name": "add", "description": "<sum>", "parameters": {"type": "object"}}}
+
+
+def call(number: int, name: str = "add") -> dict[str, Any]:
+    return {
+        "id": f"c{number}",
+        "type": "function",
+        "function": {"name": name, "arguments": f'{{"b": {number}, "a": 1}}'},
+    }
+
+
+def messages_of(*entries: dict[str, Any]) -> tuple[Message, ...]:
+    problems: list[tuple[str, str]] = []
+    messages = read_messages(list(entries), "$", lambda path, expected: problems.append((path, expected)))
+    assert not problems, problems
+    assert messages is not None
+    return messages
+
+
+def trained(source: str, *entries: dict[str, Any], tools: bool = True, inputs: bool = False) -> list[str]:
+    row = Conversation(line=1, messages=messages_of(*entries), tools=(TOOL,) if tools else ())
+    text, spans = ChatTemplate(source, {"bos_token": "<s>"}, TODAY).trained_spans(row, train_on_inputs=inputs)
+    return [text[start:end] for start, end in spans]
+
+
+USER = {"role": "user", "content": "1 + 2?"}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [call(1), call(2)]}
+RESULTS = (
+    {"role": "tool", "tool_call_id": "c1", "content": "two"},
+    {"role": "tool", "tool_call_id": "c2", "content": "3"},
+)
+ANSWER = {"role": "assistant", "content": "It is 3."}
+
+
+def test_parallel_tool_calls_are_trained_and_their_results_are_not() -> None:
+    assert trained(QWEN3, USER, CALLS, *RESULTS, ANSWER) == [
+        '<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": 1}}\n</tool_call><|im_end|>\n',
+        "<think>\n\n</think>\n\nIt is 3.<|im_end|>\n",
+    ]
+
+
+def test_reasoning_of_every_step_after_the_question_is_trained() -> None:
+    thinking = {**CALLS, "tool_calls": [call(1)], "reasoning": "call it"}
+    assert trained(QWEN3, USER, thinking, RESULTS[0], {**ANSWER, "reasoning_content": "easy"}) == [
+        '<think>\ncall it\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": 1}}\n</tool_call><|im_end|>\n',
+        "<think>\neasy\n</think>\n\nIt is 3.<|im_end|>\n",
+    ]
+
+
+def test_an_earlier_answer_that_the_template_renders_without_its_opening_is_trained_as_it_stands() -> None:
+    assert trained(QWEN3, USER, ANSWER, USER, ANSWER, tools=False) == [
+        "It is 3.<|im_end|>\n",
+        "<think>\n\n</think>\n\nIt is 3.<|im_end|>\n",
+    ]
+    both = trained(QWEN3, USER, CALLS, *RESULTS, ANSWER, USER, ANSWER)
+    assert [text.endswith("<|im_end|>\n") for text in both] == [True, True, True]
+    assert both[0].startswith("<tool_call>")
+    assert both[1] == "It is 3.<|im_end|>\n"
+
+
+def test_reasoning_that_the_template_drops_is_refused_unless_it_is_not_trained() -> None:
+    thought = {**ANSWER, "reasoning": "hm"}
+    with pytest.raises(TemplateRefusal, match="reasoning of message 1"):
+        trained(QWEN3, USER, thought, USER, ANSWER)
+    assert len(trained(QWEN3, USER, {**thought, "weight": 0}, USER, ANSWER)) == 1
+    with pytest.raises(TemplateRefusal, match="reasoning of message 1"):
+        trained(PLAIN, USER, thought, tools=False)
+
+
+def test_a_template_that_knows_no_tools_is_refused() -> None:
+    with pytest.raises(TemplateRefusal, match="takes tools"):
+        trained(PLAIN, USER, ANSWER)
+    with pytest.raises(TemplateRefusal, match="tool calls of message 1"):
+        trained(PLAIN, USER, {**CALLS, "content": "x"}, tools=False)
+
+
+def test_what_a_template_says_against_a_row_is_passed_on() -> None:
+    with pytest.raises(TemplateRefusal, match="single tool-calls"):
+        trained(LLAMA31, USER, CALLS, *RESULTS, ANSWER)
+    one = {**CALLS, "tool_calls": [call(1)]}
+    assert trained(LLAMA31, USER, one, RESULTS[0], ANSWER) == [
+        '{"name": "add", "parameters": {"b": 1, "a": 1}}<|eot_id|>',
+        "It is 3.<|eot_id|>",
+    ]
+    with pytest.raises(TemplateRefusal, match="content of message 1"):
+        trained(LLAMA31, USER, {**one, "content": "words that this template forgets"}, RESULTS[0], ANSWER)
+
+
+def test_training_on_inputs_takes_tools_and_results_too() -> None:
+    (text,) = trained(QWEN3, USER, CALLS, *RESULTS, ANSWER, inputs=True)
+    assert "<tools>" in text
+    assert "<tool_response>\ntwo\n</tool_response>" in text
+
+
+@pytest.mark.parametrize("source", [QWEN3, LLAMA31], ids=["qwen3", "llama31"])
+def test_the_text_is_the_one_of_transformers(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    entries = [USER, {**CALLS, "content": "", "tool_calls": [call(1)]}, RESULTS[0], ANSWER]
+    messages = messages_of(*entries)
+    # As the server does before it renders: arguments are objects.
+    parsed = {**call(1), "function": {"name": "add", "arguments": {"b": 1, "a": 1}}}
+    theirs = [entries[0], {**entries[1], "tool_calls": [parsed]}, *entries[2:]]
+    (expected,), _ = render_jinja_template([theirs], tools=[TOOL], chat_template=source, bos_token="<s>")
+    ours = ChatTemplate(source, {"bos_token": "<s>"}, TODAY).render(messages, tools=[TOOL], add_generation_prompt=False)
+    assert ours == expected
