@@ -1,0 +1,1 @@
+"""Benchmarks of billing: events, transfers, holds, and what an event costs when millions are booked."""
