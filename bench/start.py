@@ -1,4 +1,5 @@
-"""How long the whole mesh takes to become healthy, beside PostgreSQL and nats-server alone, and how long a job waits to learn.
+"""How long the whole mesh takes to become healthy, beside PostgreSQL and nats-server alone, and how long a job waits to learn:
+on a node whose child waits with torch loaded, beside one that starts a child for each job.
 
 Run it: `make bench-start`. Caches are warm: each side's data folder was started once before; engines are not started.
 """
@@ -17,6 +18,8 @@ from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from tests.harness.mesh import running_mesh
 
 ROUNDS = 5
+FIRST_STEP_ROUNDS = 3
+COLD_NODE: dict[str, str] = {}
 WARM_NODE = {"FINEMESH_TRAINER_WARM_MEMORY_BYTES_MAX": str(4 * 1024**3)}
 LOOK_S = 0.1
 WARM_LOOKS_MAX = 1200
@@ -32,32 +35,35 @@ async def start_seconds(options: StackOptions) -> float:
     return took_s
 
 
-async def first_step_seconds(folder: Path) -> tuple[float, float]:
-    """To the report of a job's first training step: from its creation, with analysis, hold and placement, and from its lease.
+async def first_step_seconds(folder: Path, node: dict[str, str]) -> tuple[list[float], list[float]]:
+    """To the report of a job's first training step, for some jobs one after the other: from a job's creation, with analysis,
+    hold and placement, and from its lease."""
+    since_creation, since_lease = [], []
+    async with running_mesh(folder, **node) as mesh:
+        for number in range(FIRST_STEP_ROUNDS):
+            if node == WARM_NODE:
+                await asyncio.to_thread(wait_until_warm, mesh.stack.folder.logs, number + 1)
+            began = time.perf_counter()
+            leased = began
+            job = await mesh.client.jobs.create(mesh.spec(f"first-step-{number}"))
+            async for message in mesh.client.jobs.watch(job.name):
+                now = time.perf_counter()
+                if message.tuning_job.state == pb.TUNING_JOB_STATE_FAILED:
+                    raise RuntimeError(message.tuning_job.error.message)
+                if message.tuning_job.state == pb.TUNING_JOB_STATE_STARTING and leased == began:
+                    leased = now
+                if message.tuning_job.progress.step >= 1 and len(since_lease) == number:
+                    since_creation.append(now - began)
+                    since_lease.append(now - leased)
+    if len(since_lease) < FIRST_STEP_ROUNDS:
+        raise RuntimeError("a job ended without a step")
+    return since_creation, since_lease
 
-    The node is warm: a child waits with torch and transformers loaded.
-    """
-    async with running_mesh(folder, **WARM_NODE) as mesh:
-        await asyncio.to_thread(wait_until_warm, mesh.stack.folder.logs)
-        spec = mesh.spec("first-step")
-        began = time.perf_counter()
-        leased = began
-        job = await mesh.client.jobs.create(spec)
-        async for message in mesh.client.jobs.watch(job.name):
-            now = time.perf_counter()
-            if message.tuning_job.state == pb.TUNING_JOB_STATE_STARTING and leased == began:
-                leased = now
-            if message.tuning_job.progress.step >= 1:
-                return now - began, now - leased
-            if message.tuning_job.state == pb.TUNING_JOB_STATE_FAILED:
-                raise RuntimeError(message.tuning_job.error.message)
-    raise RuntimeError("the job ended without a step")
 
-
-def wait_until_warm(logs: Path) -> None:
-    """Until a trainer's log says that a child waits."""
+def wait_until_warm(logs: Path, count: int) -> None:
+    """Until the trainer's log has said so many times that a child waits."""
     for _ in range(WARM_LOOKS_MAX):
-        if any("a warm child waits" in log.read_text() for log in logs.glob("trainer-*.log")):
+        if sum(log.read_text().count("a warm child waits") for log in logs.glob("trainer-*.log")) >= count:
             return
         time.sleep(LOOK_S)
     raise TimeoutError("no child became warm")
@@ -75,13 +81,16 @@ async def main() -> None:
             for side, options in (("ours", ours), ("bare", bare)):
                 sides[side].append(await start_seconds(options))
             print(f"round {number + 1}: ours {sides['ours'][-1]:.2f} s, bare {sides['bare'][-1]:.2f} s", flush=True)
-        since_creation_s, since_lease_s = await first_step_seconds(folder)
-        print(
-            f"to the first training step: {since_creation_s:.2f} s from job creation, {since_lease_s:.2f} s from the lease"
-        )
+        cold = await first_step_seconds(folder / "cold", COLD_NODE)
+        warm = await first_step_seconds(folder / "warm", WARM_NODE)
+        for name, (since_creation, since_lease) in (("cold", cold), ("warm", warm)):
+            print(
+                f"{name} child, to the first step: {spread(since_creation)} s from creation, {spread(since_lease)} s from the lease"
+            )
         print(
             f"on {machine()}; ours {spread(sides['ours'])} s, bare postgres and nats-server {spread(sides['bare'])} s"
         )
+        print(last_line("start.first_step", median(warm[1]), median(cold[1]), "s", "cold child"))
         print(last_line("start.stack", median(sides["ours"]), median(sides["bare"]), "s", "bare"))
 
 
