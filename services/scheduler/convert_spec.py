@@ -132,7 +132,7 @@ def _early_stopping_from(message: tuning.EarlyStopping) -> EarlyStopping:
 def _hyperparameters_from(message: tuning.Hyperparameters) -> Hyperparameters:
     return Hyperparameters(
         epochs=message.epochs,
-        evaluations=message.evaluations if message.HasField("evaluations") else None,
+        evaluations=message.evaluations,
         batch_size=message.batch_size,
         learning_rate=message.learning_rate,
         warmup_ratio=message.warmup_ratio,

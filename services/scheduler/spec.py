@@ -94,7 +94,7 @@ class Hyperparameters:
     """Zero (None where zero has a meaning) stands for the default."""
 
     epochs: int = 0
-    evaluations: int | None = None
+    evaluations: int = 0
     batch_size: int = 0
     learning_rate: float = 0.0
     warmup_ratio: float = 0.0

@@ -147,7 +147,7 @@ class _Check:
             self.refuse(at, "needs spec.validation_file: without evaluations nothing can be seen to get worse")
             return
         given = spec.hyperparameters
-        total = (given.epochs or 1) * (1 if given.evaluations is None else given.evaluations)
+        total = (given.epochs or 1) * given.evaluations
         if len(self.violations) == before and total < stopping.evaluations_min:
             self.refuse(
                 at,
@@ -158,8 +158,7 @@ class _Check:
     def hyperparameters(self, given: Hyperparameters) -> None:
         at = "spec.hyperparameters"
         self.integer(f"{at}.epochs", given.epochs, 1, EPOCHS_MAX, zero="1")
-        if given.evaluations is not None:
-            self.integer(f"{at}.evaluations", given.evaluations, 0, EVALUATIONS_MAX)
+        self.integer(f"{at}.evaluations", given.evaluations, 0, EVALUATIONS_MAX)
         self.integer(f"{at}.batch_size", given.batch_size, 1, BATCH_SIZE_MAX, zero="8")
         if not math.isfinite(given.learning_rate) or not 0 <= given.learning_rate <= LEARNING_RATE_MAX:
             self.refuse(

@@ -133,16 +133,12 @@ def _complete_lora(lora: Lora, limits: Limits) -> Lora:
 
 def _complete_hyperparameters(spec: TuningSpec, limits: Limits) -> Hyperparameters:
     given = spec.hyperparameters
-    evaluations = given.evaluations
-    if evaluations is None:
-        evaluations = 1 if spec.validation_file else 0
     batch_size = given.batch_size or BATCH_SIZE_DEFAULT
     if given.batch_size_max and not given.batch_size:
         batch_size = limits.batch_max(lora=spec.lora is not None, dpo=spec.dpo is not None)
     return replace(
         given,
         epochs=given.epochs or 1,
-        evaluations=evaluations,
         batch_size=batch_size,
         learning_rate=given.learning_rate or LEARNING_RATE_DEFAULT,
         gradient_norm_max=1.0 if given.gradient_norm_max is None else given.gradient_norm_max,

@@ -13,7 +13,6 @@ from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 # The child takes a step as batch_size * gradient_accumulation_steps.
 _CHILD_BATCH_MAX = 1024
 _CHILD_ACCUMULATION_MAX = 256
-_EVALUATIONS_DEFAULT = 1
 
 _SCHEDULES = {
     tuning.LEARNING_RATE_SCHEDULE_UNSPECIFIED: "cosine",
@@ -83,7 +82,7 @@ def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[st
         },
         "train_file": placement.train_file,
         "validation_file": placement.validation_file,
-        "evaluations": _evaluations(hyper, placement),
+        "evaluations": 0 if placement.validation_file is None else hyper.evaluations,
         "learning_rate": hyper.learning_rate,
         "schedule": _schedule(hyper),
         "warmup_ratio": hyper.warmup_ratio,
@@ -194,12 +193,6 @@ def _training(spec: tuning.TuningSpec) -> dict[str, Any]:
     if spec.lora.target_modules:
         training["target_modules"] = list(spec.lora.target_modules)
     return training
-
-
-def _evaluations(hyper: tuning.Hyperparameters, placement: Placement) -> int:
-    if placement.validation_file is None:
-        return 0
-    return hyper.evaluations if hyper.HasField("evaluations") else _EVALUATIONS_DEFAULT
 
 
 def _batch(examples: int, batches: int) -> tuple[int, int]:

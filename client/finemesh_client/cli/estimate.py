@@ -36,7 +36,7 @@ def estimate(
     ] = "",
     validation_file: Annotated[str, typer.Option("--validation-file", help="Held-out file, with --file.")] = "",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data (default 1).")] = None,
-    evaluations: Annotated[int | None, typer.Option("--evaluations", min=0, help="Evaluations per epoch.")] = None,
+    evaluations: Annotated[int | None, typer.Option("--evaluations", min=0, help="Evaluations per epoch (0).")] = None,
     sequence_tokens_max: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest example, with --file.")
     ] = None,

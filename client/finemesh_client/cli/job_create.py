@@ -77,7 +77,7 @@ def create(  # The names of the parameters are those of JobOptions.
     ] = None,
     gpus: Annotated[int | None, option(_WEIGHTS, "--gpus", help="GPUs as one gang (1).")] = None,
     epochs: Annotated[int | None, option(_LENGTH, "--epochs", help="Passes over the data (1).")] = None,
-    evaluations: Annotated[int | None, option(_LENGTH, "--evaluations", help="Evaluations per epoch.")] = None,
+    evaluations: Annotated[int | None, option(_LENGTH, "--evaluations", help="Evaluations per epoch (0).")] = None,
     checkpoints: Annotated[int | None, option(_LENGTH, "--checkpoints", help="Checkpoints that are kept (1).")] = None,
     checkpoint_interval_steps: Annotated[
         int | None, option(_LENGTH, "--checkpoint-steps", help="Steps between those for a restart.")

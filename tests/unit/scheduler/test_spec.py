@@ -16,6 +16,7 @@ from services.scheduler.spec_defaults import complete, default_output_name
 BASE = load_limits().of("finemesh/demo-llama", BaseFacts(context_tokens_max=2048, adapter_rank_max=64))
 SPEC = TuningSpec(base_model="finemesh/demo-llama", training_file="projects/p/files/f")
 JOB_ID = "ft-01jd0000000000000000000000"
+VALIDATED = replace(SPEC, validation_file="projects/p/files/v")
 
 
 def fields(spec: TuningSpec) -> list[str]:
@@ -50,11 +51,11 @@ def test_a_complete_spec_is_valid_and_stays_as_it_is() -> None:
     assert complete(spec, BASE, "ft-other") == (spec, [])
 
 
-def test_a_validation_file_brings_one_evaluation_per_epoch() -> None:
-    spec, _ = complete(replace(SPEC, validation_file="projects/p/files/v"), BASE, JOB_ID)
-    assert spec.hyperparameters.evaluations == 1
-    none = replace(SPEC, validation_file="projects/p/files/v", hyperparameters=Hyperparameters(evaluations=0))
-    assert complete(none, BASE, JOB_ID)[0].hyperparameters.evaluations == 0
+def test_evaluations_are_asked_for_because_each_is_billed() -> None:
+    spec, _ = complete(VALIDATED, BASE, JOB_ID)
+    assert spec.hyperparameters.evaluations == 0
+    asked = replace(VALIDATED, hyperparameters=Hyperparameters(evaluations=3))
+    assert complete(asked, BASE, JOB_ID)[0].hyperparameters.evaluations == 3
 
 
 def test_zero_where_zero_means_something_is_kept() -> None:
@@ -185,9 +186,6 @@ def test_whatever_passes_is_bounded(epochs: int, batch_size: int, learning_rate:
         assert 16 <= got.sequence_tokens_max <= 2048
 
 
-VALIDATED = replace(SPEC, validation_file="projects/p/files/v")
-
-
 def stopping(spec: TuningSpec, **hyperparameters: object) -> list[str]:
     given = Hyperparameters(early_stopping=EarlyStopping(), **hyperparameters)  # type: ignore[arg-type]
     return fields(replace(spec, hyperparameters=given))
@@ -196,11 +194,13 @@ def stopping(spec: TuningSpec, **hyperparameters: object) -> list[str]:
 def test_early_stopping_has_defaults_and_needs_enough_evaluations() -> None:
     at = "spec.hyperparameters.early_stopping"
     assert stopping(SPEC, epochs=10) == [at]
-    assert stopping(VALIDATED, epochs=3) == [at]
-    assert stopping(VALIDATED, epochs=4) == []
+    assert stopping(VALIDATED, epochs=100) == [at]
+    assert stopping(VALIDATED, epochs=3, evaluations=1) == [at]
+    assert stopping(VALIDATED, epochs=4, evaluations=1) == []
     assert stopping(VALIDATED, epochs=1, evaluations=4) == []
     assert stopping(VALIDATED, epochs=100, evaluations=0) == [at]
-    spec = replace(VALIDATED, hyperparameters=Hyperparameters(epochs=4, early_stopping=EarlyStopping()))
+    asked = Hyperparameters(epochs=4, evaluations=1, early_stopping=EarlyStopping())
+    spec = replace(VALIDATED, hyperparameters=asked)
     completed, _ = complete(spec, BASE, JOB_ID)
     assert completed.hyperparameters.early_stopping == EarlyStopping(patience=2, min_delta=0.0, warmup_evaluations=1)
     assert complete(completed, BASE, JOB_ID) == (completed, [])

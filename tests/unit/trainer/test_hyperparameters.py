@@ -52,7 +52,7 @@ def fraction(path: str, engine: Callable[[Spec], Any], high: float = 1.0, defaul
 SETTINGS = (
     Setting(path="hyperparameters.epochs", default=1, taken=(1, 100), refused=(-1, 101), engine=lambda s: s.epochs),
     Setting(
-        path="hyperparameters.evaluations", default=1, taken=(0, 100), refused=(-1, 101), engine=lambda s: s.evaluations
+        path="hyperparameters.evaluations", default=0, taken=(0, 100), refused=(-1, 101), engine=lambda s: s.evaluations
     ),
     Setting(
         path="hyperparameters.checkpoints", default=1, taken=(1, 100), refused=(-1, 101), engine=lambda s: s.checkpoints

@@ -74,7 +74,7 @@ def test_a_full_spec_arrives_field_by_field() -> None:
 
 def test_what_is_left_out_gets_the_documented_defaults() -> None:
     spec = parse_spec(child_spec(make_assignment(), PLACEMENT))
-    assert (spec.epochs, spec.evaluations, spec.batch_size, spec.max_grad_norm, spec.seed) == (1, 1, 8, 1.0, 42)
+    assert (spec.epochs, spec.evaluations, spec.batch_size, spec.max_grad_norm, spec.seed) == (1, 0, 8, 1.0, 42)
     assert isinstance(spec.training, LoraTraining)
     assert (spec.training.r, spec.training.alpha, spec.training.target_modules) == (16, 32, "all-linear")
     assert (spec.schedule.type, spec.train_on_inputs, spec.max_seq_length) == ("cosine", "auto", None)

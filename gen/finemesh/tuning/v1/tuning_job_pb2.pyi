@@ -550,7 +550,7 @@ class Hyperparameters(_message.Message):
     epochs: _builtins.int
     """Passes over the training data, 1 to 100; default 1."""
     evaluations: _builtins.int
-    """Evaluations on the validation file per epoch, 0 to 100; default 1 when there is a validation file."""
+    """Evaluations on the validation file per epoch, 0 to 100; default 0, for each is billed."""
     batch_size: _builtins.int
     """Sequences per optimizer step, 1 to 4096; short examples share a sequence of up to `sequence_tokens_max` tokens; default 8."""
     learning_rate: _builtins.float
