@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from services.trainer.train.failures import Violation, user_failure
 from services.trainer.train.lora_linear import join_adapters
@@ -29,7 +30,21 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
         field = "training.dropout" if "lora_dropout" in str(error) else "training.target_modules"
         violation = Violation(field=field, description=f"does not fit this base model: {error}")
         raise user_failure("INVALID_FIELD", f"no adapter can be put on the base model: {error}", [violation]) from error
+    _refuse_the_vocabulary(model)
     # peft notes the folder that the base was loaded from, which means nothing elsewhere.
     module.peft_config["default"].base_model_name_or_path = base_id
     join_adapters(module)
     return replace(model, module=module)
+
+
+def _refuse_the_vocabulary(model: CausalModel) -> None:
+    """The head is multiplied past its own forward pass, where its adapter would learn nothing; embeddings are often the same
+    weights, and the serving engine takes adapters of linear layers alone."""
+    vocabulary = (model.base.get_input_embeddings(), model.base.get_output_embeddings())
+    named = [
+        name for name, layer in model.base.named_modules() if layer in vocabulary and isinstance(layer, BaseTunerLayer)
+    ]
+    if named:
+        what = f"takes no adapter on the vocabulary's weights ({', '.join(named)}); leave them out or train all weights"
+        violation = Violation(field="training.target_modules", description=what)
+        raise user_failure("INVALID_FIELD", f"the engine {what}", [violation])

@@ -15,6 +15,7 @@ from services.trainer.train.batches import IGNORED, MicroBatch
 from services.trainer.train.failures import user_failure
 from services.trainer.train.kernels import on_cuda, reduced_precision, use_kernels
 from services.trainer.train.loss import cross_entropy_sum, logits_of
+from services.trainer.train.whole_base import require_all_found, require_numbers, require_whole_files
 
 # Hidden states times head must be the model's own logits; beyond this the architecture does something we do not know.
 _HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -88,19 +89,10 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
     """Raises Failure(user, MODEL_INVALID). Float32 on a CPU and for full weights; a frozen base on a GPU is bfloat16. On a
     GPU float32 weights are multiplied in 16 bits. Not `placed`, the weights stay in the machine's memory, for sharding to bring them to `device`."""
     dtype = torch.float32 if full or device == "cpu" else torch.bfloat16
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise user_failure("MODEL_INVALID", f"the base model cannot be loaded: {error}") from error
+    base = _read(directory, dtype)
     if placed:
         base.to(device)
+    require_numbers(base)
     base.config.use_cache = False
     head = base.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -110,6 +102,26 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
     )
     _check_head(model, dtype)
     return replace(model, kernels=use_kernels(base, device, dtype), autocast=full and on_cuda(device))
+
+
+def _read(directory: Path, dtype: Any) -> Any:
+    require_whole_files(directory)
+    try:
+        base, found = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            # Then they are told, and refused below with their names.
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise user_failure("MODEL_INVALID", f"the base model cannot be loaded: {error}") from error
+    require_all_found(found["missing_keys"], [name for name, *_ in found["mismatched_keys"]])
+    return base
 
 
 def _check_head(model: CausalModel, dtype: Any) -> None:
