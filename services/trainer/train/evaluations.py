@@ -1,20 +1,22 @@
 """When a run evaluates, what it tells then and what it remembers of it. How a loss is made is evaluate.py's."""
 
+import math
 import time
 from dataclasses import asdict, replace
 
 from services.trainer.train.early import judge_evaluation
 from services.trainer.train.evaluate import evaluate
+from services.trainer.train.failures import user_failure
 from services.trainer.train.objective import Evaluation
 from services.trainer.train.run import Run
-from services.trainer.train.saving import settle_checkpoint
+from services.trainer.train.saving import kept_checkpoint, settle_checkpoint
 
 
 def evaluate_before_the_first_step(run: Run) -> None:
     """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
     if run.position.step or not run.validation_batches:
         return
-    found = _evaluate(run)
+    found = _evaluate(run, "the look at the validation file before the first step")
     run.position = replace(run.position, initial_validation_loss=found.loss)
     run.emit("evaluation", evaluation=0, step=0, epoch=0.0, validation_tokens=0, **asdict(found))
 
@@ -27,7 +29,7 @@ def evaluate_when_due(run: Run) -> None:
         # Files are written one after another: a checkpoint on its way may carry the best weights that this one replaces.
         settle_checkpoint(run)
         started_s = time.monotonic()
-        found = _evaluate(run)
+        found = _evaluate(run, f"evaluation {number} after step {at_step}")
         duration_s = time.monotonic() - started_s
         run.position = replace(
             run.position,
@@ -53,5 +55,14 @@ def evaluate_when_due(run: Run) -> None:
         )
 
 
-def _evaluate(run: Run) -> Evaluation:
-    return evaluate(run.model, run.validation_objective, run.validation_batches, run.stopping, run.group)
+def _evaluate(run: Run, name: str) -> Evaluation:
+    """Raises Failure(user) for a loss that is no number, or one far beyond that of a model that guesses."""
+    objective = run.validation_objective
+    found = evaluate(run.model, objective, run.validation_batches, run.stopping, run.group)
+    if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
+        raise user_failure(
+            "TRAINING_INPUT_INVALID",
+            f"training diverged: {name} came out with loss {found.loss}; {kept_checkpoint(run)}; "
+            "lower the learning rate, or look for what is unlike the training file",
+        )
+    return found

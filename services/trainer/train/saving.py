@@ -81,6 +81,13 @@ def settle_checkpoint(run: Run, *, wait: bool = True) -> None:
         prune_checkpoints(run.inputs.checkpoints, run.inputs.spec.keep_last)
 
 
+def kept_checkpoint(run: Run) -> str:
+    """Where a run that diverged can be taken up again, in words."""
+    settle_checkpoint(run)
+    kept = run.last_checkpoint_step
+    return f"the last good checkpoint is at step {kept}" if kept is not None else "there is no checkpoint yet"
+
+
 def settle_at_the_end(run: Run) -> None:
     """Where a run ends for another reason, a full disk is no second one."""
     try:
