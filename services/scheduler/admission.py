@@ -30,6 +30,7 @@ from services.scheduler.spec_defaults import complete
 from services.scheduler.store import Store
 
 MODEL_CHARS_MAX = 400
+Resolved = model_artifact_service_pb2.ResolveBaseModelResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ class Admission:
             origin=origin,
         )
 
-    async def limits(self, model: str, caller: Caller) -> tuple[str, Limits]:
-        """The base model that `model` names, or that what it names was trained on, with its limits."""
+    async def limits(self, model: str, caller: Caller) -> tuple[str, Limits, Resolved]:
+        """The base model that `model` names, or that what it names was trained on, with its limits and its files."""
         name = parse_origin(model)
         if not model or len(model) > MODEL_CHARS_MAX:
             description = "give the id of a base model, or a job or model to continue from"
@@ -106,17 +107,19 @@ class Admission:
         if name is not None and (name.job_id or name.step is not None):
             return await self._limits_of_origin(name, caller)
         try:
-            return model, self._limits_of(model, await self._resolve_base(model))
+            base = await self._resolve_base(model)
+            return model, self._limits_of(model, base), base
         except NotFound:
             if name is None:
                 raise
             return await self._limits_of_origin(name, caller)
 
-    async def _limits_of_origin(self, name: OriginName, caller: Caller) -> tuple[str, Limits]:
+    async def _limits_of_origin(self, name: OriginName, caller: Caller) -> tuple[str, Limits, Resolved]:
         base_model = await base_model_of(self._store.pool, caller.tenant, name)
-        return base_model, self._limits_of(base_model, await self._resolve_base(base_model))
+        base = await self._resolve_base(base_model)
+        return base_model, self._limits_of(base_model, base), base
 
-    def _limits_of(self, base_model: str, base: model_artifact_service_pb2.ResolveBaseModelResponse) -> Limits:
+    def _limits_of(self, base_model: str, base: Resolved) -> Limits:
         facts = BaseFacts(
             context_tokens_max=base.context_tokens_max,
             adapter_rank_max=base.adapter_rank_max,
@@ -128,7 +131,7 @@ class Admission:
         name = parse_origin(from_checkpoint) if from_checkpoint else None
         return None if name is None else await find_origin(self._store.pool, caller.tenant, name)
 
-    async def _resolve_base(self, model_id: str) -> model_artifact_service_pb2.ResolveBaseModelResponse:
+    async def _resolve_base(self, model_id: str) -> Resolved:
         request = model_artifact_service_pb2.ResolveBaseModelRequest(model_id=model_id)
         try:
             return await self._peers.models.ResolveBaseModel(request)

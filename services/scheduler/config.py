@@ -43,6 +43,7 @@ class SchedulerSettings(ChassisSettings):
         default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
     )
     analysis_deadline_s: float = Field(default=600.0, gt=0, description="Longest analysis of one file.")
+    description_deadline_s: float = Field(default=20.0, gt=0, description="Longest look at a model's chat template.")
     peer_deadline_s: float = Field(default=5.0, gt=0, description="Longest call to billing by a worker.")
     hold_renewal_interval_s: float = Field(
         default=21_600.0,

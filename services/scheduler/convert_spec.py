@@ -1,5 +1,6 @@
 """Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways, and its limits. It judges nothing."""
 
+from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
 from services.scheduler.integrations import Given
@@ -191,7 +192,10 @@ def _train_on_inputs_to(spec: TuningSpec) -> tuning.TrainOnInputs.ValueType:
             return tuning.TRAIN_ON_INPUTS_AUTO
 
 
-def limits_to(base_model: str, limits: Limits) -> tuning_limits_pb2.TuningLimits:
+def limits_to(
+    base_model: str, limits: Limits, template: dataset_service_pb2.DescribeModelResponse | None
+) -> tuning_limits_pb2.TuningLimits:
+    """`template` is None while nothing is known of it."""
     message = tuning_limits_pb2.TuningLimits(
         base_model=base_model,
         epochs_max=limits.epochs_max,
@@ -206,6 +210,9 @@ def limits_to(base_model: str, limits: Limits) -> tuning_limits_pb2.TuningLimits
         gradient_accumulation_steps_default=1,
         supports_dpo=limits.batch_dpo > 0,
     )
+    if template is not None:
+        message.supports_tools = template.supports_tools
+        message.supports_reasoning = template.supports_reasoning
     if limits.lora_rank_max and limits.batch_lora:
         message.lora.CopyFrom(
             tuning_limits_pb2.LoraLimits(

@@ -36,6 +36,7 @@ from services.scheduler.preview import Previewer
 from services.scheduler.requests import Requests
 from services.scheduler.secret_box import SecretBox
 from services.scheduler.store import MIGRATIONS, Store
+from services.scheduler.template_facts import TemplateFacts
 from services.scheduler.tuning_service import TuningService
 from services.scheduler.view import JobView
 from services.scheduler.watch import Hub, Listener
@@ -80,7 +81,17 @@ async def main(process: Process) -> None:
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         add_TuningServiceServicer_to_server,
-        TuningService(store, admission, analyzer, peers, requests, view, follower, Previewer(store, peers, settings)),
+        TuningService(
+            store,
+            admission,
+            analyzer,
+            peers,
+            requests,
+            view,
+            follower,
+            Previewer(store, peers, settings),
+            TemplateFacts(store, peers, settings),
+        ),
         "finemesh.tuning.v1.TuningService",
         allow={"gateway"},
         endless={"WatchTuningJob"},

@@ -21,6 +21,7 @@ from services.scheduler.preview import Previewer
 from services.scheduler.price_request import price_request
 from services.scheduler.requests import Requests
 from services.scheduler.store import Store
+from services.scheduler.template_facts import TemplateFacts
 from services.scheduler.view import JobView
 
 REQUEST_ID_CHARS_MAX = 128
@@ -38,6 +39,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         view: JobView,
         follower: Follower,
         previewer: Previewer,
+        templates: TemplateFacts,
     ) -> None:
         self._store = store
         self._admission = admission
@@ -47,6 +49,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         self._view = view
         self._follower = follower
         self._previewer = previewer
+        self._templates = templates
 
     async def QuoteTuningJob(self, request: _pb.QuoteTuningJobRequest, context: object) -> _pb.QuoteTuningJobResponse:
         caller = current_caller()
@@ -157,8 +160,8 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
     ) -> _pb.GetTuningLimitsResponse:
         caller = current_caller()
         own_parent(identity_pb2.Project, request.parent, caller)
-        base_model, limits = await self._admission.limits(request.model, caller)
-        return _pb.GetTuningLimitsResponse(limits=limits_to(base_model, limits))
+        base_model, limits, base = await self._admission.limits(request.model, caller)
+        return _pb.GetTuningLimitsResponse(limits=limits_to(base_model, limits, await self._templates.of(base)))
 
     async def _shown(self, ref: JobRef) -> tuning_job_pb2.TuningJob:
         shown = await self._view.one(ref)

@@ -61,6 +61,15 @@ async def preview(
     )
 
 
+async def describe(folder: Path, base: str, settings: TrainerSettings) -> dataset_service_pb2.DescribeModelResponse:
+    """What the model's chat template can render. DomainError for a model that cannot be read."""
+    question = {"base_model": {"directory": str(folder / base)}, "describe": True}
+    answer = await _run(json.dumps(question).encode(), settings)
+    if not answer["ok"]:
+        raise _refusal(answer)
+    return dataset_service_pb2.DescribeModelResponse(**answer["template"])
+
+
 async def analyze(
     request: dataset_service_pb2.AnalyzeDatasetRequest, folder: Path, dataset: str, base: str, settings: TrainerSettings
 ) -> dataset_service_pb2.AnalyzeDatasetResponse:

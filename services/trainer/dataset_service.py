@@ -14,9 +14,10 @@ import structlog
 
 from chassis.errors import DomainError
 from chassis.ids import Ids
+from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from services.trainer import inputs, workdir
-from services.trainer.analysis import analyze, preview
+from services.trainer.analysis import analyze, describe, preview
 from services.trainer.cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.uploads import stored_files
@@ -55,6 +56,12 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         async with self._fetched(request) as (folder, dataset):
             return await preview(request, folder, dataset, inputs.BASE, self._settings)
 
+    async def DescribeModel(
+        self, request: dataset_service_pb2.DescribeModelRequest, context: object
+    ) -> dataset_service_pb2.DescribeModelResponse:
+        async with self._with_base(request.base_model) as folder:
+            return await describe(folder, inputs.BASE, self._settings)
+
     async def drain(self) -> None:
         """Ends the analyses that nobody will hear of any more, and their processes."""
         tasks = list(self._running.values())
@@ -88,12 +95,17 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     @contextlib.asynccontextmanager
     async def _fetched(self, request: Request) -> AsyncIterator[tuple[Path, str]]:
-        """One of the node's slots, a folder with the files of `request`, and where below it the dataset is."""
+        """As `_with_base`, and where below that folder the dataset is."""
+        async with self._with_base(request.base_model) as folder:
+            yield folder, await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)
+
+    @contextlib.asynccontextmanager
+    async def _with_base(self, base: artifact_pb2.Artifact) -> AsyncIterator[Path]:
+        """One of the node's slots, and a folder with what rendering needs of `base`."""
         async with self._slots:
             folder = await asyncio.to_thread(self._node_folder.create, "analysis", self._ids.uuid().hex)
             try:
-                files = stored_files(request.base_model)
-                await self._cache.place(request.base_model.key, files, folder / inputs.BASE, wanted=inputs.is_no_weight)
-                yield folder, await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)
+                await self._cache.place(base.key, stored_files(base), folder / inputs.BASE, wanted=inputs.is_no_weight)
+                yield folder
             finally:
                 await asyncio.to_thread(workdir.remove, folder)

@@ -34,6 +34,8 @@ def show(found: tuning_limits_pb2.TuningLimits) -> None:
         [
             ("base model", found.base_model),
             ("methods", "sft, dpo" if dpo else "sft"),
+            ("tools", _supported(found, "supports_tools")),
+            ("reasoning", _supported(found, "supports_reasoning")),
             ("epochs", f"1 to {found.epochs_max}"),
             ("evaluations", f"0 to {found.evaluations_max} per epoch"),
             ("checkpoints", f"1 to {found.checkpoints_max}"),
@@ -45,6 +47,16 @@ def show(found: tuning_limits_pb2.TuningLimits) -> None:
             ("adapter, batch", _batch(lora.batch, dpo) if found.HasField("lora") else ""),
             ("all weights", _batch(found.full.batch, dpo) if found.HasField("full") else "not offered"),
         ]
+    )
+
+
+def _supported(found: tuning_limits_pb2.TuningLimits, what: str) -> str:
+    if not found.HasField(what):  # type: ignore[arg-type]
+        return "not known: no node could be asked"
+    return (
+        "rendered by the chat template"
+        if getattr(found, what)
+        else "not rendered by the chat template; such rows are refused"
     )
 
 

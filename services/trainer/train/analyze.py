@@ -4,7 +4,8 @@ Counts with the very code that feeds training (prepare.py), without torch. It kn
 
 Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs, batch_size,
 gradient_accumulation_steps, epochs, evaluations, template_date (as in spec.py), errors_max, place (as in place.py); with `preview` {rows, tokens_shown}
-it is a question about single rows of the training file, answered by preview.py.
+it is a question about single rows of the training file, answered by preview.py; with `describe` true it names no file and is
+answered by describe.py.
 Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field, description).
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from services.trainer.train.bounded import Reader
 from services.trainer.train.data import ERRORS_MAX
+from services.trainer.train.describe import describe_template
 from services.trainer.train.failures import Failure, Violation, user_failure
 from services.trainer.train.place import read_place
 from services.trainer.train.plan import plan_run
@@ -63,7 +65,8 @@ def analyze(document: Any) -> dict[str, Any]:
     directory = base.text("directory", PATH_LENGTH_MAX)
     base.raw("id", None), base.raw("revision", None)
     base.finish()
-    train_file = reader.text("train_file", PATH_LENGTH_MAX)
+    describing = reader.flag("describe", False)
+    train_file = "" if describing else reader.text("train_file", PATH_LENGTH_MAX)
     validation_file = reader.optional_text("validation_file", PATH_LENGTH_MAX)
     asked_length = reader.optional_integer("max_seq_length", MAX_SEQ_LENGTH_MIN, MAX_SEQ_LENGTH_MAX)
     packing = reader.flag("packing", True)
@@ -82,6 +85,8 @@ def analyze(document: Any) -> dict[str, Any]:
     _raise_if(violations)
 
     folder = open_model_folder(Path(directory))
+    if describing:
+        return {"ok": True, "template": asdict(describe_template(folder, day))}
     settings = PrepareSettings(
         max_seq_length=resolve_max_seq_length(asked_length, folder),
         packing=packing,

@@ -11,7 +11,7 @@ from pathlib import Path
 # All that prepare.py loads of this package; a test holds the list against what is loaded.
 MODULES = (
     "bounded", "chunks", "data", "durable", "failures", "messages", "methods", "order", "pack", "pairs", "parquet", "place", "plan",
-    "preparation", "prepare", "prepare_settings", "reader", "row_tokenizer", "rows", "shards", "spec", "spill", "template",
+    "preparation", "prepare", "prepare_settings", "reader", "row_tokenizer", "rows", "said", "shards", "spec", "spill", "template",
     "tokenized_file", "tokenizer", "tokens", "workers",
 )  # fmt: skip
 LIBRARIES = ("jinja2", "numpy", "pyarrow", "tokenizers")

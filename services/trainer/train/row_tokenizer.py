@@ -11,8 +11,9 @@ from tokenizers import Encoding, Tokenizer
 
 from services.trainer.train.data import Conversation, Instruction, Preference, Row, RowErrors, Text, Tokens
 from services.trainer.train.failures import Failure, Violation, user_failure
+from services.trainer.train.said import TemplateRefusal
 from services.trainer.train.spec import TrainOnInputs
-from services.trainer.train.template import ChatTemplate, Span, TemplateRefusal
+from services.trainer.train.template import ChatTemplate, Span
 from services.trainer.train.tokenizer import ModelFolder, without_offset_trimming
 from services.trainer.train.tokens import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
 

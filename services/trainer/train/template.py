@@ -15,8 +15,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.trainer.train.data import Conversation, Message
+from services.trainer.train.data import Conversation, Message, ToolCall
 from services.trainer.train.failures import Failure, user_failure
+from services.trainer.train.said import TemplateRefusal, check_heard, check_said
 
 Span = tuple[int, int]
 
@@ -24,10 +25,9 @@ TEMPLATE_LENGTH_MAX = 256 * 1024
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 # An opening of the last turn that a template leaves out of earlier ones, in characters.
 OPENING_LENGTH_MAX = 256
-
-
-class TemplateRefusal(Exception):
-    """This conversation does not fit the template; the text says why."""
+# A tool, and an id of a call of it that strict templates take, to see what a template makes of them.
+_TOOL = {"type": "function", "function": {"name": "lookup", "description": "", "parameters": {"type": "object"}}}
+_CALL_ID = "call00001"
 
 
 class ChatTemplate:
@@ -72,9 +72,10 @@ class ChatTemplate:
         if row.tools and not self._takes_tools:
             raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out")
         text = self.render(row.messages, tools=row.tools, add_generation_prompt=False)
+        check_heard(text, row.messages, row.tools)
         if train_on_inputs and all(message.weight for message in row.messages):
             for index, message in enumerate(row.messages):
-                _check_said(text, index, message)
+                check_said(text, index, message)
             return text, [(0, len(text))]
         spans: list[Span] = []
         start = 0
@@ -86,17 +87,41 @@ class ChatTemplate:
                 start = _prefix_length(text, prompt, index)
             end = self._end(text, start, row, index)
             if message.weight:
-                _check_said(text[start:end], index, message)
+                check_said(text[start:end], index, message)
                 spans.append((start, end))
             start = end
         return text, spans
 
     @cached_property
+    def supports_tools(self) -> bool:
+        """Whether a row with a tool, a call of it, its result and an answer can be trained."""
+        call = ToolCall(id=_CALL_ID, name="lookup", arguments={"word": "finemesh"})
+        calls = Message(role="assistant", content="", tool_calls=(call,))
+        return self._trains(calls, Message(role="tool", content="a result", tool_call_id=_CALL_ID), tools=(_TOOL,))
+
+    @cached_property
+    def supports_reasoning(self) -> bool:
+        """Whether a row whose last answer has reasoning can be trained."""
+        return self._trains(reasoning="because of this")
+
+    def _trains(self, *between: Message, tools: tuple[dict[str, Any], ...] = (), reasoning: str | None = None) -> bool:
+        question, answer = (
+            Message(role="user", content="question"),
+            Message(role="assistant", content="answer", reasoning=reasoning),
+        )
+        try:
+            self.trained_spans(
+                Conversation(line=1, messages=(question, *between, answer), tools=tools), train_on_inputs=False
+            )
+        except TemplateRefusal:
+            return False
+        return True
+
+    @cached_property
     def _takes_tools(self) -> bool:
         question = [Message(role="user", content="question")]
-        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
         try:
-            with_tool = self.render(question, tools=[tool], add_generation_prompt=True)
+            with_tool = self.render(question, tools=[_TOOL], add_generation_prompt=True)
         except TemplateRefusal:
             # What it has against this tool is said for the rows that have one.
             return True
@@ -145,21 +170,6 @@ def _prefix_length(text: str, prefix: str, index: int) -> int:
             f"a chat template that renders a conversation up to message {index} as the beginning of the whole"
         )
     return len(prefix)
-
-
-def _check_said(rendered: str, index: int, message: Message) -> None:
-    """A template may leave out what it does not know; a row must not be trained without it unseen."""
-    if message.role != "assistant":
-        return
-    if message.content.strip() not in rendered:
-        raise TemplateRefusal(f"a chat template that renders the content of message {index} as it is")
-    if message.reasoning is not None and message.reasoning.strip() not in rendered:
-        raise TemplateRefusal(
-            f"a chat template that renders the reasoning of message {index}; this one leaves it out (there are templates that "
-            "keep it only after the last question: give earlier answers weight 0, or rows of their own)"
-        )
-    if not all(call.name in rendered for call in message.tool_calls):
-        raise TemplateRefusal(f"a chat template that renders the tool calls of message {index}")
 
 
 def check_generation_prompt(template: ChatTemplate) -> None:

@@ -33,6 +33,7 @@ class Script:
     analyses: int = 0
     preparation_version: str = ""
     previews: list[dataset_service_pb2.PreviewDatasetRequest] = field(default_factory=list)
+    descriptions: list[str] = field(default_factory=list)
     hold_error: DomainError | None = None
     holds: dict[str, str] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Script:
     ended_holds: set[str] = field(default_factory=set)
     renewed: list[str] = field(default_factory=list)
     renewal_error: DomainError | None = None
+    base_revision: str = "rv_base"
     context_tokens_max: int = 2048
     parameter_count: int = 1_000_000
 
@@ -75,7 +77,7 @@ class Models(model_artifact_service_pb2_grpc.ModelArtifactServiceServicer):
             raise NotFound("MODEL_UNKNOWN", f"there is no base model {request.model_id}")
         return model_artifact_service_pb2.ResolveBaseModelResponse(
             artifact=artifact_pb2.Artifact(key="base/demo/rv_base/"),
-            revision="rv_base",
+            revision=self.script.base_revision,
             parameter_count=self.script.parameter_count,
             context_tokens_max=self.script.context_tokens_max,
             adapter_rank_max=64,
@@ -109,6 +111,14 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
             raise self.script.analysis_error
         preview = dataset_preview_pb2.DatasetPreview(row_count=3, train_on_inputs=request.train_on_inputs)
         return dataset_service_pb2.PreviewDatasetResponse(preview=preview)
+
+    async def DescribeModel(
+        self, request: dataset_service_pb2.DescribeModelRequest, context: object
+    ) -> dataset_service_pb2.DescribeModelResponse:
+        self.script.descriptions.append(request.base_model.key)
+        if self.script.analysis_error is not None:
+            raise self.script.analysis_error
+        return dataset_service_pb2.DescribeModelResponse(supports_tools=True)
 
 
 class Holds(hold_service_pb2_grpc.HoldServiceServicer):

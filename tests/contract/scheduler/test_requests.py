@@ -163,6 +163,32 @@ async def test_the_limits_of_a_model_are_told_and_kept(world: World) -> None:
     assert await listed(world) == before
 
 
+async def test_limits_say_what_the_template_renders_as_soon_as_a_node_can_tell(world: World) -> None:
+    """The other limits are told without it. What was told once of a revision is not asked again."""
+    world.script.base_revision = "rv_described"
+    try:
+        async with world.agent():
+            world.script.analysis_error = AWAY
+            told = await limits(world, BASE)
+            assert (told.epochs_max, told.HasField("supports_tools"), told.HasField("supports_reasoning")) == (
+                100,
+                False,
+                False,
+            )
+            world.script.analysis_error = None
+            told = await limits(world, BASE)
+            assert (told.supports_tools, told.HasField("supports_reasoning"), told.supports_reasoning) == (
+                True,
+                True,
+                False,
+            )
+            asked = len(world.script.descriptions)
+            assert await limits(world, BASE) == told
+            assert len(world.script.descriptions) == asked
+    finally:
+        world.script.base_revision, world.script.analysis_error = "rv_base", None
+
+
 async def test_the_limits_of_what_a_run_would_continue_are_those_of_its_base(world: World) -> None:
     """Also while the job runs: one of its checkpoints may be continued."""
     async with world.agent():

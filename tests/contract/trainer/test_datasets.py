@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import textwrap
 from pathlib import Path
@@ -238,3 +239,28 @@ async def test_a_stopped_agent_leaves_no_analysis_behind(world: AgentWorld, tiny
     await eventually(lambda: not Path(f"/proc/{pid}").exists())
     with pytest.raises(DomainError):
         await asking
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ((Path(__file__).parents[2] / "assets/templates/qwen3.jinja").read_text(), (True, True)),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}",
+            (False, False),
+        ),
+        ("{{ broken", (False, False)),
+    ],
+    ids=["qwen3", "plain", "broken"],
+)
+async def test_a_model_tells_what_its_template_renders(
+    world: AgentWorld, tiny_base: Path, template: str, told: tuple[bool, bool]
+) -> None:
+    base = world.folder / "described"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text(template)
+    await world.start_agent()
+    request = dataset_service_pb2.DescribeModelRequest(base_model=world.put_folder("base/described/rv_1/", base))
+    async with world.channel("scheduler") as channel:
+        answer = await dataset_service_pb2_grpc.DatasetServiceStub(channel).DescribeModel(request, timeout=120)
+    assert (answer.supports_tools, answer.supports_reasoning) == told

@@ -247,6 +247,11 @@ def test_limits_are_shown_and_what_is_not_offered_is_said(mesh: Mesh) -> None:
     assert "adapter rank 1 to 64" in shown
     assert "all weights not offered" in shown
     assert "methods sft\n" in shown
+    assert "tools not known" in shown
+    mesh.limits.supports_tools, mesh.limits.supports_reasoning = True, False
+    shown = re.sub(r" +", " ", run("models", "limits", "ft-1:4").output)
+    assert "tools rendered by the chat template" in shown
+    assert "reasoning not rendered" in shown
     mesh.limits.supports_dpo = True
     mesh.limits.lora.batch.max_dpo = 32
     assert "to 32 pairs" in run("models", "limits", "ft-1:4").output

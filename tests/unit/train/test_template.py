@@ -7,7 +7,8 @@ import pytest
 from services.trainer.train.data import Conversation, Instruction, Message, RowErrors
 from services.trainer.train.failures import Failure
 from services.trainer.train.row_tokenizer import RowTokenizer
-from services.trainer.train.template import ChatTemplate, TemplateRefusal, check_generation_prompt
+from services.trainer.train.said import TemplateRefusal
+from services.trainer.train.template import ChatTemplate, check_generation_prompt
 from services.trainer.train.tokenizer import ModelFolder
 from services.trainer.train.tokens import TokenRows
 

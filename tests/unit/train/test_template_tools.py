@@ -8,7 +8,8 @@ import pytest
 
 from services.trainer.train.data import Conversation, Message
 from services.trainer.train.messages import read_messages
-from services.trainer.train.template import ChatTemplate, TemplateRefusal
+from services.trainer.train.said import TemplateRefusal
+from services.trainer.train.template import ChatTemplate
 
 TODAY = date(2024, 7, 26)
 TEMPLATES = Path(__file__).parents[2] / "assets" / "templates"
@@ -89,6 +90,72 @@ def test_a_template_that_knows_no_tools_is_refused() -> None:
         trained(PLAIN, USER, ANSWER)
     with pytest.raises(TemplateRefusal, match="tool calls of message 1"):
         trained(PLAIN, USER, {**CALLS, "content": "x"}, tools=False)
+
+
+HEAD = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+CALLED = "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}"
+ASK = "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def template(said: str, *, roles: str = "m.role", head: str = HEAD) -> str:
+    """One that says of a message what `said` does, for messages where `roles` is true."""
+    return head + "{% for m in messages if " + roles + " %}[{{ m.role }}]" + said + "{% endfor %}" + ASK
+
+
+WHOLE = template("{{ m.content }}" + CALLED)
+ONE = {"role": "assistant", "content": None, "tool_calls": [call(1)]}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("source", "entries", "said"),
+    [
+        (template("{{ m.content }}" + CALLED, roles="m.role != 'tool'"), (USER, ONE, RESULTS[0], ANSWER), "content of message 2"),
+        (template("{{ m.content }}" + CALLED, roles="m.role != 'system'"), (SYSTEM, USER, ANSWER), "content of message 0"),
+        (template("{{ m.content }}"), (USER, {**ONE, "weight": 0}, RESULTS[0], ANSWER), "tool calls of message 1"),
+        (
+            template("{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"),
+            (USER, ONE, RESULTS[0], ANSWER),
+            "tool calls of message 1",
+        ),
+        (
+            template("{{ m.content }}" + CALLED, head="{% if tools and messages[0].role != 'system' %}" + HEAD + "{% endif %}"),
+            (SYSTEM, USER, ANSWER),
+            "takes tools",
+        ),
+    ],
+    ids=["result", "system", "call-without-loss", "arguments", "tools-beside-system"],
+)  # fmt: skip
+@pytest.mark.parametrize("inputs", [False, True], ids=["answers", "everything"])
+def test_what_a_template_leaves_out_of_any_message_is_refused(
+    source: str, entries: tuple[dict[str, Any], ...], said: str, inputs: bool
+) -> None:
+    assert trained(WHOLE, *entries, inputs=inputs)
+    with pytest.raises(TemplateRefusal, match=said):
+        trained(source, *entries, inputs=inputs)
+
+
+def test_words_may_come_in_the_spelling_of_json() -> None:
+    quoted = {"role": "tool", "tool_call_id": "c1", "content": 'the "sum"\nis é'}
+    asked = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "add", "arguments": {"a": 'x "y"\n', "é": {"b": ["é"]}}},
+    }
+    source = template("{{ m.content | tojson }}" + CALLED)
+    assert trained(source, USER, {**ONE, "tool_calls": [asked]}, quoted, ANSWER)
+    ascii_only = template("{{ m.content | tojson(ensure_ascii=True) }}" + CALLED.replace("tojson", "string"))
+    assert trained(ascii_only, USER, {**ONE, "tool_calls": [asked]}, quoted, ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("source", "tools", "reasoning"),
+    [(QWEN3, True, True), (LLAMA31, True, False), (PLAIN, False, False), (WHOLE, True, False)],
+    ids=["qwen3", "llama31", "plain", "whole"],
+)
+def test_a_template_tells_what_it_supports(source: str, tools: bool, reasoning: bool) -> None:
+    made = ChatTemplate(source, {"bos_token": "<s>"}, TODAY)
+    assert (made.supports_tools, made.supports_reasoning) == (tools, reasoning)
 
 
 def test_what_a_template_says_against_a_row_is_passed_on() -> None:

@@ -126,6 +126,56 @@ class AnalyzeDatasetResponse(_message.Message):
 Global___AnalyzeDatasetResponse: _TypeAlias = AnalyzeDatasetResponse  # noqa: Y015
 
 @_typing.final
+class DescribeModelRequest(_message.Message):
+    """The base model to look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base_model(self) -> _artifact_pb2.Artifact:
+        """The base model; only its tokenizer and template are read."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _artifact_pb2.Artifact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeModelRequest: _TypeAlias = DescribeModelRequest  # noqa: Y015
+
+@_typing.final
+class DescribeModelResponse(_message.Message):
+    """What its chat template can render; nothing for a model that has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPORTS_TOOLS_FIELD_NUMBER: _builtins.int
+    SUPPORTS_REASONING_FIELD_NUMBER: _builtins.int
+    supports_tools: _builtins.bool
+    """Tools, calls of them and their results."""
+    supports_reasoning: _builtins.bool
+    """Reasoning before an answer."""
+    def __init__(
+        self,
+        *,
+        supports_tools: _builtins.bool = ...,
+        supports_reasoning: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["supports_reasoning", b"supports_reasoning", "supports_tools", b"supports_tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeModelResponse: _TypeAlias = DescribeModelResponse  # noqa: Y015
+
+@_typing.final
 class PreviewDatasetRequest(_message.Message):
     """Which rows to show, with which tokenizer and settings."""
 

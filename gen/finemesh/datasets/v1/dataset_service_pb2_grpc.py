@@ -45,6 +45,11 @@ class DatasetServiceStub:
                 request_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.SerializeToString,
                 response_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.FromString,
                 _registered_method=True)
+        self.DescribeModel = channel.unary_unary(
+                '/finemesh.datasets.v1.DatasetService/DescribeModel',
+                request_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -66,6 +71,13 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeModel(self, request, context):
+        """Says what the chat template of a base model can render, by the rules that rows are refused by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.PreviewDataset,
                     request_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.FromString,
                     response_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.SerializeToString,
+            ),
+            'DescribeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeModel,
+                    request_deserializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelRequest.FromString,
+                    response_serializer=finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class DatasetService:
             '/finemesh.datasets.v1.DatasetService/PreviewDataset',
             finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetRequest.SerializeToString,
             finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.PreviewDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.datasets.v1.DatasetService/DescribeModel',
+            finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelRequest.SerializeToString,
+            finemesh_dot_datasets_dot_v1_dot_dataset__service__pb2.DescribeModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

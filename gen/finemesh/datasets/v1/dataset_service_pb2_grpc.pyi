@@ -39,6 +39,8 @@ class DatasetServiceStub:
     """
     PreviewDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]
     """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
+    DescribeModel: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.DescribeModelRequest, _dataset_service_pb2.DescribeModelResponse]
+    """Says what the chat template of a base model can render, by the rules that rows are refused by."""
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
@@ -51,6 +53,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """
     PreviewDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.PreviewDatasetRequest, _dataset_service_pb2.PreviewDatasetResponse]  # type: ignore[assignment]
     """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
+    DescribeModel: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DescribeModelRequest, _dataset_service_pb2.DescribeModelResponse]  # type: ignore[assignment]
+    """Says what the chat template of a base model can render, by the rules that rows are refused by."""
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: counts what training would see, with the code that feeds the training. Served by trainers."""
@@ -72,5 +76,13 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.PreviewDatasetResponse, _abc.Awaitable[_dataset_service_pb2.PreviewDatasetResponse]]:
         """Renders and tokenises sampled rows and returns them token by token, as training would see them. Refusals as above."""
+
+    @_abc_1.abstractmethod
+    def DescribeModel(
+        self,
+        request: _dataset_service_pb2.DescribeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_service_pb2.DescribeModelResponse, _abc.Awaitable[_dataset_service_pb2.DescribeModelResponse]]:
+        """Says what the chat template of a base model can render, by the rules that rows are refused by."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/tuning/v1/tuning_limits.proto\x12\x12\x66inemesh.tuning.v1\"\xcc\x03\n\x0cTuningLimits\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x12\n\nepochs_max\x18\x02 \x01(\x05\x12\x17\n\x0f\x65valuations_max\x18\x03 \x01(\x05\x12\x17\n\x0f\x63heckpoints_max\x18\x04 \x01(\x05\x12\x19\n\x11learning_rate_min\x18\x05 \x01(\x01\x12\x19\n\x11learning_rate_max\x18\x06 \x01(\x01\x12\x1b\n\x13sequence_tokens_min\x18\x07 \x01(\x05\x12&\n\x1esequence_tokens_max_supervised\x18\x08 \x01(\x05\x12\x1f\n\x17sequence_tokens_max_dpo\x18\t \x01(\x05\x12\'\n\x1fgradient_accumulation_steps_max\x18\n \x01(\x05\x12+\n#gradient_accumulation_steps_default\x18\x0b \x01(\x05\x12,\n\x04lora\x18\x0c \x01(\x0b\x32\x1e.finemesh.tuning.v1.LoraLimits\x12,\n\x04\x66ull\x18\r \x01(\x0b\x32\x1e.finemesh.tuning.v1.FullLimits\x12\x14\n\x0csupports_dpo\x18\x0e \x01(\x08\"\xa4\x01\n\nLoraLimits\x12\x14\n\x0crank_default\x18\x01 \x01(\x05\x12\x10\n\x08rank_max\x18\x02 \x01(\x05\x12\x11\n\talpha_max\x18\x03 \x01(\x05\x12\x13\n\x0b\x64ropout_max\x18\x04 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x05 \x03(\t\x12.\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1f.finemesh.tuning.v1.BatchLimits\"<\n\nFullLimits\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.finemesh.tuning.v1.BatchLimits\"C\n\x0b\x42\x61tchLimits\x12\x0b\n\x03min\x18\x01 \x01(\x05\x12\x16\n\x0emax_supervised\x18\x02 \x01(\x05\x12\x0f\n\x07max_dpo\x18\x03 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/tuning/v1/tuning_limits.proto\x12\x12\x66inemesh.tuning.v1\"\xb4\x04\n\x0cTuningLimits\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x12\n\nepochs_max\x18\x02 \x01(\x05\x12\x17\n\x0f\x65valuations_max\x18\x03 \x01(\x05\x12\x17\n\x0f\x63heckpoints_max\x18\x04 \x01(\x05\x12\x19\n\x11learning_rate_min\x18\x05 \x01(\x01\x12\x19\n\x11learning_rate_max\x18\x06 \x01(\x01\x12\x1b\n\x13sequence_tokens_min\x18\x07 \x01(\x05\x12&\n\x1esequence_tokens_max_supervised\x18\x08 \x01(\x05\x12\x1f\n\x17sequence_tokens_max_dpo\x18\t \x01(\x05\x12\'\n\x1fgradient_accumulation_steps_max\x18\n \x01(\x05\x12+\n#gradient_accumulation_steps_default\x18\x0b \x01(\x05\x12,\n\x04lora\x18\x0c \x01(\x0b\x32\x1e.finemesh.tuning.v1.LoraLimits\x12,\n\x04\x66ull\x18\r \x01(\x0b\x32\x1e.finemesh.tuning.v1.FullLimits\x12\x14\n\x0csupports_dpo\x18\x0e \x01(\x08\x12\x1b\n\x0esupports_tools\x18\x0f \x01(\x08H\x00\x88\x01\x01\x12\x1f\n\x12supports_reasoning\x18\x10 \x01(\x08H\x01\x88\x01\x01\x42\x11\n\x0f_supports_toolsB\x15\n\x13_supports_reasoning\"\xa4\x01\n\nLoraLimits\x12\x14\n\x0crank_default\x18\x01 \x01(\x05\x12\x10\n\x08rank_max\x18\x02 \x01(\x05\x12\x11\n\talpha_max\x18\x03 \x01(\x05\x12\x13\n\x0b\x64ropout_max\x18\x04 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x05 \x03(\t\x12.\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1f.finemesh.tuning.v1.BatchLimits\"<\n\nFullLimits\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.finemesh.tuning.v1.BatchLimits\"C\n\x0b\x42\x61tchLimits\x12\x0b\n\x03min\x18\x01 \x01(\x05\x12\x16\n\x0emax_supervised\x18\x02 \x01(\x05\x12\x0f\n\x07max_dpo\x18\x03 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.tuning.v1.tuning_l
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TUNINGLIMITS']._serialized_start=63
-  _globals['_TUNINGLIMITS']._serialized_end=523
-  _globals['_LORALIMITS']._serialized_start=526
-  _globals['_LORALIMITS']._serialized_end=690
-  _globals['_FULLLIMITS']._serialized_start=692
-  _globals['_FULLLIMITS']._serialized_end=752
-  _globals['_BATCHLIMITS']._serialized_start=754
-  _globals['_BATCHLIMITS']._serialized_end=821
+  _globals['_TUNINGLIMITS']._serialized_end=627
+  _globals['_LORALIMITS']._serialized_start=630
+  _globals['_LORALIMITS']._serialized_end=794
+  _globals['_FULLLIMITS']._serialized_start=796
+  _globals['_FULLLIMITS']._serialized_end=856
+  _globals['_BATCHLIMITS']._serialized_start=858
+  _globals['_BATCHLIMITS']._serialized_end=925
 # @@protoc_insertion_point(module_scope)

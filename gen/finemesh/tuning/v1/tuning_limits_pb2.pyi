@@ -38,6 +38,8 @@ class TuningLimits(_message.Message):
     LORA_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     SUPPORTS_DPO_FIELD_NUMBER: _builtins.int
+    SUPPORTS_TOOLS_FIELD_NUMBER: _builtins.int
+    SUPPORTS_REASONING_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Id of the base model."""
     epochs_max: _builtins.int
@@ -62,6 +64,12 @@ class TuningLimits(_message.Message):
     """Batches per optimizer step when nothing is said."""
     supports_dpo: _builtins.bool
     """Whether it learns from preferences."""
+    supports_tools: _builtins.bool
+    """Whether its chat template renders tools, calls of them and their results; rows with tools are refused otherwise. Unset while no
+    node could be asked.
+    """
+    supports_reasoning: _builtins.bool
+    """Whether its chat template renders the reasoning of an answer; rows with reasoning are refused otherwise. Unset as above."""
     @_builtins.property
     def lora(self) -> Global___LoraLimits:
         """Adapters on this model; unset when it takes none."""
@@ -87,12 +95,21 @@ class TuningLimits(_message.Message):
         lora: Global___LoraLimits | None = ...,
         full: Global___FullLimits | None = ...,
         supports_dpo: _builtins.bool = ...,
+        supports_tools: _builtins.bool | None = ...,
+        supports_reasoning: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "lora", b"lora"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_supports_reasoning", b"_supports_reasoning", "_supports_tools", b"_supports_tools", "full", b"full", "lora", b"lora", "supports_reasoning", b"supports_reasoning", "supports_tools", b"supports_tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "checkpoints_max", b"checkpoints_max", "epochs_max", b"epochs_max", "evaluations_max", b"evaluations_max", "full", b"full", "gradient_accumulation_steps_default", b"gradient_accumulation_steps_default", "gradient_accumulation_steps_max", b"gradient_accumulation_steps_max", "learning_rate_max", b"learning_rate_max", "learning_rate_min", b"learning_rate_min", "lora", b"lora", "sequence_tokens_max_dpo", b"sequence_tokens_max_dpo", "sequence_tokens_max_supervised", b"sequence_tokens_max_supervised", "sequence_tokens_min", b"sequence_tokens_min", "supports_dpo", b"supports_dpo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supports_reasoning", b"_supports_reasoning", "_supports_tools", b"_supports_tools", "base_model", b"base_model", "checkpoints_max", b"checkpoints_max", "epochs_max", b"epochs_max", "evaluations_max", b"evaluations_max", "full", b"full", "gradient_accumulation_steps_default", b"gradient_accumulation_steps_default", "gradient_accumulation_steps_max", b"gradient_accumulation_steps_max", "learning_rate_max", b"learning_rate_max", "learning_rate_min", b"learning_rate_min", "lora", b"lora", "sequence_tokens_max_dpo", b"sequence_tokens_max_dpo", "sequence_tokens_max_supervised", b"sequence_tokens_max_supervised", "sequence_tokens_min", b"sequence_tokens_min", "supports_dpo", b"supports_dpo", "supports_reasoning", b"supports_reasoning", "supports_tools", b"supports_tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__supports_reasoning: _TypeAlias = _typing.Literal["supports_reasoning"]  # noqa: Y015
+    _WhichOneofArgType__supports_reasoning: _TypeAlias = _typing.Literal["_supports_reasoning", b"_supports_reasoning"]  # noqa: Y015
+    _WhichOneofReturnType__supports_tools: _TypeAlias = _typing.Literal["supports_tools"]  # noqa: Y015
+    _WhichOneofArgType__supports_tools: _TypeAlias = _typing.Literal["_supports_tools", b"_supports_tools"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__supports_reasoning) -> _WhichOneofReturnType__supports_reasoning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__supports_tools) -> _WhichOneofReturnType__supports_tools | None: ...
 
 Global___TuningLimits: _TypeAlias = TuningLimits  # noqa: Y015
 
