@@ -46,9 +46,10 @@ class TrainerSettings(ChassisSettings):
         description="Tokens in one forward pass of a child; none: what the kind of device is best at.",
     )
     parity_command: str = Field(
-        default="",
+        default="auto",
         description="Program that scores an export with the serving engine before a job succeeds, such as "
-        "'python -m services.inference.engines.score'; empty: plain transformers and peft alone.",
+        "'python -m services.inference.engines.score'; auto: that one on a GPU where vLLM is installed; empty: plain "
+        "transformers and peft alone.",
     )
     child_module: str = Field(default="services.trainer.train.main", description="What a training child runs.")
     child_line_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest event line of a child.")

@@ -5,7 +5,6 @@ It knows which files of a base model are fit to be read: weights as safetensors,
 
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from finemesh.nodes.v1 import node_pb2
 from services.trainer.cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.devices import LocalDevice
+from services.trainer.parity_program import scorer_of
 from services.trainer.spec_map import Placement, child_spec
 from services.trainer.transfer import ArtifactStore
 from services.trainer.uploads import MANIFEST, stored_files
@@ -91,7 +91,7 @@ def write_spec(
         device_memory_bytes=_memory_bytes_of(devices),
         threads=settings.threads_per_child,
         micro_batch_tokens=settings.micro_batch_tokens,
-        parity_command=tuple(shlex.split(settings.parity_command)),
+        parity_command=scorer_of(settings, devices[0]),
         start_directory=START if assignment.HasField("start_from") else None,
         start_sha256=_digest_of(assignment.start_from.artifact),
         prepared_directory=str(settings.prepared_root.absolute()),

@@ -87,6 +87,9 @@ class EngineSettings:
     gpu_memory_fraction: float = 0.85
     gpu_indices: tuple[int, ...] = ()  # GPUs this engine may use, unused on a CPU; several means tensor parallel
     threads: int | None = None  # CPU threads of the computing process; None: all the process may use
+    eager: bool = (
+        False  # on a GPU: neither compilation nor graphs, for an engine that answers a few requests; a CPU has none
+    )
     dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
     adapters_in_batch_max: int = 4
     adapters_resident_max: int = 16  # 0 switches adapters off (a fully tuned model)

@@ -1,4 +1,5 @@
-"""Reads what an engine has to know of a model's folder before it loads weights: the config and the context length.
+"""Reads what an engine has to know of a model's folder before it loads weights: the config, the context length,
+and what a token takes in the cache.
 
 It refuses to know tokenizers and weights.
 """
@@ -34,3 +35,15 @@ def context_tokens(config: dict[str, Any], settings: EngineSettings) -> int:
     if not isinstance(declared, int) or declared < 2:
         raise EngineFailed("the model's config declares no max_position_embeddings")
     return min(declared, settings.context_tokens_max or declared)
+
+
+def cache_bytes_per_token(config: dict[str, Any]) -> int:
+    """At most what keys and values of one token take, in float32; a cache in less precision takes less."""
+    text = config.get("text_config") or config
+    try:
+        layers, heads = int(text["num_hidden_layers"]), int(text["num_attention_heads"])
+        key_heads = int(text.get("num_key_value_heads") or heads)
+        width = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise EngineFailed(f"the model's config does not tell the shape of its attention: {error!r}") from error
+    return 2 * layers * key_heads * width * 4

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from services.inference.engines.base import AdapterInvalid, EngineSettings
 from services.inference.engines.choice import open_engine
+from services.inference.engines.model_files import cache_bytes_per_token, context_tokens, read_config
 
 if TYPE_CHECKING:
     from services.inference.engines.vllm import VllmEngine
 
 _ADAPTER = "scored"
-# Room for a few short rows: they are scored one after another.
-_KV_CACHE_BYTES = 256 << 20
+# The cache comes in blocks, and vLLM keeps some for itself.
+_KV_CACHE_BYTES_MIN = 256 << 20
+_KV_CACHE_MARGIN_TOKENS = 512
+# Nothing but a check at the start when the cache's size is given: the trained module may still hold most of the GPU.
+_GPU_MEMORY_FRACTION = 0.02
 
 
 def main() -> int:
@@ -36,33 +40,49 @@ def main() -> int:
     answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
-    settings = EngineSettings(
-        sequences_max=1,
-        kv_cache_bytes=_KV_CACHE_BYTES,
-        gpu_indices=tuple(arguments.gpu),
-        threads=arguments.threads,
-        adapters_in_batch_max=1,
-        adapters_resident_max=1 if request["kind"] == "adapter" else 0,
-        adapters_known_max=1,
-        adapter_rank_max=max(1, int(request["rank"])),
-    )
+    settings = settings_for(request, gpu_indices=tuple(arguments.gpu), threads=arguments.threads)
     answer = asyncio.run(score(request, settings))
     answer_to.write(json.dumps(answer) + "\n")
     answer_to.flush()
     return 0
 
 
+def settings_for(
+    request: dict[str, Any], *, gpu_indices: tuple[int, ...] = (), threads: int | None = None
+) -> EngineSettings:
+    """An engine for these rows and no more: the whole context that a model declares may need more cache than the device has."""
+    config = read_config(_model_of(request))
+    # vLLM scores a prompt on the way to a token after it, which needs a place in the context.
+    wanted = EngineSettings(context_tokens_max=max(2, 1 + max(map(len, request["rows"]), default=1)))
+    tokens_max = context_tokens(config, wanted)
+    cache_bytes = (tokens_max + _KV_CACHE_MARGIN_TOKENS) * cache_bytes_per_token(config)
+    return EngineSettings(
+        context_tokens_max=tokens_max,
+        sequences_max=1,
+        kv_cache_bytes=max(_KV_CACHE_BYTES_MIN, cache_bytes),
+        gpu_memory_fraction=_GPU_MEMORY_FRACTION,
+        gpu_indices=gpu_indices,
+        threads=threads,
+        eager=True,
+        adapters_in_batch_max=1,
+        adapters_resident_max=1 if request["kind"] == "adapter" else 0,
+        adapters_known_max=1,
+        adapter_rank_max=max(1, int(request["rank"])),
+    )
+
+
+def _model_of(request: dict[str, Any]) -> Path:
+    return Path(request["base_model"] if request["kind"] == "adapter" else request["export"])
+
+
 async def score(request: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
     is_adapter = request["kind"] == "adapter"
     export = Path(request["export"])
-    engine = cast(
-        "VllmEngine", await open_engine("vllm", Path(request["base_model"]) if is_adapter else export, settings)
-    )
+    engine = cast("VllmEngine", await open_engine("vllm", _model_of(request), settings))
     await engine.start()
     try:
         if is_adapter:
             await engine.load_adapter(_ADAPTER, export, int(request["rank"]))
-        # vLLM scores a prompt on the way to a token after it, which needs a place in the context.
         length_max = engine.context_tokens_max - 1
         rows = []
         for row in request["rows"]:

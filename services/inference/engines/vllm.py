@@ -321,7 +321,7 @@ def _engine_args(
         "max_num_seqs": settings.sequences_max,
         "kv_cache_memory_bytes": kv_cache_bytes,
         "gpu_memory_utilization": settings.gpu_memory_fraction,
-        "enforce_eager": cpu,
+        "enforce_eager": cpu or settings.eager,
         "disable_log_stats": True,
         # The class, not its name: on a CPU vLLM turns the name "uni" into a second process with its own imports.
         "distributed_executor_backend": (CpuExecutor if cpu else UniProcExecutor) if devices == 1 else "mp",

@@ -3,6 +3,7 @@ freshly loaded by plain transformers and peft, from the adapter merged into its 
 it has one (outside_scorer.py). It knows no training loop.
 """
 
+import gc
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from services.trainer.train.batches import IGNORED, micro_batches
@@ -93,9 +95,10 @@ def check_parity(
         scored[EXPORTED] = [*_scores(exported, rows, sample, model.device)]
         if isinstance(exported, PeftModel):
             scored[MERGED] = [*_scores(exported.merge_and_unload(), rows, sample, model.device)]
-    # The engine wants memory, too.
+    # The engine wants memory, too, and nothing is left for the trained module to do.
     del exported
     if spec.parity_command:
+        release_device(model.module)
         answer = score_outside(spec, export, [rows.row(row)[0].tolist() for row in sample])
         if isinstance(answer, str):
             refused[ENGINE] = answer
@@ -118,6 +121,16 @@ def check_parity(
         if measured > comparison.tolerance:
             raise platform_failure("PARITY_FAILED", _verdict(name, comparison, measured), _details(report))
     return report
+
+
+def release_device(module: Any) -> None:
+    """Gives a GPU back to other processes, as far as this module holds it; one whose weights are shards has peers that wait for
+    nothing, and stays."""
+    parameters = list(module.parameters())
+    if parameters[0].device.type == "cuda" and not any(isinstance(parameter, DTensor) for parameter in parameters):
+        module.to("cpu")
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _labelled_tokens(rows: TokenRows, row: int) -> list[_Token]:
