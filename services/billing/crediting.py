@@ -35,7 +35,7 @@ async def give_back(
     before = await document_store.get_credit_note(connection, organization_id, correction.request_id)
     if before is not None:
         return _same(before, correction)
-    await _refuse_open_invoice(connection, correction)
+    await _refuse_more_than_invoiced(connection, correction)
     earned_nanos_usd = await document_store.get_revenue(connection, organization_id)
     _refuse_more_than_earned(correction, earned_nanos_usd)
     balances = standings[organization_id].balances
@@ -77,13 +77,28 @@ def _same(before: CreditNote, correction: Correction) -> CreditNote:
     return before
 
 
-async def _refuse_open_invoice(connection: Connection, correction: Correction) -> None:
+async def _refuse_more_than_invoiced(connection: Connection, correction: Correction) -> None:
+    """An invoice gives back what it asked for, once: whatever the request ids are, its notes come to its total at most."""
     if correction.month is None:
         return
-    if await document_store.get_invoice(connection, correction.organization_id, correction.month.first_day) is None:
+    closed = await document_store.get_invoice(connection, correction.organization_id, correction.month.first_day)
+    if closed is None:
         raise FailedPrecondition(
             "STATE_CONFLICT", f"{correction.invoice} is not closed; leave `invoice` empty to correct what is still open"
         )
+    given_nanos_usd = await document_store.get_given_back(connection, correction.organization_id, correction.invoice)
+    left_nanos_usd = max(0, closed.total_nanos_usd - given_nanos_usd)
+    if correction.amount_nanos_usd <= left_nanos_usd:
+        return
+    raise _out_of_range(
+        f"must be at most the {in_dollars(left_nanos_usd)} USD that are left of {correction.invoice}, not"
+        f" {in_dollars(correction.amount_nanos_usd)}",
+        {
+            "invoice_total_nanos_usd": str(closed.total_nanos_usd),
+            "given_back_nanos_usd": str(given_nanos_usd),
+            "required_nanos_usd": str(correction.amount_nanos_usd),
+        },
+    )
 
 
 def _refuse_more_than_earned(correction: Correction, earned_nanos_usd: int) -> None:

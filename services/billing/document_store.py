@@ -92,6 +92,12 @@ async def get_revenue(connection: Connection, organization_id: str) -> int:
     return await _queries.get_revenue(connection, organization_id=organization_id) or 0
 
 
+async def get_given_back(connection: Connection, organization_id: str, invoice: str) -> int:
+    """What credit notes gave back of an invoice so far, in nano-dollars."""
+    given: int = await _queries.get_given_back(connection, organization_id=organization_id, invoice=invoice)
+    return given
+
+
 async def get_credit_note(connection: Connection, organization_id: str, request_id: str) -> CreditNote | None:
     row = await _queries.get_credit_note(connection, organization_id=organization_id, request_id=request_id)
     return CreditNote(**row) if row is not None else None

@@ -283,6 +283,12 @@ ORDER BY project_id, resource, kind, model, price_book_version, unit_price_nanos
 -- Reads what was earned from an organization.
 SELECT balance_nanos_usd FROM accounts WHERE organization_id = :organization_id AND account = 'revenue';
 
+-- name: get_given_back(organization_id, invoice)$
+-- Sums the credit notes that correct an invoice.
+SELECT coalesce(sum(amount_nanos_usd), 0)::bigint
+FROM credit_notes
+WHERE organization_id = :organization_id AND invoice = :invoice;
+
 -- name: get_credit_note(organization_id, request_id)^
 -- Reads the credit note of a request.
 SELECT

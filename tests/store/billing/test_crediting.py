@@ -121,6 +121,36 @@ async def test_a_note_after_the_close_corrects_the_closed_invoice_on_the_next_on
     assert await world.pool.fetchval("SELECT total_nanos_usd FROM invoices WHERE number = 2") == -USD
 
 
+async def test_an_invoice_is_given_back_once_whatever_the_request_ids(world: World) -> None:
+    """Others have earned enough for a second refund; the invoice has nothing left to give back."""
+    name = "organizations/o/invoices/2026-11"
+    await world.deliver(*HOUR)
+    world.clock.jump((datetime(2026, 12, 5, tzinfo=UTC) - world.clock.now()).total_seconds())
+    await close(world)
+    december = [minute("o", 60 * 24 * 10 + number, hardware="nvidia-h100-80gb", devices=8) for number in range(120)]
+    await world.deliver(*december)
+    with pytest.raises(OutOfRange, match=r"at most the 26\.88 USD that are left of organizations/o/invoices/2026-11"):
+        await give_back(world, EARNED + 1, "too much", invoice=name, month=NOVEMBER)
+    note = await give_back(world, EARNED - USD, "first", invoice=name, month=NOVEMBER)
+    with pytest.raises(OutOfRange, match=r"at most the 1\.00 USD that are left") as refused:
+        await give_back(world, EARNED - USD, "again", invoice=name, month=NOVEMBER)
+    assert refused.value.metadata == {
+        "invoice_total_nanos_usd": str(EARNED),
+        "given_back_nanos_usd": str(EARNED - USD),
+        "required_nanos_usd": str(EARNED - USD),
+    }
+    # The same request is the same note; what is left can be given back, and then nothing more.
+    assert await give_back(world, EARNED - USD, "first", invoice=name, month=NOVEMBER) == note
+    answers = await asyncio.gather(
+        *(give_back(world, USD, f"r{number}", invoice=name, month=NOVEMBER) for number in range(4)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers].count(CreditNote) == 1
+    assert await world.pool.fetchval("SELECT sum(amount_nanos_usd)::bigint FROM credit_notes") == EARNED
+    # What corrects no invoice is bounded by what was earned alone.
+    await give_back(world, USD, "kindness")
+
+
 async def test_a_chain_with_credit_notes_still_holds(world: World) -> None:
     await world.top_up("o", USD)
     await world.deliver(*HOUR[:5])
