@@ -152,9 +152,10 @@ async def _is_new(connection: Connection, record: UsageRecord) -> bool:
 
 async def _refuse_unexpected(connection: Connection, fact: TrainingFact, hold: Hold) -> None:
     """What the job's other facts contradict waits among the dead letters for a person."""
-    ending = await store.get_job_ending(connection, fact.resource)
-    if ending is None and hold.state is not HoldState.HELD:
+    if hold.state is HoldState.RELEASED:
+        # Whether or not its ending came before: what is booked must not depend on the order.
         raise InvalidArgument("EVENT_INVALID", f"the hold of {fact.resource} was released, so it cannot have run")
+    ending = await store.get_job_ending(connection, fact.resource)
     if ending is not None:
         booked = (await usage_store.get_job_totals(connection, fact.resource)).record_count
         if booked >= ending.usage_record_count:

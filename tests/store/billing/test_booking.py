@@ -194,12 +194,25 @@ async def test_contradicting_facts_are_set_aside(world: World, first: Message, s
     assert await world.dump() == before
 
 
-async def test_usage_after_a_release_is_set_aside(world: World) -> None:
-    await world.top_up("o", 5 * USD)
-    await world.hold("o")
-    await world.release("o")
-    with pytest.raises(InvalidArgument, match="released"):
-        await world.deliver(train("o", 0, 20))
+@pytest.mark.parametrize("ending", ["CANCELLED_RUNNING", "CANCELLED_BEFORE_RUN", "PLATFORM_FAILURE", "COMPLETED"])
+async def test_usage_of_a_released_hold_is_set_aside_in_every_order(
+    world: World, postgres: PostgresServer, ending: str
+) -> None:
+    dumps = []
+    async with fresh_world(postgres) as other:
+        for each, order in ((world, [train("o", 0, 20), ended("o", ending, 1)]), (other, None)):
+            await each.top_up("o", 5 * USD)
+            await each.hold("o")
+            await each.release("o")
+            for message in order or [ended("o", ending, 1), train("o", 0, 20)]:
+                if isinstance(message, usage_events_pb2.TrainingUsageRecorded):
+                    with pytest.raises(InvalidArgument, match="was released"):
+                        await each.deliver(message)
+                else:
+                    await each.deliver(message)
+            dumps.append(await each.dump())
+    assert dumps[0] == dumps[1]
+    assert not any("usage_records" in line for line in dumps[0])
 
 
 async def test_a_job_keeps_the_version_it_was_quoted_with(world: World) -> None:
