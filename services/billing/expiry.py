@@ -19,6 +19,7 @@ from services.billing import booking, convert_budgets, ledger, spending, store, 
 from services.billing.config import BillingSettings
 from services.billing.pricebook import Shelf
 from services.billing.records import Hold
+from services.billing.store import Standing
 
 # A gap of a few looks is a busy machine; a longer one is an absence, in which renewals went unheard.
 LOOKS_MISSED_MAX = 4
@@ -99,13 +100,15 @@ class Sweeper:
     async def _end(self, connection: Connection, resource: str) -> None:
         now = self._clock.now()
         await store.lock_job(connection, resource)
+        hold = await store.get_hold(connection, resource)
+        assert hold is not None, "holds are never deleted"
+        # Before the hold: a renewal locks many holds, and a settlement one when it has its organization already.
+        standings = await store.lock_organizations(connection, [hold.organization_id])
         if await _queries.lock_expired_hold(connection, resource=resource, now=now) is None:
             return
-        hold = await store.get_hold(connection, resource)
-        assert hold is not None
         ending = await store.get_job_ending(connection, resource)
         if ending is None:
-            await self._release(connection, hold, now)
+            await self._release(connection, hold, standings, now)
             return
         totals = await usage_store.get_job_totals(connection, resource)
         missing = ending.usage_record_count - totals.record_count
@@ -113,9 +116,8 @@ class Sweeper:
         await booking.settle(connection, self._shelf, hold, ending, totals, now, note=note)
         await spending.review(connection, self._outbox, [hold.organization_id], now)
 
-    async def _release(self, connection: Connection, hold: Hold, now: datetime) -> None:
+    async def _release(self, connection: Connection, hold: Hold, standings: dict[str, Standing], now: datetime) -> None:
         """Nobody said how the job ended: it owes nothing, whatever it did."""
-        standings = await store.lock_organizations(connection, [hold.organization_id])
         entry = ledger.release(
             organization_id=hold.organization_id,
             resource=hold.resource,

@@ -9,10 +9,10 @@ import pytest
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition, InvalidArgument
 from finemesh.events.v1 import billing_events_pb2
-from services.billing import cost_store, expiry
+from services.billing import cost_store, expiry, store
 from services.billing.config import BillingSettings
 from services.billing.expiry import LOOKS_MISSED_MAX, Sweeper, Watch
-from tests.store.billing.world import USD, World, ended, resource, train, whole_run
+from tests.store.billing.world import USD, World, ended, resource, train, waiting, whole_run
 
 TTL = timedelta(days=1)
 EXPIRED = billing_events_pb2.HoldExpired
@@ -136,6 +136,21 @@ async def test_renewals_and_sweeps_at_once_agree(world: World) -> None:
     assert all(row["expire_time"] > world.clock.now() for row in rows if row["state"] == "held")
     assert len(await world.events(EXPIRED)) == len(told)
     assert (await world.balances("o"))["held"] == (len(jobs) - len(told)) * 5 * USD
+
+
+async def test_a_sweep_that_waits_for_an_organization_keeps_no_hold_from_being_renewed(world: World) -> None:
+    """Holds are locked last: a renewal locks many of them, in another order than that of the sweep."""
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    world.clock.jump(TTL.total_seconds())
+    async with transaction(world.pool) as connection:
+        await store.lock_organizations(connection, ["o"])
+        sweeping = asyncio.create_task(sweeper(world).sweep())
+        await waiting(world)
+        # Were its hold locked by the sweep, both would wait for each other, and the database would end one of them.
+        assert await expiry.renew_holds(connection, [resource("o")], world.clock.now() + TTL) == []
+    await sweeping
+    assert (await world.hold_row("o"))["state"] == "held"
 
 
 async def test_many_expired_holds_end_in_several_looks(world: World) -> None:

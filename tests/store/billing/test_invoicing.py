@@ -19,7 +19,7 @@ from services.billing.invoice import Month, Party
 from services.billing.ledger import usage_record_id
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
-from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, whole_run
+from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, waiting, whole_run
 
 NOVEMBER, DECEMBER = Month(year=2026, month=11), Month(year=2026, month=12)
 TERMS = BillingSettings(issuer_legal_name="Mesh Ltd", invoice_tax_note="No tax.").invoice_terms
@@ -40,14 +40,6 @@ async def close(world: World, organization: str, month: Month = NOVEMBER) -> Clo
 async def read(world: World, organization: str, month: Month = NOVEMBER) -> money_pb2.Invoice:
     async with world.pool.acquire() as connection:
         return await invoicing.read(connection, TERMS, organization, month)
-
-
-async def waiting(world: World) -> None:
-    """Returns once a statement of this database waits for a lock."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(30):
-        while not await world.pool.fetchval(query):
-            pass
 
 
 async def closed_events(world: World) -> list[billing_events_pb2.InvoiceClosed]:

@@ -1,5 +1,6 @@
 """What billing's store tests work with: a migrated database, the real price books, a clock that stands, and events."""
 
+import asyncio
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -146,6 +147,14 @@ class World:
         """The ledger in the order of booking, with its hashes."""
         rows = await self.pool.fetch("SELECT to_jsonb(t)::text AS line FROM transactions AS t ORDER BY 1")
         return [row["line"] for row in rows]
+
+
+async def waiting(world: World) -> None:
+    """Returns once a statement of this database waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(30):
+        while not await world.pool.fetchval(query):
+            pass
 
 
 def resource(organization: str, job: str = "ft-1") -> str:
