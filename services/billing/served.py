@@ -2,7 +2,7 @@
 message format, and nothing of jobs and machines.
 
 A message brings hundreds of calls, so records are booked as columns and posted as one ledger transaction for each
-group of calls that share organization, project, resource and price. Nothing is refused for lack of credit: what was
+group of calls that share organization, project, resource, price and month. Nothing is refused for lack of credit: what was
 served is owed.
 """
 
@@ -20,6 +20,7 @@ from services.billing.batch import Terms, UsageBatch
 from services.billing.facts import InferenceFact
 from services.billing.ledger import Transaction, TransactionKind
 from services.billing.months import OpenMonths
+from services.billing.periods import first_of_month
 from services.billing.pricebook import InferenceRate, Shelf
 from services.billing.pricing import PriceUnknown, token_amount
 from services.billing.records import UsageKind, UsageRecord
@@ -45,7 +46,8 @@ class _GroupKey(NamedTuple):
     resource: str
     base_model: str
     price_book_version: str
-    billing_month: date
+    # Of the use. Which invoice has it must not matter here: a replay meets other closed months, and writes the same entries.
+    month: date
     api_key_id: str
 
 
@@ -81,22 +83,21 @@ async def book_inference(
     organization_ids = sorted({fact.organization_id for fact in facts})
     moments = [min(fact.usage_time for fact in facts)] if facts else []
     facts_by_key, refused = _distinct(facts)
-    # Grouped and priced before the lock, which is held for as short as it can be; only an invoice that was closed
-    # meanwhile changes what was found.
-    months = await OpenMonths.read(connection, organization_ids, moments, now)
-    groups, unpriced = _groups(list(facts_by_key.values()), shelf, months)
-    batch, charges = _columns(groups)
-    standings = await store.lock_organizations(connection, organization_ids)
-    if await OpenMonths.read(connection, organization_ids, moments, now) != months:
-        months = await OpenMonths.read(connection, organization_ids, moments, now)
-        groups, unpriced = _groups(list(facts_by_key.values()), shelf, months)
-        batch, charges = _columns(groups)
+    groups, unpriced = _groups(list(facts_by_key.values()), shelf)
     refused += unpriced
+    # Priced before the lock, which is held for as short as it can be; only an invoice that was closed meanwhile changes
+    # what was found.
+    expected = await OpenMonths.read(connection, organization_ids, moments, now)
+    batch, charges = _columns(groups, expected)
+    standings = await store.lock_organizations(connection, organization_ids)
+    months = await OpenMonths.read(connection, organization_ids, moments, now)
+    if months != expected:
+        batch, charges = _columns(groups, months)
     # Nearly always everything is new; if not, each call is looked at.
     if not await usage_store.insert_usage(connection, batch):
         booked = await _booked_calls(connection, groups)
         refused += _drop_booked(groups, booked)
-        batch, charges = _columns(groups)
+        batch, charges = _columns(groups, months)
         inserted = await usage_store.insert_usage(connection, batch)
         assert inserted, "the organizations are locked, so nobody else can have booked their calls"
     await store.post(connection, standings, charges)
@@ -116,7 +117,7 @@ def _distinct(facts: Sequence[InferenceFact]) -> tuple[dict[tuple[str, str], Inf
     return found, refused
 
 
-def _groups(facts: Sequence[InferenceFact], shelf: Shelf, months: OpenMonths) -> tuple[list[_Group], list[_Refusal]]:
+def _groups(facts: Sequence[InferenceFact], shelf: Shelf) -> tuple[list[_Group], list[_Refusal]]:
     groups: dict[_GroupKey, _Group] = {}
     refused: list[_Refusal] = []
     for fact in facts:
@@ -131,7 +132,7 @@ def _groups(facts: Sequence[InferenceFact], shelf: Shelf, months: OpenMonths) ->
                 fact.resource,
                 fact.base_model,
                 book.version,
-                months.of(fact.organization_id, fact.usage_time),
+                first_of_month(fact.usage_time),
                 fact.api_key_id,
             )
             group = groups.get(key)
@@ -144,7 +145,7 @@ def _groups(facts: Sequence[InferenceFact], shelf: Shelf, months: OpenMonths) ->
     return list(groups.values()), refused
 
 
-def _columns(groups: Sequence[_Group]) -> tuple[UsageBatch, list[Transaction]]:
+def _columns(groups: Sequence[_Group], months: OpenMonths) -> tuple[UsageBatch, list[Transaction]]:
     """The records of all groups, one for each direction without those of zero tokens, and what they are charged."""
     batch = UsageBatch()
     charges: list[Transaction] = []
@@ -159,8 +160,9 @@ def _columns(groups: Sequence[_Group]) -> tuple[UsageBatch, list[Transaction]]:
         if charge is not None:
             charges.append(charge)
         posted = charge.id if charge else None
-        input_number = batch.number(_terms(UsageKind.INPUT_TOKENS, group.key, read, posted))
-        output_number = batch.number(_terms(UsageKind.OUTPUT_TOKENS, group.key, written, posted))
+        month = months.of(group.key.organization_id, group.facts[0].usage_time)
+        input_number = batch.number(_terms(UsageKind.INPUT_TOKENS, group.key, read, month, posted))
+        output_number = batch.number(_terms(UsageKind.OUTPUT_TOKENS, group.key, written, month, posted))
         for fact, input_amount, output_amount in zip(group.facts, inputs, outputs, strict=True):
             if fact.input_tokens:
                 batch.add(input_number, fact.work_key + _INPUT, fact.input_tokens, input_amount, fact.usage_time)
@@ -169,7 +171,9 @@ def _columns(groups: Sequence[_Group]) -> tuple[UsageBatch, list[Transaction]]:
     return batch, charges
 
 
-def _terms(kind: UsageKind, key: _GroupKey, unit_price_nanos_usd: int, transaction_id: uuid.UUID | None) -> Terms:
+def _terms(
+    kind: UsageKind, key: _GroupKey, unit_price_nanos_usd: int, billing_month: date, transaction_id: uuid.UUID | None
+) -> Terms:
     return Terms(
         kind=kind,
         organization_id=key.organization_id,
@@ -178,7 +182,7 @@ def _terms(kind: UsageKind, key: _GroupKey, unit_price_nanos_usd: int, transacti
         model=key.base_model,
         unit_price_nanos_usd=unit_price_nanos_usd,
         price_book_version=key.price_book_version,
-        billing_month=key.billing_month,
+        billing_month=billing_month,
         api_key_id=key.api_key_id,
         transaction_id=transaction_id,
     )

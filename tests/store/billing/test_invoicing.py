@@ -11,7 +11,7 @@ from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition
 from finemesh.billing.v1 import money_pb2
 from finemesh.events.v1 import billing_events_pb2
-from services.billing import document_store, invoicing
+from services.billing import document_store, invoicing, store
 from services.billing.closer import Closer
 from services.billing.config import BillingSettings
 from services.billing.document_store import ClosedInvoice
@@ -307,6 +307,37 @@ async def test_invoices_are_listed_newest_first_with_those_that_are_open(world: 
     assert await heads(date(2027, 2, 1), 1) == everything[1:2]
     assert await heads(date(2027, 1, 1)) == everything[2:]
     assert await heads(date(2026, 11, 1)) == []
+
+
+async def test_which_invoices_are_closed_changes_no_entry(world: World, postgres: PostgresServer) -> None:
+    """A replay meets other open months than the first time, and still writes the same ledger."""
+    message = served("o", ("gen-1", 10**6, 20), ("gen-2", 10**6, 5), ("gen-3", 10**6, 7))
+    for record, moment in zip(
+        message.records,  # type: ignore[attr-defined]
+        (NOW, datetime(2026, 12, 2, tzinfo=UTC), datetime(2026, 11, 30, 23, tzinfo=UTC)),
+        strict=True,
+    ):
+        record.usage_time.FromDatetime(moment)
+    ledgers = []
+    async with fresh_world(postgres) as other:
+        for each in (world, other):
+            await each.deliver(minute("o", 0))
+            jump_to(each, GRACE_OVER)
+            if each is world:
+                await close(each, "o")
+            await each.deliver(message)
+            async with each.pool.acquire() as connection:
+                ledgers.append([row async for row in store.dump_ledger(connection)])
+    assert ledgers[0] == ledgers[1]
+    # One entry for each month of use, whichever invoice has it.
+    assert await world.pool.fetchval("SELECT count(*) FROM transactions WHERE kind = 'inference'") == 2
+    assert {
+        (row["work_key"], row["billing_month"].month)
+        for row in await world.pool.fetch(
+            "SELECT work_key, billing_month FROM usage_records WHERE kind = 'input_tokens'"
+        )
+    } == {("gen-1:input", 12), ("gen-2:input", 12), ("gen-3:input", 12)}
+    assert len((await read(world, "o", DECEMBER)).lines) == 2
 
 
 async def test_a_replay_into_an_empty_database_gives_the_same_invoice(world: World, postgres: PostgresServer) -> None:
