@@ -99,7 +99,8 @@ async def oldest(connection: Connection, wanted: UsageFilter, *, after: Position
 
 
 async def within_month(connection: Connection, wanted: UsageFilter, organization_id: str) -> UsageFilter:
-    """The same filter, with its span cut to the days that have records of its month: late ones can be of any day."""
+    """The same filter, with its span cut to the days that have records behind its month's invoice: those that came late
+    or belong to a job can be of any day."""
     days = await _queries.get_billed_days(
         connection,
         organization_id=organization_id,

@@ -201,6 +201,48 @@ async def test_a_month_has_its_late_records_and_not_those_of_others(world: World
         assert [record.work_key for record in await oldest(world, wanted, 2)] == expected
 
 
+async def test_a_month_has_the_records_of_the_jobs_on_its_invoice_whenever_they_worked(world: World) -> None:
+    """A job is billed whole in the month in which it ends; one that owes nothing is on no invoice, nor is a running one."""
+    await world.top_up("o", 100 * USD)
+    for job in ("ft-1", "ft-2", "ft-3"):
+        await world.hold("o", job)
+    november = [train("o", 0, 20, job) for job in ("ft-1", "ft-2", "ft-3")]
+    await world.deliver(*november, minute("o", 0))
+    world.clock.jump(9 * 86_400)
+    december = [train("o", 20, 40, job) for job in ("ft-1", "ft-2")]
+    endings = [ended("o", "CANCELLED_RUNNING", 2), ended("o", "PLATFORM_FAILURE", 2, "ft-2")]
+    for message in december:
+        message.usage_time.FromDatetime(world.clock.now())  # type: ignore[attr-defined]
+    for message in endings:
+        message.end_time.FromDatetime(world.clock.now())  # type: ignore[attr-defined]
+    await world.deliver(*december, *endings)
+    terms = BillingSettings().invoice_terms
+    for month, expected in ((11, ["ep_1:7:0"]), (12, ["ft-1:train:0-20", "ft-1:train:20-40"])):
+        wanted = UsageFilter(project_id="o-p", billing_month=date(2026, month, 1))
+        async with world.pool.acquire() as connection:
+            invoice = await invoicing.read(connection, terms, "o", Month(year=2026, month=month))
+            wanted = await usage_pages.within_month(connection, wanted, "o")
+        for scan_max in (1, 2, 1000):
+            found = await oldest(world, wanted, scan_max)
+            assert [record.work_key for record in found] == expected
+            assert {record.billing_month for record in found} == {date(2026, month, 1)}
+        assert sum(line.usage_record_count for line in invoice.lines) == len(expected)
+        names = {name for line in invoice.lines for name in line.usage_records}
+        assert names == {f"projects/o-p/usageRecords/{record.id}" for record in found}
+    listed, _ = await newest(world, UsageFilter(project_id="o-p"))
+    # Of a job on no invoice it is the month of use.
+    assert [
+        (record.work_key, record.billing_month.month) for record in sorted(listed, key=lambda each: each.work_key)
+    ] == [
+        ("ep_1:7:0", 11),
+        ("ft-1:train:0-20", 12),
+        ("ft-1:train:20-40", 12),
+        ("ft-2:train:0-20", 11),
+        ("ft-2:train:20-40", 12),
+        ("ft-3:train:0-20", 11),
+    ]
+
+
 async def test_filters_by_model_and_key(world: World) -> None:
     await busy(world)
     found, _ = await newest(world, UsageFilter(project_id="o-p", model="cpu"))

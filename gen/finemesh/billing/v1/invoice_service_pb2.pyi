@@ -577,7 +577,9 @@ class ExportUsageRequest(_message.Message):
     resource: _builtins.str
     """Only records of this job, endpoint or model; empty for all."""
     billing_month: _builtins.str
-    """Only records that are billed in this month, `2026-11`, also those that came late; empty for all."""
+    """Only records behind the invoice of this month, `2026-11`: also those that came late, and all records of the jobs on
+    it, whenever they worked; empty for all.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only records whose use ended at this moment or later; needed without `billing_month`."""

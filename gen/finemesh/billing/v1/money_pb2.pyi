@@ -182,7 +182,9 @@ class UsageRecord(_message.Message):
     api_key_id: _builtins.str
     """Id of the API key that used it; empty where it is not known."""
     billing_month: _builtins.str
-    """Month whose invoice has it, `2026-11`: the month of its use, or the one after when that was closed before."""
+    """Month whose invoice has it, `2026-11`: the month of its use, or the one after when that was closed before. Of a job
+    the month of the invoice with its charge; the month of use while it is on none.
+    """
     @_builtins.property
     def usage_time(self) -> _timestamp_pb2.Timestamp:
         """When the use ended."""
