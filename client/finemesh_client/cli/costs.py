@@ -22,8 +22,9 @@ from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client
 
 _DAY = ["%Y-%m-%d"]
-# What spreadsheets take for the beginning of a formula.
-_RISKY = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# What spreadsheets take for the beginning of a formula; what they cannot show before it, they strip or skip.
+_FORMULA = frozenset("=+-@＝＋－＠")
+_BREAKS = ("\t", "\r", "\n")
 COLUMNS = (
     "usage_time",
     "billing_month",
@@ -158,4 +159,9 @@ def row_of(record: money_pb2.UsageRecord) -> list[str | int]:
         "kind": money_pb2.UsageKind.Name(record.kind).removeprefix("USAGE_KIND_").lower(),
     }
     row = [values[column] for column in COLUMNS]
-    return [f"'{value}" if isinstance(value, str) and value.startswith(_RISKY) else value for value in row]
+    return [_text(value) if isinstance(value, str) else value for value in row]
+
+
+def _text(value: str) -> str:
+    seen = next((letter for letter in value if letter != " " and letter.isprintable()), "")
+    return f"'{value}" if seen in _FORMULA or value.startswith(_BREAKS) else value

@@ -31,8 +31,10 @@ HEADER = (
     "usage_records",
     "minimum_applied",
 )
-# What spreadsheets take for the beginning of a formula, in ASCII and in full width, or strip before they look for one.
-_RISKY = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# What spreadsheets take for the beginning of a formula, in ASCII and in full width; what they cannot show before it, they
+# strip or skip, and some run what comes after a line break.
+_FORMULA = frozenset("=+-@＝＋－＠")
+_BREAKS = ("\t", "\r", "\n")
 
 
 def to_csv(invoice: money_pb2.Invoice) -> bytes:
@@ -77,7 +79,8 @@ def to_csv(invoice: money_pb2.Invoice) -> bytes:
 
 def text(value: str) -> str:
     """A text that no spreadsheet runs."""
-    return f"'{value}" if value.startswith(_RISKY) else value
+    seen = next((letter for letter in value if letter != " " and letter.isprintable()), "")
+    return f"'{value}" if seen in _FORMULA or value.startswith(_BREAKS) else value
 
 
 def dollars(nanos_usd: int) -> str:

@@ -218,7 +218,28 @@ def test_csv_has_the_line_ends_of_its_standard() -> None:
     assert document.count(b"\r\n") == document.count(b"\n") == 5
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "＝", "＋", "－", "＠"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "=",
+        "+",
+        "-",
+        "@",
+        "\t=",
+        "\r=",
+        "\n=",
+        "＝",
+        "＋",
+        "－",
+        "＠",
+        " =",
+        "  \t@",
+        "\u00a0+",
+        "\u3000－",
+        "\ufeff=",
+        "\x00=",
+    ],
+)
 def test_no_text_of_the_csv_is_a_formula(start: str) -> None:
     evil = f'{start}HYPERLINK("http://x","y")'
     made = invoice(line(description=evil, resource=evil, price_book_version=evil, project_id=evil, model=evil))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, invoice_service_pb2_grpc, money_pb2
 from finemesh.billing.v1 import invoice_service_pb2 as pb
+from finemesh_client.cli.costs import COLUMNS, row_of
 from finemesh_client.cli.main import app
 
 NOVEMBER = "organizations/acme/invoices/2026-11"
@@ -198,6 +199,13 @@ def test_an_export_has_every_record_once_whatever_breaks(mesh: Mesh, breaks: lis
     assert rows[0]["kind"] == "input_tokens"
     assert {request.billing_month for request in mesh.asked} == {"2026-11"}  # type: ignore[attr-defined]
     assert not Path("usage.csv.part").exists()
+
+
+@pytest.mark.parametrize("start", ["=", " =", "\t \u00a0@", "\ufeff+", "\u3000－", "\r", "\n-"])
+def test_no_text_of_an_export_is_a_formula(start: str) -> None:
+    evil = f"{start}cmd|' /C calc'!A0"
+    row = dict(zip(COLUMNS, row_of(money_pb2.UsageRecord(resource=evil, model="plain", quantity=5)), strict=True))
+    assert (row["resource"], row["model"], row["quantity"]) == (f"'{evil}", "plain", 5)
 
 
 def test_an_export_of_days_in_json_lines(mesh: Mesh) -> None:
