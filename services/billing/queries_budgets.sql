@@ -91,7 +91,18 @@ FROM wanted
 ORDER BY wanted.project_id, wanted.api_key_id;
 
 -- name: set_budget(project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, now)!
--- Sets the budget of a project or of a key; what was announced of an earlier one stays known.
+-- Sets the budget of a project or of a key. Another cap forgets the warnings of the one before, which said shares of it.
+WITH forgotten AS (
+    DELETE FROM budget_alerts
+    USING budgets
+    WHERE
+        budget_alerts.project_id = :project_id
+        AND budget_alerts.api_key_id = :api_key_id
+        AND budgets.project_id = budget_alerts.project_id
+        AND budgets.api_key_id = budget_alerts.api_key_id
+        AND budgets.monthly_cap_nanos_usd <> :monthly_cap_nanos_usd
+)
+
 INSERT INTO budgets (project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, update_time)
 VALUES (:project_id, :api_key_id, :organization_id, :monthly_cap_nanos_usd, :alert_percents, :now)
 ON CONFLICT (project_id, api_key_id) DO UPDATE SET

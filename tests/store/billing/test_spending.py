@@ -257,4 +257,30 @@ async def test_a_cap_that_is_raised_removed_or_set_again_counts_its_revisions_on
         (True, 3, 6),
         (False, 3, 7),
     ]
-    assert [event.percent for event in await world.events(SHARE)] == [50, 80, 100, 50, 80, 100]
+    shares = [(event.cap_nanos_usd // USD, event.percent) for event in await world.events(SHARE)]
+    assert shares == [
+        *((5, percent) for percent in (50, 80, 100)),
+        *((4, percent) for percent in (50, 80, 100)),
+        *((6, percent) for percent in (50, 80)),
+        *((5, percent) for percent in (50, 80, 100)),
+        *((3, percent) for percent in (50, 80, 100)),
+    ]
+
+
+async def test_another_cap_warns_anew_and_the_same_one_does_not(world: World) -> None:
+    """Who raised a cap after its warnings wants to hear when the new one is near."""
+    await top_up(world, "o", 100 * USD)
+    await set_cap(world, "o", 200_000_000)
+    await set_cap(world, "o", 100_000_000, "key_a", percents=(50,))
+    await world.deliver(served("o", ("gen-1", 4 * MILLION, 0)))
+    warned = [(event.cap_nanos_usd, event.percent) for event in await world.events(SHARE)]
+    assert warned == [(200_000_000, percent) for percent in (50, 80, 100)]
+    await set_cap(world, "o", 200_000_000, percents=(50, 90))
+    assert [event.percent for event in await world.events(SHARE)][3:] == [90]
+    # 0.20 of 1.00 dollars: nothing is near, and then all of it is, a second time.
+    await set_cap(world, "o", USD)
+    assert len(await world.events(SHARE)) == 4
+    await world.deliver(served("o", ("gen-2", 13 * MILLION, 0)))
+    await world.deliver(served("o", ("gen-3", 13 * MILLION, 0)))
+    found = [(event.cap_nanos_usd, event.percent, event.api_key_id) for event in await world.events(SHARE)][4:]
+    assert found == [(USD, percent, "") for percent in (50, 80, 100)]
