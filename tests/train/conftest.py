@@ -14,8 +14,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
+from services.trainer.train import loop
 from services.trainer.train.recipe import make
 from services.trainer.train.recipes.shapes import RECIPES
+from services.trainer.train.run import Run
+from services.trainer.train.spec import load_spec, resolve_paths
 
 WORDS = [
     "open",
@@ -94,6 +97,29 @@ def write_job(workdir: Path, base: Path, **changes: Any) -> Path:
     }
     (workdir / "spec.json").write_text(json.dumps(spec))
     return workdir
+
+
+def run_job(workdir: Path, stop_after: int | None = None) -> list[dict[str, Any]]:
+    """Runs a job in this process and returns what it told. `stop_after` is the last step that it does: the run is asked to stop when
+    its loop, in its own thread, is through with that step's evaluation and checkpoint. The event of the checkpoint would not do: it
+    is told when the files are there, which may be steps later."""
+    events: list[dict[str, Any]] = []
+    done, whole = 0, loop.checkpoint_when_due
+
+    def emit(kind: str, /, **fields: Any) -> None:
+        events.append({"type": kind, **fields})
+
+    def last_of_a_step(run: Run) -> None:
+        nonlocal done
+        whole(run)
+        done = run.position.step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "checkpoint_when_due", last_of_a_step)
+        spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+        loop.train(spec, workdir, emit, lambda: stop_after is not None and done >= stop_after)
+    assert [event["step"] for event in events if event["type"] == "stopped"] in ([], [stop_after])
+    return events
 
 
 @pytest.fixture(scope="session", autouse=True)

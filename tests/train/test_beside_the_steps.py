@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from services.trainer.train import checkpoint as checkpoints
+from services.trainer.train import loop
 from services.trainer.train.ahead import StepBatches
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import ALONE
 from services.trainer.train.durable import commit_folder
 from services.trainer.train.inputs import batches_of_step, prepare_inputs
 from services.trainer.train.loop import train
+from services.trainer.train.run import Run
 from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import run_job
 
 Events = list[dict[str, Any]]
 PATIENCE_S = 60
@@ -71,6 +74,30 @@ def test_a_checkpoint_written_late_holds_its_own_step_and_is_told_when_it_is_the
     assert (workdir / "export" / "adapter_model.safetensors").read_bytes() == (
         reference / "export" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_a_run_that_is_stopped_waits_for_its_last_checkpoint(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of step 4 are held back until the run ends; it stops at that step all the same, and they are told before its end."""
+    ending, whole = Event(), loop.settle_at_the_end
+
+    def late(target: Path, *more: Any) -> Any:
+        if target.name == "step-00000004":
+            assert ending.wait(PATIENCE_S)
+        return commit_folder(target, *more)
+
+    def settle(run: Run) -> None:
+        ending.set()
+        whole(run)
+
+    monkeypatch.setattr(checkpoints, "commit_folder", late)
+    monkeypatch.setattr(loop, "settle_at_the_end", settle)
+    workdir = make_job(evaluations=0)
+    events = run_job(workdir, stop_after=4)
+    told = [(event["type"], event["step"]) for event in events if event["type"] in ("checkpoint", "stopped")]
+    assert told == [("checkpoint", 2), ("checkpoint", 4), ("stopped", 4)]
+    assert (workdir / "checkpoints" / "step-00000004").is_dir()
 
 
 def same(left: list[MicroBatch], right: list[MicroBatch]) -> bool:

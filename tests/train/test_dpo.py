@@ -16,11 +16,10 @@ from services.trainer.train.durable import sha256_file
 from services.trainer.train.export import read_trained_weights
 from services.trainer.train.failures import Failure
 from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.loop import train
 from services.trainer.train.model import load_base
 from services.trainer.train.objective import answer_log_probs, labels_per_row
 from services.trainer.train.spec import load_spec, resolve_paths
-from tests.train.conftest import preferences, write_rows
+from tests.train.conftest import preferences, run_job, write_rows
 
 Events = list[dict[str, Any]]
 
@@ -39,20 +38,6 @@ def make_pairs(make_job: Callable[..., Path]) -> Callable[..., Path]:
     return get
 
 
-def run(workdir: Path, stop_after: int | None = None) -> Events:
-    events: Events = []
-
-    def emit(kind: str, /, **fields: Any) -> None:
-        events.append({"type": kind, **fields})
-
-    def stopping() -> bool:
-        steps = [event["step"] for event in events if event["type"] == "checkpoint"]
-        return stop_after is not None and bool(steps) and max(steps) >= stop_after
-
-    train(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit, stopping)
-    return events
-
-
 def of_type(events: Events, kind: str) -> Events:
     return [event for event in events if event["type"] == kind]
 
@@ -62,7 +47,7 @@ def trace(events: Events) -> list[float]:
 
 
 def test_an_adapter_learns_to_prefer_and_everything_is_told(make_pairs: Callable[..., Path]) -> None:
-    events = run(make_pairs(epochs=4, learning_rate=2e-2))
+    events = run_job(make_pairs(epochs=4, learning_rate=2e-2))
     assert trace(events)[0] == pytest.approx(0.693147, abs=1e-5)
     before, *_, after = of_type(events, "evaluation")
     assert (before["loss"], before["reward_accuracy"], before["reward_margin"]) == (pytest.approx(0.693147), 0.0, 0.0)
@@ -89,7 +74,7 @@ def test_an_adapter_learns_to_prefer_and_everything_is_told(make_pairs: Callable
     ids=["simpo", "rpo", "reference-free", "by-length"],
 )
 def test_every_variant_lowers_its_own_loss(make_pairs: Callable[..., Path], dpo: dict[str, Any]) -> None:
-    events = run(make_pairs(dpo=dpo, epochs=3, learning_rate=2e-2))
+    events = run_job(make_pairs(dpo=dpo, epochs=3, learning_rate=2e-2))
     assert of_type(events, "evaluation")[-1]["loss"] < of_type(events, "evaluation")[0]["loss"]
 
 
@@ -98,12 +83,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     make_pairs: Callable[..., Path], training: dict[str, Any]
 ) -> None:
     whole, halves = make_pairs("whole", training=training), make_pairs("halves", training=training)
-    expected, first = run(whole), run(halves, stop_after=4)
+    expected, first = run_job(whole), run_job(halves, stop_after=4)
     assert of_type(first, "stopped")
     # On another machine only the checkpoint comes along.
     elsewhere = make_pairs("elsewhere", training=training)
     shutil.copytree(halves / "checkpoints" / "step-00000004", elsewhere / "checkpoints" / "step-00000004")
-    rest = run(elsewhere)
+    rest = run_job(elsewhere)
     assert of_type(rest, "started")[0]["start_step"] == 4
     assert trace(rest) == trace(expected)[4:]
     assert of_type(rest, "exported")[0]["revision"] == of_type(expected, "exported")[0]["revision"]
@@ -114,8 +99,8 @@ def test_a_reference_under_the_weights_of_a_checkpoint_would_be_noticed(
 ) -> None:
     """The trap: log-probabilities made again after the checkpoint's weights are in."""
     training = {"type": "full"}
-    expected, whole = run(make_pairs("whole", training=training)), reference.stored_reference
-    run(make_pairs("halves", training=training), stop_after=4)
+    expected, whole = run_job(make_pairs("whole", training=training)), reference.stored_reference
+    run_job(make_pairs("halves", training=training), stop_after=4)
 
     def under_its_weights(inputs: Any, model: Any, group: Any, emit: Any, checkpoint: Path) -> Any:
         read_trained_weights(model, inputs.spec, checkpoint)
@@ -123,7 +108,7 @@ def test_a_reference_under_the_weights_of_a_checkpoint_would_be_noticed(
         return whole(inputs, model, group, emit, None)
 
     monkeypatch.setattr(start, "stored_reference", under_its_weights)
-    rest = run(make_pairs("halves", training=training))
+    rest = run_job(make_pairs("halves", training=training))
     assert of_type(rest, "started")[0]["start_step"] == 4
     assert trace(rest)[0] != trace(expected)[4]
 
@@ -132,7 +117,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_reference_writes_it_again(
     make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"type": "full"}
-    expected, whole = run(make_pairs("whole", training=training)), reference.save_file
+    expected, whole = run_job(make_pairs("whole", training=training)), reference.save_file
 
     class Killed(BaseException):
         """Nothing on the way catches it."""
@@ -146,8 +131,8 @@ def test_a_run_that_was_killed_while_it_wrote_its_reference_writes_it_again(
     with monkeypatch.context() as patch:
         patch.setattr(reference, "save_file", killed)
         with pytest.raises(Killed):
-            run(workdir)
-    events = run(workdir)
+            run_job(workdir)
+    events = run_job(workdir)
     assert [event["message"] for event in of_type(events, "warning")] == [
         "tmp-reference.safetensors was left unfinished"
     ]
@@ -209,5 +194,5 @@ def test_files_of_the_wrong_kind_are_refused(make_pairs: Callable[..., Path], ma
     rows_for_dpo = make_job("rows", method="dpo")
     for workdir in (pairs_for_sft, rows_for_dpo):
         with pytest.raises(Failure) as refused:
-            run(workdir)
+            run_job(workdir)
         assert (refused.value.kind, refused.value.reason) == ("user", "DATASET_INVALID")

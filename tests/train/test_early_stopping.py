@@ -9,10 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from services.trainer.train.early import judge
-from services.trainer.train.loop import train
 from services.trainer.train.methods import EarlyStopping
 from services.trainer.train.position import Position
-from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import run_job
 
 Events = list[dict[str, Any]]
 # The same few rows again and again at a high rate: the held-out loss falls and then rises.
@@ -24,20 +23,6 @@ HOT = {
     "schedule": {"type": "linear", "min_lr_ratio": 1.0},
     "early_stopping": {"patience": 2, "warmup_evaluations": 0},
 }
-
-
-def run(workdir: Path, stop_after: int | None = None) -> Events:
-    events: Events = []
-
-    def emit(kind: str, /, **fields: Any) -> None:
-        events.append({"type": kind, **fields})
-
-    def stopping() -> bool:
-        steps = [event["step"] for event in events if event["type"] == "checkpoint"]
-        return stop_after is not None and bool(steps) and max(steps) >= stop_after
-
-    train(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit, stopping)
-    return events
 
 
 def of_type(events: Events, kind: str) -> Events:
@@ -83,7 +68,7 @@ def test_the_best_evaluation_ships_and_nothing_after_the_end_is_done(
     make_job: Callable[..., Path], training: dict[str, Any]
 ) -> None:
     workdir = make_job("stopped", training=training, **HOT)
-    events = run(workdir)
+    events = run_job(workdir)
     (finished,) = of_type(events, "finished")
     evaluations = of_type(events, "evaluation")[1:]
     losses = [event["loss"] for event in evaluations]
@@ -105,7 +90,7 @@ def test_the_best_evaluation_ships_and_nothing_after_the_end_is_done(
     # The export is what a run that ended at the best evaluation would have had in its hands then.
     name = "adapter_model.safetensors" if training["type"] == "lora" else "model.safetensors"
     until = make_job("until", training=training, checkpoint_every_steps=1, keep_last=100, **HOT)
-    run(until)
+    run_job(until)
     then = load_file(until / "checkpoints" / f"step-{finished['best_step']:08d}" / name)
     shipped = load_file(workdir / "export" / name)
     assert shipped
@@ -114,16 +99,19 @@ def test_the_best_evaluation_ships_and_nothing_after_the_end_is_done(
 
 @pytest.mark.parametrize("training", [{"type": "lora", "r": 4, "dropout": 0.1}, {"type": "full"}], ids=["lora", "full"])
 def test_a_killed_run_comes_to_the_same_end(make_job: Callable[..., Path], training: dict[str, Any]) -> None:
-    whole = run(make_job("whole", training=training, **HOT))
+    """Stopped before any evaluation, at the best one, behind it, and where it would have ended anyway."""
+    settings = {**HOT, "training": training, "checkpoint_every_steps": 1}
+    whole = run_job(make_job("whole", **settings))
     (expected,) = of_type(whole, "finished")
     revision = of_type(whole, "exported")[0]["revision"]
     for stop_after in sorted({2, expected["best_step"], expected["best_step"] + 2, expected["step"]}):
-        halves = make_job(f"halves-{stop_after}", training=training, **HOT)
-        run(halves, stop_after=stop_after)
-        elsewhere = make_job(f"elsewhere-{stop_after}", training=training, **HOT)
+        halves = make_job(f"halves-{stop_after}", **settings)
+        run_job(halves, stop_after=stop_after)
+        elsewhere = make_job(f"elsewhere-{stop_after}", **settings)
         newest = max((halves / "checkpoints").glob("step-*"))
+        assert newest.name == f"step-{stop_after:08d}"
         shutil.copytree(newest, elsewhere / "checkpoints" / newest.name)
-        rest = run(elsewhere)
+        rest = run_job(elsewhere)
         (finished,) = of_type(rest, "finished")
         assert of_type(rest, "exported")[0]["revision"] == revision
         for name in ("step", "stopped_early", "best_step", "best_loss", "train_tokens", "validation_tokens"):
@@ -132,7 +120,7 @@ def test_a_killed_run_comes_to_the_same_end(make_job: Callable[..., Path], train
 
 def test_a_run_that_never_stops_ships_its_best_evaluation_too(make_job: Callable[..., Path]) -> None:
     gently = {"learning_rate": 1e-3, "early_stopping": {"patience": 5, "warmup_evaluations": 6}}
-    events = run(make_job(**{**HOT, **gently}))
+    events = run_job(make_job(**{**HOT, **gently}))
     (finished,) = of_type(events, "finished")
     assert not finished["stopped_early"]
     assert finished["step"] == finished["total_steps"]
