@@ -4,7 +4,7 @@ difference out; it reads no message and no table.
 
 import hashlib
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -29,10 +29,12 @@ class InvoiceRow(NamedTuple):
     close_time: datetime
 
     @property
+    def name(self) -> str:
+        return f"organizations/{self.organization_id}/invoices/{self.billing_month:%Y-%m}"
+
+    @property
     def location(self) -> str:
-        return (
-            f"organizations/{self.organization_id}/invoices/{self.billing_month:%Y-%m} ({invoice_number(self.number)})"
-        )
+        return f"{self.name} ({invoice_number(self.number)})"
 
 
 class CreditNoteRow(NamedTuple):
@@ -43,6 +45,7 @@ class CreditNoteRow(NamedTuple):
     request_id: str | None
     amount_nanos_usd: int | None
     resource: str | None
+    invoice: str | None
     transaction_id: uuid.UUID | None
     billing_month: date | None
     create_time: datetime | None
@@ -64,6 +67,30 @@ def wrong_values(row: InvoiceRow, where: str, pairs: Sequence[tuple[str, Any, An
         if wanted != found:
             return difference(INVOICES, f"{row.location}{where}", f"{name} {wanted}", f"{name} {found}")
     return None
+
+
+class CreditNotesAudit:
+    """Takes all closed invoices, then all credit notes; `closed` are the months of each organization that are closed."""
+
+    def __init__(self, closed: Mapping[str, Collection[date]]) -> None:
+        self._closed = closed
+        self._left: dict[tuple[str, str], int] = {}
+
+    def invoice(self, row: InvoiceRow) -> None:
+        self._left[row.organization_id, row.name] = row.total_nanos_usd
+
+    def note(self, row: CreditNoteRow) -> Difference | None:
+        different = wrong_credit_note(row, self._closed.get(row.organization_id, ()))
+        if different is not None or not row.invoice:
+            return different
+        where = f"organizations/{row.organization_id} {credit_note_number(row.number or 0)}"
+        left, amount = self._left.get((row.organization_id, row.invoice)), row.amount_nanos_usd or 0
+        if left is None:
+            return difference(CREDIT_NOTES, where, "a closed invoice of the organization", row.invoice)
+        if amount > left:
+            return difference(CREDIT_NOTES, where, f"at most {left} that are left of {row.invoice}", amount)
+        self._left[row.organization_id, row.invoice] = left - amount
+        return None
 
 
 def wrong_credit_note(row: CreditNoteRow, closed: Collection[date]) -> Difference | None:

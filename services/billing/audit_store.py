@@ -11,7 +11,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 from services.billing.audit import EntryRow, Head
 from services.billing.audit_documents import CreditNoteRow, InvoiceRow
-from services.billing.audit_jobs import HoldRow, JobEntryRow
+from services.billing.audit_holds import HoldRow, JobEntryRow
 from services.billing.audit_usage import ServedRow, UsageRow
 
 _queries = load_queries(Path(__file__).parent / "queries_audit.sql")

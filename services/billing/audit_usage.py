@@ -13,6 +13,7 @@ from services.billing.periods import first_of_month
 from services.billing.pricebook import PriceBook
 from services.billing.pricing import PriceUnknown, token_amount
 from services.billing.records import UsageKind
+from services.billing.work_keys import COLLECTIONS, SIDES, rented_number
 
 USAGE = "usage"
 PRICE_BOOKS = "price books"
@@ -24,8 +25,6 @@ ENTRY_OF: Mapping[str, TransactionKind] = {
     UsageKind.ENDPOINT_MINUTES: TransactionKind.ENDPOINT,
     UsageKind.CLUSTER_HOURS: TransactionKind.CLUSTER,
 }
-# A call is two records, one for each direction; its work key is theirs without the end.
-_SIDES = {UsageKind.INPUT_TOKENS: ":input", UsageKind.OUTPUT_TOKENS: ":output"}
 
 
 class UsageRow(NamedTuple):
@@ -93,14 +92,16 @@ class UsageAudit:
             self._prices[row.price_book_version, row.kind, row.model] = price
         if row.unit_price_nanos_usd != price:
             return difference(USAGE, row.location, f"unit price {price}", f"unit price {row.unit_price_nanos_usd}")
-        amount = token_amount(row.quantity, price) if row.kind in _SIDES else row.quantity * price
+        amount = token_amount(row.quantity, price) if row.kind in SIDES else row.quantity * price
         if row.amount_nanos_usd != amount:
             return difference(USAGE, row.location, f"amount {amount}", f"amount {row.amount_nanos_usd}")
         if row.usage_time < book.effective_from:
             began = book.effective_from.isoformat()
             return difference(USAGE, row.location, f"use from {began} on", f"use at {row.usage_time.isoformat()}")
-        month = wrong_month(row.usage_time, row.billing_month, self._closed.get(row.organization_id, ()))
-        return difference(USAGE, row.location, *month) if month is not None else None
+        wrong = _wrong_key(row) or wrong_month(
+            row.usage_time, row.billing_month, self._closed.get(row.organization_id, ())
+        )
+        return difference(USAGE, row.location, *wrong) if wrong is not None else None
 
     def unposted(self, row: UsageRow) -> Difference | None:
         """A served record that names no entry: it may be worth nothing only."""
@@ -114,9 +115,9 @@ class UsageAudit:
             return difference(USAGE, entry.location, f"usage records of {entry.id}", "none")
         first = records[0]
         kind = ENTRY_OF[first.kind]
-        owner = (first.organization_id, first.project_id, first.resource, first.price_book_version)
+        shared = _shared(first)
         for row in records:
-            if (row.organization_id, row.project_id, row.resource, row.price_book_version) != owner:
+            if _shared(row) != shared:
                 return difference(USAGE, row.location, f"the owner of {first.work_key}", "another one in one entry")
             if ENTRY_OF[row.kind] is not kind:
                 return difference(USAGE, row.location, f"a record of {kind}", row.kind)
@@ -125,7 +126,7 @@ class UsageAudit:
             organization_id=first.organization_id,
             project_id=first.project_id,
             resource=first.resource,
-            work_keys=sorted({row.work_key.removesuffix(_SIDES.get(UsageKind(row.kind), "")) for row in records}),
+            work_keys=sorted({row.work_key.removesuffix(SIDES.get(UsageKind(row.kind), "")) for row in records}),
             amount_nanos_usd=sum(row.amount_nanos_usd for row in records),
             price_book_version=first.price_book_version,
             usage_time=max(row.usage_time for row in records),
@@ -149,6 +150,29 @@ class UsageAudit:
     def lost(self, row: UsageRow) -> Difference:
         """A served record whose entry is not there."""
         return difference(USAGE, row.location, f"transaction {row.transaction_id}", None)
+
+
+def _shared(row: UsageRow) -> tuple[object, ...]:
+    """What all records of an entry have in common."""
+    month = first_of_month(row.usage_time)
+    return (row.organization_id, row.project_id, row.resource, row.price_book_version, row.api_key_id, month)
+
+
+def _wrong_key(row: UsageRow) -> tuple[str, str] | None:
+    """What is expected and found, where the key of a served record cannot be that of its work."""
+    kind = UsageKind(row.kind)
+    if kind in SIDES:
+        side = SIDES[kind]
+        right = row.work_key.endswith(side) and row.work_key != side
+        expected = f"a work key that ends in {side}"
+    else:
+        right = rented_number(kind, row.project_id, row.resource, row.work_key) is not None
+        expected = f"a work key of one of the {COLLECTIONS[kind]} of the project, which is {row.resource}"
+    if not right:
+        return expected, f"work key {row.work_key}"
+    if (row.start_step, row.end_step) != (0, 0):
+        return "no steps", f"steps {row.start_step} to {row.end_step}"
+    return None
 
 
 def served_price(book: PriceBook, kind: str, model: str) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from services.billing import work_keys
 from services.billing.records import UsageKind
 
 WORK_KEY_CHARS_MAX = 256
@@ -69,13 +70,15 @@ class ClusterFact(Fact):
 
 def check_training(fact: TrainingFact, job_id: str, now: datetime, limits: FactLimits) -> None:
     _check(fact, now, limits)
-    if not fact.work_key.startswith(f"{job_id}:"):
-        raise FactInvalid(f"work key {fact.work_key!r} is not one of job {job_id}")
     _within("tokens", fact.tokens, 0, limits.tokens_max)
     _within("start_step", fact.start_step, 0, limits.steps_max)
     _within("end_step", fact.end_step, fact.start_step, limits.steps_max)
     if fact.kind is UsageKind.TRAINING_TOKENS and fact.end_step == fact.start_step:
         raise FactInvalid("a range of training steps has at least one step")
+    # Under a key of its own the same work would be booked a second time.
+    derived = work_keys.of_training(fact.kind, job_id, fact.start_step, fact.end_step)
+    if fact.work_key != derived:
+        raise FactInvalid(f"work key {fact.work_key!r} does not follow from its work, which is {derived!r}")
 
 
 def check_inference(fact: InferenceFact, now: datetime, limits: FactLimits) -> None:
@@ -92,6 +95,7 @@ def check_endpoint(fact: EndpointFact, now: datetime, limits: FactLimits) -> Non
     _text("hardware_type", fact.hardware_type, NAME_CHARS_MAX)
     _within("device_count", fact.device_count, 1, limits.devices_max)
     _within("minute", fact.minute, 0, limits.steps_max)
+    _rented(UsageKind.ENDPOINT_MINUTES, fact, fact.minute)
 
 
 def check_cluster(fact: ClusterFact, now: datetime, limits: FactLimits) -> None:
@@ -99,6 +103,7 @@ def check_cluster(fact: ClusterFact, now: datetime, limits: FactLimits) -> None:
     _text("hardware_type", fact.hardware_type, NAME_CHARS_MAX)
     _within("node_count", fact.node_count, 1, limits.nodes_max)
     _within("hour", fact.hour, 0, limits.steps_max)
+    _rented(UsageKind.CLUSTER_HOURS, fact, fact.hour)
 
 
 def check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -> None:
@@ -114,6 +119,13 @@ def _check(fact: Fact, now: datetime, limits: FactLimits) -> None:
     _text("project_id", fact.project_id, WORK_KEY_CHARS_MAX)
     _text("resource", fact.resource, NAME_CHARS_MAX)
     check_time("usage_time", fact.usage_time, now, limits)
+
+
+def _rented(kind: UsageKind, fact: Fact, number: int) -> None:
+    if work_keys.rented_number(kind, fact.project_id, fact.resource, fact.work_key) != number:
+        raise FactInvalid(
+            f"work key {fact.work_key!r} is not that of number {number} of {fact.resource} in project {fact.project_id}"
+        )
 
 
 def _text(name: str, value: str, chars_max: int) -> None:

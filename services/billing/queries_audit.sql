@@ -48,7 +48,8 @@ SELECT
     h.resource, h.id, h.organization_id, h.project_id, h.state, h.base_model, h.method, h.training_tokens,
     h.validation_tokens, h.epochs, h.evaluations, h.parameter_count, h.price_book_version, h.held_nanos_usd,
     h.charged_nanos_usd, h.minimum_applied, h.billed_tokens, h.adjustment_nanos_usd, h.discrepancy, h.hold_time,
-    h.end_time, h.billing_month, h.api_key_id, e.ending, e.usage_record_count, e.end_time AS ending_time
+    h.end_time, h.billing_month, h.api_key_id, e.ending, e.usage_record_count, e.end_time AS ending_time,
+    e.organization_id AS ending_organization_id, e.project_id AS ending_project_id
 FROM holds AS h
 LEFT JOIN job_endings AS e ON e.resource = h.resource
 WHERE :organization_id::text = '' OR h.organization_id = :organization_id::text
@@ -175,10 +176,12 @@ WHERE
 -- Lists credit notes beside their entries; one without the other has none of its columns.
 SELECT
     coalesce(c.organization_id, t.organization_id) AS organization_id,
-    c.number, c.request_id, c.amount_nanos_usd, c.resource, c.transaction_id, c.billing_month, c.create_time,
+    c.number, c.request_id, c.amount_nanos_usd, c.resource, c.invoice, c.transaction_id, c.billing_month, c.create_time,
     t.id, t.position, t.resource AS entry_resource, t.transaction_time, t.revenue_nanos_usd
 FROM (
-    SELECT organization_id, number, request_id, amount_nanos_usd, resource, transaction_id, billing_month, create_time
+    SELECT
+        organization_id, number, request_id, amount_nanos_usd, resource, invoice, transaction_id, billing_month,
+        create_time
     FROM credit_notes
     WHERE :organization_id::text = '' OR organization_id = :organization_id::text
 ) AS c

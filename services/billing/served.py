@@ -24,10 +24,11 @@ from services.billing.periods import first_of_month
 from services.billing.pricebook import InferenceRate, Shelf
 from services.billing.pricing import PriceUnknown, token_amount
 from services.billing.records import UsageKind, UsageRecord
+from services.billing.work_keys import SIDES
 
 _booked = metrics.get_meter(__name__).create_counter("billing.usage_records", unit="{record}")
 
-_INPUT, _OUTPUT = ":input", ":output"
+_INPUT, _OUTPUT = SIDES[UsageKind.INPUT_TOKENS], SIDES[UsageKind.OUTPUT_TOKENS]
 # A call, and why it cannot be booked.
 _Refusal: TypeAlias = tuple[InferenceFact, str]
 

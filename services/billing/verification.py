@@ -15,9 +15,10 @@ import structlog
 from chassis.db.pool import Connection, Pool, database_is_away
 from services.billing import store
 from services.billing.audit import BALANCES, HASH_CHAIN, ChainAudit, Difference, difference
-from services.billing.audit_documents import CREDIT_NOTES, INVOICES, wrong_credit_note
+from services.billing.audit_documents import CREDIT_NOTES, INVOICES, CreditNotesAudit
+from services.billing.audit_holds import HOLDS
 from services.billing.audit_invoices import InvoiceAudit
-from services.billing.audit_jobs import HOLDS, JobsAudit
+from services.billing.audit_jobs import JobsAudit
 from services.billing.audit_store import Grouped, Reader
 from services.billing.audit_usage import PRICE_BOOKS, USAGE, UsageAudit, UsageRow
 from services.billing.bookfile import BookInvalid, read_book
@@ -166,15 +167,17 @@ class Verification:
         self, reader: Reader, audit: InvoiceAudit, closed: Mapping[str, Collection[date]]
     ) -> AsyncIterator[None]:
         self._begin(INVOICES)
+        notes = CreditNotesAudit(closed)
         count = 0
         async for row in reader.invoices():
             _stop(await audit.invoice(row))
+            notes.invoice(row)
             count += 1
             self._count(invoices=count)
             yield
         self._begin(CREDIT_NOTES)
         async for note in reader.credit_notes():
-            _stop(wrong_credit_note(note, closed.get(note.organization_id, ())))
+            _stop(notes.note(note))
         if self._organization_id is not None:
             # Numbers are of all organizations together: one of them alone has gaps.
             return

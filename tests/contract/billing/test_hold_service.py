@@ -195,7 +195,7 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
         for number in range(3)
     ]
     minute = usage_events_pb2.EndpointMinuteRecorded(
-        work_key=f"{customer.organization}-ep:1:0",
+        work_key="ep_1:1:0",
         endpoint=f"projects/{customer.project}/endpoints/ep_1",
         project_id=customer.project,
         organization_id=customer.organization,

@@ -48,7 +48,7 @@ async def used(customer: Customer, mesh: Mesh) -> AsyncIterator[Customer]:
     for number in range(MINUTES):
         await mesh.publish(
             usage_events_pb2.EndpointMinuteRecorded(
-                work_key=f"{customer.organization}:ep:{number}",
+                work_key=f"ep_1:7:{number}",
                 endpoint=f"projects/{customer.project}/endpoints/ep_1",
                 project_id=customer.project,
                 organization_id=customer.organization,
@@ -196,11 +196,12 @@ async def test_an_operator_acts_for_any_organization(
         assert (note.invoice, note.billing_month) == (invoice.name, f"{datetime.now(UTC):%Y-%m}")
         with pytest.raises(AlreadyExists, match="REQUEST_ID_REUSED"):
             await invoices.CreateCreditNote(pb.CreateCreditNoteRequest(**{**_fields(request), "reason": "other"}))
-        with pytest.raises(OutOfRange) as refused:
-            await invoices.CreateCreditNote(
-                pb.CreateCreditNoteRequest(**{**_fields(request), "amount_nanos_usd": USED, "request_id": "s"})
-            )
-        assert refused.value.metadata["earned_nanos_usd"] == str(USED - 10**8)
+        for invoice_named, told in ((invoice.name, "given_back_nanos_usd"), ("", "earned_nanos_usd")):
+            too_much = {"amount_nanos_usd": USED, "request_id": "s", "invoice": invoice_named}
+            with pytest.raises(OutOfRange) as refused:
+                await invoices.CreateCreditNote(pb.CreateCreditNoteRequest(**{**_fields(request), **too_much}))
+            expected = {"given_back_nanos_usd": 10**8, "earned_nanos_usd": USED - 10**8}
+            assert refused.value.metadata[told] == str(expected[told])
         # It is the other organization's note.
         assert not (await invoices.ListCreditNotes(pb.ListCreditNotesRequest())).credit_notes
     with used.calling():
@@ -392,7 +393,7 @@ async def test_usage_is_listed_with_filters(used: Customer, mesh: Mesh) -> None:
                 return keys
 
     served = [f"{used.organization}-gen:output", f"{used.organization}-gen:input"]
-    minutes = [f"{used.organization}:ep:{number}" for number in reversed(range(MINUTES))]
+    minutes = [f"ep_1:7:{number}" for number in reversed(range(MINUTES))]
     with used.calling():
         assert await found() == served + minutes
         assert await found(api_key_id="key_7") == served

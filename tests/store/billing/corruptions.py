@@ -5,7 +5,7 @@ the world and runs them.
 
 from typing import NamedTuple
 
-from tests.store.billing.full_world import DONE, FAILED, FREED, LATE, OPEN, STOPPED
+from tests.store.billing.full_world import DONE, FAILED, FORGOTTEN, FREED, LATE, OPEN, STOPPED
 
 
 class Corruption(NamedTuple):
@@ -159,8 +159,33 @@ HOLDS = [
     _hold(DONE, "billed_tokens = 1", "billed tokens 2300000", "billed tokens 1"),
     _hold(DONE, "billing_month = '2026-10-01'", "billing month 2026-11", "billing month 2026-10"),
     _hold(DONE, "end_time = end_time + interval '1 s'", "end time", "end time"),
-    _hold(OPEN, "state = 'expired', end_time = hold_time", "a transaction release", "nothing"),
+    _hold(
+        OPEN,
+        "state = 'expired', end_time = hold_time, adjustment_nanos_usd = -122000000",
+        "a transaction release",
+        "nothing",
+    ),
     _hold(LATE, "discrepancy = ''", "16 usage records", "5 usage records"),
+    _hold(FREED, "adjustment_nanos_usd = 1", "adjustment 0 because it is released", "adjustment 1"),
+    _hold(FREED, "discrepancy = 'odd'", "discrepancy ", "discrepancy odd"),
+    _hold(FORGOTTEN, "adjustment_nanos_usd = 0", "adjustment -122000000 because it is expired", "adjustment 0"),
+    _hold(OPEN, "minimum_applied = true", "minimum applied False", "minimum applied True"),
+    _hold(OPEN, "billed_tokens = 5", "billed tokens 0", "billed tokens 5"),
+    _ending(
+        FREED,
+        "INSERT INTO usage_records SELECT 'ft-4:train:0-20', kind, organization_id, project_id,"
+        f" '{JOBS}{FREED}', model, quantity, unit_price_nanos_usd, amount_nanos_usd, price_book_version, start_step,"
+        " end_step, usage_time, api_key_id, billing_month, transaction_id"
+        f" FROM usage_records WHERE work_key = 'ft-2:train:0-20' AND project_id = 'a-p'",
+        "no usage records, because it was released",
+        "1 usage records",
+    ),
+    _ending(
+        STOPPED,
+        _update("job_endings", "project_id = 'b-p'", f"resource = '{JOBS}{STOPPED}'"),
+        "an ending of a in a-p",
+        "an ending of a in b-p",
+    ),
     _ending(
         STOPPED,
         _update("job_endings", "ending = 'cancelled_before_run'", f"resource = '{JOBS}{STOPPED}'"),
@@ -218,7 +243,12 @@ HOLDS = [
     _trained("project_id = 'c-p'", "project a-p", "project c-p")._replace(
         location="organizations/a projects/c-p usage record ft-3:train:20-40"
     ),
-    _trained("start_step = 10", "steps from 20 on", "steps from 10 on"),
+    _trained("start_step = 10", "work key ft-3:train:10-40", "work key ft-3:train:20-40"),
+    _trained("start_step = 10, work_key = 'ft-3:train:10-40'", "steps from 20 on", "steps from 10 on")._replace(
+        location="organizations/a projects/a-p usage record ft-3:train:10-40"
+    ),
+    _trained("work_key = 'ft-3:train:20-40:2'", "work key ft-3:train:20-40", "work key ft-3:train:20-40:2"),
+    _trained("api_key_id = 'k'", "API key ", "API key k"),
     _trained("billing_month = '2026-10-01'", "billing month 2026-11-01", "billing month 2026-10-01"),
     _trained("transaction_id = '00000000-0000-0000-0000-000000000001'", "entry None", "entry 00000000"),
 ]
@@ -235,6 +265,16 @@ USAGE = [
     _served("usage_time = '2020-02-02', billing_month = '2020-02-01'", "use from 20", "use at 2020-02-02"),
     _served("usage_time = usage_time + interval '1 s'", "time 2026-11-23", "time 2026-11-23", "transaction 11"),
     _served("work_key = 'gen-9:input'", "id ", "id ", "transaction 11"),
+    _served("work_key = 'gen-1'", "a work key that ends in :input", "gen-1", "projects/a-p usage record gen-1"),
+    _served("start_step = 1, end_step = 2", "no steps", "steps 1 to 2"),
+    _served("api_key_id = 'k'", "the owner of", "another one in one entry", "projects/a-p usage record gen-"),
+    Corruption(
+        _update("usage_records", "work_key = 'ep_2:7:0'", "work_key = 'ep_1:7:0' AND project_id = 'b-p'"),
+        "usage",
+        "organizations/b projects/b-p usage record ep_2:7:0",
+        "a work key of one of the endpoints of the project",
+        "ep_2:7:0",
+    ),
     _served("resource = 'acme/third'", "the owner of", "another one in one entry", "projects/a-p usage record gen-"),
     _served("transaction_id = NULL", "an entry that posts it", "none"),
     _served("transaction_id = '00000000-0000-0000-0000-000000000001'", "transaction 00000000", "nothing"),
@@ -360,6 +400,20 @@ DOCUMENTS = [
         "organizations/a CN-000001",
         "billing month 2026-12",
         "billing month 2027-01",
+    ),
+    Corruption(
+        "UPDATE credit_notes SET invoice = 'organizations/a/invoices/2026-10' WHERE number = 1",
+        "credit notes",
+        "organizations/a CN-000001",
+        "a closed invoice",
+        "organizations/a/invoices/2026-10",
+    ),
+    Corruption(
+        "UPDATE credit_notes SET invoice = 'organizations/a/invoices/2026-11' WHERE number = 2",
+        "credit notes",
+        "organizations/b CN-000002",
+        "a closed invoice of the organization",
+        "organizations/a/invoices/2026-11",
     ),
     Corruption(
         "UPDATE credit_notes SET transaction_id = '00000000-0000-0000-0000-000000000001' WHERE number = 1",

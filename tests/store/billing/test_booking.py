@@ -139,6 +139,10 @@ IMPOSSIBLE: list[Message] = [
     _training(work_key="ft-2:train:0-20"),
     _training(work_key=""),
     _training(end_step=0),
+    # Under a key that does not follow from it, the same work could be booked twice.
+    _training(work_key="ft-1:train:0-19"),
+    _training(work_key="ft-1:evaluate:0"),
+    _training(kind="evaluate", work_key="ft-1:evaluate:2"),
     _training(project_id="stranger"),
     _training(organization_id="stranger"),
     _training(tuning_job="nonsense"),

@@ -32,7 +32,7 @@ from services.billing.settlement import Ending
 from services.billing.verification import Verification
 from tests.store.billing.crashes import Doom, FragilePool, insisting
 from tests.store.billing.model import Read, of_kind, read
-from tests.store.billing.world import LARGE, NOW, SMALL, USD, World, ended, hour, minute, resource, served, train
+from tests.store.billing.world import LARGE, NOW, SMALL, USD, World, at, ended, hour, minute, resource, served, train
 
 CALLERS = 5
 JOBS_PER_CALLER = 5
@@ -152,7 +152,7 @@ def event(step: Step) -> Message:
     if step.kind == "ended":
         return ended(step.organization, JOBS[step.which][1], JOBS[step.which][2], step.which)
     if step.number % 3 == 0:
-        return hour(step.organization, 0, hardware="cpu", work_key=f"cl_1:3:{step.number}")
+        return hour(step.organization, step.number, hardware="cpu", usage_time=at(0))
     if step.number % 3 == 1:
         return minute(step.organization, step.number, hardware="nvidia-h200-141gb", devices=4)
     return served(step.organization, (f"gen-{step.number}", 10**6, 10**6))

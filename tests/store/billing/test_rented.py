@@ -42,6 +42,8 @@ IMPOSSIBLE: list[tuple[Message, str]] = [
     (hour("o", 0, hardware=""), "EVENT_INVALID"),
     (hour("o", 0, cluster=""), "EVENT_INVALID"),
     (hour("o", 0, work_key=""), "EVENT_INVALID"),
+    (hour("o", 0, cluster="projects/o-p/clusters/cl_2"), "EVENT_INVALID"),
+    (hour("o", 0, cluster="projects/stranger/clusters/cl_1"), "EVENT_INVALID"),
     (hour("o", 0, organization_id=""), "EVENT_INVALID"),
     (hour("o", 0, usage_time=at(10_000)), "EVENT_INVALID"),
     (hour("o", 0, hardware="abacus"), "PRICE_UNKNOWN"),
@@ -63,7 +65,6 @@ async def test_an_hour_that_is_booked_with_other_numbers_is_set_aside(world: Wor
     for other in (
         hour("o", 0, nodes=3),
         hour("o", 0, hardware="cpu"),
-        hour("o", 0, cluster="projects/o-p/clusters/cl_2"),
     ):
         with pytest.raises(InvalidArgument, match="other numbers"):
             await world.deliver(other)

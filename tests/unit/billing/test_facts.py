@@ -53,6 +53,11 @@ def test_plausible_claims_pass() -> None:
         {"work_key": ""},
         {"work_key": "ft-2:train:0-10"},
         {"work_key": "ft-1:" + "x" * 300},
+        # One piece of work has one key: another one would be paid a second time.
+        {"work_key": "ft-1:train:0-20"},
+        {"work_key": "ft-1:train:0-10:again"},
+        {"work_key": "ft-1:train:00-10"},
+        {"kind": UsageKind.EVALUATION_TOKENS},
         {"organization_id": ""},
         {"project_id": "a\0b"},
         {"usage_time": datetime(1970, 1, 1, tzinfo=UTC)},
@@ -64,6 +69,20 @@ def test_training_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
         facts.check_training(dataclasses.replace(TRAINING, **change), "ft-1", NOW, LIMITS)
 
 
+EVALUATION = dataclasses.replace(
+    TRAINING, work_key="ft-1:evaluate:3", kind=UsageKind.EVALUATION_TOKENS, start_step=3, end_step=3
+)
+
+
+@pytest.mark.parametrize(
+    "key", ["ft-1:evaluate:4", "ft-1:evaluate:03", "ft-1:evaluate:3-3", "ft-1:train:3-3", "ft-1:x:3"]
+)
+def test_an_evaluation_has_the_key_of_its_number(key: str) -> None:
+    facts.check_training(EVALUATION, "ft-1", NOW, LIMITS)
+    with pytest.raises(FactInvalid, match="work key"):
+        facts.check_training(dataclasses.replace(EVALUATION, work_key=key), "ft-1", NOW, LIMITS)
+
+
 @pytest.mark.parametrize("change", [{"input_tokens": -1}, {"output_tokens": 10**13}, {"base_model": ""}])
 def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):
@@ -71,14 +90,41 @@ def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"device_count": 0}, {"device_count": 10**6}, {"minute": -1}, {"hardware_type": ""}]
+    "change",
+    [
+        {"device_count": 0},
+        {"device_count": 10**6},
+        {"minute": -1},
+        {"hardware_type": ""},
+        {"minute": 1},
+        {"work_key": "ep-2:1:0"},
+        {"work_key": "ep-1:0"},
+        {"work_key": "ep-1::0"},
+        {"work_key": "ep-1:x:0"},
+        {"work_key": "ep-1:1:00"},
+        {"resource": "projects/q/endpoints/ep-1"},
+        {"resource": "projects/p/clusters/ep-1"},
+        {"resource": "projects/p/endpoints/a/ep-1"},
+        {"resource": "ep-1"},
+    ],
 )
 def test_endpoint_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):
         facts.check_endpoint(dataclasses.replace(ENDPOINT, **change), NOW, LIMITS)
 
 
-@pytest.mark.parametrize("change", [{"node_count": 0}, {"node_count": 10**6}, {"hour": -1}, {"hardware_type": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"node_count": 0},
+        {"node_count": 10**6},
+        {"hour": -1},
+        {"hardware_type": ""},
+        {"hour": 1},
+        {"work_key": "cl-2:1:0"},
+        {"resource": "projects/q/clusters/cl-1"},
+    ],
+)
 def test_cluster_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):
         facts.check_cluster(dataclasses.replace(CLUSTER, **change), NOW, LIMITS)
