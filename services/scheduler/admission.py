@@ -18,7 +18,7 @@ from services.scheduler.analysis import Inputs
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.continuation import base_model_of, find_origin
 from services.scheduler.convert import field_violations
-from services.scheduler.convert_spec import spec_from
+from services.scheduler.convert_spec import hub_start_to, spec_from
 from services.scheduler.integrations import Given
 from services.scheduler.limits import BaseFacts, Limits, LimitsTable
 from services.scheduler.node_store import load_fleet
@@ -43,6 +43,13 @@ class Admitted:
     memory_bytes_min: int
     origin: Origin | None
 
+    @property
+    def start_weights(self) -> bytes | None:
+        """An encoded finemesh.nodes.v1.StartWeights; None starts from the base model's own."""
+        if self.spec.from_hub is not None:
+            return hub_start_to(self.spec.from_hub)
+        return None if self.origin is None else self.origin.start_weights
+
 
 class Admission:
     def __init__(self, store: Store, peers: Peers, limits: LimitsTable, settings: SchedulerSettings) -> None:
@@ -61,7 +68,11 @@ class Admission:
         _refuse(
             violations_of(given)
             + integrations.violations_of(
-                given.integrations, given_secrets, urls_allowed=allowed, wandb_offline=self._settings.wandb_offline
+                given.integrations,
+                given_secrets,
+                urls_allowed=allowed,
+                wandb_offline=self._settings.wandb_offline,
+                reads_hub=given.from_hub is not None,
             )
         )
         asked = integrations.completed(given.integrations, job_id=job_id, urls_allowed=allowed)

@@ -62,9 +62,12 @@ class Attempts:
         self._jobs = jobs
         self._settings = settings
 
-    async def start(self, ref: LeaseRef) -> None:
+    async def start(self, ref: LeaseRef, hub_commit: str = "") -> None:
+        """`hub_commit` is what the attempt found in the hub; all later ones start from it, too."""
         async with self._store.writing() as connection:
             job = await self._lock(connection, ref)
+            if hub_commit:
+                await report_store.pin_start(connection, ref, hub_commit)
             if job.state is JobState.CANCELLING:
                 await report_store.touch_start(connection, ref, self._store.now())
             elif job.state is JobState.STARTING:

@@ -1,6 +1,7 @@
 """Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways, and its limits. It judges nothing."""
 
 from finemesh.datasets.v1 import dataset_service_pb2
+from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
 from services.scheduler.integrations import Given
@@ -12,6 +13,7 @@ from services.scheduler.spec import (
     LORA_DROPOUT_MAX,
     Dpo,
     EarlyStopping,
+    HubStart,
     Hyperparameters,
     Integrations,
     Lora,
@@ -48,6 +50,9 @@ def spec_from(message: tuning.TuningSpec) -> TuningSpec:
         hyperparameters=_hyperparameters_from(message.hyperparameters),
         gpu_count=message.gpu_count,
         from_checkpoint=message.from_checkpoint,
+        from_hub=HubStart(repository=message.from_hub.repository, revision=message.from_hub.revision)
+        if message.HasField("from_hub")
+        else None,
         integrations=_integrations_from(message.integrations),
     )
 
@@ -63,6 +68,8 @@ def spec_to(spec: TuningSpec) -> tuning.TuningSpec:
         gpu_count=spec.gpu_count,
         from_checkpoint=spec.from_checkpoint,
     )
+    if spec.from_hub is not None:
+        message.from_hub.CopyFrom(tuning.HubStart(**vars(spec.from_hub)))
     if spec.integrations.wandb is not None:
         message.integrations.wandb.CopyFrom(tuning.WandbRun(**vars(spec.integrations.wandb)))
     if spec.integrations.hub_repository is not None:
@@ -116,6 +123,12 @@ def _integrations_from(message: tuning.Integrations) -> Integrations:
     return Integrations(
         wandb=wandb, hub_repository=message.hub_push.repository if message.HasField("hub_push") else None
     )
+
+
+def hub_start_to(start: HubStart) -> bytes:
+    """An encoded finemesh.nodes.v1.StartWeights."""
+    message = node_pb2.StartWeights(hub=tuning.HubStart(**vars(start)))
+    return message.SerializeToString(deterministic=True)
 
 
 def given_from(message: tuning_secrets_pb2.TuningSecrets) -> Given:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from services.scheduler.spec import Integrations, Violation
+from services.scheduler.spec import HUB_REPOSITORY, Integrations, Violation
 
 SECRET_CHARS_MAX = 512
 RUN_NAME_CHARS_MAX = 128
@@ -15,8 +15,6 @@ WANDB_PROJECT_DEFAULT = "finemesh"
 
 _AT = "spec.integrations"
 _WANDB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-# As the hub itself names repositories; `--` and `..` it does not take.
-_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?<![-.])")
 _SECRET = re.compile(rf"[!-~]{{1,{SECRET_CHARS_MAX}}}")
 
 
@@ -36,9 +34,15 @@ class Given:
 
 
 def violations_of(
-    asked: Integrations, given: Given | None, *, urls_allowed: Sequence[str], wandb_offline: bool
+    asked: Integrations,
+    given: Given | None,
+    *,
+    urls_allowed: Sequence[str],
+    wandb_offline: bool,
+    reads_hub: bool = False,
 ) -> list[Violation]:
-    """Everything that is wrong with the integrations and their secrets; None asks for no secrets."""
+    """Everything that is wrong with the integrations and their secrets; None asks for no secrets. `reads_hub`: the run starts from
+    a repository, which may be a public one."""
     found: list[Violation] = []
 
     def refuse(field: str, description: str) -> None:
@@ -53,27 +57,29 @@ def violations_of(
                 refuse(f"{_AT}.wandb.{name}", "must be 1 to 128 letters, digits, `.`, `_` or `-`")
         if len(wandb.run_name) > RUN_NAME_CHARS_MAX or not wandb.run_name.isprintable():
             refuse(f"{_AT}.wandb.run_name", f"must be at most {RUN_NAME_CHARS_MAX} printable characters")
-    if repository is not None and not _REPOSITORY.fullmatch(repository):
+    if repository is not None and not HUB_REPOSITORY.fullmatch(repository):
         refuse(f"{_AT}.hub_push.repository", "must be `{owner}/{name}` as the hub names repositories")
-    return found if given is None else found + _violations_of_secrets(asked, given, wandb_offline)
+    return found if given is None else found + _violations_of_secrets(asked, given, wandb_offline, reads_hub)
 
 
-def _violations_of_secrets(asked: Integrations, given: Given, wandb_offline: bool) -> list[Violation]:
+def _violations_of_secrets(asked: Integrations, given: Given, wandb_offline: bool, reads_hub: bool) -> list[Violation]:
     found: list[Violation] = []
+    pushes = asked.hub_repository is not None
+    place_of_hub = f"{_AT}.hub_push" if pushes else f"{_AT}.hub_push or spec.from_hub"
 
     def refuse(field: str, description: str) -> None:
         found.append(Violation(field=field, description=description))
 
     for field, value, wanted, optional, place in (
-        ("secrets.wandb_api_key", given.wandb_api_key, asked.wandb is not None, wandb_offline, "wandb"),
-        ("secrets.hub_token", given.hub_token, asked.hub_repository is not None, False, "hub_push"),
+        ("secrets.wandb_api_key", given.wandb_api_key, asked.wandb is not None, wandb_offline, f"{_AT}.wandb"),
+        ("secrets.hub_token", given.hub_token, pushes or reads_hub, not pushes, place_of_hub),
     ):
         if value and not wanted:
-            refuse(field, f"belongs to {_AT}.{place}, which is not asked for")
+            refuse(field, f"belongs to {place}, which is not asked for")
         elif value and not _SECRET.fullmatch(value):
             refuse(field, f"must be 1 to {SECRET_CHARS_MAX} visible ASCII characters")
         elif wanted and not value and not optional:
-            refuse(field, f"is missing; {_AT}.{place} needs it")
+            refuse(field, f"is missing; {place} needs it")
     return found
 
 

@@ -1,5 +1,6 @@
 """finemesh.nodes.v1.NodeService: what agents say. Handlers check, convert, call and answer; the rules are in attempts.py."""
 
+import re
 from collections.abc import AsyncIterator
 
 from google.protobuf.duration_pb2 import Duration
@@ -29,6 +30,7 @@ from services.scheduler.node_store import NodeStore, lock_node
 from services.scheduler.store import Store
 
 _pb = node_service_pb2
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 class NodeService(node_service_pb2_grpc.NodeServiceServicer):
@@ -74,7 +76,9 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
             yield response
 
     async def StartAttempt(self, request: _pb.StartAttemptRequest, context: object) -> _pb.StartAttemptResponse:
-        await self._attempts.start(_ref(request.tuning_job, request.lease_token))
+        if request.hub_commit and not _COMMIT.fullmatch(request.hub_commit):
+            raise _invalid("hub_commit", "must be 40 to 64 hexadecimal digits")
+        await self._attempts.start(_ref(request.tuning_job, request.lease_token), request.hub_commit)
         return _pb.StartAttemptResponse()
 
     async def ReportProgress(self, request: _pb.ReportProgressRequest, context: object) -> _pb.ReportProgressResponse:

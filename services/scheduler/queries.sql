@@ -338,11 +338,24 @@ WHERE job_id = :job_id AND project_id = :project_id AND kind = 'WARNING' AND mes
 INSERT INTO job_secrets (job_id, project_id, sealed, create_time) VALUES (:job_id, :project_id, :sealed, :now);
 
 -- name: get_job_secrets(project_id, job_id, lease_token)^
--- The sealed secrets of a job for the holder of its lease; no row for anybody else, nothing in it for a job without.
+-- The sealed secrets of a job for the node that holds its lease, or follows it in a gang; no row for others, nothing in it without.
 SELECT job_secrets.sealed
 FROM jobs
 LEFT JOIN job_secrets ON job_secrets.job_id = jobs.job_id
-WHERE jobs.project_id = :project_id AND jobs.job_id = :job_id AND jobs.lease_token = :lease_token;
+WHERE
+    jobs.project_id = :project_id
+    AND jobs.job_id = :job_id
+    AND (
+        jobs.lease_token = :lease_token
+        OR EXISTS (
+            SELECT 1
+            FROM allocations
+            WHERE
+                allocations.lease_token = :lease_token
+                AND allocations.leader_token = jobs.lease_token
+                AND allocations.released_at IS NULL
+        )
+    );
 
 -- name: delete_job_secrets(project_id, job_id)!
 -- Forgets them.
@@ -483,6 +496,16 @@ SELECT outcome FROM attempts WHERE lease_token = :lease_token AND project_id = :
 UPDATE jobs
 SET start_time = coalesce(start_time, :now), update_time = :now
 WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token AND state = 'CANCELLING';
+
+-- name: get_start_weights(project_id, job_id, lease_token)$
+-- What the attempt that holds the lease starts from.
+SELECT start_weights FROM jobs WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
+
+-- name: set_start_weights(project_id, job_id, lease_token, start_weights)!
+-- Pins what this attempt started from for all later ones.
+UPDATE jobs
+SET start_weights = :start_weights
+WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
 
 -- name: record_progress(project_id, job_id, lease_token, states, progress, step, remaining_s, now)!
 -- Records the last metric of the attempt that holds the lease.

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected
+from finemesh.nodes.v1 import node_pb2
 from services.scheduler.domain import LeaseRef, Usage
 from services.scheduler.lifecycle import REPORTING
 from services.scheduler.progress import Metric
@@ -16,6 +17,16 @@ _REPORTING = [state.value for state in REPORTING]
 async def touch_start(connection: Connection, ref: LeaseRef, now: datetime) -> None:
     """An attempt that started although it was cancelled has run."""
     await QUERIES.touch_start(connection, **vars(ref), now=now)
+
+
+async def pin_start(connection: Connection, ref: LeaseRef, commit: str) -> None:
+    """The hub's repository that a run starts from stays at the commit that its first attempt found. The job is locked."""
+    known = await QUERIES.get_start_weights(connection, **vars(ref))
+    weights = node_pb2.StartWeights() if known is None else node_pb2.StartWeights.FromString(known)
+    if weights.HasField("hub") and weights.hub.revision != commit:
+        weights.hub.revision = commit
+        encoded = weights.SerializeToString(deterministic=True)
+        await QUERIES.set_start_weights(connection, **vars(ref), start_weights=encoded)
 
 
 async def record_progress(connection: Connection, ref: LeaseRef, metric: Metric, now: datetime) -> bool:

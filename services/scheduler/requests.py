@@ -129,7 +129,7 @@ def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, d
         base_artifact=inputs.base_model.SerializeToString(deterministic=True),
         training_artifact=inputs.training_file.SerializeToString(deterministic=True),
         validation_artifact=None if validation is None else validation.SerializeToString(deterministic=True),
-        start_weights=None if admitted.origin is None else admitted.origin.start_weights,
+        start_weights=admitted.start_weights,
     )
 
 

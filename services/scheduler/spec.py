@@ -39,6 +39,9 @@ ALL_LINEAR = "all-linear"
 
 OUTPUT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MODULE_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+# As the hub itself names repositories; `--` and `..` it does not take.
+HUB_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?<![-.])")
+HUB_REVISION = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -132,6 +135,14 @@ class Integrations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubStart:
+    """A repository of the hub, `{owner}/{name}`, at a commit, tag or branch; an empty one is the hub's default."""
+
+    repository: str
+    revision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningSpec:
     """The request as it came, or with every default filled in. `lora` None trains all weights; an enum that the contract does not
     know is None. `dpo` None is supervised tuning. `weights_given` is False when nothing was said about which weights to train:
@@ -148,6 +159,7 @@ class TuningSpec:
     hyperparameters: Hyperparameters = Hyperparameters()
     gpu_count: int = 0
     from_checkpoint: str = ""
+    from_hub: HubStart | None = None
     integrations: Integrations = Integrations()
 
 

@@ -19,6 +19,8 @@ from services.scheduler.spec import (
     GPU_COUNT_MAX,
     GRADIENT_ACCUMULATION_STEPS_MAX,
     GRADIENT_NORM_MAX,
+    HUB_REPOSITORY,
+    HUB_REVISION,
     LEARNING_RATE_DEFAULT,
     LEARNING_RATE_MAX,
     LORA_ALPHA_MAX,
@@ -40,6 +42,7 @@ from services.scheduler.spec import (
     WARMUP_EVALUATIONS_MAX,
     Dpo,
     EarlyStopping,
+    HubStart,
     Hyperparameters,
     Lora,
     Schedule,
@@ -55,6 +58,8 @@ def violations_of(spec: TuningSpec) -> list[Violation]:
     check.integer("spec.gpu_count", spec.gpu_count, 1, GPU_COUNT_MAX, zero="1")
     if spec.train_on_inputs is None:
         check.refuse("spec.supervised.train_on_inputs", "must be AUTO, TRUE or FALSE; got an unknown value")
+    if spec.from_hub is not None:
+        check.from_hub(spec, spec.from_hub)
     if spec.dpo is not None:
         check.dpo(spec.dpo)
     if spec.lora is not None:
@@ -110,6 +115,14 @@ class _Check:
                 "must be a job or a model that one made, and at most a step: `ft-...`, `{project slug}/{name}` or `ft-...:120`; "
                 f"got {spec.from_checkpoint[:80]!r}",
             )
+
+    def from_hub(self, spec: TuningSpec, start: HubStart) -> None:
+        if not HUB_REPOSITORY.fullmatch(start.repository):
+            self.refuse("spec.from_hub.repository", "must be `{owner}/{name}` as the hub names repositories")
+        if start.revision and not HUB_REVISION.fullmatch(start.revision):
+            self.refuse("spec.from_hub.revision", "must be a commit, tag or branch of at most 200 characters")
+        if spec.from_checkpoint:
+            self.refuse("spec.from_hub", "excludes spec.from_checkpoint: a run starts from one of the two")
 
     def lora(self, lora: Lora) -> None:
         self.integer("spec.lora.rank", lora.rank, 1, LORA_RANK_MAX, zero="16")

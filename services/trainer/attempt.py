@@ -21,6 +21,7 @@ from services.trainer.config import TrainerSettings
 from services.trainer.devices import LocalDevice
 from services.trainer.event_map import Event, ProgressReport, RunView
 from services.trainer.outside.outside import Outside
+from services.trainer.outside.pulling import Pulled
 from services.trainer.reports import Ending, LeaseLostError, Reporter, ReportRefusedError
 from services.trainer.spec_map import job_id_of, kind_of
 from services.trainer.transfer import ArtifactStore, revision_of
@@ -76,6 +77,7 @@ class Attempt:
         self._last_event: Event | None = None
         self._partial: Event | None = None
         self._outside: Outside | None = None
+        self._pulled: Pulled | None = None
 
     @property
     def is_ending(self) -> bool:
@@ -168,7 +170,7 @@ class Attempt:
         child = await self._start_child(folder, devices)
         try:
             if self._speaks:
-                await self._reporter.started()
+                await self._reporter.started(self._pulled.commit if self._pulled else "")
             await _together(self._hear(child, folder, uploads), uploads)
             exit_code = await child.wait()
         finally:
@@ -184,10 +186,19 @@ class Attempt:
             raise InvalidArgument("INVALID_FIELD", f"no device {list(assignment.device_indices)} on this node")
         fetched = await inputs.fetch_inputs(assignment, folder, cache=kit.cache, store=kit.store)
         try:
-            inputs.write_spec(assignment, folder, fetched, devices, kit.settings)
+            self._pulled = await self._pull(folder)
+            inputs.write_spec(assignment, folder, fetched, devices, kit.settings, self._pulled)
         except InvalidArgument as error:
             raise _Ended(event_map.failed_by_error(error, user_fault=True)) from error
         return devices
+
+    async def _pull(self, folder: Path) -> Pulled | None:
+        start = self._assignment.start_from
+        if not start.HasField("hub"):
+            return None
+        assert self._outside is not None
+        bytes_max = inputs.start_bytes_max(self._assignment.base_model)
+        return await self._outside.pull(start.hub, folder / inputs.START, bytes_max)
 
     async def _start_child(self, folder: Path, devices: list[LocalDevice]) -> Child:
         # A waiting child sees one device; over several it would only load more before it starts its workers.

@@ -68,7 +68,13 @@ class TrainerSettings(ChassisSettings):
     wandb_init_s_max: float = Field(default=90.0, gt=0, description="Longest wait for the server to open a run.")
     wandb_finish_s_max: float = Field(default=20.0, ge=0, description="Longest wait for the last points of a run.")
     wandb_points_max: int = Field(default=10_000, ge=1, description="Points kept while the server does not take them.")
-    hub_endpoint: str = Field(default="https://huggingface.co", description="The hub that models are pushed to.")
+    hub_endpoint: str = Field(
+        default="https://huggingface.co", description="The hub that models are pushed to and read from."
+    )
+    hub_pull_s_max: float = Field(
+        default=3600.0, gt=0, description="Longest read of what a run starts from, all tries."
+    )
+    hub_pull_attempts_max: int = Field(default=4, ge=1, description="Tries of one read while the hub is away.")
     hub_push_s_max: float = Field(default=1800.0, gt=0, description="Longest push of one model, all tries together.")
     hub_push_attempts_max: int = Field(default=4, ge=1, description="Tries of one push while the hub is away.")
 

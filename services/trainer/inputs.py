@@ -14,6 +14,7 @@ from finemesh.nodes.v1 import node_pb2
 from services.trainer.cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.devices import LocalDevice
+from services.trainer.outside.pulling import Pulled
 from services.trainer.parity_program import scorer_of
 from services.trainer.spec_map import Placement, child_spec
 from services.trainer.transfer import ArtifactStore
@@ -21,6 +22,8 @@ from services.trainer.uploads import MANIFEST, stored_files
 
 BASE = "inputs/base"
 START = "inputs/start"
+# An adapter of a large rank may be more than a very small base.
+START_BYTES_MIN = 256 * 1024**2
 # What a checkpoint holds for its own run alone.
 _OWN_STATE = ("optimizer.", "rng.", "reference.", "best_", "manifest.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -42,6 +45,12 @@ def is_start_weight(path: str) -> bool:
     return is_sound(path) and not path.startswith(_OWN_STATE)
 
 
+def start_bytes_max(base: artifact_pb2.Artifact) -> int:
+    """Weights of the same shape may lie in wider numbers, four bytes where the base has two or one."""
+    weights = sum(file.size_bytes for file in base.files if is_sound(file.path) and not is_no_weight(file.path))
+    return max(4 * weights, START_BYTES_MIN)
+
+
 async def fetch_inputs(
     assignment: node_pb2.Assignment, folder: Path, *, cache: FileCache, store: ArtifactStore
 ) -> dict[str, str | None]:
@@ -55,7 +64,7 @@ async def fetch_inputs(
     if assignment.HasField("resume_from"):
         resume_from = "inputs/resume"
         await _fetch_checkpoint(assignment.resume_from, folder / resume_from, store)
-    if assignment.HasField("start_from"):
+    if assignment.HasField("start_from") and not assignment.start_from.HasField("hub"):
         weights = assignment.start_from.artifact
         await cache.place(weights.key, stored_files(weights), folder / START, wanted=is_start_weight)
     return {"train_file": train_file, "validation_file": validation_file, "resume_from": resume_from}
@@ -76,8 +85,9 @@ def write_spec(
     inputs: dict[str, str | None],
     devices: Sequence[LocalDevice],
     settings: TrainerSettings,
+    pulled: Pulled | None = None,
 ) -> None:
-    """`devices` are of one kind. InvalidArgument when no child could run what is asked for."""
+    """`devices` are of one kind; `pulled` is what came from the hub. InvalidArgument when no child could run what is asked for."""
     train_file = inputs["train_file"]
     assert train_file is not None
     placement = Placement(
@@ -93,7 +103,8 @@ def write_spec(
         micro_batch_tokens=settings.micro_batch_tokens,
         parity_command=scorer_of(settings, devices[0]),
         start_directory=START if assignment.HasField("start_from") else None,
-        start_sha256=_digest_of(assignment.start_from.artifact),
+        start_sha256=pulled.sha256 if pulled else _digest_of(assignment.start_from.artifact),
+        start_commit=pulled.commit if pulled else "",
         prepared_directory=str(settings.prepared_root.absolute()),
         prepared_bytes_max=settings.prepared_size_bytes_max,
         prepare_workers=settings.threads_per_child * len(devices),

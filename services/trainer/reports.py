@@ -47,7 +47,7 @@ class ReportRefusedError(Exception):
 
 @dataclass(frozen=True)
 class _Started:
-    pass
+    hub_commit: str
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Reporter:
         # Steps of checkpoints whose commit was sent at least once: whether it was accepted may never be known here.
         self.committed_steps: set[int] = set()
 
-    async def started(self) -> None:
-        await self._put(_Started())
+    async def started(self, hub_commit: str = "") -> None:
+        await self._put(_Started(hub_commit))
 
     async def progress(self, report: ProgressReport) -> None:
         await self._put(report)
@@ -117,7 +117,8 @@ class Reporter:
             elif isinstance(report, _Checkpoint):
                 await self._send_checkpoint(report)
             elif isinstance(report, _Started):
-                await self._deliver(self._stub.StartAttempt, self._fenced(node_service_pb2.StartAttemptRequest()))
+                request = node_service_pb2.StartAttemptRequest(hub_commit=report.hub_commit)
+                await self._deliver(self._stub.StartAttempt, self._fenced(request))
             else:
                 await self._send_ending(report.ending)
                 return

@@ -44,9 +44,11 @@ class Placement:
     processes: int = 1
     # Of the smallest of them, where it is memory of its own; None leaves the planner out.
     device_memory_bytes: int | None = None
-    # Where the weights of an earlier job lie that the run starts from, and the digest over their files.
+    # Where the weights of an earlier job or of a repository lie that the run starts from, and the digest over their files.
     start_directory: str | None = None
     start_sha256: str = ""
+    # What the hub's repository was at, when they come from there.
+    start_commit: str = ""
     # Where this machine keeps prepared files and how much of them, and how many processes prepare one.
     prepared_directory: str | None = None
     prepared_bytes_max: int = 0
@@ -121,8 +123,9 @@ def child_spec(assignment: node_pb2.Assignment, placement: Placement) -> dict[st
             "directory": placement.start_directory,
             "tuning_job": assignment.start_from.tuning_job,
             "step": assignment.start_from.step,
-            "revision": assignment.start_from.revision,
+            "revision": placement.start_commit or assignment.start_from.revision,
             "sha256": placement.start_sha256,
+            "repository": assignment.start_from.hub.repository,
         }
     return document
 

@@ -180,6 +180,10 @@ class FakeRun:
         files = files_in(folder)
         parity = {"max_abs_difference": 0.0}
         lineage = {"base_model": {"id": "tiny"}, "seed": 42, "train_sha256": "aa"}
+        start = self.spec.get("start_from")
+        if start is not None:
+            held = {path.name: path.read_text() for path in (self.workdir / start["directory"]).iterdir()}
+            lineage["started_from"] = {**start, "held": held}
         revision = revision_of(files)
         emit("exported", path=str(folder), files=files, revision=revision, parity=parity, lineage=lineage)
         emit("finished", total_steps=self.steps, revision=revision)

@@ -44,6 +44,8 @@ class Hub:
         self.token = token
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
+        # Repositories that are read with the token only.
+        self.needs_token: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         # Path part -> statuses of the next calls to it.
         self.failures: dict[str, list[int]] = {}
@@ -107,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self, method: str) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        if self._refused(method, path, anonymous=True):
+        public = not any(name in path for name in self.hub.needs_token)
+        if self._refused(method, path, anonymous=public):
             return None
         if path.startswith("/api/models/"):
             return self._info(path.removeprefix("/api/models/"), parse_qs(parts.query))

@@ -1,5 +1,6 @@
 """Runs that start from the weights of an earlier one: which weights, from where, and what does not fit."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
@@ -153,4 +154,73 @@ def test_a_torn_file_of_weights_is_refused(make_job: Callable[..., Path], tmp_pa
     (folder / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
     with pytest.raises(Failure) as refused:
         run(make_job("job", training=LORA, start_from=start(folder)))
+    assert refused.value.reason == "MODEL_INVALID"
+
+
+def of_hub(folder: Path) -> dict[str, Any]:
+    return {"directory": str(folder), "repository": "acme/tuned", "revision": "c" * 40, "sha256": "a" * 64}
+
+
+def rewritten(folder: Path, name: str, **changes: Any) -> None:
+    """A JSON file with other values."""
+    document = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(document | changes))
+
+
+@pytest.mark.parametrize("training", [LORA, FULL], ids=["lora", "full"])
+def test_a_run_begins_with_the_weights_of_a_repository(make_job: Callable[..., Path], training: dict[str, Any]) -> None:
+    first = make_job("first", training=training)
+    before = run(first)
+    if training is FULL:
+        # How a model is asked to stop is its base's to say, whoever tuned it.
+        rewritten(first / "export", "config.json", eos_token_id=7)
+    second = make_job("second", training=training, start_from=of_hub(first / "export"))
+    after = run(second)
+    assert losses(after)[0] == pytest.approx(losses(before)[-1], abs=1e-5)
+    assert one(after, "exported")["lineage"]["started_from"] == {
+        "repository": "acme/tuned", "revision": "c" * 40, "sha256": "a" * 64,
+    }  # fmt: skip
+    if training is FULL:
+        base = resolve_paths(load_spec(second / "spec.json"), second).base_model.directory
+        expected = json.loads((Path(base) / "config.json").read_text())["eos_token_id"]
+        assert json.loads((second / "export" / "config.json").read_text())["eos_token_id"] == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "file", "changes", "said"),
+    [
+        (FULL, "config.json", {"rms_norm_eps": 0.5}, "rms_norm_eps is 0.5"),
+        (FULL, "config.json", {"hidden_size": 32}, "hidden_size is 32"),
+        (FULL, "config.json", {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (FULL, "config.json", {"model_type": "never heard of"}, "config.json"),
+        (LORA, "adapter_config.json", {"r": 8}, "r is 8"),
+        (LORA, "adapter_config.json", {"lora_alpha": 4}, "lora_alpha is 4"),
+        (LORA, "adapter_config.json", {"use_rslora": True}, "use_rslora is True"),
+        (LORA, "adapter_config.json", {"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        (LORA, "adapter_config.json", {"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_repository_of_another_shape_is_refused_by_what_differs(
+    make_job: Callable[..., Path], training: dict[str, Any], file: str, changes: dict[str, Any], said: str
+) -> None:
+    first = make_job("first", training=training, epochs=1, evaluations=0, validation_file=None)
+    run(first)
+    rewritten(first / "export", file, **changes)
+    with pytest.raises(Failure) as refused:
+        run(make_job("second", training=training, start_from=of_hub(first / "export")))
+    assert (refused.value.kind, refused.value.reason) == ("user", "MODEL_INVALID")
+    assert "acme/tuned" in refused.value.message
+    assert said in refused.value.message
+
+
+def test_an_adapter_of_a_repository_that_holds_no_numbers_is_refused(make_job: Callable[..., Path]) -> None:
+    first = make_job("first", training=LORA, epochs=1, evaluations=0, validation_file=None)
+    run(first)
+    path = first / "export" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(Failure, match=r"acme/tuned.*not finite") as refused:
+        run(make_job("second", training=LORA, start_from=of_hub(first / "export")))
     assert refused.value.reason == "MODEL_INVALID"

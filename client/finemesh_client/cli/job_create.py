@@ -45,6 +45,17 @@ def create(  # The names of the parameters are those of JobOptions.
     from_checkpoint: Annotated[
         str, option(_DATA, "--from", help="Continue a job or model, or one of its checkpoints: ft-...[:step].")
     ] = "",
+    from_hf_model: Annotated[
+        str,
+        option(
+            _DATA,
+            "--from-hf-model",
+            help="Start from owner/name of the hub, of the shape of --model; token in HF_TOKEN.",
+        ),
+    ] = "",
+    hf_model_revision: Annotated[
+        str, option(_DATA, "--hf-model-revision", help="Its commit, tag or branch (main).")
+    ] = "",
     validation_file: Annotated[str, option(_DATA, "--validation-file", help="Held-out file.")] = "",
     output_name: Annotated[str, option(_DATA, "--name", help="Last part of the new model's id.")] = "",
     method: Annotated[

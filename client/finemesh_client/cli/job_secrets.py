@@ -31,15 +31,16 @@ def secrets_of(
     wandb, push = spec.integrations.HasField("wandb"), spec.integrations.HasField("hub_push")
     if files.wandb_key_file is not None and not wandb:
         raise OptionConflict("--wandb-key-file: only with --wandb-project")
-    if files.hf_token_file is not None and not push:
-        raise OptionConflict("--hf-token-file: only with --hf-push-to")
+    if files.hf_token_file is not None and not push and not spec.HasField("from_hub"):
+        raise OptionConflict("--hf-token-file: only with --hf-push-to or --from-hf-model")
     secrets = tuning_secrets_pb2.TuningSecrets()
     if wandb:
         # A mesh that keeps such runs as files needs none: the server says whether one is missing.
         secrets.wandb_api_key = secret(files.wandb_key_file, environment.get(WANDB_VARIABLE, ""))
-    if push:
+    if push or spec.HasField("from_hub"):
+        # A public repository needs none to be read.
         secrets.hub_token = secret(files.hf_token_file, environment.get(HUB_VARIABLE, ""))
-        if not secrets.hub_token:
+        if push and not secrets.hub_token:
             raise OptionConflict(f"--hf-push-to needs a token that may write: set {HUB_VARIABLE} or --hf-token-file")
     return secrets
 

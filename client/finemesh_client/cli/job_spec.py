@@ -31,6 +31,8 @@ class JobOptions:
     training_file: str
     model: str = ""
     from_checkpoint: str = ""
+    from_hf_model: str = ""
+    hf_model_revision: str = ""
     validation_file: str = ""
     output_name: str = ""
     method: str = SFT
@@ -96,6 +98,8 @@ def to_spec(options: JobOptions) -> pb.TuningSpec:
     else:
         spec.supervised.train_on_inputs = TRAIN_ON_INPUTS[options.train_on_inputs or "auto"]
     _set_integrations(spec, options)
+    if options.from_hf_model:
+        spec.from_hub.repository, spec.from_hub.revision = options.from_hf_model, options.hf_model_revision
     lora = _lora(options)
     if options.full:
         spec.full.SetInParent()
@@ -107,6 +111,10 @@ def to_spec(options: JobOptions) -> pb.TuningSpec:
 def _refuse_conflicts(options: JobOptions) -> None:
     if not options.model and not options.from_checkpoint:
         raise OptionConflict("give --model, or --from a job, model or checkpoint to continue")
+    if options.from_hf_model and (options.from_checkpoint or not options.model):
+        raise OptionConflict("--from-hf-model: needs --model, whose shape it has, and excludes --from")
+    if options.hf_model_revision and not options.from_hf_model:
+        raise OptionConflict("--hf-model-revision: only with --from-hf-model")
     of_dpo = given(
         **{
             "--dpo-beta": options.dpo_beta,

@@ -11,15 +11,16 @@ import structlog
 from google.protobuf.json_format import MessageToDict
 
 from chassis.clock import Clock
-from chassis.errors import DomainError
+from chassis.errors import DomainError, Unavailable
 from chassis.retry import retry
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
-from finemesh.tuning.v1 import tuning_secrets_pb2
+from finemesh.tuning.v1 import tuning_job_pb2, tuning_secrets_pb2
 from services.trainer.config import TrainerSettings
 from services.trainer.event_map import ProgressReport
+from services.trainer.outside.pulling import Pulled, Source, pull
 from services.trainer.outside.pushing import FAILED, Target, push
 from services.trainer.outside.telling import Destination, Telling
-from services.trainer.spec_map import job_id_of
+from services.trainer.spec_map import job_id_of, kind_of
 from services.trainer.transfer import StoredFile
 
 log = structlog.get_logger()
@@ -50,15 +51,14 @@ class Outside:
         self._clock = clock
         self._folder = folder
         self._warn = warn
-        self._secrets: asyncio.Task[tuning_secrets_pb2.TuningSecrets] | None = None
+        self._secrets: asyncio.Task[tuning_secrets_pb2.TuningSecrets | None] | None = None
         self._telling: Telling | None = None
 
     def open(self) -> None:
         """Never waits; without integrations it does nothing."""
         asked = self._spec.integrations
-        if not asked.HasField("wandb") and not asked.HasField("hub_push"):
-            return
-        self._secrets = asyncio.create_task(self._fetch())
+        if asked.HasField("wandb") or asked.HasField("hub_push"):
+            self._known()
         if asked.HasField("wandb"):
             self._telling = Telling(self._destination(), self._folder / HOME, self._warn)
             self._telling.begin(self._wandb_key)
@@ -67,12 +67,29 @@ class Outside:
         if self._telling is not None:
             self._telling.tell(report.metrics)
 
+    async def pull(self, start: tuning_job_pb2.HubStart, folder: Path, bytes_max: int) -> Pulled:
+        """The weights to start from, in `folder`. DomainError when there is no run without them."""
+        settings = self._settings
+        source = Source(
+            endpoint=settings.hub_endpoint,
+            start=start,
+            kind=kind_of(self._spec),
+            bytes_max=bytes_max,
+            seconds_max=settings.hub_pull_s_max,
+            attempts_max=settings.hub_pull_attempts_max,
+        )
+        secrets = await self._known()
+        if secrets is None:
+            raise Unavailable("DEPENDENCY_UNAVAILABLE", "the job's secrets cannot be had")
+        return await pull(source, secrets.hub_token, folder, home=self._folder / HOME, clock=self._clock)
+
     async def push(self, folder: Path, files: Sequence[StoredFile], revision: str) -> dict[str, str]:
         """What the model's lineage says of it; empty when nothing was pushed."""
         asked = self._spec.integrations
-        if self._secrets is None or not asked.HasField("hub_push"):
+        if not asked.HasField("hub_push"):
             return {}
-        token, repository = (await self._secrets).hub_token, asked.hub_push.repository
+        secrets, repository = await self._known(), asked.hub_push.repository
+        token = secrets.hub_token if secrets else ""
         settings = self._settings
         if not token:
             await self._warn(FAILED, f"the model is not in {repository}: no token is known for this job")
@@ -106,10 +123,16 @@ class Outside:
             await asyncio.wait({self._secrets})
 
     async def _wandb_key(self) -> str:
-        assert self._secrets is not None
-        return (await self._secrets).wandb_api_key
+        secrets = await self._known()
+        return secrets.wandb_api_key if secrets else ""
 
-    async def _fetch(self) -> tuning_secrets_pb2.TuningSecrets:
+    def _known(self) -> asyncio.Task[tuning_secrets_pb2.TuningSecrets | None]:
+        """Fetched once, by whoever needs them first; None when they cannot be had."""
+        if self._secrets is None:
+            self._secrets = asyncio.create_task(self._fetch())
+        return self._secrets
+
+    async def _fetch(self) -> tuning_secrets_pb2.TuningSecrets | None:
         request = node_service_pb2.FetchJobSecretsRequest(
             lease_token=self._lease.token, tuning_job=self._lease.tuning_job
         )
@@ -122,7 +145,7 @@ class Outside:
             )
         except DomainError as error:
             log.warning("the job's secrets cannot be had", job=self._lease.tuning_job, error=str(error))
-            return tuning_secrets_pb2.TuningSecrets()
+            return None
         found: tuning_secrets_pb2.TuningSecrets = answer.secrets
         return found
 

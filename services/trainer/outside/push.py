@@ -4,10 +4,6 @@ One JSON object on stdin says what goes where, one on stdout how it ended. The s
 by plain HTTP (git LFS), as they are; no card is written and nothing in the repository is removed. It knows no job.
 """
 
-import json
-import os
-import sys
-import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -16,7 +12,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-_RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
+from services.trainer.outside.question import answer_one, root_of
+
+RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def push(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,33 +32,13 @@ def push(wanted: Mapping[str, Any]) -> dict[str, Any]:
         status = error.response.status_code
         return {
             "error": f"the hub answered {status} ({type(error).__name__})",
-            "retryable": status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _RETRIED,
+            "retryable": status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED,
         }
     except Exception as error:
         # The network, an upload that broke, an answer that is none. Only the kind is told: texts may hold signed addresses.
-        return {"error": f"the hub could not be reached or refused a file ({_root(error)})", "retryable": True}
+        return {"error": f"the hub could not be reached or refused a file ({root_of(error)})", "retryable": True}
     return {"commit": commit.oid, "url": commit.repo_url.url if commit.repo_url else ""}
 
 
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return type(error).__name__
-
-
-def exit_when_orphaned() -> None:
-    """The agent keeps our input open for as long as it wants an answer."""
-    while sys.stdin.read(1):
-        continue
-    os._exit(1)
-
-
-def main() -> None:
-    wanted = json.loads(sys.stdin.readline())
-    threading.Thread(target=exit_when_orphaned, daemon=True).start()
-    answer = push(wanted)
-    sys.stdout.write(json.dumps(answer) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    answer_one(push)

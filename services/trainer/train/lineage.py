@@ -61,6 +61,8 @@ def _start_of(spec: Spec) -> dict[str, Any] | None:
     start = spec.start_from
     if start is None:
         return None
+    if start.repository:
+        return {"repository": start.repository, "revision": start.revision, "sha256": start.sha256}
     return {"tuning_job": start.tuning_job, "step": start.step, "revision": start.revision, "sha256": start.sha256}
 
 

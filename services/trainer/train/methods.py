@@ -52,14 +52,19 @@ class EarlyStopping:
 
 @dataclass(frozen=True, kw_only=True)
 class StartFrom:
-    """Weights of an earlier job in `directory`: a checkpoint of it (`step`), or the model that it made (`revision`). `sha256` is
-    the digest of its files' digests."""
+    """Weights of an earlier job in `directory`: a checkpoint of it (`step`), or the model that it made (`revision`); or those of a
+    `repository` of a model hub at one commit (`revision`). `sha256` is the digest of their files' digests."""
 
     directory: str
     tuning_job: str
     step: int
     revision: str
     sha256: str
+    repository: str = ""
+
+    @property
+    def named(self) -> str:
+        return self.repository or self.tuning_job or "the earlier job"
 
 
 def read_dpo(parent: Reader) -> Dpo | None:
@@ -113,6 +118,7 @@ def read_start_from(parent: Reader, path_length_max: int) -> StartFrom | None:
         step=reader.integer("step", 0, 2**53, 0),
         revision=reader.text("revision", 200, ""),
         sha256=reader.text("sha256", 64, ""),
+        repository=reader.text("repository", 200, ""),
     )
     reader.finish()
     return start

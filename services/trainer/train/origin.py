@@ -1,20 +1,45 @@
-"""Weights of an earlier job as the start of a new run: its adapter, or all its weights. The optimizer starts anew.
+"""Weights of an earlier job, or of a repository of a hub, as the start of a new run: an adapter, or all weights. The optimizer starts
+anew.
 
 It knows no position: what an earlier run had still to do is none of this one's business.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from services.trainer.train.checkpoint import STATE
-from services.trainer.train.export import read_trained_weights, weights_file
+from services.trainer.train.export import ADAPTER_CONFIG, read_trained_weights, weights_file
 from services.trainer.train.failures import Failure, user_failure
 from services.trainer.train.model import CausalModel
-from services.trainer.train.spec import Spec
+from services.trainer.train.spec import LoraTraining, Spec
 
 _CONFIG = "config.json"
+# What a config says besides the computation: by whom it was written, how weights lie on disk, what a server shall do.
+_OF_NO_SHAPE = frozenset(
+    {
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "use_cache",
+        "initializer_range",
+        "id2label",
+        "label2id",
+    }
+)
+_OF_THE_BASE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+# An adapter that is its two matrices and a scale, which is what this engine trains.
+_PLAIN_ADAPTER: dict[str, Any] = {
+    "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {},
+    "modules_to_save": None, "layer_replication": None, "lora_bias": False, "bias": "none",
+}  # fmt: skip
+_ADAPTER_KEYS = {*_PLAIN_ADAPTER, "peft_type", "r", "lora_alpha"}
 
 
 def base_directory(spec: Spec) -> Path:
@@ -25,16 +50,61 @@ def base_directory(spec: Spec) -> Path:
     return Path(spec.base_model.directory)
 
 
+def check_shape(spec: Spec) -> None:
+    """Whether what a stranger published computes what this base computes, before it is loaded. An earlier job's was made of this base.
+    Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
+    start = spec.start_from
+    if start is None or not start.repository:
+        return
+    if isinstance(spec.training, LoraTraining):
+        _check_adapter(spec, spec.training)
+        return
+    found, expected = (_config_of(Path(folder), spec) for folder in (start.directory, spec.base_model.directory))
+    for name in sorted((found | expected).keys() - _OF_NO_SHAPE - _OF_THE_BASE):
+        if found.get(name) != expected.get(name):
+            raise _unfit(spec, f"its {name} is {found.get(name)!r:.80}; the base model's is {expected.get(name)!r:.80}")
+
+
+def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        ).to_dict()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unfit(spec, f"config.json cannot be read: {error!s:.200}") from error
+    return config
+
+
+def _check_adapter(spec: Spec, wanted: LoraTraining) -> None:
+    assert spec.start_from is not None
+    try:
+        config = json.loads((Path(spec.start_from.directory) / ADAPTER_CONFIG).read_bytes())
+        found = {**_PLAIN_ADAPTER, **{name: config[name] for name in config if name in _ADAPTER_KEYS}}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unfit(spec, f"{ADAPTER_CONFIG} cannot be read: {error!s:.200}") from error
+    expected = {**_PLAIN_ADAPTER, "peft_type": "LORA", "r": wanted.r, "lora_alpha": wanted.alpha}
+    for name, value in expected.items():
+        # peft writes what is not used as nothing, an empty list or an empty object.
+        if (found.get(name) or None) != (value or None):
+            raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r}")
+
+
 def load_start(model: CausalModel, spec: Spec) -> None:
     """Puts the weights of the earlier job in. Raises Failure(user, MODEL_INVALID) for those of another base, rank or modules."""
     start = spec.start_from
-    if start is None or base_directory(spec) == Path(start.directory):
+    if start is None:
+        return
+    if base_directory(spec) == Path(start.directory):
+        if start.repository:
+            _keep_tokens_of_base(model, spec)
         return
     _check_base(spec, Path(start.directory))
     name = weights_file(spec)
     if not (Path(start.directory) / name).is_file():
         raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
     try:
+        if start.repository:
+            _require_finite(Path(start.directory) / name)
         read_trained_weights(model, spec, Path(start.directory))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unfit(spec, str(error)) from error
@@ -52,9 +122,21 @@ def _check_base(spec: Spec, folder: Path) -> None:
         raise _unfit(spec, f"they belong to base model revision {revision!r}, not {spec.base_model.revision!r}")
 
 
+def _require_finite(path: Path) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path).values()):
+        raise ValueError("some of their numbers are not finite")
+
+
+def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:
+    """The tokenizer and the way of asking are the base's, and so is where an answer ends."""
+    expected = _config_of(Path(spec.base_model.directory), spec)
+    for name in _OF_THE_BASE & expected.keys():
+        setattr(model.base.config, name, expected[name])
+
+
 def _unfit(spec: Spec, why: str) -> Failure:
     assert spec.start_from is not None
     return user_failure(
         "MODEL_INVALID",
-        f"the weights of {spec.start_from.tuning_job or 'the earlier job'} do not fit this base model and these settings: {why}",
+        f"the weights of {spec.start_from.named} do not fit this base model and these settings: {why}",
     )

@@ -25,7 +25,7 @@ from services.trainer.train.methods import Dpo
 from services.trainer.train.model import load_base
 from services.trainer.train.objective import AdapterOff, Preferences, Reference, Supervised
 from services.trainer.train.optim import make_optimizer
-from services.trainer.train.origin import base_directory, load_start
+from services.trainer.train.origin import base_directory, check_shape, load_start
 from services.trainer.train.planner import Layout
 from services.trainer.train.position import Position
 from services.trainer.train.progress import Progress
@@ -61,6 +61,7 @@ def start_run(
     spec = inputs.spec
     torch.manual_seed(spec.seed)
     full = spec.training.type == "full"
+    check_shape(spec)
     model = load_base(base_directory(spec), spec.device, full=full, placed=not group.sharded)
     if isinstance(spec.training, LoraTraining):
         model = add_adapter(model, spec.training, spec.base_model.id)

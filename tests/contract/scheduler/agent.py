@@ -89,10 +89,12 @@ class Agent:
     async def idle(self) -> None:
         await self._until(lambda: True if not self.assignments else None)
 
-    async def start(self, assignment: node_pb2.Assignment) -> None:
+    async def start(self, assignment: node_pb2.Assignment, hub_commit: str = "") -> None:
         await self.stub.StartAttempt(
             node_service_pb2.StartAttemptRequest(
-                lease_token=assignment.lease.token, tuning_job=assignment.lease.tuning_job
+                lease_token=assignment.lease.token,
+                tuning_job=assignment.lease.tuning_job,
+                hub_commit=hub_commit,
             )
         )
 

@@ -185,3 +185,43 @@ async def test_without_a_key_a_job_with_secrets_is_refused(world: World) -> None
         await create(world, SECRETS)
     assert refused.value.reason == "NOT_OFFERED"
     assert "FINEMESH_SCHEDULER_SECRETS_KEY" in str(refused.value)
+
+
+async def test_a_start_from_the_hub_stays_at_the_commit_that_the_first_attempt_found(keeping: World) -> None:
+    """And its token is told to the node, and kept in the clear nowhere."""
+    spec = keeping.spec(from_hub={"repository": "acme/start", "revision": "main"})
+    async with keeping.agent() as agent:
+        job = await create(keeping, tuning_secrets_pb2.TuningSecrets(hub_token=HUB_TOKEN), spec)
+        assert_hidden(await dump(keeping))
+        assignment = await agent.assignment()
+        assert (assignment.start_from.hub.repository, assignment.start_from.hub.revision) == ("acme/start", "main")
+        assert (await fetched(agent, assignment)).hub_token == HUB_TOKEN
+        with pytest.raises(InvalidArgument):
+            await agent.start(assignment, hub_commit="main")
+        await agent.start(assignment, hub_commit="c" * 40)
+        error = tuning_job_pb2.JobError(reason="TRAINING_FAILED", message="a process died", platform_fault=True)
+        await agent.fail(assignment, error, retryable=True)
+        await keeping.when(job.name, lambda job: job.attempt_count == 2)
+        again = await agent.assignment()
+        assert again.lease.token != assignment.lease.token
+        assert again.start_from.hub.revision == "c" * 40
+        shown_job = await keeping.get(job.name)
+        assert shown_job.spec.from_hub.revision == "main"
+        await agent.start(again, hub_commit="c" * 40)
+        await agent.succeed(again)
+        await keeping.until(job.name, "SUCCEEDED")
+
+
+async def test_the_nodes_of_a_gang_all_read_them(keeping: World) -> None:
+    async with keeping.agent(node="n1") as one, keeping.agent(node="n2") as other:
+        job = await create(keeping, SECRETS, keeping.spec(gpu_count=2, integrations=wanting(keeping).integrations))
+        parts = [(agent, await agent.assignment()) for agent in (one, other)]
+        for agent, part in parts:
+            assert await fetched(agent, part) == SECRETS
+        leader, leading = next(pair for pair in parts if pair[1].gang.leads)
+        await leader.start(leading)
+        await leader.succeed(leading)
+        await keeping.until(job.name, "SUCCEEDED")
+        for agent, part in parts:
+            with pytest.raises(Aborted):
+                await fetched(agent, part)

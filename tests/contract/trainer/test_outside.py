@@ -225,3 +225,66 @@ async def test_a_job_without_integrations_asks_for_no_secrets(world: AgentWorld)
     await world.scheduler.assign(assignment(world))
     await world.scheduler.wait_for("finish")
     assert world.scheduler.of("secrets") == []
+
+
+ADAPTER_FILES = {"adapter_config.json": b'{"r": 4}', "adapter_model.safetensors": b"of acme"}
+
+
+async def test_a_run_starts_from_a_repository_at_one_commit(world: AgentWorld, hub: Hub) -> None:
+    first = hub.repository("acme/start", {**ADAPTER_FILES, "run.py": b"import os"})
+    hub.needs_token.add("acme/start")
+    await world.start_agent(hub_endpoint=hub.url)
+    made = assignment(world)
+    made.start_from.hub.repository = "acme/start"
+    await world.scheduler.assign(made)
+    finish = await world.scheduler.wait_for("finish", 1, SLOW_S)
+    assert finish.WhichOneof("result") == "succeeded", finish
+    started = json.loads(finish.succeeded.lineage["started_from"])
+    assert (started["repository"], started["revision"]) == ("acme/start", first)
+    assert started["held"] == {name: content.decode() for name, content in ADAPTER_FILES.items()}
+    assert [request.hub_commit for request in world.scheduler.of("start")] == [first]
+    assert_hidden(world, HUB_TOKEN, WANDB_KEY)
+    # The branch has moved; a later attempt is told the commit, and gets the very same files.
+    hub.repository("acme/start", {"adapter_model.safetensors": b"of somebody else"})
+    again = assignment(world, token=8)
+    again.start_from.hub.repository, again.start_from.hub.revision = "acme/start", first
+    await world.scheduler.assign(again)
+    finish = await world.scheduler.wait_for("finish", 2, SLOW_S)
+    assert json.loads(finish.succeeded.lineage["started_from"]) == started
+
+
+@pytest.mark.parametrize(
+    ("files", "hub_token", "reason", "said"),
+    [
+        (ADAPTER_FILES, "hf_wrong-5150", "MODEL_UNKNOWN", "the hub answered 401"),
+        ({"model.safetensors": b"w", "config.json": b"{}"}, HUB_TOKEN, "MODEL_INVALID", "it holds a whole model"),
+    ],
+    ids=["token", "kind"],
+)
+async def test_a_run_whose_start_cannot_be_had_fails_by_the_users_hand(
+    world: AgentWorld, hub: Hub, files: dict[str, bytes], hub_token: str, reason: str, said: str
+) -> None:
+    hub.repository("acme/start", files)
+    hub.needs_token.add("acme/start")
+    await world.start_agent(hub_endpoint=hub.url)
+    made = assignment(world, hub_token=hub_token)
+    made.start_from.hub.repository = "acme/start"
+    await world.scheduler.assign(made)
+    failed = (await world.scheduler.wait_for("finish", 1, SLOW_S)).failed
+    assert (failed.error.reason, failed.error.platform_fault, failed.retryable) == (reason, False, False)
+    assert said in failed.error.message
+    assert said in failed.error.metadata["spec.from_hub"]
+    assert_hidden(world, hub_token)
+
+
+async def test_a_hub_that_is_away_costs_an_attempt_but_not_the_job(world: AgentWorld) -> None:
+    await world.start_agent(hub_endpoint=AWAY, hub_pull_attempts_max=1)
+    made = assignment(world)
+    made.start_from.hub.repository = "acme/start"
+    await world.scheduler.assign(made)
+    failed = (await world.scheduler.wait_for("finish", 1, SLOW_S)).failed
+    assert (failed.error.reason, failed.error.platform_fault, failed.retryable) == (
+        "DEPENDENCY_UNAVAILABLE",
+        True,
+        True,
+    )

@@ -13,6 +13,7 @@ from finemesh.nodes.v1 import node_pb2
 from services.trainer.uploads import stored_files
 from tests.contract.trainer.test_datasets import ask, jsonl, make_request
 from tests.contract.trainer.world import AgentWorld, eventually
+from tests.harness.hub import running_hub
 
 ROWS = [
     {
@@ -85,6 +86,45 @@ async def test_a_killed_run_ends_in_the_same_bytes_and_the_same_usage(world: Age
     assert set(scheduler.usage) == set(calm_usage)
     steps = [item.step for request in scheduler.of("progress") for item in request.metrics]
     assert steps[-1] == calm.step
+
+
+async def test_a_run_goes_on_with_an_adapter_of_the_hub(world: AgentWorld, tiny_base: Path) -> None:
+    """What one job learned and somebody published is where the next one begins; an adapter of another rank is refused by it."""
+    with running_hub("hf_token-77ab03e5") as hub:
+        await world.start_agent(child_module="services.trainer.train.main", threads_per_child=1, hub_endpoint=hub.url)
+        first = await make_assignment(world, tiny_base, token=1, job="ft-first")
+        await world.scheduler.assign(first)
+        shipped = (await world.scheduler.wait_for("finish", 1, SLOW_S)).succeeded.model
+        last = losses_of(world)[-1]
+        files = {file.path: (world.store / shipped.key / file.path).read_bytes() for file in shipped.files}
+        commit = hub.repository("acme/tuned", files)
+
+        second = await make_assignment(world, tiny_base, token=2, job="ft-second")
+        second.start_from.hub.repository = "acme/tuned"
+        world.scheduler.reports.clear()
+        await world.scheduler.assign(second)
+        finish = await world.scheduler.wait_for("finish", 1, SLOW_S)
+        assert finish.WhichOneof("result") == "succeeded", finish
+        assert losses_of(world)[0] <= last + 1e-3
+        started = json.loads(finish.succeeded.lineage["started_from"])
+        assert (started["repository"], started["revision"]) == ("acme/tuned", commit)
+
+        third = await make_assignment(world, tiny_base, token=3, job="ft-third")
+        third.start_from.hub.repository = "acme/tuned"
+        third.spec.lora.rank += 1
+        await world.scheduler.assign(third)
+        failed = (await world.scheduler.wait_for("finish", 2, SLOW_S)).failed
+        assert (failed.error.reason, failed.error.platform_fault, failed.retryable) == ("MODEL_INVALID", False, False)
+        assert "acme/tuned" in failed.error.message
+        assert "r is 4" in failed.error.message
+
+
+def losses_of(world: AgentWorld) -> list[float]:
+    """Of the held-out file, in the order of the evaluations; the first one comes before the first step where there is one."""
+    metrics = [item for request in world.scheduler.of("progress") for item in request.metrics]
+    told = [item.validation_loss for item in metrics if item.HasField("validation_loss")]
+    first = [item.initial_validation_loss for item in metrics if item.HasField("initial_validation_loss")]
+    return [*first[:1], *told]
 
 
 async def test_the_real_child_stops_on_request_and_refuses_a_wrong_spec(world: AgentWorld, tiny_base: Path) -> None:

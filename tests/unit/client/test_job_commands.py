@@ -184,9 +184,22 @@ def test_secrets_come_from_the_environment_or_a_file_and_only_when_asked_for(
     assert (secrets.wandb_api_key, secrets.hub_token) == ("", "hf_of-a-file")
 
 
+def test_a_start_from_the_hub_brings_the_token_that_there_is(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    spec = created(mesh, "-m", "m", "--from-hf-model", "acme/start", "--hf-model-revision", "v2")
+    assert (spec.base_model, spec.from_hub.repository, spec.from_hub.revision) == ("m", "acme/start", "v2")
+    assert mesh.created[-1].secrets.hub_token == ""
+    monkeypatch.setenv("HF_TOKEN", "hf_of-the-shell")
+    spec = created(mesh, "-m", "m", "--from-hf-model", "acme/start")
+    assert (spec.from_hub.revision, mesh.created[-1].secrets.hub_token) == ("", "hf_of-the-shell")
+    assert not created(mesh, "-m", "m").HasField("from_hub")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("--from-hf-model", "a/b", "--from", "ft-1"), "excludes --from"),
+        (("--hf-model-revision", "v2"), "only with --from-hf-model"),
         (("--hf-push-to", "a/b"), "set HF_TOKEN or --hf-token-file"),
         (("--hf-token-file", "x"), "only with --hf-push-to"),
         (("--wandb-key-file", "x"), "only with --wandb-project"),

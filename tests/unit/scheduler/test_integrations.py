@@ -64,6 +64,18 @@ def test_runs_that_are_kept_as_files_need_no_key_and_quotes_no_secrets() -> None
     assert found(ASKED, None) == []
 
 
+def test_a_start_from_the_hub_may_bring_a_token_and_needs_none() -> None:
+    def fields(asked: Integrations, given: Given) -> list[str]:
+        told = violations_of(asked, given, urls_allowed=URLS, wandb_offline=False, reads_hub=True)
+        return [violation.field for violation in told]
+
+    token = Given(wandb_api_key="", hub_token="hf-token")
+    assert fields(Integrations(), NONE) == fields(Integrations(), token) == []
+    assert fields(Integrations(hub_repository="a/b"), token) == []
+    assert fields(Integrations(hub_repository="a/b"), NONE) == ["secrets.hub_token"]
+    assert fields(Integrations(), Given(wandb_api_key="", hub_token="two words")) == ["secrets.hub_token"]
+
+
 def test_defaults_are_filled_in() -> None:
     wandb = completed(ASKED, job_id="ft-1", urls_allowed=URLS).wandb
     assert wandb == Wandb(base_url=URLS[0], project="finemesh", entity="", run_name="ft-1")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.scheduler.convert_spec import spec_from, spec_to
 from services.scheduler.limits import BaseFacts, Limits, LimitsTable, load_limits
 from services.scheduler.origin import Origin, OriginName, parse_origin
-from services.scheduler.spec import Dpo, EarlyStopping, Hyperparameters, Lora, Schedule, TuningSpec
+from services.scheduler.spec import Dpo, EarlyStopping, HubStart, Hyperparameters, Lora, Schedule, TuningSpec
 from services.scheduler.spec_check import violations_of
 from services.scheduler.spec_defaults import complete, default_output_name
 
@@ -330,3 +331,19 @@ def test_a_run_that_continues_another_is_like_it_unless_it_says_otherwise() -> N
 )
 def test_weights_of_another_shape_are_refused(spec: TuningSpec, field: str) -> None:
     assert [violation.field for violation in complete(spec, BASE, JOB_ID, ORIGIN)[1]] == [field]
+
+
+def test_a_start_from_the_hub_is_kept_and_what_is_wrong_with_it_is_named() -> None:
+    good = replace(SPEC, from_hub=HubStart(repository="acme/tuned", revision="refs/pr/1"))
+    assert fields(good) == []
+    assert complete(good, BASE, JOB_ID)[0].from_hub == good.from_hub
+    assert spec_from(spec_to(complete(good, BASE, JOB_ID)[0])).from_hub == good.from_hub
+    assert spec_from(spec_to(complete(SPEC, BASE, JOB_ID)[0])).from_hub is None
+    for repository in ("", "only-a-name", "a/b/c", "a/../b", "https://a/b", "a/b--c"):
+        assert fields(replace(SPEC, from_hub=HubStart(repository=repository))) == ["spec.from_hub.repository"]
+    for revision in ("../x", "a b", "x" * 201, "-x", "a//b"):
+        assert fields(replace(SPEC, from_hub=HubStart(repository="a/b", revision=revision))) == [
+            "spec.from_hub.revision"
+        ]
+    assert fields(replace(good, from_checkpoint="ft-1")) == ["spec.from_hub"]
+    assert fields(replace(good, base_model="")) == ["spec.base_model"]

@@ -250,7 +250,7 @@ Global___GangPart: _TypeAlias = GangPart  # noqa: Y015
 
 @_typing.final
 class StartWeights(_message.Message):
-    """Weights of an earlier job that a run starts from: a checkpoint of it, or the model that it made."""
+    """Weights that a run starts from: a checkpoint of an earlier job, the model that it made, or a repository of the hub."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,6 +258,7 @@ class StartWeights(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    HUB_FIELD_NUMBER: _builtins.int
     tuning_job: _builtins.str
     """The job that made them, `projects/{project}/tuningJobs/{tuning_job}`."""
     step: _builtins.int
@@ -268,6 +269,10 @@ class StartWeights(_message.Message):
     def artifact(self) -> _artifact_pb2.Artifact:
         """The files."""
 
+    @_builtins.property
+    def hub(self) -> _tuning_job_pb2.HubStart:
+        """Instead of all of the above: what the node reads from the hub itself. `revision` is a commit once an attempt has started."""
+
     def __init__(
         self,
         *,
@@ -275,10 +280,11 @@ class StartWeights(_message.Message):
         step: _builtins.int = ...,
         revision: _builtins.str = ...,
         artifact: _artifact_pb2.Artifact | None = ...,
+        hub: _tuning_job_pb2.HubStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "hub", b"hub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "revision", b"revision", "step", b"step", "tuning_job", b"tuning_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "hub", b"hub", "revision", b"revision", "step", b"step", "tuning_job", b"tuning_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ from finemesh.tuning.v1 import tuning_secrets_pb2 as finemesh_dot_tuning_dot_v1_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/nodes/v1/node_service.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\x1c\x66inemesh/nodes/v1/node.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\'finemesh/tuning/v1/tuning_secrets.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa9\x01\n\x13RegisterNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x19.finemesh.nodes.v1.Device\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x1b\n\x13preparation_version\x18\x06 \x01(\t\"\x80\x01\n\x14RegisterNodeResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x14\n\x0clease_tokens\x18\x03 \x03(\x03\"G\n\x11HeartbeatResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.finemesh.nodes.v1.Assignment\">\n\x13StartAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"\x16\n\x14StartAttemptResponse\"\xb8\x01\n\x15ReportProgressRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".finemesh.tuning.v1.TuningProgress\x12/\n\x05usage\x18\x04 \x03(\x0b\x32 .finemesh.nodes.v1.TrainingUsage\x12\x10\n\x08warnings\x18\x05 \x03(\t\"S\n\rTrainingUsage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nstart_step\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\"\x18\n\x16ReportProgressResponse\"}\n\x17\x43ommitCheckpointRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x39\n\ncheckpoint\x18\x03 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\"M\n\x18\x43ommitCheckpointResponse\x12\x31\n\x08obsolete\x18\x01 \x03(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"A\n\x16\x46\x65tchJobSecretsRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"M\n\x17\x46\x65tchJobSecretsResponse\x12\x32\n\x07secrets\x18\x01 \x01(\x0b\x32!.finemesh.tuning.v1.TuningSecrets\"\xed\x01\n\x14\x46inishAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x38\n\tsucceeded\x18\x03 \x01(\x0b\x32#.finemesh.nodes.v1.AttemptSucceededH\x00\x12\x32\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32 .finemesh.nodes.v1.AttemptFailedH\x00\x12\x34\n\x07stopped\x18\x05 \x01(\x0b\x32!.finemesh.nodes.v1.AttemptStoppedH\x00\x42\x08\n\x06result\"\x90\x02\n\x10\x41ttemptSucceeded\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x04 \x01(\x05\x12\x41\n\x07lineage\x18\x05 \x03(\x0b\x32\x30.finemesh.nodes.v1.AttemptSucceeded.LineageEntry\x12\x0c\n\x04step\x18\x06 \x01(\x03\x12\x15\n\rstopped_early\x18\x07 \x01(\x08\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\rAttemptFailed\x12+\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1c.finemesh.tuning.v1.JobError\x12\x11\n\tretryable\x18\x02 \x01(\x08\"\x1e\n\x0e\x41ttemptStopped\x12\x0c\n\x04step\x18\x01 \x01(\x03\"\x17\n\x15\x46inishAttemptResponse2\xcd\x05\n\x0bNodeService\x12_\n\x0cRegisterNode\x12&.finemesh.nodes.v1.RegisterNodeRequest\x1a\'.finemesh.nodes.v1.RegisterNodeResponse\x12Z\n\tHeartbeat\x12#.finemesh.nodes.v1.HeartbeatRequest\x1a$.finemesh.nodes.v1.HeartbeatResponse(\x01\x30\x01\x12_\n\x0cStartAttempt\x12&.finemesh.nodes.v1.StartAttemptRequest\x1a\'.finemesh.nodes.v1.StartAttemptResponse\x12\x65\n\x0eReportProgress\x12(.finemesh.nodes.v1.ReportProgressRequest\x1a).finemesh.nodes.v1.ReportProgressResponse\x12k\n\x10\x43ommitCheckpoint\x12*.finemesh.nodes.v1.CommitCheckpointRequest\x1a+.finemesh.nodes.v1.CommitCheckpointResponse\x12h\n\x0f\x46\x65tchJobSecrets\x12).finemesh.nodes.v1.FetchJobSecretsRequest\x1a*.finemesh.nodes.v1.FetchJobSecretsResponse\x12\x62\n\rFinishAttempt\x12\'.finemesh.nodes.v1.FinishAttemptRequest\x1a(.finemesh.nodes.v1.FinishAttemptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/nodes/v1/node_service.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\x1c\x66inemesh/nodes/v1/node.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\'finemesh/tuning/v1/tuning_secrets.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa9\x01\n\x13RegisterNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x19.finemesh.nodes.v1.Device\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x1b\n\x13preparation_version\x18\x06 \x01(\t\"\x80\x01\n\x14RegisterNodeResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x14\n\x0clease_tokens\x18\x03 \x03(\x03\"G\n\x11HeartbeatResponse\x12\x32\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1d.finemesh.nodes.v1.Assignment\"R\n\x13StartAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x12\n\nhub_commit\x18\x03 \x01(\t\"\x16\n\x14StartAttemptResponse\"\xb8\x01\n\x15ReportProgressRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".finemesh.tuning.v1.TuningProgress\x12/\n\x05usage\x18\x04 \x03(\x0b\x32 .finemesh.nodes.v1.TrainingUsage\x12\x10\n\x08warnings\x18\x05 \x03(\t\"S\n\rTrainingUsage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nstart_step\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_step\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\"\x18\n\x16ReportProgressResponse\"}\n\x17\x43ommitCheckpointRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x39\n\ncheckpoint\x18\x03 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\"M\n\x18\x43ommitCheckpointResponse\x12\x31\n\x08obsolete\x18\x01 \x03(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"A\n\x16\x46\x65tchJobSecretsRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\"M\n\x17\x46\x65tchJobSecretsResponse\x12\x32\n\x07secrets\x18\x01 \x01(\x0b\x32!.finemesh.tuning.v1.TuningSecrets\"\xed\x01\n\x14\x46inishAttemptRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x38\n\tsucceeded\x18\x03 \x01(\x0b\x32#.finemesh.nodes.v1.AttemptSucceededH\x00\x12\x32\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32 .finemesh.nodes.v1.AttemptFailedH\x00\x12\x34\n\x07stopped\x18\x05 \x01(\x0b\x32!.finemesh.nodes.v1.AttemptStoppedH\x00\x42\x08\n\x06result\"\x90\x02\n\x10\x41ttemptSucceeded\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x04 \x01(\x05\x12\x41\n\x07lineage\x18\x05 \x03(\x0b\x32\x30.finemesh.nodes.v1.AttemptSucceeded.LineageEntry\x12\x0c\n\x04step\x18\x06 \x01(\x03\x12\x15\n\rstopped_early\x18\x07 \x01(\x08\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\rAttemptFailed\x12+\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x1c.finemesh.tuning.v1.JobError\x12\x11\n\tretryable\x18\x02 \x01(\x08\"\x1e\n\x0e\x41ttemptStopped\x12\x0c\n\x04step\x18\x01 \x01(\x03\"\x17\n\x15\x46inishAttemptResponse2\xcd\x05\n\x0bNodeService\x12_\n\x0cRegisterNode\x12&.finemesh.nodes.v1.RegisterNodeRequest\x1a\'.finemesh.nodes.v1.RegisterNodeResponse\x12Z\n\tHeartbeat\x12#.finemesh.nodes.v1.HeartbeatRequest\x1a$.finemesh.nodes.v1.HeartbeatResponse(\x01\x30\x01\x12_\n\x0cStartAttempt\x12&.finemesh.nodes.v1.StartAttemptRequest\x1a\'.finemesh.nodes.v1.StartAttemptResponse\x12\x65\n\x0eReportProgress\x12(.finemesh.nodes.v1.ReportProgressRequest\x1a).finemesh.nodes.v1.ReportProgressResponse\x12k\n\x10\x43ommitCheckpoint\x12*.finemesh.nodes.v1.CommitCheckpointRequest\x1a+.finemesh.nodes.v1.CommitCheckpointResponse\x12h\n\x0f\x46\x65tchJobSecrets\x12).finemesh.nodes.v1.FetchJobSecretsRequest\x1a*.finemesh.nodes.v1.FetchJobSecretsResponse\x12\x62\n\rFinishAttempt\x12\'.finemesh.nodes.v1.FinishAttemptRequest\x1a(.finemesh.nodes.v1.FinishAttemptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,35 +47,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATRESPONSE']._serialized_start=617
   _globals['_HEARTBEATRESPONSE']._serialized_end=688
   _globals['_STARTATTEMPTREQUEST']._serialized_start=690
-  _globals['_STARTATTEMPTREQUEST']._serialized_end=752
-  _globals['_STARTATTEMPTRESPONSE']._serialized_start=754
-  _globals['_STARTATTEMPTRESPONSE']._serialized_end=776
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=779
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=963
-  _globals['_TRAININGUSAGE']._serialized_start=965
-  _globals['_TRAININGUSAGE']._serialized_end=1048
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1050
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1074
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1076
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1201
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1203
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1280
-  _globals['_FETCHJOBSECRETSREQUEST']._serialized_start=1282
-  _globals['_FETCHJOBSECRETSREQUEST']._serialized_end=1347
-  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_start=1349
-  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_end=1426
-  _globals['_FINISHATTEMPTREQUEST']._serialized_start=1429
-  _globals['_FINISHATTEMPTREQUEST']._serialized_end=1666
-  _globals['_ATTEMPTSUCCEEDED']._serialized_start=1669
-  _globals['_ATTEMPTSUCCEEDED']._serialized_end=1941
-  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_start=1895
-  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_end=1941
-  _globals['_ATTEMPTFAILED']._serialized_start=1943
-  _globals['_ATTEMPTFAILED']._serialized_end=2022
-  _globals['_ATTEMPTSTOPPED']._serialized_start=2024
-  _globals['_ATTEMPTSTOPPED']._serialized_end=2054
-  _globals['_FINISHATTEMPTRESPONSE']._serialized_start=2056
-  _globals['_FINISHATTEMPTRESPONSE']._serialized_end=2079
-  _globals['_NODESERVICE']._serialized_start=2082
-  _globals['_NODESERVICE']._serialized_end=2799
+  _globals['_STARTATTEMPTREQUEST']._serialized_end=772
+  _globals['_STARTATTEMPTRESPONSE']._serialized_start=774
+  _globals['_STARTATTEMPTRESPONSE']._serialized_end=796
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=799
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=983
+  _globals['_TRAININGUSAGE']._serialized_start=985
+  _globals['_TRAININGUSAGE']._serialized_end=1068
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1070
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1094
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1096
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1221
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1223
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1300
+  _globals['_FETCHJOBSECRETSREQUEST']._serialized_start=1302
+  _globals['_FETCHJOBSECRETSREQUEST']._serialized_end=1367
+  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_start=1369
+  _globals['_FETCHJOBSECRETSRESPONSE']._serialized_end=1446
+  _globals['_FINISHATTEMPTREQUEST']._serialized_start=1449
+  _globals['_FINISHATTEMPTREQUEST']._serialized_end=1686
+  _globals['_ATTEMPTSUCCEEDED']._serialized_start=1689
+  _globals['_ATTEMPTSUCCEEDED']._serialized_end=1961
+  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_start=1915
+  _globals['_ATTEMPTSUCCEEDED_LINEAGEENTRY']._serialized_end=1961
+  _globals['_ATTEMPTFAILED']._serialized_start=1963
+  _globals['_ATTEMPTFAILED']._serialized_end=2042
+  _globals['_ATTEMPTSTOPPED']._serialized_start=2044
+  _globals['_ATTEMPTSTOPPED']._serialized_end=2074
+  _globals['_FINISHATTEMPTRESPONSE']._serialized_start=2076
+  _globals['_FINISHATTEMPTRESPONSE']._serialized_end=2099
+  _globals['_NODESERVICE']._serialized_start=2102
+  _globals['_NODESERVICE']._serialized_end=2819
 # @@protoc_insertion_point(module_scope)

@@ -161,19 +161,23 @@ class StartAttemptRequest(_message.Message):
 
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     TUNING_JOB_FIELD_NUMBER: _builtins.int
+    HUB_COMMIT_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.int
     """Token of the lease."""
     tuning_job: _builtins.str
     """The job."""
+    hub_commit: _builtins.str
+    """The commit that `start_from.hub` was at; later attempts are told to start from it. Empty without."""
     def __init__(
         self,
         *,
         lease_token: _builtins.int = ...,
         tuning_job: _builtins.str = ...,
+        hub_commit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "tuning_job", b"tuning_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub_commit", b"hub_commit", "lease_token", b"lease_token", "tuning_job", b"tuning_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -248,6 +248,7 @@ class TuningSpec(_message.Message):
     GPU_COUNT_FIELD_NUMBER: _builtins.int
     FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
     INTEGRATIONS_FIELD_NUMBER: _builtins.int
+    FROM_HUB_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """The base model's id in the catalogue, for example `finemesh/demo-llama`; may be left empty with `from_checkpoint`."""
     training_file: _builtins.str
@@ -289,6 +290,13 @@ class TuningSpec(_message.Message):
         apart, in CreateTuningJobRequest.secrets.
         """
 
+    @_builtins.property
+    def from_hub(self) -> Global___HubStart:
+        """Weights to start from instead of the base model's own: a repository of the Hugging Face hub with a model of the base model's
+        shape, or for an adapter run with an adapter for it. Excludes `from_checkpoint`; tokenizer, price and serving are those of the
+        base model. A private repository needs CreateTuningJobRequest.secrets.hub_token.
+        """
+
     def __init__(
         self,
         *,
@@ -304,10 +312,11 @@ class TuningSpec(_message.Message):
         gpu_count: _builtins.int = ...,
         from_checkpoint: _builtins.str = ...,
         integrations: Global___Integrations | None = ...,
+        from_hub: Global___HubStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "full", b"full", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "from_hub", b"from_hub", "full", b"full", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dpo", b"dpo", "from_checkpoint", b"from_checkpoint", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dpo", b"dpo", "from_checkpoint", b"from_checkpoint", "from_hub", b"from_hub", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "dpo"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
@@ -319,6 +328,32 @@ class TuningSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_weights) -> _WhichOneofReturnType_weights | None: ...
 
 Global___TuningSpec: _TypeAlias = TuningSpec  # noqa: Y015
+
+@_typing.final
+class HubStart(_message.Message):
+    """A repository of the Hugging Face hub that a run starts from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    """`{owner}/{name}`."""
+    revision: _builtins.str
+    """Commit, tag or branch; default `main`. The first attempt resolves it, and every later one takes the same commit."""
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository", b"repository", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HubStart: _TypeAlias = HubStart  # noqa: Y015
 
 @_typing.final
 class Integrations(_message.Message):

@@ -29,7 +29,7 @@ class TuningSecrets(_message.Message):
     wandb_api_key: _builtins.str
     """API key of Weights & Biases, for `integrations.wandb`."""
     hub_token: _builtins.str
-    """Token that may write to the repository of `integrations.hub_push`."""
+    """Token that may write to the repository of `integrations.hub_push` and read that of `from_hub`."""
     def __init__(
         self,
         *,
