@@ -117,7 +117,9 @@ async def release_hold(connection: Connection, *, resource: str, now: datetime) 
     hold = await store.get_hold(connection, resource)
     if hold is None or hold.state is not HoldState.HELD:
         return None
-    if (await usage_store.get_job_totals(connection, resource)).record_count:
+    # An ending that did not settle the hold waits for usage: what comes after a release could not be booked any more.
+    ended = await store.get_job_ending(connection, resource)
+    if ended is not None or (await usage_store.get_job_totals(connection, resource)).record_count:
         raise FailedPrecondition(
             "STATE_CONFLICT", f"{resource} has run; its final event settles it, it cannot be released"
         )

@@ -75,6 +75,17 @@ async def test_a_job_that_ran_is_settled_not_released(world: World) -> None:
         await world.release("o")
 
 
+async def test_a_job_whose_usage_is_on_its_way_is_not_released(world: World) -> None:
+    """Its final event came first: released now, what it did could not be booked any more and nobody would pay for it."""
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(ended("o", "CANCELLED_RUNNING", 2))
+    with pytest.raises(FailedPrecondition, match="has run"):
+        await world.release("o")
+    await world.deliver(train("o", 0, 20), evaluate("o", 1))
+    assert (await world.hold_row("o"))["charged_nanos_usd"] == 152_500_000
+
+
 async def test_nothing_can_be_held_for_a_job_that_ended(world: World) -> None:
     """The scheduler gave up waiting for the hold, refused the job, and then the late call arrives."""
     await world.top_up("o", 5 * USD)
