@@ -14,7 +14,7 @@ from services.billing import store
 from services.billing.pricebook import BookConflict
 from services.billing.shelf import open_shelf
 from tests.harness.servers import PostgresServer
-from tests.store.billing.world import USD, World, ended, minute
+from tests.store.billing.world import USD, World, ended, minute, train
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
@@ -25,7 +25,11 @@ IMMUTABLE = {
     "usage_records": "quantity = 1",
     "job_endings": "ending = 'x'",
     "price_books": "source = 'x'",
+    "invoices": "total_nanos_usd = 1",
+    "credit_notes": "amount_nanos_usd = 1",
 }
+# What is written in place but never taken away.
+KEPT = ("holds", "accounts", "chains", "usage_sums", "document_numbers")
 
 
 async def test_migrations_produce_the_documented_schema(world: World) -> None:
@@ -74,6 +78,47 @@ async def test_entries_are_immutable_for_their_owner_and_for_a_superuser(
                 with pytest.raises(asyncpg.RestrictViolationError, match="immutable"):
                     await root.execute(statement)
     assert await world.dump() == before
+
+
+async def test_an_owner_that_takes_its_rights_back_meets_the_triggers(world: World) -> None:
+    """The service owns its tables, so it can grant itself what was revoked; the database refuses all the same."""
+    await world.top_up("o", USD)
+    await world.deliver(minute("o", 0), ended("o", "REFUSED", 0))
+    before = await world.dump()
+    for table in (*IMMUTABLE, *KEPT):
+        await world.pool.execute(f"GRANT UPDATE, DELETE, TRUNCATE ON {table} TO CURRENT_USER")
+        changes = [f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"]  # noqa: S608
+        if table in IMMUTABLE:
+            changes.append(f"UPDATE {table} SET {IMMUTABLE[table]}")  # noqa: S608
+        for statement in changes:
+            with pytest.raises(asyncpg.RestrictViolationError, match="immutable"):
+                await world.pool.execute(statement)
+    assert await world.dump() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["held_nanos_usd = 1", "epochs = 1", "price_book_version = 'x'", "organization_id = 'x'", "hold_time = now()"],
+)
+async def test_a_quote_that_is_held_cannot_change(world: World, change: str) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    with pytest.raises(asyncpg.RestrictViolationError, match="quote of a hold is immutable"):
+        await world.pool.execute(f"UPDATE holds SET {change}")  # noqa: S608
+
+
+@pytest.mark.parametrize(
+    "change", ["charged_nanos_usd = 1", "state = 'held', end_time = NULL, billing_month = NULL", "discrepancy = 'x'"]
+)
+async def test_a_hold_that_ended_stays_so(world: World, change: str) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(ended("o", "PLATFORM_FAILURE", 1))
+    with pytest.raises(asyncpg.RestrictViolationError, match="end of a hold is immutable"):
+        await world.pool.execute(f"UPDATE holds SET {change}")  # noqa: S608
+    # What it did still comes and is worth nothing.
+    await world.deliver(train("o", 0, 20))
+    assert (await world.hold_row("o"))["adjustment_nanos_usd"] == -20 * 1000 * 6100
 
 
 DERIVED = {"accounts": "balance_nanos_usd = 0", "chains": "position = 0", "usage_sums": "quantity = 0"}
