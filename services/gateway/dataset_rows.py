@@ -4,6 +4,7 @@ The trainer reads rows by the same rules (a test holds the two against each othe
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NoReturn
@@ -304,7 +305,8 @@ def _check_text(document: dict[str, Any], key: str, parent: str, refuse: Refuse,
 
 
 def strict_json(text: str) -> Any:
-    """Raises ValueError, also for NaN and Infinity, which Python's decoder takes unless told otherwise."""
+    """Raises ValueError, also for what Python's decoder takes or drops unless told otherwise: NaN, Infinity, numbers that only become
+    infinite, and a key that comes twice, of which the first would be lost unseen."""
     return _DECODER.decode(text)
 
 
@@ -312,7 +314,25 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError("a number too large to be held")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name[:_KEY_CHARS_MAX]!a} twice in one object")
+            seen.add(name)
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _is_sound_json(value: Any) -> bool:

@@ -87,12 +87,15 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """`tools` are the JSON objects that declare functions, passed to the template as they are."""
+    """`tools` are the JSON objects that declare functions, passed to the template as they are. One way of a preference says under
+    which key its `answer` stands, and that `asked` messages of the input come before it."""
 
     line: int
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     weight: float = 1.0
+    answer: str = ""
+    asked: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

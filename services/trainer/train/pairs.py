@@ -41,8 +41,16 @@ def pair_block(
 def answers_of(row: Preference) -> Iterator[Conversation]:
     """Two conversations in which nothing but the answer is learned."""
     question = tuple(replace(message, weight=0) for message in row.messages)
-    for output in (row.preferred_output, row.non_preferred_output):
-        yield Conversation(line=row.line, messages=(*question, *output), tools=row.tools, weight=row.weight)
+    outputs = {"preferred_output": row.preferred_output, "non_preferred_output": row.non_preferred_output}
+    for key, output in outputs.items():
+        yield Conversation(
+            line=row.line,
+            messages=(*question, *output),
+            tools=row.tools,
+            weight=row.weight,
+            answer=key,
+            asked=len(question),
+        )
 
 
 def _pairs(answers: Iterable[TokenRow]) -> Iterator[tuple[TokenRow, TokenRow]]:

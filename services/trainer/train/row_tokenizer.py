@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 
 from services.trainer.train.data import Conversation, Instruction, Preference, Row, RowErrors, Text, Tokens
 from services.trainer.train.failures import Failure, Violation, user_failure
-from services.trainer.train.said import TemplateRefusal
+from services.trainer.train.said import TOOLS, TemplateRefusal
 from services.trainer.train.spec import TrainOnInputs
 from services.trainer.train.template import ChatTemplate, Span
 from services.trainer.train.tokenizer import ModelFolder, without_offset_trimming
@@ -80,11 +80,15 @@ class RowTokenizer:
     def _conversations(self, rows: list[Conversation], errors: RowErrors) -> Iterator[TokenRow]:
         rendered: list[tuple[Conversation, str, list[Span]]] = []
         assert self._template is not None
+        told: tuple[int, str, str] | None = None
         for row in rows:
             try:
                 text, spans = self._template.trained_spans(row, train_on_inputs=self._train_on_inputs)
             except TemplateRefusal as refusal:
-                errors.add(row.line, "$.messages", str(refusal))
+                told, before = (row.line, _path(row, refusal.place), str(refusal)), told
+                if told != before:
+                    # What is wrong with a question is wrong with both of its answers, and said once.
+                    errors.add(*told)
                 continue
             rendered.append((row, text, spans))
         # The template writes every special token itself, as it does at inference.
@@ -128,6 +132,17 @@ class RowTokenizer:
             everything = row.labelled is None or self._train_on_inputs
             marks = np.ones(len(ids), np.bool_) if everything else np.array(row.labelled, np.bool_)
             yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
+
+
+def _path(row: Conversation, place: int | str | None) -> str:
+    """Where a part of the conversation stands in its line."""
+    if place == TOOLS:
+        return "$.input.tools" if row.answer else "$.tools"
+    if not isinstance(place, int):
+        return f"$.{row.answer or 'messages'}"
+    if not row.answer:
+        return f"$.messages[{place}]"
+    return f"$.input.messages[{place}]" if place < row.asked else f"$.{row.answer}[{place - row.asked}]"
 
 
 def _no_inputs(what: str) -> Failure:

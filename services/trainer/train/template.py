@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.trainer.train.data import Conversation, Message, ToolCall
 from services.trainer.train.failures import Failure, user_failure
-from services.trainer.train.said import TemplateRefusal, check_heard, check_said
+from services.trainer.train.said import TOOLS, TemplateRefusal, check_heard, check_said
 
 Span = tuple[int, int]
 
@@ -70,7 +70,7 @@ class ChatTemplate:
         """The whole text and the character spans that carry loss: what the assistant says after the generation prompt
         (reasoning, words and tool calls), with its end-of-turn marker. Messages of weight 0 carry none."""
         if row.tools and not self._takes_tools:
-            raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out")
+            raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out", TOOLS)
         text = self.render(row.messages, tools=row.tools, add_generation_prompt=False)
         check_heard(text, row.messages, row.tools)
         if train_on_inputs and all(message.weight for message in row.messages):
@@ -167,7 +167,8 @@ def _plain(message: Message) -> dict[str, Any]:
 def _prefix_length(text: str, prefix: str, index: int) -> int:
     if not text.startswith(prefix):
         raise TemplateRefusal(
-            f"a chat template that renders a conversation up to message {index} as the beginning of the whole"
+            f"a chat template that renders a conversation up to message {index} as the beginning of the whole",
+            index,
         )
     return len(prefix)
 

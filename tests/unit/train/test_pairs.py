@@ -1,12 +1,13 @@
 """Preferences as token rows: one question before both answers, labels on the answers alone, and pairs whole or left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.trainer.train.prepare import Dataset, prepare_dataset
+from services.trainer.train.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.prepare_settings import PrepareSettings
 from services.trainer.train.tokenizer import ModelFolder
 
@@ -96,3 +97,37 @@ def test_an_answer_of_no_words_is_its_end_alone(model_folder: ModelFolder, tmp_p
     assert (tokens.count, tokens.skipped_rows) == (4, 0)
     assert [int(tokens.row(row)[1].sum()) for row in (0, 3)] == [1, 1]
     assert tokens.row(0)[0].tolist() == tokens.row(3)[0].tolist()
+
+
+THOUGHT = [{"role": "assistant", "content": "yes", "reasoning": "because"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "places"),
+    [
+        (pair("q", "yes", "no", preferred_output=THOUGHT), ["$.preferred_output[0]"]),
+        (pair("q", "yes", "no", non_preferred_output=THOUGHT), ["$.non_preferred_output[0]"]),
+        (pair("q", "yes", "no", input={"messages": [{"role": "user", "content": "q"}], "tools": [TOOL]}), ["$.input.tools"]),
+        (
+            pair("q", "yes", "no", input={"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "21 degrees"}]}),
+            ["$.input.messages[1]"],
+        ),
+        ({"messages": [{"role": "user", "content": "q"}, *THOUGHT]}, ["$.messages[1]"]),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [TOOL]}, ["$.tools"]),
+    ],
+)  # fmt: skip
+def test_what_a_template_drops_is_said_once_and_where_it_stands(
+    model_folder: ModelFolder, tmp_path: Path, row: dict[str, Any], places: list[str]
+) -> None:
+    source = (
+        "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    settings = PrepareSettings(max_seq_length=128, packing=True, train_on_inputs="auto", template_date="2024-07-26")
+    refused = prepare_dataset(path, "train", replace(model_folder, template_source=source), settings, pack_rows=True)
+    assert isinstance(refused, DatasetRefusal)
+    assert [(error.line, error.path) for error in refused.errors] == [(1, place) for place in places]
+    assert refused.error_count == 1

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.data import Conversation, Message
+from services.trainer.train.data import Conversation, Message, ToolCall
 from services.trainer.train.messages import read_messages
-from services.trainer.train.said import TemplateRefusal
+from services.trainer.train.said import TemplateRefusal, check_said
 from services.trainer.train.template import ChatTemplate
 
 TODAY = date(2024, 7, 26)
@@ -188,3 +188,13 @@ def test_the_text_is_the_one_of_transformers(source: str) -> None:
     (expected,), _ = render_jinja_template([theirs], tools=[TOOL], chat_template=source, bos_token="<s>")
     ours = ChatTemplate(source, {"bos_token": "<s>"}, TODAY).render(messages, tools=[TOOL], add_generation_prompt=False)
     assert ours == expected
+
+
+def test_deep_arguments_are_looked_through_without_recursion() -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    message = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments={"a": deep}),))
+    check_said("add a x", 1, message)
+    with pytest.raises(TemplateRefusal, match="tool calls of message 1"):
+        check_said("add a y", 1, message)
