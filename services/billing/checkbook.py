@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from services.billing.bookfile import BookInvalid, read_book
+from services.billing.bookfolder import book_paths, book_text
 from services.billing.config import BillingSettings
 from services.billing.pricebook import BookConflict, PriceBook, refuse_conflict
 from services.billing.pricing import METHODS, OWING_ENDINGS, in_dollars
@@ -25,11 +26,11 @@ def read_books(paths: Sequence[Path]) -> tuple[list[PriceBook], list[str]]:
     problems: list[str] = []
     for path in paths:
         try:
-            book = read_book(path.read_text(encoding="utf-8"), str(path))
+            book = read_book(book_text(path, str(path)), str(path))
             refuse_conflict(books, book)
         except (BookInvalid, BookConflict) as error:
             problems.append(str(error))
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             problems.append(f"{path}: {error}")
         else:
             books.append(book)
@@ -88,9 +89,9 @@ def describe(book: PriceBook) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.billing.checkbook", description="Checks price books.")
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a book, or a folder of *.yaml")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a book, or a folder of books")
     given = parser.parse_args(arguments).paths or [BillingSettings.model_fields["price_books_dir"].default]
-    paths = [path for each in given for path in (sorted(each.glob("*.yaml")) if each.is_dir() else [each])]
+    paths = [path for each in given for path in (book_paths(each) if each.is_dir() else [each])]
     if not paths:
         print(f"no price book in {', '.join(map(str, given))}", file=sys.stderr)
         return EXIT_USAGE

@@ -9,18 +9,8 @@ from pathlib import Path
 from chassis.db.pool import Connection
 from services.billing import store
 from services.billing.bookfile import read_book
-from services.billing.pricebook import BookConflict, PriceBook, Shelf, refuse_conflict
-
-
-def read_folder(folder: Path) -> dict[str, tuple[PriceBook, str]]:
-    """Version -> the book and its text."""
-    found: dict[str, tuple[PriceBook, str]] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        book = read_book(text, path.name)
-        refuse_conflict((other for other, _ in found.values()), book)
-        found[book.version] = (book, text)
-    return found
+from services.billing.bookfolder import read_folder
+from services.billing.pricebook import BookConflict, Shelf
 
 
 async def open_shelf(connection: Connection, folder: Path, *, current: str) -> Shelf:

@@ -21,7 +21,7 @@ from chassis.clock import ManualClock
 from chassis.db.pool import transaction
 from chassis.errors import DomainError
 from chassis.ids import SystemIds
-from services.billing import crediting, settlement
+from services.billing import crediting, expiry, settlement
 from services.billing.config import BillingSettings
 from services.billing.crediting import Correction
 from services.billing.events import Events
@@ -102,6 +102,10 @@ class Caller:
         if step.kind == "expire":
             return await self._expire()
         async with transaction(self.pool) as connection:  # type: ignore[arg-type]
+            if step.kind == "renew":
+                # As the scheduler does: holds of all organizations in one call. It puts no end off that the sweep looks at.
+                resources = [resource(organization, job) for job in JOBS for organization in ORGANIZATIONS]
+                return await expiry.renew_holds(connection, resources, NOW + timedelta(days=1))
             if step.kind == "top_up":
                 return await self.world.top_up_on(connection, step.organization, amount(step), step.which)
             if step.kind == "hold":
@@ -166,6 +170,7 @@ def plan(chance: random.Random) -> list[Step]:
         [Step("served", chance.choice(ORGANIZATIONS), "", chance.randrange(12)) for _ in range(3)],
         [Step("credit_note", chance.choice(ORGANIZATIONS), str(chance.randint(1, 4))) for _ in range(2)],
         [Step("expire", chance.choice(ORGANIZATIONS), "")] if chance.random() < 0.1 else [],
+        [Step("renew", chance.choice(ORGANIZATIONS), "") for _ in range(4)],
     ]
     for _ in range(JOBS_PER_CALLER):
         organization, job = chance.choice(ORGANIZATIONS), chance.choice(list(JOBS))

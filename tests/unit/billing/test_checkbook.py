@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from services.billing.bookfile import BookInvalid
+from services.billing.bookfolder import read_folder
 from services.billing.checkbook import EXIT_USAGE, EXIT_WRONG, main
+from services.billing.pricebook import BookConflict
 from tests.unit.billing.wrong_books import GOOD, GOOD_IN_FULL
 
 ROOT = Path(__file__).parents[3]
@@ -57,3 +60,23 @@ def test_each_wrong_book_is_told_with_its_line_and_fails(tmp_path: Path, capsys:
 def test_a_folder_without_books_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == EXIT_USAGE
     assert "no price book in" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_utf_8_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "a.yaml"
+    wrong.write_bytes(GOOD.replace("Training,", "Entraînement,").encode("latin-1"))
+    assert main([str(wrong)]) == EXIT_WRONG
+    assert capsys.readouterr().err.startswith(f"error: {wrong}, line 7: not UTF-8")
+    with pytest.raises(BookInvalid, match=r"^a\.yaml, line 7: not UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_a_book_with_the_short_ending_is_read_like_the_others(tmp_path: Path) -> None:
+    """Passed over, it would leave the old prices in force without a word."""
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yml").write_text(GOOD_IN_FULL.replace("book: test", "book: other"))
+    assert list(read_folder(tmp_path)) == ["test-1", "test-2"]
+    (tmp_path / "b.yml").write_text(GOOD)
+    with pytest.raises(BookConflict, match=r"^b\.yml, line 2: .* exists twice"):
+        read_folder(tmp_path)
+    assert main([str(tmp_path)]) == EXIT_WRONG
