@@ -6,6 +6,12 @@ SELECT version, book, source FROM price_books ORDER BY version;
 -- Puts a new version of a price book into force.
 INSERT INTO price_books (version, book, source) VALUES (:version, :book, :source) ON CONFLICT (version) DO NOTHING;
 
+-- name: get_last_priced_day(version)$
+-- Reads the last day on which something was used that a price book priced by its moment; a job keeps its version.
+SELECT max(usage_day)
+FROM usage_sums
+WHERE price_book_version = :version AND kind NOT IN ('training_tokens', 'evaluation_tokens');
+
 -- name: lock_job(resource)!
 -- Makes everything that decides about one job's money take turns until the end of the transaction.
 SELECT pg_advisory_xact_lock(hashtextextended(:resource, 0));

@@ -43,6 +43,12 @@ async def insert_price_book(connection: Connection, *, version: str, book: str, 
     await _queries.insert_price_book(connection, version=version, book=book, source=source)
 
 
+async def get_last_priced_day(connection: Connection, version: str) -> date | None:
+    """The last day of use that was priced by this version because it was in force."""
+    day: date | None = await _queries.get_last_priced_day(connection, version=version)
+    return day
+
+
 async def lock_job(connection: Connection, resource: str) -> None:
     """Comes before the lock of an organization, always."""
     await _queries.lock_job(connection, resource=resource)

@@ -224,6 +224,21 @@ async def test_a_price_book_that_was_in_force_cannot_change(world: World, tmp_pa
     assert shelf.version("default-2026-2").tuning_rule.minimum_nanos_usd == 5 * USD
 
 
+async def test_a_price_book_does_not_end_before_the_use_that_it_priced(world: World, tmp_path: Path) -> None:
+    """A replay would price that use by the next version, and write another ledger."""
+    await world.deliver(minute("o", 0))
+    text = (ROOT / "services/billing/books/default-2026-2.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "default-2026-2.yaml"
+    file.write_text(text + "\neffective_until: 2026-11-23\n")
+    with pytest.raises(BookConflict, match=r"^default-2026-2\.yaml, line 7: .* priced use of 2026-11-23.* 2026-11-24"):
+        async with transaction(world.pool) as connection:
+            await open_shelf(connection, tmp_path, current="default")
+    file.write_text(text + "\neffective_until: 2026-11-24\n")
+    async with transaction(world.pool) as connection:
+        shelf = await open_shelf(connection, tmp_path, current="default")
+    assert shelf.version("default-2026-2").effective_until is not None
+
+
 @asynccontextmanager
 async def superuser(world: World, postgres: PostgresServer) -> AsyncIterator[asyncpg.Connection]:
     """The world's own schema with all rights."""
