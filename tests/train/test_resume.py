@@ -41,6 +41,15 @@ def events_until(child: "subprocess.Popen[str]", enough: Callable[[dict[str, Any
     return events
 
 
+def kill(child: "subprocess.Popen[str]") -> Events:
+    """What it said before it died counts, but for half a line: it may have gone on while nobody listened."""
+    child.kill()
+    assert child.stdout is not None
+    events = [json.loads(line) for line in child.stdout if line.endswith("\n")]
+    child.wait()
+    return events
+
+
 def finish(child: "subprocess.Popen[str]") -> Events:
     events = events_until(child, lambda _: False)
     assert child.wait(timeout=60) == 0, events[-1:]
@@ -120,8 +129,7 @@ def test_a_run_killed_at_every_stage_and_moved_ends_in_the_same_bytes(
     child = spawn_child(workdir)
     kill_at = dice.randint(torn, 11)
     seen += events_until(child, lambda event: event.get("end_step", 0) >= kill_at)
-    child.kill()
-    child.wait()
+    seen += kill(child)
     moved = move_to_another_node(workdir, workdir.parent / "moved")
     seen += die_at(spawn_child(moved, module=DEADLY, FINEMESH_TEST_DIE_AT="tmp-export/adapter"))
     assert not (moved / "export").exists()
@@ -147,12 +155,9 @@ def test_a_run_killed_again_and_again_at_any_moment_ends_in_the_same_bytes(
     seen: Events = []
     for _ in range(3):
         child = spawn_child(workdir)
-        lines = list(itertools.islice(child.stdout, dice.randint(1, 9)))
+        seen += [json.loads(line) for line in itertools.islice(child.stdout, dice.randint(1, 9))]
         time.sleep(dice.uniform(0, 0.05))
-        child.kill()
-        # What it said before it died counts, but for half a line.
-        seen += [json.loads(line) for line in (*lines, *child.stdout) if line.endswith("\n")]
-        child.wait()
+        seen += kill(child)
     seen += finish(spawn_child(workdir))
     assert adapter_sha256(workdir) == adapter_sha256(reference)
     assert losses(seen) == losses(expected)
