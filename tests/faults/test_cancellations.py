@@ -36,9 +36,7 @@ async def test_a_cancelled_job_pays_for_its_finished_steps_and_gets_the_rest_bac
     after = await mesh.client.billing.balance()
     assert after.available_nanos_usd == before.available_nanos_usd - charge.charged_nanos_usd  # type: ignore[attr-defined]
     assert after.held_nanos_usd == before.held_nanos_usd
-    async with asyncio.timeout(30):
-        while mesh.training_children():
-            await asyncio.sleep(0.1)
+    await mesh.until_nobody_trains()
 
 
 def trained_steps(usage: list[money_pb2.UsageRecord]) -> list[int]:

@@ -1,7 +1,8 @@
 """A training child that follows a script instead of training: `python -m tests.harness.fake_child --workdir W`.
 
 The script is JSON in the training file of the spec: {"steps": 4, "checkpoint_every": 2, "step_s": 0.01, "crash": "..."}.
-It speaks the real child's events and knows nothing of torch. Crash points: kill_at_step, exit_at_step, hang_at_step,
+It speaks the real child's events and knows nothing of torch. `stop_in_step` is a step (from 0) in whose middle it is asked to stop,
+however long that takes. Crash points: kill_at_step, exit_at_step, hang_at_step,
 garbage_at_step, fail_user_at_step, fail_platform_at_step, corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves a
 process behind that holds the output open.
 """
@@ -80,7 +81,9 @@ class FakeRun:
             trained_tokens=start * TOKENS_PER_STEP,
         )
         for step in range(start, self.steps):
-            if self.stop.is_set():
+            if step == self.script.get("stop_in_step"):
+                self.stop.wait()
+            elif self.stop.is_set():
                 return self.stopped(step)
             code = self.crash_before(step)
             if code is not None:
@@ -90,11 +93,11 @@ class FakeRun:
         return self.export()
 
     def note_pid(self) -> None:
+        if self.script.get("grandchild"):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         if "pid_file" in self.script:
             with Path(self.script["pid_file"]).open("a") as file:
                 file.write(f"{os.getpid()} {self.workdir}\n")
-        if self.script.get("grandchild"):
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
     def resumed_step(self) -> int:
         if not self.spec["resume_from"]:

@@ -135,6 +135,12 @@ class Mesh:
                     continue
         return found
 
+    async def until_nobody_trains(self) -> None:
+        """A job is over when its leading process said so; those that followed it end a moment later."""
+        async with asyncio.timeout(60):
+            while self.training_children():
+                await asyncio.sleep(0.1)
+
     async def rows(self, service: str, statement: str, *values: object) -> list[asyncpg.Record]:
         """What a statement finds in the tables of one service, which no API shows."""
         environment = self.stack.environment(service)

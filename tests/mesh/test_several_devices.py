@@ -33,4 +33,4 @@ async def test_two_devices_train_what_one_trains_for_the_same_price(mesh: Mesh) 
     assert two.progress.trained_tokens == one.progress.trained_tokens
     charges = [await mesh.settled(job.name) for job in (two, one)]
     assert charges[0].charged_nanos_usd == charges[1].charged_nanos_usd == two.quoted_nanos_usd  # type: ignore[attr-defined]
-    assert mesh.training_children() == {}
+    await mesh.until_nobody_trains()

@@ -37,7 +37,7 @@ async def test_two_nodes_train_what_one_trains_for_the_same_price(mesh: Mesh) ->
     assert charges[0].charged_nanos_usd == charges[1].charged_nanos_usd == two.quoted_nanos_usd  # type: ignore[attr-defined]
     nodes = await mesh.rows("scheduler", "SELECT node FROM allocations WHERE owner = $1 ORDER BY lease_token", two.name)
     assert len({row["node"] for row in nodes}) == 2
-    assert mesh.training_children() == {}
+    await mesh.until_nobody_trains()
 
 
 @pytest.mark.parametrize("leads", [True, False])
@@ -60,4 +60,4 @@ async def test_a_process_killed_on_either_node_sets_both_back_to_the_last_checkp
     assert job.attempt_count == 2
     charge = await mesh.settled(name)
     assert charge.charged_nanos_usd == job.quoted_nanos_usd  # type: ignore[attr-defined]
-    assert mesh.training_children() == {}
+    await mesh.until_nobody_trains()

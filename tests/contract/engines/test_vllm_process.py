@@ -73,7 +73,7 @@ def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -134,13 +134,15 @@ async def test_a_stream_out_of_order_or_over_a_limit_leaves_nothing(world: World
 
 
 async def test_a_file_over_the_limit_leaves_nothing(database_url: str, tls_dir: Path, tmp_path: Path):
-    limits = {"file_size_bytes_max": 100_000, "upload_idle_s_max": 0.2}
-    async with gateway_world(database_url, tls_dir, tmp_path, **limits) as world:
+    async with gateway_world(database_url, tls_dir, tmp_path, file_size_bytes_max=100_000) as world:
         async with refused("SIZE_LIMIT", "RESOURCE_EXHAUSTED") as told:
             await world.upload(CONTENT * 10)
         assert told[0].metadata["limit"] == "file_size_bytes_max"
         await world.assert_nothing_was_kept()
 
+
+async def test_an_upload_that_comes_no_further_leaves_nothing(database_url: str, tls_dir: Path, tmp_path: Path):
+    async with gateway_world(database_url, tls_dir, tmp_path, upload_idle_s_max=1.0) as world:
         call = world.files.UploadFile(metadata=world.bearer())
         await call.write(header())
         await call.write(chunk(CONTENT))

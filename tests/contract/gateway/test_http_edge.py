@@ -233,9 +233,9 @@ async def test_a_client_that_leaves_ends_the_generation(world: World, http: http
                     break
     else:
         call = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-        await asyncio.wait_for(world.inference.started.wait(), 10)
+        await asyncio.wait_for(world.inference.started.wait(), 60)
         call.cancel()
-    await asyncio.wait_for(world.inference.cancelled.wait(), 10)
+    await asyncio.wait_for(world.inference.cancelled.wait(), 60)
 
 
 async def test_health_needs_no_key(http: httpx.AsyncClient):

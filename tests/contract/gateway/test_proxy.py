@@ -97,8 +97,8 @@ async def test_a_service_that_is_down_is_a_typed_error(world: World):
 
 
 async def test_the_deadline_travels_and_is_shaved(world: World):
-    await world.jobs.GetTuningJob(JOB, metadata=world.bearer(), timeout=5)
-    assert 4 < world.tuning.remaining_s < 5 - world.settings.deadline_shave_s
+    await world.jobs.GetTuningJob(JOB, metadata=world.bearer(), timeout=60)
+    assert 30 < world.tuning.remaining_s < 60 - world.settings.deadline_shave_s
     await world.jobs.GetTuningJob(JOB, metadata=world.bearer())
     assert world.tuning.remaining_s < world.settings.default_deadline_s
 
@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_ends_the_stream_upstream(world: World, how: 
     if how == "cancel":
         call.cancel()
     await channel.close()
-    await asyncio.wait_for(world.tuning.watch_cancelled.wait(), 10)
+    await asyncio.wait_for(world.tuning.watch_cancelled.wait(), 60)
 
 
 async def test_a_slow_reader_holds_the_upstream_back(world: World):
@@ -142,11 +142,12 @@ async def test_a_slow_reader_holds_the_upstream_back(world: World):
     request = tuning_service_pb2.WatchTuningJobRequest()
     call = world.jobs.WatchTuningJob(request, metadata=world.bearer())
     await call.read()
-    await asyncio.sleep(1)
-    written = world.tuning.written
-    await asyncio.sleep(1)
-    # Bounded by flow-control windows, far below what an unread stream would bring in a second.
-    assert world.tuning.written == written < 500
+    written = -1
+    while written != world.tuning.written:
+        written = world.tuning.written
+        # Bounded by flow-control windows, far below what an unread stream would bring in a second.
+        assert written < 500
+        await asyncio.sleep(1)
     call.cancel()
 
 
@@ -168,11 +169,11 @@ async def test_a_client_stream_passes_and_a_broken_one_never_looks_complete(worl
         for _ in range(3):
             await call.write(model_service_pb2.ImportBaseModelRequest())
         for _ in range(3):
-            await asyncio.wait_for(world.models.received.acquire(), 10)
+            await asyncio.wait_for(world.models.received.acquire(), 60)
         if number % 2:
             call.cancel()
         await channel.close()
-        assert await asyncio.wait_for(world.models.ends.get(), 10) == "cancelled"
+        assert await asyncio.wait_for(world.models.ends.get(), 60) == "cancelled"
 
 
 async def test_a_message_over_the_limit_is_refused_by_name(world: World):
@@ -184,7 +185,8 @@ async def test_a_message_over_the_limit_is_refused_by_name(world: World):
 
 
 async def test_a_key_has_a_rate(database_url, tls_dir, tmp_path):
-    async with gateway_world(database_url, tls_dir, tmp_path, rate_burst_max=3, rate_calls_per_s=2) as world:
+    # None comes back while the test runs.
+    async with gateway_world(database_url, tls_dir, tmp_path, rate_burst_max=3, rate_calls_per_s=0.002) as world:
         for _ in range(3):
             await world.jobs.GetTuningJob(JOB, metadata=world.bearer())
         with pytest.raises(grpc.aio.AioRpcError) as told:
@@ -192,7 +194,7 @@ async def test_a_key_has_a_rate(database_url, tls_dir, tmp_path):
         typed = errors.unpack(told.value)
         assert (typed.reason, typed.code.name) == ("RATE_LIMITED", "RESOURCE_EXHAUSTED")
         assert typed.retry_after_s is not None
-        assert 0 < typed.retry_after_s <= 0.5
+        assert 400 < typed.retry_after_s <= 500
         assert error_details_pb2.RetryInfo.DESCRIPTOR.full_name in str(errors.pack(typed))
         await world.jobs.GetTuningJob(JOB, metadata=world.bearer(world.other))
 

@@ -252,7 +252,7 @@ class World:
 
     async def removals_become(self, count: int) -> None:
         """Returns once so many removals are noted; the process under test is not asked, so its tables are."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.pool.fetchval("SELECT count(*) FROM removals") != count:
                 await asyncio.sleep(0.02)
 

@@ -251,7 +251,7 @@ async def tuned_model(world: World) -> str:
     event.end_time.GetCurrentTime()
     for _ in range(2):
         await publish(world, event)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with world.caller():
                 try:

@@ -23,7 +23,7 @@ from tests.contract.inference.test_chat import metered
 async def reaches(world: World, name: str, state: str) -> endpoint_pb2.Endpoint:
     """The endpoint once it is in that state."""
     stub = EndpointServiceStub(world.channel)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             found = (await stub.GetEndpoint(endpoints.GetEndpointRequest(name=name))).endpoint
             if endpoint_pb2.EndpointState.Name(found.state) == f"ENDPOINT_STATE_{state}":
@@ -91,7 +91,7 @@ async def test_it_waits_for_devices_and_says_for_what(world: World) -> None:
     try:
         with world.caller():
             made = await create(world)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (
                     "0 of 1 free"
                     not in (
@@ -117,7 +117,7 @@ async def test_lost_devices_begin_again_under_a_new_lease(world: World) -> None:
         await reaches(world, made.name, "READY")
         token = world.scheduler.token
         world.scheduler.owner = ""  # The scheduler gave the devices away.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while world.scheduler.token == token:
                 await asyncio.sleep(0.02)
         await reaches(world, made.name, "READY")

@@ -11,7 +11,7 @@ from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2
 
-WAIT_S_MAX = 20.0
+WAIT_S_MAX = 60.0
 
 
 class Agent:

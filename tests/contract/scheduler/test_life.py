@@ -342,7 +342,7 @@ async def test_files_under_foreign_keys_are_refused(world: World) -> None:
 async def test_an_unregistered_node_is_told_so(world: World) -> None:
     async with world.agent(node="known") as agent:
         stream = agent.stub.Heartbeat(
-            iter([node_service_pb2.HeartbeatRequest(node="unknown", incarnation="x")]), timeout=5
+            iter([node_service_pb2.HeartbeatRequest(node="unknown", incarnation="x")]), timeout=WAIT_S_MAX
         )
         with pytest.raises(Aborted):
             async for _ in stream:

@@ -357,7 +357,7 @@ async def test_a_hold_whose_answer_came_too_late_is_released(world: World) -> No
         name = await world.create()
         await world.when(name, lambda job: "waits for billing" in job.queue.waiting_for)
         await world.cancel(name)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while name not in world.script.released:
                 await asyncio.sleep(0.05)
 

@@ -1,6 +1,5 @@
 """Attempts from assignment to ending, by a real agent process with a scripted child; each test pays one process start."""
 
-import asyncio
 import json
 import os
 import signal
@@ -117,15 +116,14 @@ async def test_an_attempt_cleans_up_when_a_heartbeat_overtakes_the_answer_to_its
 
 async def test_cancel_finishes_the_step_and_reports_the_partial_range(world: AgentWorld) -> None:
     await world.start_agent()
-    script = world.script(steps=1000, checkpoint_every=100, step_s=0.05)
+    script = world.script(steps=1000, checkpoint_every=2, stop_in_step=2)
     await world.scheduler.assign(world.assignment(script))
     pid = await world.wait_for_child()
-    await world.scheduler.wait_for("start")
-    await asyncio.sleep(0.3)
+    await world.scheduler.wait_for("progress")
     await world.scheduler.cancel(7)
     stopped = (await world.scheduler.wait_for("finish")).stopped
-    assert 0 < stopped.step < 100
-    assert world.scheduler.usage == [("train", 0, stopped.step, stopped.step * 10)]
+    assert stopped.step == 3
+    assert world.scheduler.usage == [("train", 0, 2, 20), ("train", 2, 3, 10)]
     assert not is_alive(pid)
 
 
@@ -219,10 +217,8 @@ async def test_counts_that_differ_from_the_priced_ones_end_the_attempt(world: Ag
 
 async def test_nothing_of_a_childs_group_outlives_it(world: AgentWorld) -> None:
     await world.start_agent()
-    await world.scheduler.assign(world.assignment(world.script(steps=1000, step_s=0.05, grandchild=True)))
+    await world.scheduler.assign(world.assignment(world.script(steps=4, hang_at_step=1, grandchild=True)))
     pid = await world.wait_for_child()
-    await world.scheduler.wait_for("start")
-    await asyncio.sleep(0.2)
     group = os.getpgid(pid)
     os.kill(pid, signal.SIGKILL)
     failed = (await world.scheduler.wait_for("finish")).failed

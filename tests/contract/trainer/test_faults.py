@@ -7,7 +7,8 @@ import signal
 from chassis.errors import Aborted
 from tests.contract.trainer.world import AgentWorld, eventually, is_alive, wait_for_death
 
-LONG = {"steps": 1000, "checkpoint_every": 10, "step_s": 0.02}
+# It never ends by itself within a test, however slow the machine.
+LONG = {"steps": 100_000, "checkpoint_every": 10, "step_s": 0.02}
 
 
 async def test_a_stale_lease_kills_the_child_and_nothing_is_stored_afterwards(world: AgentWorld) -> None:
@@ -85,7 +86,7 @@ async def test_no_child_outlives_a_killed_agent(world: AgentWorld) -> None:
     await world.scheduler.wait_for("progress")
     agent.send_signal(signal.SIGKILL)
     await agent.wait()
-    await wait_for_death(pid, 5)
+    await wait_for_death(pid)
 
     # The next incarnation clears what the killed one left and works on.
     left = list(world.work.iterdir())
@@ -116,7 +117,7 @@ async def test_a_stopped_agent_gives_its_lease_back(world: AgentWorld) -> None:
     pid = await world.wait_for_child()
     await world.scheduler.wait_for("progress")
     agent.send_signal(signal.SIGTERM)
-    failed = (await world.scheduler.wait_for("finish", timeout_s=5)).failed
+    failed = (await world.scheduler.wait_for("finish")).failed
     assert failed.retryable
     assert failed.error.metadata["drained"] == "true"
     assert await agent.wait() == 0
@@ -131,7 +132,7 @@ async def test_a_stopped_agent_does_not_wait_for_ever_for_a_scheduler_that_is_aw
     await world.scheduler.wait_for("progress")
     await world.server.stop()
     agent.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await agent.wait()
     await wait_for_death(pid)
     await world.server.start()

@@ -64,7 +64,7 @@ async def test_a_node_that_goes_away_gives_the_whole_attempt_back(world: AgentWo
     await world.scheduler.assign(world.assignment(world.script(steps=4, hang_at_step=1), gang=PART))
     child = await world.wait_for_child()
     agent.send_signal(signal.SIGTERM)
-    failed = (await world.scheduler.wait_for("finish", timeout_s=5)).failed
+    failed = (await world.scheduler.wait_for("finish")).failed
     assert (failed.retryable, failed.error.metadata["drained"]) == (True, "true")
     assert await agent.wait() == 0
     assert not is_alive(child)

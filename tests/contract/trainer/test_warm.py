@@ -43,7 +43,7 @@ async def test_an_attempt_takes_the_waiting_child_and_another_waits_afterwards(w
 async def test_nothing_waits_while_the_device_is_taken(world: AgentWorld) -> None:
     agent = await world.start_agent(**WARM)
     first = await one_waiting(agent)
-    await world.scheduler.assign(world.assignment(world.script(steps=1000, checkpoint_every=10, step_s=0.02)))
+    await world.scheduler.assign(world.assignment(world.script(steps=100_000, checkpoint_every=10, step_s=0.02)))
     await world.scheduler.wait_for("commit", 2)
     assert waiting(agent) == [first]
 
@@ -84,5 +84,5 @@ async def test_a_waiting_child_dies_with_its_agent(world: AgentWorld) -> None:
     again = await world.start_agent(**WARM)
     pid = await one_waiting(again)
     again.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(again.wait(), 10) == 0
+    assert await asyncio.wait_for(again.wait(), 60) == 0
     assert not is_alive(pid)

@@ -17,7 +17,7 @@ import grpc
 from chassis import pki
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
-from tests.harness.scripted_scheduler import SchedulerServer, ScriptedScheduler
+from tests.harness.scripted_scheduler import WAIT_S_MAX, SchedulerServer, ScriptedScheduler
 
 ROOT = Path(__file__).parents[3]
 PROJECT = "proj_1"
@@ -53,7 +53,7 @@ class AgentWorld:
             "warm_memory_bytes_max": 0,
             "report_interval_s": 0.02,
             "report_backoff_s_max": 0.2,
-            "drain_grace_s": 3,
+            "drain_grace_s": 30,
             "port_file": self.port_file,
             "log_format": "console",
             **settings,
@@ -151,11 +151,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def wait_for_death(pid: int, timeout_s: float = 10.0) -> None:
+async def wait_for_death(pid: int, timeout_s: float = WAIT_S_MAX) -> None:
     await eventually(lambda: not is_alive(pid), timeout_s)
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = WAIT_S_MAX) -> None:
     """For what other processes do to files and to one another: nothing here can tell us of it."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -23,7 +23,7 @@ async def world(make_settings: SettingsFactory) -> AsyncIterator[World]:
         outbox_lease_s=1.0,
         publish_timeout_s=1.0,
         consumer_fetch_wait_s=0.3,
-        consumer_ack_wait_s=1.0,
+        consumer_ack_wait_s=10.0,
         consumer_backoff_s_min=0.01,
         consumer_failures_max=3,
         reconnect_backoff_s_max=0.1,

@@ -100,6 +100,7 @@ async def test_crash_between_effect_and_ack(world: World, monkeypatch: pytest.Mo
             await answer(message)
 
     monkeypatch.setattr(Msg, "ack", lose_the_first_answers)
+    world.bus.settings = world.settings.model_copy(update={"consumer_ack_wait_s": 1.0})
     world.spawn(_relay(world).run)
     world.spawn(_consumer(world).run)
     for number in range(5):
@@ -263,7 +264,7 @@ async def test_stop_finishes_the_events_in_hand(world: World) -> None:
     await asyncio.sleep(0.05)
     assert not stopping.done()
     go_on.set()
-    await asyncio.wait_for(stopping, timeout=5)
+    await asyncio.wait_for(stopping, timeout=30)
     assert running.done()
     assert await world.pool.fetchval(EFFECTS) == 1
 
