@@ -57,6 +57,7 @@ class Postgres:
             ),
             folder=self.folder,
             user=_system_user(),
+            before=self._let_through,
             stop_signal=signal.SIGINT,  # "fast": ends sessions instead of waiting for them
             death_signal=signal.SIGQUIT,  # "immediate": also ends the workers, at the price of a recovery
         )
@@ -134,8 +135,18 @@ class Postgres:
         user = _system_user()
         if user is not None:
             shutil.chown(self.folder, user, user)
-            _let_through(self.folder.parent)
+        self._let_through()
         return False
+
+    def _let_through(self) -> None:
+        """Lets another user pass through the folders above the cluster, to which only its owner has any right. Before every start: who
+        owns a folder above may have closed it since."""
+        if _system_user() is None:
+            return
+        for parent in self.folder.parents:
+            mode = parent.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                parent.chmod(mode | stat.S_IXOTH)
 
     def _write_password(self) -> Path:
         path = self.folder.parent / ".postgres-password"
@@ -192,11 +203,3 @@ def _system_user() -> str | None:
         if made.returncode not in (0, 9):
             raise RuntimeError(f"the system user {SYSTEM_USER} cannot be made: {made.stderr.strip()}") from None
     return SYSTEM_USER
-
-
-def _let_through(folder: Path) -> None:
-    """Lets other users pass through the folders above the cluster, to which only its owner has any right."""
-    for parent in (folder, *folder.parents):
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            parent.chmod(mode | stat.S_IXOTH)
