@@ -193,8 +193,8 @@ async def test_each_hop_sees_less_of_the_deadline(tls_dir: Path) -> None:
         await stub.Say(StringValue())
         assert 15 < echo.remaining_s <= 30.1  # gRPC rounds up on the wire.
         with deadline.limit(100):
-            await stub.Say(StringValue(), timeout=10)
-        assert echo.remaining_s <= 10.01
+            await stub.Say(StringValue(), timeout=5)
+        assert echo.remaining_s <= 5.01  # It rounds up by a hundredth there.
 
 
 async def test_too_short_a_deadline_is_refused_before_work(tls_dir: Path) -> None:
