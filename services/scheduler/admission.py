@@ -18,9 +18,9 @@ from services.scheduler.analysis import Inputs
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.continuation import base_model_of, find_origin
 from services.scheduler.convert import field_violations
-from services.scheduler.convert_spec import hub_start_to, spec_from
+from services.scheduler.convert_spec import base_facts_from, hub_start_to, spec_from
 from services.scheduler.integrations import Given
-from services.scheduler.limits import BaseFacts, Limits, LimitsTable
+from services.scheduler.limits import Limits, LimitsTable
 from services.scheduler.node_store import load_fleet
 from services.scheduler.origin import Origin, OriginName, parse_origin
 from services.scheduler.peers import Peers
@@ -131,12 +131,7 @@ class Admission:
         return base_model, self._limits_of(base_model, base), base
 
     def _limits_of(self, base_model: str, base: Resolved) -> Limits:
-        facts = BaseFacts(
-            context_tokens_max=base.context_tokens_max,
-            adapter_rank_max=base.adapter_rank_max,
-            parameter_count=base.parameter_count,
-        )
-        return self._limits.of(base_model, facts)
+        return self._limits.of(base_model, base_facts_from(base))
 
     async def _origin(self, from_checkpoint: str, caller: Caller) -> Origin | None:
         name = parse_origin(from_checkpoint) if from_checkpoint else None

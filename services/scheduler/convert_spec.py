@@ -1,11 +1,12 @@
 """Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways, and its limits. It judges nothing."""
 
+from finemesh.artifacts.v1 import model_artifact_service_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
 from services.scheduler.integrations import Given
-from services.scheduler.limits import Limits
+from services.scheduler.limits import BaseFacts, Limits
 from services.scheduler.spec import (
     ALL_LINEAR,
     LEARNING_RATE_MAX,
@@ -203,6 +204,14 @@ def _train_on_inputs_to(spec: TuningSpec) -> tuning.TrainOnInputs.ValueType:
             return tuning.TRAIN_ON_INPUTS_FALSE
         case _:
             return tuning.TRAIN_ON_INPUTS_AUTO
+
+
+def base_facts_from(base: model_artifact_service_pb2.ResolveBaseModelResponse) -> BaseFacts:
+    return BaseFacts(
+        context_tokens_max=base.context_tokens_max,
+        adapter_rank_max=base.adapter_rank_max,
+        parameter_count=base.parameter_count,
+    )
 
 
 def limits_to(

@@ -60,7 +60,8 @@ async def main(process: Process) -> None:
     store = Store(pool, outbox, clock)
     jobs, nodes = JobStore(store), NodeStore(store)
     attempts = Attempts(store, jobs, settings)
-    admission = Admission(store, peers, load_limits(), settings)
+    limits = load_limits()
+    admission = Admission(store, peers, limits, settings)
     analyzer = Analyzer(store, peers, settings)
     view = JobView(store, settings)
     job_secrets = JobSecrets(store, SecretBox(settings.secrets_key) if settings.secrets_key else None)
@@ -89,7 +90,7 @@ async def main(process: Process) -> None:
             requests,
             view,
             follower,
-            Previewer(store, peers, settings),
+            Previewer(store, peers, limits, settings),
             TemplateFacts(store, peers, settings),
         ),
         "finemesh.tuning.v1.TuningService",

@@ -10,6 +10,8 @@ from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from services.scheduler.config import SchedulerSettings
+from services.scheduler.convert_spec import base_facts_from
+from services.scheduler.limits import LimitsTable
 from services.scheduler.peers import Peers
 from services.scheduler.store import Store
 from services.scheduler.trainers import first_answer
@@ -25,9 +27,10 @@ _TRAIN_ON_INPUTS = {
 
 
 class Previewer:
-    def __init__(self, store: Store, peers: Peers, settings: SchedulerSettings) -> None:
+    def __init__(self, store: Store, peers: Peers, limits: LimitsTable, settings: SchedulerSettings) -> None:
         self._store = store
         self._peers = peers
+        self._limits = limits
         self._settings = settings
 
     async def preview(
@@ -46,7 +49,9 @@ class Previewer:
         wanted = dataset_service_pb2.PreviewDatasetRequest(
             dataset=file.artifact,
             base_model=base.artifact,
-            sequence_tokens_max=request.sequence_tokens_max,
+            # Left out, as a job fills it in: a preview cuts nothing that the job would train.
+            sequence_tokens_max=request.sequence_tokens_max
+            or self._limits.of(request.base_model, base_facts_from(base)).sequence_tokens_max,
             train_on_inputs=_TRAIN_ON_INPUTS[request.train_on_inputs],
             row_count_max=request.row_count_max,
             tokens_shown_max=request.tokens_shown_max,

@@ -23,6 +23,8 @@ from services.trainer.train.tokens import TokenRow
 
 PREVIEW_ROWS_DEFAULT, PREVIEW_ROWS_MAX = 5, 50
 PREVIEW_TOKENS_DEFAULT, PREVIEW_TOKENS_MAX = 1024, 8192
+# Of all rows together, which share it alike: what is shown has to fit into one answer of an agent and one message.
+PREVIEW_TOKENS_IN_ALL_MAX = 32_768
 TRUNCATED_TEXT_TOKENS_MAX = 128
 
 
@@ -80,13 +82,14 @@ def preview_dataset(
     rows = list(tokenized)
     if reader.errors.count:
         return _refusal(reader)
+    tokens_max = min(shown.tokens_max, PREVIEW_TOKENS_IN_ALL_MAX // max(len(parts), 1))
     return Preview(
         format=reader.format,
         features=reader.features,
         rows=count,
         max_seq_length=settings.max_seq_length,
         sampled=[
-            _shown(part, row, folder.tokenizer, settings.max_seq_length, shown.tokens_max)
+            _shown(part, row, folder.tokenizer, settings.max_seq_length, tokens_max)
             for (part, _), row in zip(parts, rows, strict=True)
         ],
     )

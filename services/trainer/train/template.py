@@ -22,6 +22,8 @@ from services.trainer.train.said import TOOLS, TemplateRefusal, check_heard, che
 Span = tuple[int, int]
 
 TEMPLATE_LENGTH_MAX = 256 * 1024
+# Of what a template says against a row.
+SAID_LENGTH_MAX = 500
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 # An opening of the last turn that a template leaves out of earlier ones, in characters.
 OPENING_LENGTH_MAX = 256
@@ -61,7 +63,9 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise TemplateRefusal(f"a conversation that the chat template accepts: {error}") from error
+            raise TemplateRefusal(
+                f"a conversation that the chat template accepts: {str(error)[:SAID_LENGTH_MAX]}"
+            ) from error
         if len(text) > RENDERED_LENGTH_MAX:
             raise TemplateRefusal(f"a conversation of at most {RENDERED_LENGTH_MAX} rendered characters")
         return text

@@ -84,6 +84,10 @@ async def test_a_preview_is_what_a_trainer_makes_of_the_file(world: World) -> No
         assert (seen.preview.row_count, seen.preview.train_on_inputs) == (3, "true")
         asked = world.script.previews[-1]
         assert (asked.row_count_max, asked.base_model.key) == (7, "base/demo/rv_base/")
+        # Left out, the longest row is what a job would cut at.
+        assert asked.sequence_tokens_max == (await limits(world, BASE)).sequence_tokens_max_supervised == 2048
+        await preview(world, sequence_tokens_max=64)
+        assert world.script.previews[-1].sequence_tokens_max == 64
         assert asked.dataset.files[0].sha256 in world.script.files.values()
         world.script.analysis_error = InvalidArgument("DATASET_INVALID", "line 1: $")
         with pytest.raises(InvalidArgument) as refused:

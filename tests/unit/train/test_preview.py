@@ -1,11 +1,15 @@
 """A preview shows what training sees: the very ids and labels, the sampled rows, and what truncation cut."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from services.trainer.analysis import preview_message
+from services.trainer.config import TrainerSettings
 from services.trainer.train.analyze import answer_request
 from services.trainer.train.prepare import Dataset, prepare_dataset
 from services.trainer.train.prepare_settings import PrepareSettings
@@ -95,3 +99,41 @@ def test_a_broken_row_is_refused_with_its_line(model_directory: Path, tmp_path: 
     answer = ask(model_directory, tmp_path / "t.jsonl", [{**TALKS[0], "tools": tools}], {})
     assert "takes tools" in answer["errors"][0]["expected"]
     assert ask(model_directory, tmp_path / "t.jsonl", TALKS, {"rows": 51})["violations"][0]["field"] == "preview.rows"
+
+
+@pytest.mark.parametrize("kind", ["text", "preference"])
+def test_the_largest_preview_fits_into_an_answer(model_directory: Path, tmp_path: Path, kind: str) -> None:
+    """Of an agent, and into a message of the mesh. Rows share what may be shown, and counts say how much there is."""
+    folder = tmp_path / "long"
+    shutil.copytree(model_directory, folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 16384}))
+    words = "de f( " * 4000
+    row: dict[str, Any] = {"text": words}
+    if kind == "preference":
+        row = {
+            "input": {"messages": [{"role": "user", "content": "q"}]},
+            "preferred_output": [{"role": "assistant", "content": words}],
+            "non_preferred_output": [{"role": "assistant", "content": words + "x"}],
+        }
+    answer = ask(folder, tmp_path / "rows.jsonl", [row] * 50, {"rows": 50, "tokens_shown": 8192}, max_seq_length=16384)
+    assert answer["ok"], answer
+    assert len(json.dumps(answer)) < TrainerSettings().analysis_answer_bytes_max
+    assert preview_message(answer["preview"], "auto").ByteSize() < TrainerSettings().message_size_bytes_max
+    shown = answer["preview"]["sampled"]
+    assert len(shown) == (50 if kind == "text" else 100)
+    assert all(0 < len(each["input_ids"]) < each["token_count"] for each in shown)
+    # Few rows are not cut by what others might need.
+    few = ask(folder, tmp_path / "rows.jsonl", [row], {"rows": 1, "tokens_shown": 8192}, max_seq_length=16384)
+    assert {len(each["input_ids"]) for each in few["preview"]["sampled"]} == {8192}
+
+
+def test_what_a_template_says_is_passed_on_in_bounds(model_directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "talkative"
+    shutil.copytree(model_directory, folder)
+    source = "{% if messages | length > 1 %}{{ raise_exception('no ' * 1000000) }}{% endif %}" + (
+        "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(source)
+    answer = ask(folder, tmp_path / "rows.jsonl", TALKS, {"rows": 1})
+    assert (answer["reason"], answer["error_count"]) == ("DATASET_INVALID", 1)
+    assert len(json.dumps(answer)) < 4096

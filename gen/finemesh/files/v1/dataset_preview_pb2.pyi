@@ -101,7 +101,9 @@ class PreviewRow(_message.Message):
     """True when the row is left out, because nothing in it carries loss."""
     @_builtins.property
     def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that are trained on or seen, after truncation, at most `tokens_shown_max` of the request."""
+        """Token ids that are trained on or seen, after truncation, at most `tokens_shown_max` of the request, fewer
+        when many long rows are shown.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
