@@ -48,7 +48,7 @@ def open_model_folder(directory: Path) -> ModelFolder:
     config = _json(directory / "config.json", required=True)
     tokenizer_config = _json(directory / "tokenizer_config.json", required=False)
     tokenizer = _tokenizer(directory, str(tokenizer_config.get("tokenizer_class", "")))
-    special_tokens = _special_tokens(tokenizer_config)
+    special_tokens = _special_tokens(_with_map(directory, tokenizer_config))
     template = _template(directory, tokenizer_config)
     return ModelFolder(
         tokenizer=tokenizer,
@@ -101,6 +101,13 @@ def _json(path: Path, *, required: bool) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise user_failure("MODEL_INVALID", f"{path.name} of the base model is not a JSON object")
     return document
+
+
+def _with_map(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers has it: names in a file of their own win, unless the config is of the kind that lists added tokens itself."""
+    if "added_tokens_decoder" in tokenizer_config:
+        return tokenizer_config
+    return tokenizer_config | _json(directory / "special_tokens_map.json", required=False)
 
 
 def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,51 @@
+"""What rendering and tokenising take from a model's folder, held against what transformers makes of the same files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.trainer.train.tokenizer import open_model_folder
+
+NAMES = ("bos_token", "eos_token", "pad_token")
+OTHER = {"bos_token": "<|user|>"}
+
+
+@pytest.mark.parametrize("shape", [str, dict], ids=["text", "object"])
+@pytest.mark.parametrize(
+    ("config", "in_map"),
+    [
+        ({"keep": True}, {}),
+        ({"keep": False}, {"all": True}),
+        ({"keep": True}, OTHER),
+        ({"keep": False, "added_tokens_decoder": {}}, {"all": True}),
+        ({"keep": True, "added_tokens_decoder": {"2": {"content": "<|end|>", "special": True}}}, OTHER),
+    ],
+    ids=["config", "map", "both", "map-of-a-newer-config", "newer-config"],
+)
+def test_special_tokens_are_those_of_transformers(
+    model_directory: Path, tmp_path: Path, config: dict[str, Any], in_map: dict[str, Any], shape: type
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_directory, folder)
+    # Where no name tells the end of a sequence, its id does.
+    architecture = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(architecture | {"eos_token_id": 2}))
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens = {name: written[name] for name in NAMES if name in written}
+    assert "bos_token" in tokens
+    wanted = {**config}
+    if not wanted.pop("keep"):
+        written = {name: value for name, value in written.items() if name not in NAMES}
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | wanted))
+    listed = tokens if in_map.get("all") else in_map
+    if listed:
+        spelled = {name: text if shape is str else {"content": text, "lstrip": False} for name, text in listed.items()}
+        (folder / "special_tokens_map.json").write_text(json.dumps(spelled))
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    ours = open_model_folder(folder).special_tokens
+    assert {name: ours.get(name) for name in NAMES} == {name: getattr(theirs, name) for name in NAMES}
