@@ -3,7 +3,7 @@ records. Pure: rows in, the first difference out.
 """
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class UsageAudit:
     def __init__(self, books: Mapping[str, PriceBook], closed: Mapping[str, Collection[date]]) -> None:
         self._books = books
         self._closed = closed
+        self._ends = {version: _end(book, books.values()) for version, book in books.items()}
         # The same few prices again and again: finding an entry of a book is the slow part of a record.
         self._prices: dict[tuple[str, str, str], int] = {}
 
@@ -98,6 +99,11 @@ class UsageAudit:
         if row.usage_time < book.effective_from:
             began = book.effective_from.isoformat()
             return difference(USAGE, row.location, f"use from {began} on", f"use at {row.usage_time.isoformat()}")
+        end = self._ends[row.price_book_version]
+        if end is not None and row.usage_time >= end:
+            return difference(
+                USAGE, row.location, f"use before {end.isoformat()}", f"use at {row.usage_time.isoformat()}"
+            )
         wrong = _wrong_key(row) or wrong_month(
             row.usage_time, row.billing_month, self._closed.get(row.organization_id, ())
         )
@@ -150,6 +156,14 @@ class UsageAudit:
     def lost(self, row: UsageRow) -> Difference:
         """A served record whose entry is not there."""
         return difference(USAGE, row.location, f"transaction {row.transaction_id}", None)
+
+
+def _end(book: PriceBook, books: Iterable[PriceBook]) -> datetime | None:
+    """When a version ended: as it says, or when the next one of its book began, which may have been written later."""
+    ends = [other.effective_from for other in books if other.book == book.book]
+    if book.effective_until is not None:
+        ends.append(book.effective_until)
+    return min((end for end in ends if end > book.effective_from), default=None)
 
 
 def _shared(row: UsageRow) -> tuple[object, ...]:

@@ -257,9 +257,7 @@ USAGE = [
     _served("quantity = 2000, amount_nanos_usd = 100000", "revenue 102700", "revenue 52700", "transaction 11"),
     _served("unit_price_nanos_usd = 0, amount_nanos_usd = 0", "unit price 50000000", "unit price 0"),
     _served("price_book_version = 'lost'", "a price book that is stored", "lost"),
-    _served(
-        "price_book_version = 'default-2026-1'", "price", "in one entry", "projects/a-p usage record gen-"
-    )._replace(expected="the owner of"),
+    _served("price_book_version = 'default-2026-1'", "use before 2026-11-01", "use at 2026-11-23"),
     _served("model = 'nobody/nothing'", "unit price 200000000", "unit price 50000000"),
     _served("billing_month = '2026-10-01'", "billing month 2026-11", "billing month 2026-10"),
     _served("usage_time = '2020-02-02', billing_month = '2020-02-01'", "use from 20", "use at 2020-02-02"),
