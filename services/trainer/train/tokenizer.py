@@ -96,7 +96,7 @@ def _json(path: Path, *, required: bool) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise user_failure("MODEL_INVALID", f"{path.name} of the base model is not a JSON object")
@@ -123,7 +123,10 @@ def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
 def _template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

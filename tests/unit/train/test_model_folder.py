@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.trainer.train.failures import Failure
 from services.trainer.train.tokenizer import open_model_folder
 
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -49,3 +50,25 @@ def test_special_tokens_are_those_of_transformers(
     theirs = AutoTokenizer.from_pretrained(str(folder))
     ours = open_model_folder(folder).special_tokens
     assert {name: ours.get(name) for name in NAMES} == {name: getattr(theirs, name) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"{{ messages }}\xff"),
+        ("config.json", b"[" * 100_000),
+        ("tokenizer_config.json", b'{"chat_template": "\xff"}'),
+        ("special_tokens_map.json", b"[]"),
+        ("config.json", b'{"vocab_size": "many"}'),
+        ("tokenizer.json", b"{}"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_the_models_fault(
+    model_directory: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_directory, folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(Failure) as refused:
+        open_model_folder(folder)
+    assert (refused.value.kind, refused.value.reason) == ("user", "MODEL_INVALID")
