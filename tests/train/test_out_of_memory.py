@@ -1,20 +1,28 @@
-"""When memory runs out in a step the micro-batches are halved, the same rows are learnt from, and it is said; the run goes on to
-the losses that it would have had.
+"""When memory runs out in a step or in an evaluation the micro-batches are halved, the same rows are looked at again, and it is said;
+the run goes on to the losses that it would have had. Also when one process of several runs out in the middle of a pass, while the
+others wait for its part of the weights.
 """
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from services.trainer.train import objective, reference, start
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
 from services.trainer.train.objective import Supervised
 from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import preferences, write_rows
 
 Events = list[dict[str, Any]]
 SETTINGS: dict[str, Any] = {"micro_batch_tokens": 512, "training": {"type": "lora", "r": 4, "dropout": 0.1}}
@@ -88,3 +96,182 @@ def test_single_rows_that_do_not_fit_end_the_run_with_the_reason(
         run(make_job("job", **SETTINGS))
     assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
     assert "micro-batches of one row" in failed.value.message
+
+
+def looks(events: Events) -> list[float]:
+    return [event["loss"] for event in events if event["type"] == "evaluation"]
+
+
+def test_an_evaluation_is_done_again_in_halves_and_stays_halved(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its micro-batches are its own: those of the steps stay as they are."""
+    expected = run(make_job("roomy", **SETTINGS))
+    whole = Supervised.sums
+
+    def sums(self: Supervised, model: Any, batch: MicroBatch) -> Any:
+        if batch.input_ids.numel() > 260:
+            raise torch.OutOfMemoryError("out of memory, for a test")
+        return whole(self, model, batch)
+
+    monkeypatch.setattr(Supervised, "sums", sums)
+    events = run(make_job("tight", keep_last=20, **SETTINGS))
+    (told,) = [event for event in events if event["type"] == "warning"]
+    assert told["code"] == "OUT_OF_MEMORY_RETRIED"
+    assert "before the first step" in told["message"]
+    assert "256 tokens from here on instead of 512" in told["message"]
+    assert looks(events) == pytest.approx(looks(expected), abs=1e-5)
+    # Steps do not depend on who looks: dropout is drawn as before.
+    assert losses(events) == losses(expected)
+    middle = make_job("tight") / "checkpoints" / "step-00000006"
+    onward = run(make_job("on", resume_from=str(middle), **SETTINGS))
+    assert [event for event in onward if event["type"] == "warning"] == []
+    assert looks(onward) == looks(events)[-len(looks(onward)) :]
+
+
+def test_an_evaluation_of_single_rows_that_does_not_fit_ends_the_run(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sums(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory, for a test")
+
+    monkeypatch.setattr(Supervised, "sums", sums)
+    with pytest.raises(Failure) as failed:
+        run(make_job("job", **SETTINGS))
+    assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["adapter-off", "stored"])
+def test_the_reference_of_preferences_may_run_out_of_memory_too(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    """With dropout: after a failed look at the reference, which has none, the steps must draw theirs as before."""
+    settings = {**SETTINGS, "method": "dpo", "evaluations": 0, "validation_file": None}
+    if started:
+        run(first := make_job("first", **SETTINGS))
+        settings["start_from"] = {
+            "directory": str(first / "export"),
+            "tuning_job": "ft-0",
+            "step": 1,
+            "sha256": "a" * 64,
+        }
+
+    def job(name: str, **more: Any) -> Path:
+        write_rows((workdir := make_job(name, **{**settings, **more})) / "inputs" / "train.jsonl", preferences(16))
+        return workdir
+
+    # Scores that are stored before the first step leave the steps their size.
+    expected = losses(run(job("expected", micro_batch_tokens=512 if started else 256)))
+    module = reference if started else objective
+    whole, seen = module.answer_log_probs, 0
+
+    def scores(model: Any, batch: MicroBatch) -> Any:
+        nonlocal seen
+        if not torch.is_grad_enabled() and batch.input_ids.numel() > 260:
+            seen += 1
+            raise torch.OutOfMemoryError("out of memory, for a test")
+        return whole(model, batch)
+
+    monkeypatch.setattr(module, "answer_log_probs", scores)
+    events = run(job("tight"))
+    assert seen
+    assert {event["code"] for event in events if event["type"] == "warning"} == {"OUT_OF_MEMORY_RETRIED"}
+    found = losses(events)
+    # The order of sums in a reference is that of its micro-batches.
+    assert found == (pytest.approx(expected, abs=1e-4) if started else expected)
+
+
+def run_apart(workdir: Path, faults: str) -> Events:
+    """Two processes on gloo, without a launcher around them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.tight_worker", str(workdir)],
+            stdout=subprocess.PIPE,
+            stderr=(workdir / f"stderr-{rank}").open("w"),
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FINEMESH_TEST_FULL_AT": faults,
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [child.communicate(timeout=240)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    assert [child.returncode for child in children] == [0, 0], (workdir / "stderr-0").read_text()[-2000:]
+    return [json.loads(line) for line in told[0].splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "kind"),
+    [("replicated", "lora"), ("sharded", "lora"), ("sharded", "full"), ("sharded", "preferences")],
+)
+def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
+    make_job: Callable[..., Path], parallelism: str, kind: str
+) -> None:
+    """In a step on the way there on one process, later on the way back on the other, and in an evaluation."""
+    training = {"type": "full"} if kind == "full" else {"type": "lora", "r": 4, "dropout": 0.0}
+    settings = {"training": training, "micro_batch_tokens": 512, "threads": 1, "learning_rate": 1e-3}
+    if kind == "preferences":
+        settings |= {"method": "dpo"}
+
+    def job(name: str, **more: Any) -> Path:
+        workdir = make_job(name, **settings, **more)
+        if kind == "preferences":
+            write_rows(workdir / "inputs" / "train.jsonl", preferences(24))
+            write_rows(workdir / "inputs" / "held.jsonl", preferences(6, start=50))
+        return workdir
+
+    expected = run(job("alone"))
+    events = run_apart(
+        job("together", processes=2, parallelism=parallelism),
+        "1:step:3:forward 0:step:9:backward 0:evaluation:3:forward",
+    )
+    told = [event["message"] for event in events if event.get("code") == "OUT_OF_MEMORY_RETRIED"]
+    assert [("at step" in message, "in evaluation" in message) for message in told].count((True, False)) == 2
+    assert [message for message in told if "in evaluation" in message]
+    assert losses(events) == pytest.approx(losses(expected), abs=1e-4)
+    assert looks(events) == pytest.approx(looks(expected), abs=1e-4)
+    assert ranges(events) == ranges(expected)
+    assert events[-1]["type"] == "finished"
+
+
+def test_the_optimizer_takes_its_memory_before_the_first_step(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that fails half-way has moved some weights and not others, and cannot be done again: so none may have to ask."""
+    taken: list[int] = []
+    whole = torch.optim.AdamW.step
+
+    def step(self: Any, *more: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            result = whole(self, *more)
+        events = profiler.profiler.kineto_results.events()
+        taken.append(sum(max(0, event.nbytes()) for event in events if event.name() == "[memory]"))
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(make_job("job", training={"type": "full"}, evaluations=0, validation_file=None))
+    assert len(taken) == 12
+    # Numbers of a few bytes each, no tensor of the size of a weight.
+    assert max(taken) < 4096
+
+
+def test_a_model_that_does_not_even_lie_in_memory_ends_the_run_with_the_reason(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory, for a test")
+
+    monkeypatch.setattr(start, "load_base", no_room)
+    with pytest.raises(Failure, match="before the first step") as failed:
+        run(make_job("job"))
+    assert (failed.value.kind, failed.value.reason) == ("platform", "JOB_TOO_LARGE")

@@ -133,7 +133,7 @@ def test_preparing_and_fetching_draw_from_no_generator(reference: Reference) -> 
     inputs = inputs_of(reference.workdir)
     for step in range(STEPS):
         batches_of_step(inputs, step)
-    validation_batches(inputs)
+    list(validation_batches(inputs))
     assert states() == before
 
 

@@ -7,6 +7,7 @@ kernels take. Rows of a step are one batch in arithmetic: the loss is a sum over
 It knows no model.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -46,28 +47,41 @@ def micro_batches(
     rows: TokenRows, indices: Sequence[int], *, tokens_max: int, layout: Layout, device: str, width: int = 1
 ) -> list[MicroBatch]:
     """With a `width` of 2 an index stands for its row and the next one, which lie side by side in one micro-batch."""
-    lay = _padded if layout == "padded" else _packed
     groups = row_groups(rows, indices, tokens_max=tokens_max, layout=layout, width=width)
-    return [lay(rows, [first + number for first in group for number in range(width)], device) for group in groups]
+    return [lay_out(rows, group, layout=layout, device=device, width=width) for group in groups]
+
+
+def lay_out(rows: TokenRows, group: Sequence[int], *, layout: Layout, device: str, width: int = 1) -> MicroBatch:
+    """One micro-batch, its rows in the given order."""
+    lay = _padded if layout == "padded" else _packed
+    return lay(rows, [first + number for first in group for number in range(width)], device)
 
 
 def row_groups(
     rows: TokenRows, indices: Sequence[int], *, tokens_max: int, layout: Layout, width: int = 1
 ) -> list[list[int]]:
-    """Longest rows first; a micro-batch holds at most `tokens_max` tokens with its padding, but at least one index."""
+    """Longest rows first, divided as `group_ends` says."""
     lengths = row_lengths(rows, indices, width)
     ordered = sorted(lengths, key=lambda index: (-lengths[index], index))
-    groups: list[list[int]] = []
-    used = 0
-    for index in ordered:
-        # A padded line is as long as the group's first row; a packed one adds just its own.
-        cost = lengths[groups[-1][0]] if groups and layout == "padded" else lengths[index]
-        if not groups or used + cost > tokens_max:
-            groups.append([])
-            used, cost = 0, lengths[index]
-        groups[-1].append(index)
-        used += cost
-    return groups
+    costs = np.array([lengths[index] for index in ordered], np.int64)
+    ends = group_ends(costs, tokens_max=tokens_max, layout=layout)
+    return [ordered[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def group_ends(lengths: NDArray[np.int64], *, tokens_max: int, layout: Layout) -> list[int]:
+    """Where micro-batches meet, from 0 on, in a line of lengths that do not grow: each holds at most `tokens_max` tokens with its
+    padding, but at least one index."""
+    ends = [0]
+    upto = np.concatenate([[0], np.cumsum(lengths)])
+    while ends[-1] < len(lengths):
+        start = ends[-1]
+        if layout == "padded":
+            # A padded line is as long as the group's first row; a packed one adds just its own.
+            end = start + tokens_max // int(lengths[start])
+        else:
+            end = int(np.searchsorted(upto, upto[start] + tokens_max, side="right")) - 1
+        ends.append(min(max(end, start + 1), len(lengths)))
+    return ends
 
 
 def row_lengths(rows: TokenRows, indices: Sequence[int], width: int = 1) -> dict[int, int]:

@@ -41,9 +41,13 @@ class Group:
         """Sums over the processes, in double precision; the same on each of them."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        return [float(value) for value in self.summed(torch.tensor(values, dtype=torch.float64)).tolist()]
+
+    def summed(self, tensor: Any) -> Any:
+        """The same for a tensor in the machine's memory, in its own precision; it may take the sum itself."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def any(self, flag: bool) -> bool:
         return flag if self.size == 1 else self.total([float(flag)])[0] > 0.0

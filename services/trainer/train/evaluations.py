@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from services.trainer.train.early import judge_evaluation
 from services.trainer.train.evaluate import evaluate
 from services.trainer.train.failures import user_failure
+from services.trainer.train.inputs import validation_batches
+from services.trainer.train.memory import halve, release
 from services.trainer.train.objective import Evaluation
 from services.trainer.train.run import Run
 from services.trainer.train.saving import kept_checkpoint, settle_checkpoint
@@ -14,7 +16,7 @@ from services.trainer.train.saving import kept_checkpoint, settle_checkpoint
 
 def evaluate_before_the_first_step(run: Run) -> None:
     """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
-    if run.position.step or not run.validation_batches:
+    if run.position.step or not run.inputs.looks:
         return
     found = _evaluate(run, "the look at the validation file before the first step")
     run.position = replace(run.position, initial_validation_loss=found.loss)
@@ -58,7 +60,12 @@ def evaluate_when_due(run: Run) -> None:
 def _evaluate(run: Run, name: str) -> Evaluation:
     """Raises Failure(user) for a loss that is no number, or one far beyond that of a model that guesses."""
     objective = run.validation_objective
-    found = evaluate(run.model, objective, run.validation_batches, run.stopping, run.group)
+    found = None
+    while found is None:
+        batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
+        found = evaluate(run.model, objective, batches, run.stopping, run.group)
+        if found is None:
+            _halve(run, name, divisible=batches.is_divisible)
     if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
         raise user_failure(
             "TRAINING_INPUT_INVALID",
@@ -66,3 +73,16 @@ def _evaluate(run: Run, name: str) -> Evaluation:
             "lower the learning rate, or look for what is unlike the training file",
         )
     return found
+
+
+def _halve(run: Run, name: str, *, divisible: bool) -> None:
+    release()
+    spent = run.evaluation_tokens
+    run.evaluation_tokens = halve(spent, f"in {name}", divisible=divisible)
+    run.position = replace(run.position, evaluation_tokens=run.evaluation_tokens)
+    run.emit(
+        "warning",
+        code="OUT_OF_MEMORY_RETRIED",
+        message=f"out of memory in {name}: micro-batches of evaluations have at most {run.evaluation_tokens} tokens from here on "
+        f"instead of {spent}; it is done again",
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.trainer.train.batches import (
     MicroBatch,
+    lay_out,
     layout_for,
     micro_batches,
     row_groups,
@@ -23,6 +24,7 @@ from services.trainer.train.prepare import Dataset, DatasetRefusal, prepare_data
 from services.trainer.train.prepare_settings import PrepareSettings, resolve_max_seq_length
 from services.trainer.train.spec import Spec
 from services.trainer.train.tokenizer import ModelFolder, open_model_folder
+from services.trainer.train.whole_file import FileBatches
 
 # In the work folder, where no cache is named.
 SHARDS = "shards"
@@ -44,6 +46,11 @@ class Inputs:
     @property
     def checkpoints(self) -> Path:
         return self.workdir / "checkpoints"
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is evaluated."""
+        return self.validation is not None and self.spec.evaluations > 0
 
     @property
     def validation_tokens(self) -> int:
@@ -103,17 +110,33 @@ def batches_of_step(
     return batches, int(sequences.token_counts[chosen].sum())
 
 
-def validation_batches(inputs: Inputs, group: Group = ALONE) -> list[MicroBatch]:
-    """This process's part of the validation file; empty when nothing is evaluated."""
-    if inputs.validation is None or not inputs.spec.evaluations:
-        return []
-    return batches_of_rows(inputs, inputs.validation, group)
+def validation_batches(inputs: Inputs, group: Group = ALONE, tokens_max: int | None = None) -> FileBatches:
+    """This process's part of the validation file, which there must be. `tokens_max` takes the place of the spec's."""
+    assert inputs.validation is not None
+    return batches_of_file(inputs, inputs.validation, group, tokens_max)
 
 
-def batches_of_rows(inputs: Inputs, dataset: Dataset, group: Group = ALONE) -> list[MicroBatch]:
+def batches_of_file(
+    inputs: Inputs, dataset: Dataset, group: Group = ALONE, tokens_max: int | None = None
+) -> FileBatches:
     """This process's part of all rows of a file."""
-    indices = list(range(0, dataset.rows.count, dataset.rows.rows_per_example))
-    return _share(inputs, dataset, indices, group, inputs.spec.micro_batch_tokens)
+    spec = inputs.spec
+    return FileBatches(
+        dataset.rows,
+        tokens_max=tokens_max or spec.micro_batch_tokens,
+        layout=layout_for(spec.device),
+        device=spec.device,
+        group=group,
+    )
+
+
+def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
+    """The least of some micro-batches of the training file, with nothing to learn."""
+    rows, width = inputs.train.rows, inputs.train.rows.rows_per_example
+    lengths = row_lengths(rows, [row for batch in batches for row in batch.rows[::width]], width)
+    shortest = min(lengths, key=lambda index: lengths[index])
+    layout = layout_for(inputs.spec.device)
+    return without_labels(lay_out(rows, [shortest], layout=layout, device=inputs.spec.device, width=width))
 
 
 def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:

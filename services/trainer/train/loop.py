@@ -15,6 +15,7 @@ from services.trainer.train.failures import Failure, Stopped, platform_failure
 from services.trainer.train.finish import export_and_prove
 from services.trainer.train.fit import fit_to_devices
 from services.trainer.train.inputs import prepare_inputs
+from services.trainer.train.memory import too_large_when_full
 from services.trainer.train.position import Position
 from services.trainer.train.run import Run
 from services.trainer.train.saving import checkpoint_when_due, settle_at_the_end, settle_checkpoint
@@ -31,7 +32,8 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
     layout = fit_to_devices(inputs, group)
     if layout is not None:
         group = replace(group, sharded=layout.parallelism == "sharded")
-    run = start_run(inputs, emit, lambda: group.any(stopping()), group, layout)
+    with too_large_when_full("before the first step"):
+        run = start_run(inputs, emit, lambda: group.any(stopping()), group, layout)
     try:
         evaluate_before_the_first_step(run)
         for step in range(run.position.step, inputs.plan.total_steps):

@@ -6,7 +6,7 @@ It knows no data. Weights come from safetensors only, code only from transformer
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,6 +16,9 @@ from services.trainer.train.failures import user_failure
 from services.trainer.train.kernels import on_cuda, reduced_precision, use_kernels
 from services.trainer.train.loss import cross_entropy_sum, logits_of
 from services.trainer.train.whole_base import require_all_found, require_numbers, require_whole_files
+
+if TYPE_CHECKING:
+    from services.trainer.train.shard import Exchanges
 
 # Hidden states times head must be the model's own logits; beyond this the architecture does something we do not know.
 _HEAD_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -35,6 +38,8 @@ class CausalModel:
     softcap: float | None
     # How a function that reads weights outside of a module's own forward is called; sharded weights are gathered around it.
     call: Callable[..., Any] = _call
+    # The collectives of sharded weights; None where every process has all of them.
+    exchanges: "Exchanges | None" = None
     # What the body computes with beyond torch's own, for a checkpoint to name; nothing on a CPU.
     kernels: tuple[str, ...] = ()
     # Whether the body multiplies its float32 weights in 16 bits; the head and the loss never do.

@@ -86,10 +86,12 @@ class AdapterOff:
         was_training = model.module.training
         # No dropout: a reference is one model, not a new one at every look.
         model.module.eval()
-        with torch.no_grad(), model.module.disable_adapter():
-            scores = answer_log_probs(model, batch)
-        model.module.train(was_training)
-        return scores
+        try:
+            with torch.no_grad(), model.module.disable_adapter():
+                return answer_log_probs(model, batch)
+        finally:
+            # Also when memory runs out here: what follows is done again, with dropout.
+            model.module.train(was_training)
 
 
 class Preferences:

@@ -28,3 +28,4 @@ class Position:
     stopped_early: bool = False
     # What is left of the setting after memory ran out; None: all of it.
     micro_batch_tokens: int | None = None
+    evaluation_tokens: int | None = None

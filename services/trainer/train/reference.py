@@ -8,6 +8,7 @@ travel with the checkpoints, under a digest of the very weights and rows that th
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import Group
 from services.trainer.train.durable import sha256_file
 from services.trainer.train.events import Emit
-from services.trainer.train.inputs import Inputs, batches_of_rows
+from services.trainer.train.inputs import Inputs, batches_of_file
+from services.trainer.train.memory import fits, halve, release
 from services.trainer.train.model import CausalModel
 from services.trainer.train.objective import answer_log_probs
+from services.trainer.train.prepare import Dataset
 from services.trainer.train.spec import Spec
 
 REFERENCE = "reference.safetensors"
@@ -95,21 +98,52 @@ def _read(path: Path, identity: str) -> dict[str, Any] | None:
 def _compute(inputs: Inputs, model: CausalModel, group: Group, emit: Emit) -> dict[str, Any]:
     files = {TRAIN: inputs.train} | ({VALIDATION: inputs.validation} if inputs.validation else {})
     total = sum(dataset.rows.count for dataset in files.values())
-    done, said_s = 0, time.monotonic()
+    done = 0
     scores: dict[str, Any] = {}
     was_training = model.module.training
     model.module.eval()
     with torch.no_grad():
         for name, dataset in files.items():
-            own = torch.zeros(dataset.rows.count)
-            for batch in batches_of_rows(inputs, dataset, group):
-                found = answer_log_probs(model, batch)
-                if batch.labelled:
-                    own[list(batch.rows)] = found.float().cpu()
-                done += len(batch.rows)
-                if time.monotonic() - said_s > _SAY_EVERY_S:
-                    emit("reference", scored=done, rows=total)
-                    said_s = time.monotonic()
-            scores[name] = torch.tensor(group.total(own.tolist()), dtype=torch.float32)
+            scores[name] = _score(inputs, dataset, model, group, _sign_of_life(emit, done, total), emit)
+            done += dataset.rows.count
     model.module.train(was_training)
     return scores
+
+
+def _score(
+    inputs: Inputs, dataset: Dataset, model: CausalModel, group: Group, tell: Callable[[int], None], emit: Emit
+) -> Any:
+    """All rows of a file; again in smaller micro-batches when memory runs out."""
+    tokens = inputs.spec.micro_batch_tokens
+    while True:
+        own = torch.zeros(dataset.rows.count, dtype=torch.float64)
+        batches = batches_of_file(inputs, dataset, group, tokens)
+
+        def score(batch: MicroBatch, own: Any = own) -> None:
+            found = answer_log_probs(model, batch)
+            if batch.labelled:
+                own[list(batch.rows)] = found.double().cpu()
+            tell(len(batch.rows))
+
+        if fits(model, group, batches, score, batches.idle):
+            return group.summed(own).float()
+        release()
+        tokens = halve(tokens, "while the reference is computed", divisible=batches.is_divisible)
+        emit(
+            "warning",
+            code="OUT_OF_MEMORY_RETRIED",
+            message=f"out of memory while the reference is computed: it is done again in micro-batches of at most {tokens} tokens",
+        )
+
+
+def _sign_of_life(emit: Emit, done: int, total: int) -> Callable[[int], None]:
+    said_s = time.monotonic()
+
+    def tell(rows: int) -> None:
+        nonlocal done, said_s
+        done += rows
+        if time.monotonic() - said_s > _SAY_EVERY_S:
+            emit("reference", scored=min(done, total), rows=total)
+            said_s = time.monotonic()
+
+    return tell

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.train.ahead import StepBatches
-from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import ALONE, Group
 from services.trainer.train.events import Emit
 from services.trainer.train.inputs import Inputs
@@ -37,9 +36,10 @@ class Run:
     group: Group = ALONE
     # At most the spec's; less once memory ran out.
     micro_batch_tokens: int
+    # The same of evaluations, which hold less and therefore shrink by themselves.
+    evaluation_tokens: int
     objective: Objective
     validation_objective: Objective
-    validation_batches: list[MicroBatch] = field(default_factory=list)
     batches: StepBatches
     saving: "Saving | None" = None
     attachments: dict[str, Path] = field(default_factory=dict)

@@ -5,12 +5,13 @@ of which tensor they hold, no pickle, readable on any number of processes. It kn
 """
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import init_device_mesh
@@ -28,14 +29,60 @@ def shard(model: CausalModel, group: Group) -> CausalModel:
     embeddings, the last norm, the head) is one more. The parameters keep their names."""
     kind = "cuda" if model.device.startswith("cuda") else "cpu"
     mesh = init_device_mesh(kind, (group.size,))
-    for layer in getattr(model.base.get_decoder(), "layers", ()):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(model.base, mesh=mesh, reshard_after_forward=True)
+    exchanges = Exchanges(model.base)
+    for module in (*getattr(model.base.get_decoder(), "layers", ()), model.base):
+        exchanges.listen_to(fully_shard(module, mesh=mesh, reshard_after_forward=True))
     # The engine calls parts of the model, not the model: this is the door behind which the outer weights are whole.
     model.base.call_gathered = types.MethodType(_call, model.base)
     register_fsdp_forward_method(model.base, "call_gathered")
     # Copies in 16 bits would stay whole between the passes, where the weights themselves are given back.
-    return replace(model, call=model.base.call_gathered, autocast=False)
+    return replace(model, call=model.base.call_gathered, exchanges=exchanges, autocast=False)
+
+
+class Exchanges:
+    """Counts what the processes have exchanged in a pass. One that ran out of memory in its middle begins the pass anew, without
+    exchanging again what the others have got already: so all of them come to its end, and its result is dropped."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._done = self._to_skip = 0
+
+    def listen_to(self, module: Any) -> None:
+        module.set_custom_all_gather(_Exchange(self, dist.all_gather_single))
+        module.set_custom_reduce_scatter(_Exchange(self, dist.reduce_scatter_single))
+
+    def begin(self) -> None:
+        """A pass begins: all that is done with one micro-batch."""
+        self._done = self._to_skip = 0
+
+    def repeat(self) -> None:
+        """What comes next is the pass that failed, once more."""
+        self._root.reset_iter_state()
+        self._to_skip = self._done
+
+    def exchange(self, collective: Callable[..., Any], output_tensor: Any, input_tensor: Any, **how: Any) -> Any:
+        if self._to_skip:
+            self._to_skip -= 1
+            # Nobody learns from this pass, but what was in this memory might not even be numbers.
+            output_tensor.zero_()
+            return None
+        under_way = collective(output_tensor, input_tensor, **how)
+        self._done += 1
+        return under_way
+
+
+class _Exchange:
+    """What FSDP takes in place of its own all-gather or reduce-scatter, which this one calls."""
+
+    def __init__(self, exchanges: Exchanges, collective: Callable[..., Any]) -> None:
+        self._exchanges = exchanges
+        self._collective = collective
+
+    def allocate(self, size: Sequence[int], *, dtype: Any, device: Any) -> Any:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Any, input_tensor: Any, **how: Any) -> Any:
+        return self._exchanges.exchange(self._collective, output_tensor, input_tensor, **how)
 
 
 def whole(tensors: Mapping[str, Any], group: Group) -> dict[str, Any]:

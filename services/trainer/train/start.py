@@ -17,14 +17,14 @@ from services.trainer.train.durable import remove_unfinished
 from services.trainer.train.early import restore_best
 from services.trainer.train.events import Emit
 from services.trainer.train.failures import Violation, user_failure
-from services.trainer.train.inputs import Inputs, validation_batches
+from services.trainer.train.inputs import Inputs
 from services.trainer.train.kernels import allow_tensor_cores, compile_layers
 from services.trainer.train.lineage import library_versions
 from services.trainer.train.lora import add_adapter
 from services.trainer.train.methods import Dpo
 from services.trainer.train.model import load_base
 from services.trainer.train.objective import AdapterOff, Preferences, Reference, Supervised
-from services.trainer.train.optim import make_optimizer
+from services.trainer.train.optim import empty_optimizer_tensors, make_optimizer
 from services.trainer.train.origin import base_directory, check_shape, load_start
 from services.trainer.train.planner import Layout
 from services.trainer.train.position import Position
@@ -81,10 +81,10 @@ def start_run(
         emit=emit,
         stopping=stopping,
         progress=Progress(inputs.plan, emit, inputs.train.rows.token_count * spec.epochs, inputs.validation_tokens),
-        validation_batches=validation_batches(inputs, group),
         group=group,
         position=Position(micro_batch_tokens=layout.micro_batch_tokens if layout else None),
         micro_batch_tokens=layout.micro_batch_tokens if layout else spec.micro_batch_tokens,
+        evaluation_tokens=spec.micro_batch_tokens,
         batches=StepBatches(inputs, group),
         objective=Supervised(),
         validation_objective=Supervised(),
@@ -95,6 +95,9 @@ def start_run(
         _learn_from_preferences(run, spec.dpo, checkpoint)
     if checkpoint is not None:
         _resume(run, checkpoint)
+    else:
+        # Later an update could run out of memory when half of the weights have moved.
+        empty_optimizer_tensors(optimizer, model.trainable)
     _emit_started(run, checkpoint, layout)
     return run
 
@@ -133,6 +136,7 @@ def _resume(run: Run, path: Path) -> None:
     inputs, spec = run.inputs, run.inputs.spec
     run.position, machine = load_checkpoint(path, inputs.identity, run.model, run.optimizer, spec, run.group)
     _keep_micro_batches(run, run.position.micro_batch_tokens or spec.micro_batch_tokens)
+    run.evaluation_tokens = run.position.evaluation_tokens or spec.micro_batch_tokens
     run.last_checkpoint_step = run.position.step
     run.progress.start_at(run.position)
     restore_best(run, path)
