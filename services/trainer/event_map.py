@@ -137,6 +137,11 @@ def failed_by_child(event: Event) -> node_service.AttemptFailed:
     return _failed(reason, str(event["message"]), is_platform, is_platform and reason not in _DETERMINISTIC, metadata)
 
 
+def is_lost_peer(event: Event) -> bool:
+    """Whether a process failed because another one of its run had."""
+    return bool((event.get("details") or {}).get("cause") == "lost_peer")
+
+
 def failed_without_a_word(exit_code: int, last_words: str) -> node_service.AttemptFailed:
     """Killed by a signal, out of memory, crashed: a platform fault that a new attempt may not meet."""
     how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"

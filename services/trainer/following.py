@@ -36,9 +36,10 @@ class FollowingAttempt(Attempt):
         last = self._last_event
         if last is None and exit_code and not self._cancelled:
             return event_map.failed_without_a_word(exit_code, child.last_words)
-        if last is not None and last["kind"] != "user":
+        if last is not None and last["kind"] != "user" and not event_map.is_lost_peer(last):
             return event_map.failed_by_child(last)
-        # What the user has to mend every process finds, and the leading node reports it behind what it still has to meter.
+        # What the user has to mend the leading node reports behind what it still has to meter: every process finds it, or hears
+        # of it. Why a peer is gone its own node knows, and if that is gone, too, its lease ends.
         await asyncio.Event().wait()
         raise AssertionError("nobody sets the event")
 

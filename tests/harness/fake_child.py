@@ -3,7 +3,7 @@
 The script is JSON in the training file of the spec: {"steps": 4, "checkpoint_every": 2, "step_s": 0.01, "crash": "..."}.
 It speaks the real child's events and knows nothing of torch. `stop_in_step` is a step (from 0) in whose middle it is asked to stop,
 however long that takes. Crash points: kill_at_step, exit_at_step, hang_at_step,
-garbage_at_step, fail_user_at_step, fail_platform_at_step, corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves a
+garbage_at_step, fail_user_at_step, fail_platform_at_step (with a `cause`), corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves a
 process behind that holds the output open.
 """
 
@@ -166,7 +166,11 @@ class FakeRun:
                     self.flush(step, partial=True)
                 violations = [{"field": "learning_rate", "description": "lower it"}]
                 reason = "TRAINING_INPUT_INVALID" if kind == "user" else "TRAINING_FAILED"
-                emit("failed", kind=kind, reason=reason, message="as scripted", step=step, violations=violations)
+                details = {"cause": script["cause"]} if "cause" in script else {}
+                emit(
+                    "failed", kind=kind, reason=reason, message="as scripted", step=step, violations=violations,
+                    details=details,
+                )  # fmt: skip
                 return code
         return None
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import SafetensorError
 
-from services.trainer.train import durable, gradients, main, reference, steps
+from services.trainer.train import causes, durable, gradients, reference, steps
 from services.trainer.train.durable import read_whole_folder
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
@@ -326,5 +326,5 @@ def test_a_full_disk_is_named_before_the_first_step_too(make_job: Make, monkeypa
     workdir = make_job(method="dpo", training={"type": "full"}, evaluations=0, validation_file=None)
     with pytest.raises(SafetensorError) as caught:
         run(with_rows(workdir, preferences(4)))
-    failure = main._explain(caught.value)
+    failure = causes.explain(caught.value)
     assert (failure.kind, failure.reason, failure.details) == ("platform", "TRAINING_FAILED", {"cause": "disk_full"})

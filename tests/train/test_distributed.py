@@ -5,6 +5,7 @@ Each run starts real processes through torch's elastic launcher: about ten secon
 
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -202,3 +203,20 @@ def test_what_every_process_refuses_is_told_once(make_job: Callable[..., Path], 
     assert child.wait(timeout=60) == 2
     assert [(event["type"], event["reason"]) for event in events] == [("failed", "INVALID_FIELD")]
     assert events[0]["violations"][0]["field"] == "max_seq_length"
+
+
+def test_what_a_following_machine_alone_finds_is_told_by_both(make_job: Callable[..., Path], spawn_child: Any) -> None:
+    """Its copy of the base is torn; the leading one would know only that a peer is gone."""
+    follower, leader = two_machines(make_job, "machine", **settings_of(LORA))
+    spec = json.loads((follower / "spec.json").read_text())
+    shutil.copytree(spec["base_model"]["directory"], follower / "base")
+    weights = follower / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    base = {**spec["base_model"], "directory": "base"}
+    (follower / "spec.json").write_text(json.dumps({**spec, "base_model": base}))
+    children = [spawn_child(follower), spawn_child(leader)]
+    told = [[json.loads(line) for line in child.stdout][-1] for child in children]
+    assert [child.wait(timeout=120) for child in children] == [2, 2]
+    for event in told:
+        assert (event["type"], event["kind"], event["reason"]) == ("failed", "user", "MODEL_INVALID")
+        assert "model.safetensors" in event["message"]

@@ -9,13 +9,16 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from services.trainer.train.causes import DIED, Board, explain, heard, told, vagueness
 from services.trainer.train.events import Emit
-from services.trainer.train.failures import Failure, Violation, platform_failure
+from services.trainer.train.failures import Failure, platform_failure
 from services.trainer.train.spec import Gang, Spec
 
 MODULE = "services.trainer.train.main"
@@ -24,6 +27,7 @@ STOP_FLAG = "stop-asked"
 # What is left of a failed group is of no use to anybody.
 SHUTDOWN_S_MAX = 5
 MEETING_S_MAX = 600
+WORD_S_MAX = 10
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
@@ -60,7 +64,8 @@ def launch(spec: Spec, workdir: Path, stop: threading.Event) -> None:
 
 
 def work(spec: Spec, workdir: Path, emit: Emit) -> None:
-    """A worker's part: joins the others and trains; only rank 0 is heard."""
+    """A worker's part: joins the others and trains; only rank 0 is heard. Raises the failure that ended the run, whichever process
+    had it."""
     from services.trainer.train.distributed import join_group, leave_group  # noqa: PLC0415
     from services.trainer.train.loop import train  # noqa: PLC0415
 
@@ -70,8 +75,15 @@ def work(spec: Spec, workdir: Path, emit: Emit) -> None:
     if spec.device.startswith("cuda"):
         spec = replace(spec, device=f"cuda:{group.local_rank}")
     flag = workdir / STOP_FLAG
-    train(spec, workdir, emit if group.leads else _silent, flag.exists, group)
-    group.wait()
+    try:
+        train(spec, workdir, emit if group.leads else _silent, flag.exists, group)
+        group.wait()
+    except Exception as error:
+        if not isinstance(error, Failure):
+            traceback.print_exc()
+        failure, gang = explain(error), spec.gang
+        # Processes of one machine tell their launcher, which then knows all there is to know.
+        raise (failure if gang is None else Board(lambda: _meeting_place(gang)).leave(failure)) from error
     leave_group()
 
 
@@ -80,16 +92,7 @@ def leave_word(failure: Failure) -> None:
     path = os.environ.get(_ERROR_FILE)
     if path is None:
         return
-    told = {
-        "kind": failure.kind,
-        "reason": failure.reason,
-        "message": failure.message,
-        "step": failure.step,
-        "last_checkpoint_step": failure.last_checkpoint_step,
-        "violations": [asdict(violation) for violation in failure.violations],
-        "details": failure.details,
-    }
-    document = {"message": failure.message, "timestamp": int(time.time()), "failure": told}
+    document = {"message": failure.message, "timestamp": int(time.time()), "failure": told(failure)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(document), encoding="utf-8")
 
@@ -110,37 +113,27 @@ def _meeting(gang: Gang | None) -> dict[str, Any]:
     return settings if gang is None else {**settings, "is_host": gang.leads}
 
 
+def _meeting_place(gang: Gang) -> Any:
+    """The store of the rendezvous, in the launcher of the leading machine; that of the processes may be with another."""
+    from torch.distributed import TCPStore  # noqa: PLC0415
+
+    host, _, port = gang.endpoint.rpartition(":")
+    return TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=WORD_S_MAX))
+
+
 def _root_cause(failures: Iterable[Any]) -> Failure:
-    """When one worker fails, the others fail at their next meeting with it: what says most is told. The order is what a worker
-    said by itself about data or settings, about the platform, then a death without a word, then lost meetings."""
-    found = [_failure_of(each) for each in failures]
-    return min(found, key=_vagueness)
-
-
-def _vagueness(failure: Failure) -> int:
-    if failure.details.get("cause") == "lost_peer":
-        return 3
-    if failure.details.get("cause") == "died":
-        return 2
-    return 0 if failure.kind == "user" else 1
+    """When one worker fails, the others fail at their next meeting with it."""
+    return min((_failure_of(each) for each in failures), key=vagueness)
 
 
 def _failure_of(death: Any) -> Failure:
-    told = (death.error_file_data or {}).get("failure")
-    if told is None:
-        how = f"was killed by signal {-death.exitcode}" if death.exitcode < 0 else f"ended with code {death.exitcode}"
-        return platform_failure(
-            "TRAINING_FAILED", f"process {death.local_rank} of the run {how} without a word", {"cause": "died"}
-        )
-    failure = Failure(
-        told["kind"],
-        told["reason"],
-        told["message"],
-        [Violation(**violation) for violation in told["violations"]],
-        told["details"],
+    word = (death.error_file_data or {}).get("failure")
+    if word is not None:
+        return heard(word)
+    how = f"was killed by signal {-death.exitcode}" if death.exitcode < 0 else f"ended with code {death.exitcode}"
+    return platform_failure(
+        "TRAINING_FAILED", f"process {death.local_rank} of the run {how} without a word", {"cause": DIED}
     )
-    failure.step, failure.last_checkpoint_step = told["step"], told["last_checkpoint_step"]
-    return failure
 
 
 def _pass_on(stop: threading.Event, flag: Path) -> None:

@@ -12,13 +12,12 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from services.trainer.train.durable import is_disk_full
+from services.trainer.train.causes import explain, told
 from services.trainer.train.events import EXIT_ORPHANED, EventStream, claim_stdout
-from services.trainer.train.failures import Failure, platform_failure
+from services.trainer.train.failures import Failure
 from services.trainer.train.launch import launch, leave_word, work
 from services.trainer.train.spec import load_spec, resolve_paths
 
@@ -37,8 +36,6 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
-# What gloo says when the process at the other end has died.
-_LOST_PEER_WORDS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
 
 
 def main() -> int:
@@ -65,7 +62,7 @@ def main() -> int:
         return _report(emit, failure)
     except Exception as error:
         traceback.print_exc()
-        return _report(emit, _explain(error))
+        return _report(emit, explain(error))
     return EXIT_OK
 
 
@@ -92,7 +89,7 @@ def _work(workdir: Path, emit: EventStream) -> int:
         return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
     except Exception as error:
         traceback.print_exc()
-        leave_word(_explain(error))
+        leave_word(explain(error))
         return EXIT_PLATFORM
     return EXIT_OK
 
@@ -134,34 +131,8 @@ def _exit_when_orphaned() -> None:
     os._exit(EXIT_ORPHANED)
 
 
-def _explain(error: Exception) -> Failure:
-    """What nobody foresaw is ours. Memory and disk are named, because people can do something about them."""
-    name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return platform_failure("TRAINING_FAILED", f"out of memory: {error}")
-    if is_disk_full(error):
-        where = getattr(error, "filename", None) or error
-        return platform_failure("TRAINING_FAILED", f"the disk is full: {where}", {"cause": "disk_full"})
-    if isinstance(error, OSError):
-        return platform_failure("TRAINING_FAILED", f"{error.strerror or name} ({error.filename or 'no file'})")
-    if name.startswith("Dist") or any(words in str(error) for words in _LOST_PEER_WORDS):
-        return platform_failure(
-            "TRAINING_FAILED", f"another process of the run is gone: {error}", {"cause": "lost_peer"}
-        )
-    return platform_failure("TRAINING_FAILED", f"{name}: {error}")
-
-
 def _report(emit: EventStream, failure: Failure) -> int:
-    emit(
-        "failed",
-        kind=failure.kind,
-        reason=failure.reason,
-        message=failure.message,
-        step=failure.step,
-        last_checkpoint_step=failure.last_checkpoint_step,
-        violations=[asdict(violation) for violation in failure.violations],
-        details=failure.details,
-    )
+    emit("failed", **told(failure))
     return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
 
 

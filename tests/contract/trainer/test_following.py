@@ -39,6 +39,27 @@ async def test_the_death_of_a_process_is_told(world: AgentWorld) -> None:
     assert [kind for kind, _ in world.scheduler.reports] == ["finish"]
 
 
+async def test_a_failure_of_its_own_is_told_with_its_reason(world: AgentWorld) -> None:
+    await world.start_agent()
+    script = world.script(steps=4, fail_platform_at_step=2, cause="disk_full")
+    await world.scheduler.assign(world.assignment(script, gang=PART))
+    error = (await world.scheduler.wait_for("finish")).failed.error
+    assert (error.reason, error.message, error.metadata["cause"]) == ("TRAINING_FAILED", "as scripted", "disk_full")
+    assert error.platform_fault
+
+
+async def test_why_a_peer_is_gone_is_left_to_its_own_node(world: AgentWorld) -> None:
+    """Else "a peer is gone" could come before the reason, and the first word ends the attempt."""
+    await world.start_agent()
+    script = world.script(steps=4, fail_platform_at_step=2, cause="lost_peer")
+    await world.scheduler.assign(world.assignment(script, gang=PART))
+    await wait_for_death(await world.wait_for_child())
+    await some_heartbeats(world)
+    assert world.scheduler.reports == []
+    await world.scheduler.withdraw(7)
+    await eventually(lambda: list(world.scheduler.heartbeats[-1].lease_tokens) == [])
+
+
 async def test_what_the_user_has_to_mend_is_left_to_the_leading_node(world: AgentWorld) -> None:
     await world.start_agent()
     await world.scheduler.assign(world.assignment(world.script(steps=4, fail_user_at_step=2), gang=PART))

@@ -1,0 +1,92 @@
+"""Why a run failed, from one process to another: the first word is the cause, and whoever lost a peer takes it for its own."""
+
+import errno
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from services.trainer.train.causes import Board, explain, heard, told, vagueness
+from services.trainer.train.failures import Failure, Violation, platform_failure, user_failure
+
+GONE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:26881")
+
+
+def same(one: Failure, other: Failure) -> bool:
+    return told(one) == told(other)
+
+
+def torn() -> Failure:
+    failure = user_failure(
+        "MODEL_INVALID", "its file is damaged", [Violation(field="base_model", description="is torn")], {"node": "b"}
+    )
+    failure.step, failure.last_checkpoint_step = 7, 6
+    return failure
+
+
+def test_a_failure_travels_whole() -> None:
+    assert heard(told(torn())).__dict__ == torn().__dict__
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "cause"),
+    [
+        (torch.OutOfMemoryError("no room"), "out of memory: no room", None),
+        (MemoryError("no room"), "out of memory: no room", None),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "the disk is full: x", "disk_full"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "y"), "No such file or directory (y)", None),
+        (GONE, "another process of the run is gone", "lost_peer"),
+        (dist.DistBackendError("nccl"), "another process of the run is gone", "lost_peer"),
+        (KeyError("z"), "KeyError: 'z'", None),
+    ],
+)
+def test_what_nobody_foresaw_is_ours(error: Exception, words: str, cause: str | None) -> None:
+    failure = explain(error)
+    assert (failure.kind, failure.reason) == ("platform", "TRAINING_FAILED")
+    assert words in failure.message
+    assert failure.details.get("cause") == cause
+
+
+def test_a_failure_needs_no_explanation() -> None:
+    assert explain(failure := torn()) is failure
+
+
+def test_who_lost_a_peer_takes_its_word_for_the_cause() -> None:
+    store = dist.HashStore()
+    assert same(Board(lambda: store).leave(torn()), torn())
+    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+
+
+def test_the_first_word_is_the_cause_and_each_keeps_its_own() -> None:
+    store = dist.HashStore()
+    later = platform_failure("TRAINING_FAILED", "I fell over what the other one left")
+    Board(lambda: store).leave(torn())
+    assert same(Board(lambda: store).leave(later), later)
+    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+
+
+def test_without_a_word_a_lost_peer_is_all_that_is_known() -> None:
+    store = dist.HashStore()
+    lost = explain(GONE)
+    assert Board(lambda: store).leave(lost) is lost
+    # It leaves no word itself: the next one would take it for the cause.
+    assert same(Board(lambda: store).leave(torn()), torn())
+    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+
+
+def test_a_store_that_is_gone_changes_nothing() -> None:
+    class Gone:
+        def check(self, *_: Any) -> Any:
+            raise dist.DistNetworkError("Broken pipe")
+
+        compare_set = check
+
+    for failure in (torn(), explain(GONE)):
+        assert Board(Gone).leave(failure) is failure
+
+
+def test_what_says_most_comes_first() -> None:
+    died = platform_failure("TRAINING_FAILED", "killed", {"cause": "died"})
+    order = [torn(), platform_failure("TRAINING_FAILED", "ours"), died, explain(GONE)]
+    assert sorted(reversed(order), key=vagueness) == order
