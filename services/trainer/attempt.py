@@ -161,9 +161,10 @@ class Attempt:
             return event_map.failed_platform(str(error))
         except DomainError as error:
             return event_map.failed_by_error(error)
-        except Exception:
+        except Exception as error:
             self._log.exception("attempt failed unexpectedly")
-            return event_map.failed_platform("the node failed unexpectedly; its log has the details")
+            full = event_map.failed_by_disk(error) if isinstance(error, OSError) else None
+            return full or event_map.failed_platform("the node failed unexpectedly; its log has the details")
 
     async def _train(self, folder: Path, uploads: CheckpointUploads) -> Ending:
         devices = await self._prepare(folder)

@@ -3,6 +3,7 @@
 It keeps what later reports must repeat (the last validation loss, the tokens so far) and does nothing else.
 """
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ METADATA_ENTRIES_MAX = 20
 METADATA_CHARS_MAX = 500
 # Failures that a new attempt of the same work would meet again.
 _DETERMINISTIC = frozenset({"PARITY_FAILED", "NOT_OFFERED", "JOB_TOO_LARGE", "INVALID_FIELD", "MODEL_INVALID"})
+
+# No room on the device, beyond the quota, beyond the size that this process may write.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 Event = Mapping[str, Any]
 
@@ -154,6 +158,13 @@ def failed_by_error(error: DomainError, *, user_fault: bool = False) -> node_ser
     metadata = dict(error.metadata) | {violation.field: violation.description for violation in error.violations}
     retryable = not user_fault and error.reason not in _DETERMINISTIC
     return _failed(error.reason, error.message, not user_fault, retryable, metadata)
+
+
+def failed_by_disk(error: OSError) -> node_service.AttemptFailed | None:
+    """The node has no room for what the attempt needs; elsewhere or later there may be. None for any other error."""
+    if error.errno not in _FULL:
+        return None
+    return failed_platform(f"the disk of the node is full: {error.filename or error.strerror}", cause="disk_full")
 
 
 def failed_platform(message: str, *, retryable: bool = True, **metadata: str) -> node_service.AttemptFailed:

@@ -155,6 +155,7 @@ def test_a_torn_file_of_weights_is_refused(make_job: Callable[..., Path], tmp_pa
     with pytest.raises(Failure) as refused:
         run(make_job("job", training=LORA, start_from=start(folder)))
     assert refused.value.reason == "MODEL_INVALID"
+    assert "adapter_model.safetensors" in refused.value.message
 
 
 def of_hub(folder: Path) -> dict[str, Any]:
@@ -221,6 +222,25 @@ def test_an_adapter_of_a_repository_that_holds_no_numbers_is_refused(make_job: C
     tensors = load_file(path)
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(Failure, match=r"acme/tuned.*not finite") as refused:
+    with pytest.raises(Failure, match=r"acme/tuned.*no numbers") as refused:
         run(make_job("second", training=LORA, start_from=of_hub(first / "export")))
     assert refused.value.reason == "MODEL_INVALID"
+
+
+@pytest.mark.parametrize("training", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")], ids=["nan", "infinite"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    make_job: Callable[..., Path], training: dict[str, Any], value: float
+) -> None:
+    """Else the first step would be blamed for them."""
+    first = make_job("first", training=training, epochs=1, evaluations=0, validation_file=None)
+    run(first)
+    (path,) = (first / "export").glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if "q_proj" in name)
+    tensors[name][0, 1] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(Failure) as refused:
+        run(make_job("second", training=training, start_from=start(first / "export")))
+    assert (refused.value.kind, refused.value.reason) == ("user", "MODEL_INVALID")
+    assert name in refused.value.message

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from services.trainer.train.model import CausalModel
 from services.trainer.train.shard import copy_whole
 from services.trainer.train.spec import Spec
+from services.trainer.train.whole_base import listed, no_numbers
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -58,13 +59,15 @@ def weights_file(spec: Spec) -> str:
 
 
 def read_trained_weights(model: CausalModel, spec: Spec, folder: Path) -> None:
-    """Raises ValueError when the tensors are not those of this model."""
+    """Raises ValueError when the tensors are not those of this model, or hold no numbers."""
     if spec.training.type == "full":
         tensors, trainable = load_file(folder / FULL_WEIGHTS), model.trainable
     else:
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         trainable = get_peft_model_state_dict(model.module, state_dict=model.trainable, save_embedding_layers=False)
     _require_same(tensors, trainable)
+    if wrong := no_numbers(tensors):
+        raise ValueError(f"no numbers (NaN or infinite) in {listed(wrong)}")
     for name, parameter in trainable.items():
         copy_whole(parameter, tensors[name])
 

@@ -97,7 +97,7 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
     base = _read(directory, dtype)
     if placed:
         base.to(device)
-    require_numbers(base)
+    require_numbers(dict(base.named_parameters()))
     base.config.use_cache = False
     head = base.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:

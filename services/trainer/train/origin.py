@@ -8,9 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from services.trainer.train.checkpoint import STATE
@@ -103,11 +101,9 @@ def load_start(model: CausalModel, spec: Spec) -> None:
     if not (Path(start.directory) / name).is_file():
         raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
     try:
-        if start.repository:
-            _require_finite(Path(start.directory) / name)
         read_trained_weights(model, spec, Path(start.directory))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _unfit(spec, str(error)) from error
+        raise _unfit(spec, f"{name}: {error}") from error
 
 
 def _check_base(spec: Spec, folder: Path) -> None:
@@ -120,11 +116,6 @@ def _check_base(spec: Spec, folder: Path) -> None:
         raise _unfit(spec, f"{STATE} cannot be read: {error}") from error
     if revision != spec.base_model.revision:
         raise _unfit(spec, f"they belong to base model revision {revision!r}, not {spec.base_model.revision!r}")
-
-
-def _require_finite(path: Path) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in load_file(path).values()):
-        raise ValueError("some of their numbers are not finite")
 
 
 def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:

@@ -5,7 +5,8 @@ architecture.
 """
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +35,39 @@ def require_whole_files(directory: Path) -> None:
 def require_all_found(missing: Collection[str], of_other_shapes: Collection[str]) -> None:
     """Both are tensors of the architecture: no file has them, or one has them in another shape. Raises Failure(user, MODEL_INVALID)."""
     if missing:
-        raise _unfit(f"no file holds the weights of {_listed(missing)}")
+        raise _unfit(f"no file holds the weights of {listed(missing)}")
     if of_other_shapes:
-        raise _unfit(f"its files hold weights of other shapes than its config says in {_listed(of_other_shapes)}")
+        raise _unfit(f"its files hold weights of other shapes than its config says in {listed(of_other_shapes)}")
 
 
-def require_numbers(module: Any) -> None:
+def require_numbers(weights: Mapping[str, Any]) -> None:
     """One pass over the weights, without a copy of any, and one look at the device. Raises Failure(user, MODEL_INVALID)."""
-    weights = dict(module.named_parameters())
-    sums = torch.stack([weight.detach().sum(dtype=torch.float32).cpu() for weight in weights.values()])
-    suspect = [name for name, total in zip(weights, sums.tolist(), strict=True) if not abs(total) < float("inf")]
-    # A sum may overflow where no number does.
-    wrong = [name for name in suspect if not torch.isfinite(weights[name].detach()).all().item()]
+    wrong = no_numbers(weights)
     if wrong:
-        raise _unfit(f"its weights are no numbers (NaN or infinite) in {_listed(wrong)}")
+        raise _unfit(f"its weights are no numbers (NaN or infinite) in {listed(wrong)}")
+
+
+def no_numbers(weights: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    if not weights:
+        return []
+    sums = torch.stack([weight.detach().sum(dtype=torch.float32) for weight in weights.values()])
+    suspect = [name for name, total in zip(weights, sums.tolist(), strict=True) if not math.isfinite(total)]
+    # A sum may overflow where no number does.
+    return [name for name in suspect if not torch.isfinite(weights[name].detach()).all().item()]
 
 
 def _require_listed_files(directory: Path) -> None:
     try:
-        listed = set(json.loads((directory / _INDEX).read_bytes())["weight_map"].values())
-        missing = sorted(name for name in listed if not (directory / name).is_file())
+        named = set(json.loads((directory / _INDEX).read_bytes())["weight_map"].values())
+        missing = sorted(name for name in named if not (directory / name).is_file())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unfit(f"its file {_INDEX} cannot be read: {error!r}") from error
     if missing:
-        raise _unfit(f"{_INDEX} names files that are not there: {_listed(missing)}")
+        raise _unfit(f"{_INDEX} names files that are not there: {listed(missing)}")
 
 
-def _listed(names: Collection[str]) -> str:
+def listed(names: Collection[str]) -> str:
     shown = sorted(names)[:_NAMED_MAX]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 
 from chassis.errors import Aborted
@@ -174,3 +175,22 @@ async def _until_idle(world: AgentWorld) -> None:
         lambda: any(not heartbeat.lease_tokens for heartbeat in world.scheduler.heartbeats[before:])
     )
     await eventually(lambda: not list(world.work.iterdir()))
+
+
+async def test_a_full_disk_of_the_node_is_named_and_the_job_may_go_on_elsewhere(world: AgentWorld) -> None:
+    """The kernel refuses to let a fetched file grow; nothing of it is left, and a later attempt finds room again."""
+    agent = await world.start_agent()
+    await world.scheduler.wait_until(lambda: bool(world.scheduler.registrations))
+    unlimited = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (1024**2, unlimited[1]))
+    script = world.script(steps=2, padding="x" * 2 * 1024**2)
+    await world.scheduler.assign(world.assignment(script))
+    failed = (await world.scheduler.wait_for("finish")).failed
+    assert (failed.retryable, failed.error.reason, failed.error.platform_fault) == (True, "TRAINING_FAILED", True)
+    assert "the disk of the node is full" in failed.error.message
+    assert failed.error.metadata["cause"] == "disk_full"
+    await _until_idle(world)
+    assert world.children() == []
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, unlimited)
+    await world.scheduler.assign(world.assignment(script, token=8))
+    assert (await world.scheduler.wait_for("finish", 2)).succeeded.step == 2
