@@ -18,6 +18,7 @@ import pytest_asyncio
 from tokenizers import Tokenizer
 
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
+from finemesh_client.errors import FinemeshError
 from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
 
 CUT_AFTER = 32
@@ -123,3 +124,17 @@ async def test_a_quote_counts_what_the_preview_shows_and_how_fast_it_was_prepare
     assert counts.training_tokens == sum(row.token_count for row in seen.rows)
     assert (counts.training_examples, counts.truncated_examples) == (2, 1)
     assert counts.rows_per_second > 0
+
+
+async def test_limits_say_what_the_template_refuses(mesh: Mesh, tmp_path: Path) -> None:
+    """What `models limits` tells beforehand is what a quote says of such a row, with its line."""
+    told: dict[str, Any] = json.loads(await finemesh(mesh, "models", "limits", BASE, "--json"))
+    assert (told["supports_tools"], told["supports_reasoning"]) == (False, False)
+    thought = {"role": "assistant", "content": "the river", "reasoning": "rivers flow"}
+    tool = {"type": "function", "function": {"name": "atlas"}}
+    rows = [ROWS[0], {"messages": [ROWS[0]["messages"][0], thought]}, {**ROWS[0], "tools": [tool]}]
+    file = await mesh.client.files.upload(write_rows(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(FinemeshError) as refused:
+        await mesh.client.jobs.quote(pb.TuningSpec(base_model=BASE, training_file=file.name))
+    assert refused.value.reason == "DATASET_INVALID"
+    assert [violation.field for violation in refused.value.violations] == ["line 2: $.messages[1]", "line 3: $.tools"]
