@@ -231,8 +231,10 @@ def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
         return workdir
 
     expected = run(job("alone"))
+    # The engine would start on a device that is full of shards: a run that asked it could never succeed.
+    engine = {"parity_command": ["false"]} if parallelism == "sharded" else {}
     events = run_apart(
-        job("together", processes=2, parallelism=parallelism),
+        job("together", processes=2, parallelism=parallelism, **engine),
         "1:step:3:forward 0:step:9:backward 0:evaluation:3:forward",
     )
     told = [event["message"] for event in events if event.get("code") == "OUT_OF_MEMORY_RETRIED"]
@@ -242,6 +244,8 @@ def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
     assert looks(events) == pytest.approx(looks(expected), abs=1e-4)
     assert ranges(events) == ranges(expected)
     assert events[-1]["type"] == "finished"
+    (parity,) = [event["parity"] for event in events if event["type"] == "exported"]
+    assert parity["refused"].keys() == ({"engine"} if engine else set())
 
 
 def test_the_optimizer_takes_its_memory_before_the_first_step(

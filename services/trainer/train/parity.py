@@ -6,9 +6,10 @@ it has one (outside_scorer.py). It knows no training loop.
 import gc
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from services.trainer.train.batches import IGNORED, micro_batches
 from services.trainer.train.failures import platform_failure
 from services.trainer.train.kernels import full_precision
+from services.trainer.train.memory import is_out_of_memory, release
 from services.trainer.train.model import CausalModel
 from services.trainer.train.order import epoch_order
 from services.trainer.train.outside_scorer import score_outside
@@ -29,6 +31,10 @@ TOLERANCE_REDUCED = 0.1
 # Another engine sums in another order, through kernels of its own.
 TOLERANCE_FLOAT32_ENGINE = 5e-3
 EXPORTED, MERGED, ENGINE = "exported", "merged", "engine"
+TOO_LARGE_FOR_ENGINE: list[list[float | None]] | str = (
+    "the weights are spread over several devices, which hold them still, and the engine would start on one"
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +97,14 @@ def check_parity(
         trained = _scores(model.module, rows, sample, model.device)
         if not leads:
             return None
-        exported = _load_export(spec, export, dtype, model.device)
-        scored[EXPORTED] = [*_scores(exported, rows, sample, model.device)]
-        if isinstance(exported, PeftModel):
-            scored[MERGED] = [*_scores(exported.merge_and_unload(), rows, sample, model.device)]
-    # The engine wants memory, too, and nothing is left for the trained module to do.
-    del exported
+        found, place = where_it_fits(lambda at: _score_export(spec, export, dtype, rows, sample, at), model.device)
+        scored |= found
     if spec.parity_command:
+        # The engine wants memory, too, and nothing is left for the trained module to do.
         release_device(model.module)
-        answer = score_outside(spec, export, [rows.row(row)[0].tolist() for row in sample])
+        answer = TOO_LARGE_FOR_ENGINE
+        if not _is_sharded(model.module):
+            answer = score_outside(spec, export, [rows.row(row)[0].tolist() for row in sample])
         if isinstance(answer, str):
             refused[ENGINE] = answer
         else:
@@ -116,7 +121,7 @@ def check_parity(
     for name, comparison in report.comparisons.items():
         # In reduced precision a sum in another order moves single tokens; a broken model moves the mean. The export is loaded
         # with torch's usual kernels: where the trained module has others, its sums have another order, too.
-        by_mean = not exact and (name != EXPORTED or bool(model.kernels))
+        by_mean = not exact and (name != EXPORTED or bool(model.kernels) or place != model.device)
         measured = comparison.mean_abs_difference if by_mean else comparison.max_abs_difference
         if measured > comparison.tolerance:
             raise platform_failure("PARITY_FAILED", _verdict(name, comparison, measured), _details(report))
@@ -126,11 +131,36 @@ def check_parity(
 def release_device(module: Any) -> None:
     """Gives a GPU back to other processes, as far as this module holds it; one whose weights are shards has peers that wait for
     nothing, and stays."""
-    parameters = list(module.parameters())
-    if parameters[0].device.type == "cuda" and not any(isinstance(parameter, DTensor) for parameter in parameters):
+    if next(module.parameters()).device.type == "cuda" and not _is_sharded(module):
         module.to("cpu")
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def where_it_fits(score: Callable[[str], T], device: str) -> tuple[T, str]:
+    """What `score` says on the device, or in the machine's memory: a run whose weights are shards may be of a model that no single
+    device takes; and where it said it."""
+    try:
+        return score(device), device
+    except (RuntimeError, MemoryError) as error:
+        if device == "cpu" or not is_out_of_memory(error):
+            raise
+    release()
+    return score("cpu"), "cpu"
+
+
+def _score_export(
+    spec: Spec, export: Path, dtype: Any, rows: TokenRows, sample: list[int], device: str
+) -> dict[str, list[float | None]]:
+    exported = _load_export(spec, export, dtype, device)
+    scored: dict[str, list[float | None]] = {EXPORTED: [*_scores(exported, rows, sample, device)]}
+    if isinstance(exported, PeftModel):
+        scored[MERGED] = [*_scores(exported.merge_and_unload(), rows, sample, device)]
+    return scored
+
+
+def _is_sharded(module: Any) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def _labelled_tokens(rows: TokenRows, row: int) -> list[_Token]:
