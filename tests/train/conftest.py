@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,16 @@ def run_job(workdir: Path, stop_after: int | None = None) -> list[dict[str, Any]
         loop.train(spec, workdir, emit, lambda: stop_after is not None and done >= stop_after)
     assert [event["step"] for event in events if event["type"] == "stopped"] in ([], [stop_after])
     return events
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port for children to meet at. A socket that does not listen holds it, so that nobody else is lent it in the seconds until the
+    leading child, who may share it, listens there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @pytest.fixture(scope="session", autouse=True)

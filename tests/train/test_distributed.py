@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import signal
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.train.conftest import held_port
 
 Events = list[dict[str, Any]]
 LORA = {"type": "lora", "r": 4, "dropout": 0.0}
@@ -103,11 +105,15 @@ def test_processes_give_the_losses_and_weights_of_one_and_continue_one_another(
         assert_same_run(onward, finish(spawn_child(onward)), reference, expected)
 
 
-def two_machines(make_job: Callable[..., Path], name: str, **settings: Any) -> list[Path]:
+@pytest.fixture
+def meeting_point() -> Iterator[Callable[[], str]]:
+    """Gives endpoints of this machine that are nobody else's until the test ends."""
+    with ExitStack() as held:
+        yield lambda: f"127.0.0.1:{held.enter_context(held_port())}"
+
+
+def two_machines(make_job: Callable[..., Path], endpoint: str, name: str, **settings: Any) -> list[Path]:
     """Two folders stand for two machines; the second one leads, which torch's rendezvous would not have chosen."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     gang = {"nodes": 2, "endpoint": endpoint, "id": f"ft-{name}", "address": "127.0.0.1"}
     return [
         make_job(f"{name}-{number}", gang={**gang, "leads": number == 1}, parallelism="sharded", **settings)
@@ -116,13 +122,13 @@ def two_machines(make_job: Callable[..., Path], name: str, **settings: Any) -> l
 
 
 def test_two_machines_meet_at_an_endpoint_and_the_leading_one_speaks(
-    make_job: Callable[..., Path], spawn_child: Any
+    make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str]
 ) -> None:
     """Two launchers, brought together by torch's rendezvous; what they leave, one process goes on from, and the other way round."""
     settings = settings_of(LORA)
     reference = make_job("one", **settings)
     expected = finish(spawn_child(reference))
-    follower, leader = two_machines(make_job, "machine", **settings)
+    follower, leader = two_machines(make_job, meeting_point(), "machine", **settings)
     children = [spawn_child(follower), spawn_child(leader)]
     nothing, events = [finish(child) for child in children]
     assert nothing == []
@@ -133,17 +139,19 @@ def test_two_machines_meet_at_an_endpoint_and_the_leading_one_speaks(
 
     for name, origin, nodes in (("alone", leader, 1), ("again", reference, 2)):
         resumed = {"resume_from": str(origin / "checkpoints/step-00000006"), **settings}
-        folders = [make_job(name, **resumed)] if nodes == 1 else two_machines(make_job, name, **resumed)
+        folders = (
+            [make_job(name, **resumed)] if nodes == 1 else two_machines(make_job, meeting_point(), name, **resumed)
+        )
         told = [finish(child) for child in [spawn_child(folder) for folder in folders]][-1]
         assert next(event for event in told if event["type"] == "started")["start_step"] == 6
         assert_same_run(folders[-1], told, reference, expected)
 
 
 def test_a_lost_machine_ends_the_run_and_its_last_checkpoint_goes_on(
-    make_job: Callable[..., Path], spawn_child: Any
+    make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str]
 ) -> None:
     settings = {**settings_of(LORA), "epochs": 10}
-    follower, leader = two_machines(make_job, "machine", **settings)
+    follower, leader = two_machines(make_job, meeting_point(), "machine", **settings)
     children = [spawn_child(follower), spawn_child(leader)]
     events: Events = []
     for line in children[1].stdout:
@@ -205,9 +213,11 @@ def test_what_every_process_refuses_is_told_once(make_job: Callable[..., Path], 
     assert events[0]["violations"][0]["field"] == "max_seq_length"
 
 
-def test_what_a_following_machine_alone_finds_is_told_by_both(make_job: Callable[..., Path], spawn_child: Any) -> None:
+def test_what_a_following_machine_alone_finds_is_told_by_both(
+    make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str]
+) -> None:
     """Its copy of the base is torn; the leading one would know only that a peer is gone."""
-    follower, leader = two_machines(make_job, "machine", **settings_of(LORA))
+    follower, leader = two_machines(make_job, meeting_point(), "machine", **settings_of(LORA))
     spec = json.loads((follower / "spec.json").read_text())
     shutil.copytree(spec["base_model"]["directory"], follower / "base")
     weights = follower / "base" / "model.safetensors"

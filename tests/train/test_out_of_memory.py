@@ -5,7 +5,6 @@ others wait for its part of the weights.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
 from services.trainer.train.objective import Supervised
 from services.trainer.train.spec import load_spec, resolve_paths
-from tests.train.conftest import preferences, write_rows
+from tests.train.conftest import held_port, preferences, write_rows
 
 Events = list[dict[str, Any]]
 SETTINGS: dict[str, Any] = {"micro_batch_tokens": 512, "training": {"type": "lora", "r": 4, "dropout": 0.1}}
@@ -183,31 +182,29 @@ def test_the_reference_of_preferences_may_run_out_of_memory_too(
 
 def run_apart(workdir: Path, faults: str) -> Events:
     """Two processes on gloo, without a launcher around them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.tight_worker", str(workdir)],
-            stdout=subprocess.PIPE,
-            stderr=(workdir / f"stderr-{rank}").open("w"),
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FINEMESH_TEST_FULL_AT": faults,
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        told = [child.communicate(timeout=240)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-    assert [child.returncode for child in children] == [0, 0], (workdir / "stderr-0").read_text()[-2000:]
-    return [json.loads(line) for line in told[0].splitlines()]
+    with held_port() as port:
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.train.tight_worker", str(workdir)],
+                stdout=subprocess.PIPE,
+                stderr=(workdir / f"stderr-{rank}").open("w"),
+                text=True,
+                cwd=Path(__file__).parents[2],
+                env={
+                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FINEMESH_TEST_FULL_AT": faults,
+                },
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        try:
+            told = [child.communicate(timeout=240)[0] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+        assert [child.returncode for child in children] == [0, 0], (workdir / "stderr-0").read_text()[-2000:]
+        return [json.loads(line) for line in told[0].splitlines()]
 
 
 @pytest.mark.parametrize(
