@@ -23,7 +23,17 @@ from services.trainer.train.fit import fit_to_devices
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.spec import parse_spec, resolve_paths
 from services.trainer.train.start import set_up_torch, start_run
-from services.trainer.train.steps import train_step
+from services.trainer.train.steps import settle_step, train_step
+
+
+class Heard:
+    """The steps that a run reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def __call__(self, _event_type: str, /, **fields: Any) -> None:
+        self.steps += fields.get("steps", ())
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
@@ -51,20 +61,23 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     }
     spec = resolve_paths(parse_spec(document), workdir)
     set_up_torch(spec)
-    inputs = prepare_inputs(spec, workdir, _unheard)
-    work = start_run(inputs, _unheard, lambda: False, layout=fit_to_devices(inputs, ALONE))
+    inputs = prepare_inputs(spec, workdir, Heard())
+    heard = Heard()
+    work = start_run(inputs, heard, lambda: False, layout=fit_to_devices(inputs, ALONE))
     steps = WARM_STEPS + shape.timed_steps
     if inputs.plan.total_steps < steps:
         raise ValueError(f"the rows make {inputs.plan.total_steps} steps and {steps} are wanted")
-    clock, losses, began = DeviceClock(device), [], 0
+    clock, began = DeviceClock(device), 0
     for step in range(steps):
         if step == WARM_STEPS:
+            settle_step(work)
             clock.start()
             began = work.position.metered_train_tokens
         train_step(work, step)
-        if step >= WARM_STEPS:
-            losses.append(work.position.loss)
+    settle_step(work)
     clock.finish()
+    work.progress.flush(work.position, partial=True)
+    losses = [step["loss"] for step in heard.steps[WARM_STEPS:]]
     return {
         "tokens": work.position.metered_train_tokens - began,
         "seconds": clock.seconds,
@@ -91,7 +104,3 @@ def make_base(shape: GpuShape, folder: Path, device: str) -> dict[str, Any]:
     model.save_pretrained(str(folder))
     write_tokenizer(shape.vocabulary, shape.context_length, folder)
     return {"weights": sum(value.numel() for value in model.parameters()), "device": device_name(device)}
-
-
-def _unheard(_event_type: str, /, **_fields: Any) -> None:
-    """Nobody listens to a benchmark."""

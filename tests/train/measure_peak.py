@@ -6,6 +6,7 @@ allocation and release of the CPU allocator. Prints them, a line for each reques
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.trainer.train import scratch
-from services.trainer.train.batches import IGNORED, MicroBatch
+from services.trainer.train.batches import MicroBatch
+from services.trainer.train.in_place import keep_gradients_in_place
 from services.trainer.train.lora import add_adapter
 from services.trainer.train.loss import CHUNK_ROWS
 from services.trainer.train.model import CausalModel
@@ -52,6 +54,9 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
     if rank is not None:
         training = LoraTraining(r=rank, alpha=2 * rank, dropout=0.0, target_modules="all-linear")
         model = add_adapter(model, training, "base")
+    else:
+        keep_gradients_in_place(base, linear=True)
+        model = replace(model, in_place=True)
     if request["checkpointing"]:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = make_optimizer(model.trainable, 0.0)
@@ -86,15 +91,21 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
 
 def _batch(lines: int, length: int, vocabulary: int) -> MicroBatch:
     ids = torch.randint(0, vocabulary, (lines, length))
-    targets = torch.full_like(ids, IGNORED)
-    targets[:, :-1] = ids[:, 1:]
+    places = torch.arange(lines * length).view(lines, length)[:, :-1]
     return MicroBatch(
-        input_ids=ids, targets=targets, position_ids=None, rows=tuple(range(lines)), labelled=lines * (length - 1)
+        input_ids=ids,
+        position_ids=None,
+        rows=tuple(range(lines)),
+        labelled=places.numel(),
+        label_ids=ids[:, 1:].flatten(),
+        label_places=places.flatten(),
+        label_rows=(places // length).flatten(),
+        label_counts=torch.full((lines,), length - 1),
     )
 
 
 def _step(model: CausalModel, optimizer: Any, batch: MicroBatch) -> None:
-    (model.loss_sum(batch) / batch.labelled).backward()
+    model.loss_sum(batch, 1 / batch.labelled).backward()
     clip_gradients(model.trainable.values(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -102,7 +102,7 @@ def test_a_run_that_is_stopped_waits_for_its_last_checkpoint(
 
 def same(left: list[MicroBatch], right: list[MicroBatch]) -> bool:
     return [batch.rows for batch in left] == [batch.rows for batch in right] and all(
-        torch.equal(one.input_ids, other.input_ids) and torch.equal(one.targets, other.targets)
+        torch.equal(one.input_ids, other.input_ids) and torch.equal(one.label_ids, other.label_ids)
         for one, other in zip(left, right, strict=True)
     )
 

@@ -17,7 +17,7 @@ from services.trainer.train.export import read_trained_weights
 from services.trainer.train.failures import Failure
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.model import load_base
-from services.trainer.train.objective import answer_log_probs, labels_per_row
+from services.trainer.train.objective import answer_log_probs
 from services.trainer.train.spec import load_spec, resolve_paths
 from tests.train.conftest import preferences, run_job, write_rows
 
@@ -153,7 +153,7 @@ def test_the_layouts_score_the_same(make_pairs: Callable[..., Path]) -> None:
         )
         scores: dict[int, float] = {}
         for batch in batches:
-            assert labels_per_row(batch).tolist() == [int(rows.row(row)[1][1:].sum()) for row in batch.rows]
+            assert batch.label_counts.tolist() == [int(rows.row(row)[1][1:].sum()) for row in batch.rows]
             with torch.no_grad():
                 scores |= dict(zip(batch.rows, answer_log_probs(model, batch).tolist(), strict=True))
         found[layout] = [scores[row] for row in range(8)]

@@ -46,14 +46,14 @@ def give_room(monkeypatch: pytest.MonkeyPatch, tokens_max: int, first_pass: int 
     """From a training pass on, no larger micro-batch fits; it fails in its middle, when some gradients are there already."""
     whole, passes = Supervised.loss_sum, 0
 
-    def loss_sum(self: Supervised, model: Any, batch: MicroBatch) -> Any:
+    def loss_sum(self: Supervised, model: Any, batch: MicroBatch, *scale: float) -> Any:
         nonlocal passes
         if not torch.is_grad_enabled():
             return whole(self, model, batch)
         passes += 1
         if passes > first_pass and batch.input_ids.numel() > tokens_max:
             raise torch.OutOfMemoryError("out of memory, for a test")
-        return whole(self, model, batch)
+        return whole(self, model, batch, *scale)
 
     monkeypatch.setattr(Supervised, "loss_sum", loss_sum)
 

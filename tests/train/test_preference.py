@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.trainer.train import loss as loss_module
-from services.trainer.train.log_probs import line_sums, token_log_probs
+from services.trainer.train.log_probs import row_sums, token_log_probs
 from services.trainer.train.methods import Dpo
 from services.trainer.train.preference import Answers, PreferenceLoss, preference_loss
 
@@ -104,11 +104,12 @@ def test_log_probs_in_chunks_are_the_plain_ones_with_their_gradients(
     plain = torch.stack([part.sum() for part in plain_scores.split(counts.tolist())])
     expected = torch.autograd.grad((plain**2).sum(), [hidden, weight])
     scores = token_log_probs(hidden, weight, labels, softcap)
-    sums = line_sums(scores, counts)
+    rows = torch.arange(4).repeat_interleave(counts)
+    sums = row_sums(scores, rows, 4)
     torch.testing.assert_close(sums, plain, rtol=1e-5, atol=1e-5)
     assert sums[1].item() == 0.0
     for one, other in zip(torch.autograd.grad((sums**2).sum(), [hidden, weight]), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     frozen = token_log_probs(hidden, weight.detach(), labels, softcap)
-    (only,) = torch.autograd.grad((line_sums(frozen, counts) ** 2).sum(), [hidden])
+    (only,) = torch.autograd.grad((row_sums(frozen, rows, 4) ** 2).sum(), [hidden])
     torch.testing.assert_close(only, expected[0], rtol=1e-4, atol=1e-4)

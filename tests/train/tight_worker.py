@@ -32,11 +32,11 @@ def no_memory(*_: Any) -> None:
 def arm_when_due(kind: type[Any], method: str, name: str, faults: dict[tuple[str, int], str]) -> None:
     whole = getattr(kind, method)
 
-    def counting(self: Any, model: Any, batch: Any) -> Any:
+    def counting(self: Any, model: Any, batch: Any, *scale: float) -> Any:
         global _armed, _layer
         _passes[name] += 1
         _armed, _layer = faults.get((name, _passes[name])), 0
-        return whole(self, model, batch)
+        return whole(self, model, batch, *scale)
 
     setattr(kind, method, counting)
 

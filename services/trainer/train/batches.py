@@ -19,24 +19,35 @@ from numpy.typing import NDArray
 from services.trainer.train.tokens import TokenRows
 
 Layout = Literal["padded", "packed"]
-IGNORED = -100
 PAD_ID = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """`input_ids` and `targets` are [lines, length]; a target is the id of the next token or IGNORED. `position_ids` is None
-    for padded lines. `rows` are row indices in the order in which they lie here. `weights` [lines, length] multiply the loss of
-    each target; None when all rows weigh 1. `row_ends` int32 [rows + 1] are where packed rows meet, from 0 on; None for padded lines."""
+    """`input_ids` are [lines, length]; `position_ids` is None for padded lines. `rows` are row indices in the order in which they
+    lie here. Labels are told by place, so that nobody has to ask the device where they are: label i is the token `label_ids[i]`,
+    it follows the token at `label_places[i]` of the flattened lines and belongs to row number `label_rows[i]` of `rows`; all int64
+    [labelled]. `row_weights` float32 [rows] multiply the loss of each row's labels; None when all weigh 1. Of packed lines only:
+    `row_ends` int32 [rows + 1] are where rows meet, from 0 on, and `row_numbers` int64 [1, length] tell which row a token is in, where a
+    line has more than one."""
 
     input_ids: torch.Tensor
-    targets: torch.Tensor
     position_ids: torch.Tensor | None
     rows: tuple[int, ...]
     labelled: int
-    weights: torch.Tensor | None = None
+    label_ids: torch.Tensor
+    label_places: torch.Tensor
+    label_rows: torch.Tensor
+    label_counts: torch.Tensor
+    row_weights: torch.Tensor | None = None
     row_ends: torch.Tensor | None = None
+    row_numbers: torch.Tensor | None = None
     longest_row_tokens: int = 0
+
+    @property
+    def label_weights(self) -> torch.Tensor | None:
+        """[labelled]."""
+        return None if self.row_weights is None else self.row_weights.index_select(0, self.label_rows)
 
 
 def layout_for(device: str) -> Layout:
@@ -94,61 +105,68 @@ def row_lengths(rows: TokenRows, indices: Sequence[int], width: int = 1) -> dict
 
 def without_labels(batch: MicroBatch) -> MicroBatch:
     """The same rows with nothing to learn: what a process computes while others still have work, where all must compute."""
-    return replace(batch, targets=torch.full_like(batch.targets, IGNORED), labelled=0)
+    return replace(
+        batch,
+        labelled=0,
+        label_ids=batch.label_ids[:0],
+        label_places=batch.label_places[:0],
+        label_rows=batch.label_rows[:0],
+        label_counts=torch.zeros_like(batch.label_counts),
+    )
 
 
 def _padded(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
-    lines = [_line(rows, index) for index in group]
+    lines = [rows.row(index) for index in group]
     width = max(len(ids) for ids, _ in lines)
     input_ids = np.full((len(lines), width), PAD_ID, np.int64)
-    targets = np.full((len(lines), width), IGNORED, np.int64)
-    for number, (ids, row_targets) in enumerate(lines):
+    for number, (ids, _) in enumerate(lines):
         input_ids[number, : len(ids)] = ids
-        targets[number, : len(ids)] = row_targets
-    weights = None
-    if rows.weights is not None:
-        weights = np.repeat(rows.weights[group][:, None], width, axis=1)
-    return _batch(input_ids, targets, None, weights, group, device)
+    return _batch(rows, group, lines, input_ids, [number * width for number in range(len(lines))], device)
 
 
 def _packed(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
-    lines = [_line(rows, index) for index in group]
-    input_ids = np.concatenate([ids for ids, _ in lines])[None].astype(np.int64)
-    targets = np.concatenate([row_targets for _, row_targets in lines])[None]
-    positions = np.concatenate([np.arange(len(ids)) for ids, _ in lines])[None]
-    weights = None
-    if rows.weights is not None:
-        weights = np.repeat(rows.weights[group], [len(ids) for ids, _ in lines])[None]
+    lines = [rows.row(index) for index in group]
     lengths = [len(ids) for ids, _ in lines]
     ends = np.cumsum([0, *lengths], dtype=np.int32)
-    batch = _batch(input_ids, targets, positions, weights, group, device)
-    return replace(batch, row_ends=_on(device, ends), longest_row_tokens=max(lengths))
-
-
-def _line(rows: TokenRows, index: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Ids and, for each, the next token of the same row if that one is labelled: no target ever crosses into another row."""
-    ids, labelled = rows.row(index)
-    targets = np.full(len(ids), IGNORED, np.int64)
-    targets[:-1] = np.where(labelled[1:], ids[1:], IGNORED)
-    return ids, targets
+    input_ids = np.concatenate([ids for ids, _ in lines])[None].astype(np.int64)
+    batch = _batch(rows, group, lines, input_ids, ends[:-1].tolist(), device)
+    return replace(
+        batch,
+        position_ids=_on(device, np.concatenate([np.arange(length) for length in lengths])[None]),
+        row_ends=_on(device, ends),
+        row_numbers=_on(device, np.repeat(np.arange(len(lines)), lengths)[None]) if len(lines) > 1 else None,
+        longest_row_tokens=max(lengths),
+    )
 
 
 def _batch(
-    input_ids: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    positions: NDArray[np.int64] | None,
-    weights: NDArray[np.float32] | None,
+    rows: TokenRows,
     group: list[int],
+    lines: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]],
+    input_ids: NDArray[np.int64],
+    starts: Sequence[int],
     device: str,
 ) -> MicroBatch:
+    """`starts` are the places of the rows' first tokens. A label is the next token of the same row: no label ever crosses into
+    another row."""
+    places = [np.flatnonzero(labelled[1:]) for _, labelled in lines]
+    counts = np.array([len(row_places) for row_places in places], np.int64)
     return MicroBatch(
         input_ids=_on(device, input_ids),
-        targets=_on(device, targets),
-        position_ids=None if positions is None else _on(device, positions),
+        position_ids=None,
         rows=tuple(group),
-        labelled=int((targets != IGNORED).sum()),
-        weights=None if weights is None else _on(device, weights),
+        labelled=int(counts.sum()),
+        label_ids=_on(device, _joined([ids[row + 1] for (ids, _), row in zip(lines, places, strict=True)])),
+        label_places=_on(device, _joined([start + row for start, row in zip(starts, places, strict=True)])),
+        label_rows=_on(device, np.repeat(np.arange(len(lines)), counts)),
+        label_counts=_on(device, counts),
+        row_weights=None if rows.weights is None else _on(device, rows.weights[group]),
     )
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    joined: NDArray[np.int64] = np.concatenate(parts).astype(np.int64)
+    return joined
 
 
 def _on(device: str, array: NDArray[Any]) -> torch.Tensor:

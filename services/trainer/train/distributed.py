@@ -49,6 +49,12 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def add(self, tensor: Any) -> Any:
+        """Its sum over the processes, in place and where it lies."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def any(self, flag: bool) -> bool:
         return flag if self.size == 1 else self.total([float(flag)])[0] > 0.0
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def gradients_of_step(run: "Run", step: int) -> tuple[Any, int]:
-    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, and how many tokens it has. The
-    gradients are those of that mean and the same on every process. Raises Failure(platform, JOB_TOO_LARGE) when not even single
-    rows fit."""
+    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many tokens the
+    step has. The gradients are those of that mean and the same on every process. Raises Failure(platform, JOB_TOO_LARGE) when
+    not even single rows fit."""
     while True:
         random_state = torch.get_rng_state()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens)
         loss = _try(run, step, batches)
         if loss is not None:
             run.group.add_gradients(run.model.trainable.values())
-            return run.group.total([loss])[0], tokens
+            return run.group.add(loss), tokens
         run.optimizer.zero_grad(set_to_none=True)
         release()
         torch.set_rng_state(random_state)
@@ -49,9 +49,9 @@ def _try(run: "Run", step: int, batches: list[MicroBatch]) -> Any | None:
 
     def learn(batch: MicroBatch) -> None:
         nonlocal loss
-        batch_loss = objective.loss_sum(run.model, batch)
-        (batch_loss * scale).backward()
-        loss += batch_loss.detach().double() / units
+        batch_loss = objective.loss_sum(run.model, batch, scale)
+        batch_loss.backward()
+        loss += batch_loss.detach().double() / (scale * units)
 
     return loss if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, batches)) else None
 

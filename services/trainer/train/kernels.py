@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+from transformers import masking_utils
 
 Attention = Literal["sdpa", "flash_attention_2", "flex_attention"]
 
@@ -87,6 +88,18 @@ def reduced_precision(device: str, *, wanted: bool) -> Any:
 def allow_tensor_cores(device: str) -> None:
     if on_cuda(device):
         torch.set_float32_matmul_precision(MATMUL_PRECISION)
+
+
+@contextmanager
+def rows_known(row_numbers: Any | None) -> Iterator[None]:
+    """transformers looks at the device in every pass to see whether positions start anew somewhere. We laid the rows out and
+    know: within this context it is told which row each token is in, [1, length], or None where no line has more than one."""
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _position_ids: row_numbers
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from services.trainer.train.in_place import add_to_gradient
 from services.trainer.train.loss import add_outer, chunks, score
 
 
@@ -16,7 +17,7 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch 
     that is trained needs the logits a second time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None) -> Any:
+    def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None, in_place: bool) -> Any:
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         scores = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden) if needs_hidden else None
@@ -24,7 +25,7 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch 
             scores[rows], slopes = score(hidden[rows], weight, labels[rows], softcap, slopes=needs_hidden)
             if slope is not None:
                 torch.mm(slopes, weight, out=slope[rows])
-        ctx.softcap = softcap
+        ctx.softcap, ctx.in_place = softcap, in_place
         ctx.save_for_backward(slope, *((hidden, weight, labels) if needs_weight else ()))
         return scores
 
@@ -36,20 +37,26 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch 
         grad_weight = None
         if kept:
             hidden, weight, labels = kept
-            total = torch.zeros_like(weight, dtype=torch.float32)
+            total = None if ctx.in_place else torch.zeros_like(weight, dtype=torch.float32)
             for rows in chunks(hidden):
                 _, slopes = score(hidden[rows], weight, labels[rows], ctx.softcap, slopes=True)
-                add_outer(total, slopes, hidden[rows] * grad_losses[rows].to(hidden.dtype))
-            grad_weight = total.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None
+                weighted = hidden[rows] * grad_losses[rows].to(hidden.dtype)
+                if total is None:
+                    add_to_gradient(weight, slopes, weighted)
+                else:
+                    add_outer(total, slopes, weighted)
+            grad_weight = None if total is None else total.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
-def token_log_probs(hidden: Any, weight: Any, labels: Any, softcap: float | None = None) -> Any:
-    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 [rows], in nats."""
-    return _ChunkedLogProbs.apply(hidden, weight, labels, softcap)
+def token_log_probs(
+    hidden: Any, weight: Any, labels: Any, softcap: float | None = None, *, in_place: bool = False
+) -> Any:
+    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 [rows], in nats. `in_place`: the gradient of `weight`,
+    a float32 leaf, is added to weight.grad and goes nowhere else."""
+    return _ChunkedLogProbs.apply(hidden, weight, labels, softcap, in_place)
 
 
-def line_sums(scores: Any, counts: Any) -> Any:
-    """Sums of consecutive runs of `scores` [rows]: run i has `counts[i]` of them. float32 [runs]; a run may be empty."""
-    lines = torch.repeat_interleave(torch.arange(len(counts), device=scores.device), counts)
-    return scores.new_zeros(len(counts)).index_add(0, lines, scores)
+def row_sums(scores: Any, rows: Any, count: int) -> Any:
+    """Sums of `scores` [n] by row: score i belongs to row `rows[i]` (int64) of `count`. A row may have none."""
+    return scores.new_zeros(count).index_add(0, rows, scores)

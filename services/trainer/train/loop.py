@@ -21,7 +21,7 @@ from services.trainer.train.run import Run
 from services.trainer.train.saving import checkpoint_when_due, settle_at_the_end, settle_checkpoint
 from services.trainer.train.spec import Spec
 from services.trainer.train.start import set_up_torch, start_run
-from services.trainer.train.steps import report_when_due, train_step
+from services.trainer.train.steps import report_when_due, settle_step, train_step
 
 
 def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], group: Group = ALONE) -> None:
@@ -40,11 +40,15 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
             if run.position.stopped_early:
                 break
             if run.stopping():
+                settle_step(run)
                 raise Stopped
             train_step(run, step)
-            report_when_due(run)
-            evaluate_when_due(run)
-            checkpoint_when_due(run)
+            settle_checkpoint(run, wait=False)
+            if step + 1 in inputs.plan.stops:
+                settle_step(run)
+                report_when_due(run)
+                evaluate_when_due(run)
+                checkpoint_when_due(run)
         settle_checkpoint(run)
         revision = export_and_prove(run)
     except Stopped:

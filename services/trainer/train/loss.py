@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from services.trainer.train.in_place import add_to_gradient
 from services.trainer.train.scratch import scratch
 
 # Rows of logits at a time. On a processor a chunk should stay near its caches, on a GPU it should fill it.
@@ -18,14 +19,23 @@ CHUNK_ROWS_CUDA = 2048
 class _ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """Sum over rows of factor * -log softmax(hidden @ weight.T)[label]. The gradient is made in the forward pass, chunk by chunk, while
     the chunk's logits are at hand: d loss / d logits = factor * (softmax - onehot). Factors touch rows of hidden states, never
-    rows of logits, which are the wide ones."""
+    rows of logits, which are the wide ones. The gradient of the whole head is made nowhere but where it is kept, if `in_place`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None, factors: Any) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: Any,
+        weight: Any,
+        labels: Any,
+        softcap: float | None,
+        factors: Any,
+        scale: float,
+        in_place: bool,
+    ) -> Any:
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight and not in_place else None
         for rows in chunks(hidden):
             chunk = hidden[rows]
             scores, slopes = score(chunk, weight, labels[rows], softcap, slopes=needs_hidden or needs_weight)
@@ -34,28 +44,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # to
                 torch.mm(slopes, weight, out=grad_hidden[rows])
                 if factors is not None:
                     grad_hidden[rows] *= factors[rows, None]
-            if grad_weight is not None:
-                add_outer(grad_weight, slopes, chunk if factors is None else chunk * factors[rows, None])
+            if needs_weight:
+                weighted = chunk if factors is None else chunk * factors[rows, None]
+                if grad_weight is None:
+                    add_to_gradient(weight, slopes, weighted, scale)
+                else:
+                    add_outer(grad_weight, slopes, weighted)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
+        ctx.weight_dtype, ctx.scale = weight.dtype, scale
+        return total.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad_total: Any) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
+        grad_sum = grad_total * ctx.scale
         return (
-            None if grad_hidden is None else grad_hidden.mul_(grad_total),
-            None if grad_weight is None else grad_weight.mul_(grad_total).to(ctx.weight_dtype),
+            None if grad_hidden is None else grad_hidden.mul_(grad_sum),
+            None if grad_weight is None else grad_weight.mul_(grad_sum).to(ctx.weight_dtype),
+            None,
+            None,
             None,
             None,
             None,
         )
 
 
-def cross_entropy_sum(hidden: Any, weight: Any, labels: Any, softcap: float | None = None, factors: Any = None) -> Any:
-    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, the sum over rows (nats).
-    `factors` [rows] multiply the loss of each row; None is 1 for all."""
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, softcap, factors)
+def cross_entropy_sum(
+    hidden: Any,
+    weight: Any,
+    labels: Any,
+    softcap: float | None = None,
+    factors: Any = None,
+    *,
+    scale: float = 1.0,
+    in_place: bool = False,
+) -> Any:
+    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, `scale` times the sum over rows (nats).
+    `factors` [rows] multiply the loss of each row; None is 1 for all. `in_place`: the gradient of `weight`, a float32 leaf, is added
+    to weight.grad at once, for a loss that is nothing but this scalar."""
+    if not torch.is_grad_enabled():
+        scores = log_probs(hidden, weight, labels, softcap)
+        return -scale * (scores if factors is None else scores * factors).sum()
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, softcap, factors, scale, in_place)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.trainer.train.batches import IGNORED, MicroBatch
+from services.trainer.train.batches import MicroBatch
 from services.trainer.train.failures import user_failure
-from services.trainer.train.kernels import on_cuda, reduced_precision, use_kernels
+from services.trainer.train.kernels import on_cuda, reduced_precision, rows_known, use_kernels
 from services.trainer.train.loss import cross_entropy_sum, logits_of
 from services.trainer.train.whole_base import require_all_found, require_numbers, require_whole_files
 
@@ -44,6 +44,8 @@ class CausalModel:
     kernels: tuple[str, ...] = ()
     # Whether the body multiplies its float32 weights in 16 bits; the head and the loss never do.
     autocast: bool = False
+    # Whether gradients of full weights are added where they are kept.
+    in_place: bool = False
 
     @property
     def trainable(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class CausalModel:
 
     def labelled_hidden(self, batch: MicroBatch) -> tuple[Any, Any]:
         """Hidden states [labelled, width] and their targets [labelled]: the head never sees a token without a label."""
-        with reduced_precision(self.device, wanted=self.autocast):
+        with reduced_precision(self.device, wanted=self.autocast), rows_known(batch.row_numbers):
             output = self.base.get_decoder()(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -63,8 +65,7 @@ class CausalModel:
                 return_dict=True,
                 **self._row_ends(batch),
             )
-        chosen = batch.targets != IGNORED
-        return output.last_hidden_state[chosen], batch.targets[chosen]
+        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.label_places), batch.label_ids
 
     def _row_ends(self, batch: MicroBatch) -> dict[str, Any]:
         """What flash attention would otherwise ask the device for in every layer, and wait for."""
@@ -76,13 +77,20 @@ class CausalModel:
             "max_length_q": longest, "max_length_k": longest,
         }  # fmt: skip
 
-    def loss_sum(self, batch: MicroBatch) -> Any:
-        return self.call(self._loss_sum, batch)
+    def loss_sum(self, batch: MicroBatch, scale: float = 1.0) -> Any:
+        return self.call(self._loss_sum, batch, scale)
 
-    def _loss_sum(self, batch: MicroBatch) -> Any:
+    def _loss_sum(self, batch: MicroBatch, scale: float) -> Any:
         hidden, targets = self.labelled_hidden(batch)
-        factors = None if batch.weights is None else batch.weights[batch.targets != IGNORED]
-        return cross_entropy_sum(hidden, self.head_weight, targets, self.softcap, factors)
+        return cross_entropy_sum(
+            hidden,
+            self.head_weight,
+            targets,
+            self.softcap,
+            batch.label_weights,
+            scale=scale,
+            in_place=self.in_place,
+        )
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, total)."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from services.trainer.train.batches import IGNORED, MicroBatch
-from services.trainer.train.log_probs import line_sums, token_log_probs
+from services.trainer.train.batches import MicroBatch
+from services.trainer.train.log_probs import row_sums, token_log_probs
 from services.trainer.train.methods import Dpo
 from services.trainer.train.model import CausalModel
 from services.trainer.train.preference import Answers, PreferenceLoss, preference_loss
@@ -39,8 +39,8 @@ class Objective(Protocol):
         """What the loss of a step is a mean over; 0 for a batch without labels."""
         ...
 
-    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
-        """A scalar with a gradient: the sum over the batch's units."""
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+        """A scalar to take the gradient of as it is: `scale` times the sum over the batch's units."""
         ...
 
     def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
@@ -60,8 +60,8 @@ class Supervised:
     def units(self, batch: MicroBatch) -> float:
         return batch.labelled
 
-    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
-        return model.loss_sum(batch)
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+        return model.loss_sum(batch, scale)
 
     def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
         return [model.loss_sum(batch).item(), self.units(batch)]
@@ -108,13 +108,13 @@ class Preferences:
     def units(self, batch: MicroBatch) -> float:
         return len(batch.rows) // 2 if batch.labelled else 0
 
-    def loss_sum(self, model: CausalModel, batch: MicroBatch) -> Any:
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
         if not batch.labelled:
             # Nothing to learn, but where weights are shared out every process has to take part in each pass.
             if self._reference is not None:
                 self._reference.log_probs(model, batch)
             return answer_log_probs(model, batch).sum() * 0.0
-        return self._weighted(self._compare(model, batch).losses, batch)
+        return self._weighted(self._compare(model, batch).losses, batch) * scale
 
     def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
         if not batch.labelled:
@@ -132,7 +132,7 @@ class Preferences:
     def _compare(self, model: CausalModel, batch: MicroBatch) -> PreferenceLoss:
         reference = None if self._reference is None else self._reference.log_probs(model, batch)
         policy = answer_log_probs(model, batch)
-        lengths = labels_per_row(batch)
+        lengths = batch.label_counts
         preferred, other = (
             Answers(
                 policy=policy[side::2],
@@ -144,7 +144,7 @@ class Preferences:
         return preference_loss(preferred, other, self._dpo)
 
     def _weighted(self, losses: Any, batch: MicroBatch) -> Any:
-        weights = row_weights(batch)
+        weights = batch.row_weights
         return losses.sum() if weights is None else (losses * weights[::2]).sum()
 
 
@@ -155,20 +155,5 @@ def answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
 
 def _answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
     hidden, targets = model.labelled_hidden(batch)
-    scores = token_log_probs(hidden, model.head_weight, targets, model.softcap)
-    return line_sums(scores, labels_per_row(batch))
-
-
-def labels_per_row(batch: MicroBatch) -> Any:
-    """[rows]; rows are lines when padded, and begin where positions do when packed."""
-    chosen = (batch.targets != IGNORED).long()
-    if batch.position_ids is None:
-        return chosen.sum(dim=1)
-    rows = (batch.position_ids[0] == 0).long().cumsum(0) - 1
-    return chosen.new_zeros(len(batch.rows)).index_add(0, rows, chosen[0])
-
-
-def row_weights(batch: MicroBatch) -> Any | None:
-    if batch.weights is None:
-        return None
-    return batch.weights[:, 0] if batch.position_ids is None else batch.weights[0][batch.position_ids[0] == 0]
+    scores = token_log_probs(hidden, model.head_weight, targets, model.softcap, in_place=model.in_place)
+    return row_sums(scores, batch.label_rows, len(batch.rows))

@@ -76,6 +76,15 @@ def clip_gradients(parameters: Iterable[Any], norm_max: float) -> Any:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def update(optimizer: Any, rate: float, *, skipped: Any) -> None:
+    """The optimizer's step at this rate. `skipped` is a flag on the device, bool []: where it is set nothing moves, neither a weight
+    nor a moment nor the count of steps, and the host need not know."""
+    set_learning_rate(optimizer, rate)
+    # Fused kernels leave their work undone where this is 1; it is how torch's own loss scaling skips a step.
+    optimizer.found_inf = skipped.float()
+    optimizer.step()
+
+
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

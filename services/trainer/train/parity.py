@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from services.trainer.train.batches import IGNORED, micro_batches
+from services.trainer.train.batches import micro_batches
 from services.trainer.train.failures import platform_failure
 from services.trainer.train.kernels import full_precision
 from services.trainer.train.memory import is_out_of_memory, release
@@ -190,9 +190,8 @@ def _scores(module: Any, rows: TokenRows, sample: list[int], device: str) -> lis
     for index in sample:
         (batch,) = micro_batches(rows, [index], tokens_max=1, layout="padded", device=device)
         logits = module(input_ids=batch.input_ids, use_cache=False).logits
-        chosen = batch.targets != IGNORED
-        table = torch.log_softmax(logits[chosen].float(), dim=-1)
-        scores += table.gather(1, batch.targets[chosen][:, None]).squeeze(1).tolist()
+        table = torch.log_softmax(logits.flatten(0, 1).index_select(0, batch.label_places).float(), dim=-1)
+        scores += table.gather(1, batch.label_ids[:, None]).squeeze(1).tolist()
     return scores
 
 

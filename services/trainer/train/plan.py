@@ -49,6 +49,11 @@ class RunPlan:
     def report_set(self) -> frozenset[int]:
         return frozenset(self.reports)
 
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """After how many steps something follows that has to know all of them."""
+        return self.report_set | self.checkpoints.keys() | {step for _, step in self.evaluations}
+
     def sequences_of_step(self, step: int, count: int) -> NDArray[np.int64]:
         """Indices of the sequences that step `step` trains on. The last step of an epoch takes what is left."""
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -144,9 +144,11 @@ def peak_bytes(
         in_backward = inputs + layer + passing
     else:
         at_head = shape.layers * layer + _head(shape, work, tokens)
-        in_backward = max(shape.layers * layer, layer + gradients) + passing
-    # The embeddings come last; their gradient is made beside that of the head, which they may share.
-    at_embeddings = gradients + (_FLOAT32 * shape.vocabulary * shape.width if work.rank is None else 0)
+        in_backward = max(shape.layers * layer + _head_gradient(shape, work), layer + gradients) + passing
+    # The embeddings come last. Whole weights take their gradients where they are kept; of shared ones the embeddings' is made
+    # beside that of the head, which may be the same.
+    beside = work.rank is None and shards > 1
+    at_embeddings = gradients + (_FLOAT32 * shape.vocabulary * shape.width if beside else 0)
     accumulates = work.step_tokens > tokens * processes
     if accumulates:
         # Those of the micro-batches before are there all the time.
@@ -243,8 +245,11 @@ def _logits(shape: Shape, work: Work, tokens: int, kind: Kind) -> int:
 
 def _head(shape: Shape, work: Work, tokens: int) -> int:
     """The hidden states with their gradient, and the gradient of the head itself when it is trained."""
-    gradient = shape.vocabulary * shape.width * _FLOAT32 if work.rank is None else 0
-    return 2 * tokens * shape.width * _FLOAT32 + gradient
+    return 2 * tokens * shape.width * _FLOAT32 + _head_gradient(shape, work)
+
+
+def _head_gradient(shape: Shape, work: Work) -> int:
+    return shape.vocabulary * shape.width * _FLOAT32 if work.rank is None else 0
 
 
 def _looking(shape: Shape, work: Work, kind: Kind) -> int:

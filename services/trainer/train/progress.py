@@ -5,6 +5,7 @@ The ranges are what is metered; their ends come from the plan, never from the cl
 
 from collections import deque
 from dataclasses import asdict, dataclass
+from math import inf
 
 from services.trainer.train.events import Emit
 from services.trainer.train.plan import RunPlan
@@ -37,14 +38,17 @@ class Progress:
         self._records: list[StepRecord] = []
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS)
         self._evaluation_s: float | None = None
+        self._seen_s = -inf
 
     def start_at(self, position: Position) -> None:
         """Checkpoints stand at range ends, so a resumed run opens the very next range."""
         self._start_step = position.step
 
-    def add(self, record: StepRecord, duration_s: float) -> None:
+    def add(self, record: StepRecord, started_s: float, seen_s: float) -> None:
+        """Times of one clock. A step may be launched before the one ahead of it is seen; that time counts once."""
         self._records.append(record)
-        self._window.append((record.train_tokens, duration_s))
+        self._window.append((record.train_tokens, seen_s - max(started_s, self._seen_s)))
+        self._seen_s = seen_s
 
     def note_evaluation(self, duration_s: float) -> None:
         self._evaluation_s = duration_s

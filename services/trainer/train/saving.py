@@ -30,7 +30,6 @@ class Saving:
 def checkpoint_when_due(run: Run) -> None:
     """After the report and the evaluations of its step: whoever has a checkpoint has been told everything before it."""
     inputs, position = run.inputs, run.position
-    settle_checkpoint(run, wait=False)
     asked = True if position.stopped_early else inputs.plan.checkpoints.get(position.step)
     if asked is None:
         return

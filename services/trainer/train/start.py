@@ -17,6 +17,7 @@ from services.trainer.train.durable import remove_unfinished
 from services.trainer.train.early import restore_best
 from services.trainer.train.events import Emit
 from services.trainer.train.failures import Violation, user_failure
+from services.trainer.train.in_place import keep_gradients_in_place
 from services.trainer.train.inputs import Inputs
 from services.trainer.train.kernels import allow_tensor_cores, compile_layers
 from services.trainer.train.lineage import library_versions
@@ -69,6 +70,9 @@ def start_run(
         model.base.gradient_checkpointing_enable({"use_reentrant": False})
     if group.sharded:
         model = shard(model, group)
+    elif full:
+        keep_gradients_in_place(model.base, linear=not (spec.compile or model.autocast))
+        model = replace(model, in_place=True)
     if spec.compile:
         compile_layers(model.base)
         model = replace(model, kernels=(*model.kernels, "compiled"))

@@ -1,6 +1,7 @@
 """What happens at a step: the optimizer's update, and when it is due, the report.
 
-It knows no evaluation, no checkpoint and no export.
+The host launches a step without a look at the device and reads its numbers once the next one is under way. So an update that must
+not be applied is left out on the device itself, and all that come after it. It knows no evaluation, no checkpoint and no export.
 """
 
 import math
@@ -11,45 +12,67 @@ import torch
 
 from services.trainer.train.failures import Failure, user_failure
 from services.trainer.train.gradients import gradients_of_step
-from services.trainer.train.optim import clip_gradients, learning_rate_at, set_learning_rate
+from services.trainer.train.look import Look
+from services.trainer.train.optim import clip_gradients, learning_rate_at, update
 from services.trainer.train.progress import StepRecord
-from services.trainer.train.run import Run
+from services.trainer.train.run import Launched, Run
 from services.trainer.train.saving import settle_checkpoint
 
 
 def train_step(run: Run, step: int) -> None:
-    """One optimizer step on the sequences that the plan names. Raises Failure(user) before a poisoned update is applied."""
+    """One optimizer step on the sequences that the plan names, and then a look at the one before it. Raises Failure(user) when
+    that one diverged; its poisoned update was not applied, nor was any other after it."""
+    try:
+        launched = launch_step(run, step)
+    finally:
+        settle_step(run)
+    run.launched = launched
+
+
+def launch_step(run: Run, step: int) -> Launched:
+    """Everything of a step but a look at its numbers."""
     spec, plan = run.inputs.spec, run.inputs.plan
     started_s = time.monotonic()
     rate = learning_rate_at(step, plan.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
     loss, tokens = gradients_of_step(run, step)
-    # The one look that the host takes at a step: at both numbers together, when all else of the step is under way.
-    loss, norm = torch.stack(
-        [
-            torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
-            for number in (loss, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
-        ]
-    ).tolist()
-    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
-        raise _diverged(run, step, loss, norm, rate)
-    set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
+    loss, norm = (
+        torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
+        for number in (loss, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
+    )
+    # Neither is true of NaN.
+    sound = (norm < math.inf) & (loss <= run.objective.loss_max(run.model.head_weight.shape[0]))
+    run.poisoned = ~sound if run.poisoned is None else run.poisoned | ~sound
+    update(run.optimizer, rate, skipped=run.poisoned)
     run.optimizer.zero_grad(set_to_none=True)
+    return Launched(
+        step=step, learning_rate=rate, tokens=tokens, started_s=started_s, numbers=Look(torch.stack([loss, norm]))
+    )
 
-    finished = step + 1
+
+def settle_step(run: Run) -> None:
+    """Looks at the step that was launched last: what follows a step asks for that first. Raises Failure(user)."""
+    launched = run.launched
+    if launched is None:
+        return
+    run.launched = None
+    loss, norm = launched.numbers.read()
+    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
+        raise _diverged(run, launched, loss, norm)
+    plan = run.inputs.plan
+    finished = launched.step + 1
     epoch, epoch_step = divmod(finished, plan.steps_per_epoch)
     run.position = replace(
         run.position,
         step=finished,
         epoch=epoch,
         epoch_step=epoch_step,
-        metered_train_tokens=run.position.metered_train_tokens + tokens,
+        metered_train_tokens=run.position.metered_train_tokens + launched.tokens,
         loss=loss,
     )
-    run.progress.add(
-        StepRecord(step=finished, loss=loss, learning_rate=rate, grad_norm=norm, train_tokens=tokens),
-        time.monotonic() - started_s,
+    record = StepRecord(
+        step=finished, loss=loss, learning_rate=launched.learning_rate, grad_norm=norm, train_tokens=launched.tokens
     )
+    run.progress.add(record, launched.started_s, time.monotonic())
 
 
 def report_when_due(run: Run) -> None:
@@ -57,12 +80,12 @@ def report_when_due(run: Run) -> None:
         run.progress.flush(run.position)
 
 
-def _diverged(run: Run, step: int, loss: float, norm: float, rate: float) -> Failure:
+def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
     settle_checkpoint(run)
     kept = run.last_checkpoint_step
     advice = f"the last good checkpoint is at step {kept}" if kept is not None else "there is no checkpoint yet"
     return user_failure(
         "TRAINING_INPUT_INVALID",
-        f"training diverged at step {step + 1}: loss {loss}, gradient norm {norm}, learning rate {rate:.3g}; {advice}; "
-        "lower the learning rate or raise the warm-up",
+        f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
+        f"{launched.learning_rate:.3g}; {advice}; lower the learning rate or raise the warm-up",
     )
