@@ -11,7 +11,7 @@ Answer: `ok` and either the counts or a reason with errors (file, line, path, ex
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from services.trainer.train.bounded import Reader
 from services.trainer.train.data import ERRORS_MAX
 from services.trainer.train.describe import describe_template
 from services.trainer.train.failures import Failure, Violation, user_failure
-from services.trainer.train.place import read_place
+from services.trainer.train.place import Place, read_place
 from services.trainer.train.plan import plan_run
 from services.trainer.train.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.prepare_settings import PrepareSettings, Told, resolve_max_seq_length
@@ -35,6 +35,7 @@ from services.trainer.train.spec import (
     MAX_SEQ_LENGTH_MAX,
     MAX_SEQ_LENGTH_MIN,
     PATH_LENGTH_MAX,
+    TrainOnInputs,
     template_date,
     train_on_inputs,
 )
@@ -57,8 +58,50 @@ def answer_request(request: bytes) -> dict[str, Any]:
         return _refused(failure)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A request that was checked. `train_file` is empty where only the template is asked about."""
+
+    directory: str
+    describing: bool
+    train_file: str
+    validation_file: str | None
+    max_seq_length: int | None
+    packing: bool
+    train_on_inputs: TrainOnInputs
+    template_date: str
+    sequences_per_step: int
+    epochs: int
+    evaluations: int
+    errors_max: int
+    place: Place
+    shown: PreviewSettings | None
+
+
 def analyze(document: Any) -> dict[str, Any]:
     """Raises Failure; broken rows are an answer, not a failure."""
+    asked = _question(document)
+    folder = open_model_folder(Path(asked.directory))
+    if asked.describing:
+        return {"ok": True, "template": asdict(describe_template(folder, asked.template_date))}
+    settings = PrepareSettings(
+        max_seq_length=resolve_max_seq_length(asked.max_seq_length, folder),
+        packing=asked.packing,
+        train_on_inputs=asked.train_on_inputs,
+        template_date=asked.template_date,
+        errors_max=asked.errors_max,
+        place=asked.place,
+        tell=_tell,
+    )
+    if asked.shown is not None:
+        seen = preview_dataset(Path(asked.train_file), folder, settings, asked.shown)
+        return _invalid([seen]) if isinstance(seen, DatasetRefusal) else {"ok": True, "preview": asdict(seen)}
+    datasets = _prepare(folder, settings, asked.train_file, asked.validation_file)
+    refusals = [dataset for dataset in datasets.values() if isinstance(dataset, DatasetRefusal)]
+    return _invalid(refusals) if refusals else _counted(asked, folder, settings, datasets)
+
+
+def _question(document: Any) -> _Question:
     violations: list[Violation] = []
     reader = Reader(document, "", violations)
     base = reader.child("base_model")
@@ -66,50 +109,40 @@ def analyze(document: Any) -> dict[str, Any]:
     base.raw("id", None), base.raw("revision", None)
     base.finish()
     describing = reader.flag("describe", False)
-    train_file = "" if describing else reader.text("train_file", PATH_LENGTH_MAX)
-    validation_file = reader.optional_text("validation_file", PATH_LENGTH_MAX)
-    asked_length = reader.optional_integer("max_seq_length", MAX_SEQ_LENGTH_MIN, MAX_SEQ_LENGTH_MAX)
-    packing = reader.flag("packing", True)
-    inputs = train_on_inputs(reader)
-    day = template_date(reader)
-    batch_size = reader.integer("batch_size", 1, 1024, 8)
-    accumulation = reader.integer("gradient_accumulation_steps", 1, 256, 1)
-    epochs = reader.integer("epochs", 1, 100, 1)
-    evaluations = reader.integer("evaluations", 0, 100, 0)
-    errors_max = reader.integer("errors_max", 1, 10_000, ERRORS_MAX)
-    place = read_place(reader)
-    shown = _preview(reader)
+    asked = _Question(
+        directory=directory,
+        describing=describing,
+        train_file="" if describing else reader.text("train_file", PATH_LENGTH_MAX),
+        validation_file=reader.optional_text("validation_file", PATH_LENGTH_MAX),
+        max_seq_length=reader.optional_integer("max_seq_length", MAX_SEQ_LENGTH_MIN, MAX_SEQ_LENGTH_MAX),
+        packing=reader.flag("packing", True),
+        train_on_inputs=train_on_inputs(reader),
+        template_date=template_date(reader),
+        sequences_per_step=reader.integer("batch_size", 1, 1024, 8)
+        * reader.integer("gradient_accumulation_steps", 1, 256, 1),
+        epochs=reader.integer("epochs", 1, 100, 1),
+        evaluations=reader.integer("evaluations", 0, 100, 0),
+        errors_max=reader.integer("errors_max", 1, 10_000, ERRORS_MAX),
+        place=read_place(reader),
+        shown=_preview(reader),
+    )
     reader.finish()
-    if evaluations and validation_file is None:
+    if asked.evaluations and asked.validation_file is None:
         reader.refuse("evaluations", "needs a validation_file; set it to 0 or give one")
     _raise_if(violations)
+    return asked
 
-    folder = open_model_folder(Path(directory))
-    if describing:
-        return {"ok": True, "template": asdict(describe_template(folder, day))}
-    settings = PrepareSettings(
-        max_seq_length=resolve_max_seq_length(asked_length, folder),
-        packing=packing,
-        train_on_inputs=inputs,
-        template_date=day,
-        errors_max=errors_max,
-        place=place,
-        tell=_tell,
-    )
-    if shown is not None:
-        seen = preview_dataset(Path(train_file), folder, settings, shown)
-        return _invalid([seen]) if isinstance(seen, DatasetRefusal) else {"ok": True, "preview": asdict(seen)}
-    datasets = _prepare(folder, settings, train_file, validation_file)
-    refusals = [dataset for dataset in datasets.values() if isinstance(dataset, DatasetRefusal)]
-    if refusals:
-        return _invalid(refusals)
+
+def _counted(
+    asked: _Question, folder: ModelFolder, settings: PrepareSettings, datasets: dict[str, Dataset | DatasetRefusal]
+) -> dict[str, Any]:
     train, validation = datasets["train"], datasets.get("validation")
     assert isinstance(train, Dataset)
     plan = plan_run(
         train.sequences.count,
-        sequences_per_step=batch_size * accumulation,
-        epochs=epochs,
-        evaluations=evaluations,
+        sequences_per_step=asked.sequences_per_step,
+        epochs=asked.epochs,
+        evaluations=asked.evaluations,
         checkpoints=1,
         checkpoint_every_steps=None,
         seed=0,
@@ -127,8 +160,8 @@ def analyze(document: Any) -> dict[str, Any]:
         "total_steps": plan.total_steps,
         "train_token_count": train.rows.token_count,
         "validation_token_count": validation_tokens,
-        "billed_train_tokens": train.rows.token_count * epochs,
-        "billed_validation_tokens": validation_tokens * epochs * evaluations,
+        "billed_train_tokens": train.rows.token_count * asked.epochs,
+        "billed_validation_tokens": validation_tokens * asked.epochs * asked.evaluations,
         "errors": [],
         "error_count": 0,
     }

@@ -16,7 +16,7 @@ from services.trainer.train.look import Look
 from services.trainer.train.optim import clip_gradients, learning_rate_at, update
 from services.trainer.train.progress import StepRecord
 from services.trainer.train.run import Launched, Run
-from services.trainer.train.saving import settle_checkpoint
+from services.trainer.train.saving import kept_checkpoint
 
 
 def train_step(run: Run, step: int) -> None:
@@ -81,11 +81,8 @@ def report_when_due(run: Run) -> None:
 
 
 def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
-    settle_checkpoint(run)
-    kept = run.last_checkpoint_step
-    advice = f"the last good checkpoint is at step {kept}" if kept is not None else "there is no checkpoint yet"
     return user_failure(
         "TRAINING_INPUT_INVALID",
         f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
-        f"{launched.learning_rate:.3g}; {advice}; lower the learning rate or raise the warm-up",
+        f"{launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower the learning rate or raise the warm-up",
     )
