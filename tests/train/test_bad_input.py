@@ -117,7 +117,7 @@ LONG = [{"messages": [{"role": "user", "content": "word " * 900}, {"role": "assi
 # name -> (the job, kind, reason, words of the message, field of a violation)
 CASES: dict[str, tuple[Callable[[Make], Path], str, str, str, str | None]] = {
     "every answer has weight 0": (
-        lambda make: with_rows(make(), masked(3)), "user", "TRAINING_INPUT_INVALID", "no row of the train file", None,
+        lambda make: with_rows(make(), masked(3)), "user", "TRAINING_INPUT_INVALID", "(first row: line 1;", None,
     ),
     "every answer is cut off": (
         lambda make: with_rows(make(), LONG), "user", "TRAINING_INPUT_INVALID", "cut off at 512 tokens", None,
@@ -201,7 +201,7 @@ CASES: dict[str, tuple[Callable[[Make], Path], str, str, str, str | None]] = {
     ),
     "token ids of which none is labelled": (
         lambda make: with_parquet(make(), input_ids=[[1, 5]], labels=[[-100, -100]]),
-        "user", "TRAINING_INPUT_INVALID", "no row of the train file", None,
+        "user", "TRAINING_INPUT_INVALID", "(first row: line 1;", None,
     ),
     "a base without weights": (
         lambda make: with_base(make(), lambda base: (base / "model.safetensors").unlink()),
@@ -225,9 +225,11 @@ def test_bad_input_is_refused_with_the_row_or_setting(name: str, make_job: Make)
 def test_rows_beyond_the_limit_are_cut_or_left_out_and_told(make_job: Make) -> None:
     rows = [*conversations(4), *LONG]
     events = run(with_rows(make_job(epochs=1, evaluations=0, max_seq_length=64), rows))
-    warnings = {event["code"]: event["message"] for event in events if event["type"] == "warning"}
-    assert "longer than 64 tokens" in warnings["ROWS_TRUNCATED"]
-    assert warnings["ROWS_SKIPPED"].startswith("1 rows of the train file")
+    told = [event["message"] for event in events if event["type"] == "warning" and "train file" in event["message"]]
+    assert told == [
+        "1 rows of the train file are longer than 64 tokens and lose their end, the first in line 5; the longest has 1808",
+        "1 rows of the train file have no token to train on and are left out, the first in line 5",
+    ]
     started = next(event for event in events if event["type"] == "started")
     assert (started["rows"], started["skipped_rows"]) == (5, 1)
 

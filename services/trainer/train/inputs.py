@@ -181,12 +181,13 @@ def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettin
             "warning",
             code="ROWS_TRUNCATED",
             message=f"{rows.truncated_rows} rows of the {name} file are longer than {settings.max_seq_length} tokens "
-            f"and lose their end; the longest has {rows.longest_row_tokens}",
+            f"and lose their end, the first in line {rows.truncated_line}; the longest has {rows.longest_row_tokens}",
         )
     if rows.skipped_rows:
         emit(
             "warning",
             code="ROWS_SKIPPED",
-            message=f"{rows.skipped_rows} rows of the {name} file have no token to train on and are left out",
+            message=f"{rows.skipped_rows} rows of the {name} file have no token to train on and are left out, "
+            f"the first in line {rows.skipped_line}",
         )
     return dataset

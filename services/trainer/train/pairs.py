@@ -18,24 +18,23 @@ def pair_block(
     """Answers beyond `max_seq_length` tokens, the question included, lose their end. A pair is skipped as a whole when one of its
     answers has no token left to learn, when both are the same up to the cut, or when its weight is 0. Counts are of pairs."""
     kept: list[TokenRow] = []
-    seen = truncated = longest = 0
+    truncated: list[int] = []
+    skipped: list[int] = []
+    seen = longest = 0
     answers_in_order = [answer for row in rows for answer in answers_of(row)]
     for answers in _pairs(tokenizer.tokenized(answers_in_order, errors)):
         seen += 1
         lengths = [len(answer.ids) for answer in answers]
         longest = max(longest, *lengths)
-        truncated += max(lengths) > max_seq_length
+        if max(lengths) > max_seq_length:
+            truncated.append(answers[0].line)
         preferred, other = (answer.cut(max_seq_length) for answer in answers)
         differ = not np.array_equal(preferred.ids, other.ids)
         if differ and preferred.is_trained and other.is_trained:
             kept += [preferred, other]
-    return token_block(
-        kept,
-        rows=seen,
-        truncated_rows=truncated,
-        skipped_rows=seen - len(kept) // 2,
-        longest_row_tokens=longest,
-    )
+        else:
+            skipped.append(answers[0].line)
+    return token_block(kept, rows=seen, truncated=truncated, skipped=skipped, longest_row_tokens=longest)
 
 
 def answers_of(row: Preference) -> Iterator[Conversation]:

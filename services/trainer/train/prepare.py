@@ -94,7 +94,8 @@ def _tokenized(path: Path, name: str, folder: ModelFolder, settings: PrepareSett
             "TRAINING_INPUT_INVALID",
             f"no row of the {name} file has a token to train on: every answer is masked, has weight 0, was the same as the "
             "one it is compared with, or was cut off at "
-            f"{settings.max_seq_length} tokens (longest row: {made.rows.longest_row_tokens})",
+            f"{settings.max_seq_length} tokens (first row: line {made.rows.skipped_line}; longest row: "
+            f"{made.rows.longest_row_tokens} tokens)",
         )
     return made
 

@@ -45,21 +45,20 @@ class RowTokenizer:
         """Rows beyond `max_seq_length` tokens lose their end; rows left without a labelled token, and rows of weight 0, are
         skipped."""
         kept: list[TokenRow] = []
-        seen = truncated = longest = 0
+        truncated: list[int] = []
+        skipped: list[int] = []
+        seen = longest = 0
         for row in self.tokenized(rows, errors):
             seen += 1
             longest = max(longest, len(row.ids))
-            truncated += len(row.ids) > max_seq_length
+            if len(row.ids) > max_seq_length:
+                truncated.append(row.line)
             cut = row.cut(max_seq_length)
             if cut.is_trained:
                 kept.append(cut)
-        return token_block(
-            kept,
-            rows=seen,
-            truncated_rows=truncated,
-            skipped_rows=seen - len(kept),
-            longest_row_tokens=longest,
-        )
+            else:
+                skipped.append(row.line)
+        return token_block(kept, rows=seen, truncated=truncated, skipped=skipped, longest_row_tokens=longest)
 
     def tokenized(self, rows: Sequence[Row], errors: RowErrors) -> Iterator[TokenRow]:
         """Whole rows of one format, in their order; what a template refuses becomes an error."""

@@ -31,7 +31,9 @@ from services.trainer.train.tokens import TokenRows
 SHARD_VERSION = 1
 # Keys share locks: more of them would only be more files.
 LOCKS = 64
-_COUNTS = ("rows_per_example", "rows", "truncated_rows", "skipped_rows", "longest_row_tokens")
+_COUNTS = (
+    "rows_per_example", "rows", "truncated_rows", "skipped_rows", "longest_row_tokens", "truncated_line", "skipped_line",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

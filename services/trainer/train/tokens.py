@@ -1,7 +1,7 @@
 """Token rows: ids with a mark on every token that carries loss, end to end and in bounded memory. It knows no text and no tokenizer."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ DIGEST_PIECE_BYTES = 16 * 1024**2
 class TokenRows:
     """Kept rows, end to end: row i is `ids[offsets[i]:offsets[i + 1]]`, and `labelled` says which tokens carry loss.
     The first token of a row is never predicted, so it is never labelled. `weights`, one a row, multiply the row's loss;
-    None when all of them are 1. Of preferences (pairs.py) two rows make an example; `rows` and what follows count examples."""
+    None when all of them are 1. Of preferences (pairs.py) two rows make an example; `rows` and what follows count examples.
+    `truncated_line` and `skipped_line` are where the first such row stands in the file, from 1; 0 when there is none."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
@@ -28,6 +29,8 @@ class TokenRows:
     truncated_rows: int
     skipped_rows: int
     longest_row_tokens: int
+    truncated_line: int = 0
+    skipped_line: int = 0
 
     @property
     def count(self) -> int:
@@ -94,11 +97,14 @@ class TokenBlock:
     truncated_rows: int
     skipped_rows: int
     longest_row_tokens: int
+    truncated_line: int
+    skipped_line: int
 
 
 def token_block(
-    kept: Iterable[TokenRow], *, rows: int, truncated_rows: int, skipped_rows: int, longest_row_tokens: int
+    kept: Iterable[TokenRow], *, rows: int, truncated: Sequence[int], skipped: Sequence[int], longest_row_tokens: int
 ) -> TokenBlock:
+    """`truncated` and `skipped` are the lines of such rows, in their order."""
     cut = list(kept)
     return TokenBlock(
         ids=np.concatenate([np.zeros(0, np.int32), *(row.ids for row in cut)]),
@@ -106,9 +112,11 @@ def token_block(
         lengths=np.array([len(row.ids) for row in cut], np.int64),
         weights=np.array([row.weight for row in cut], np.float32),
         rows=rows,
-        truncated_rows=truncated_rows,
-        skipped_rows=skipped_rows,
+        truncated_rows=len(truncated),
+        skipped_rows=len(skipped),
         longest_row_tokens=longest_row_tokens,
+        truncated_line=truncated[0] if truncated else 0,
+        skipped_line=skipped[0] if skipped else 0,
     )
 
 
@@ -121,6 +129,7 @@ class KeptRows:
         self._lengths = SpilledArray(np.int64, scratch)
         self._weights = SpilledArray(np.float32, scratch)
         self.rows = self._truncated = self._skipped = self._longest = 0
+        self._truncated_line = self._skipped_line = 0
 
     def append(self, block: TokenBlock) -> None:
         self._ids.append(block.ids)
@@ -131,6 +140,9 @@ class KeptRows:
         self._truncated += block.truncated_rows
         self._skipped += block.skipped_rows
         self._longest = max(self._longest, block.longest_row_tokens)
+        # Blocks come in the order of the file, so what an earlier one found stands.
+        self._truncated_line = self._truncated_line or block.truncated_line
+        self._skipped_line = self._skipped_line or block.skipped_line
 
     def token_rows(self, rows_per_example: int = 1) -> TokenRows:
         """All of them; once."""
@@ -147,4 +159,6 @@ class KeptRows:
             truncated_rows=self._truncated,
             skipped_rows=self._skipped,
             longest_row_tokens=self._longest,
+            truncated_line=self._truncated_line,
+            skipped_line=self._skipped_line,
         )

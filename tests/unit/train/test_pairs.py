@@ -77,6 +77,7 @@ def test_the_cut_keeps_the_question_and_leaves_out_pairs_with_nothing_to_compare
     ]
     tokens = prepared(model_folder, tmp_path / "rows.jsonl", rows, max_seq_length=64).rows
     assert (tokens.rows, tokens.count, tokens.truncated_rows, tokens.skipped_rows) == (5, 2, 3, 4)
+    assert (tokens.truncated_line, tokens.skipped_line) == (1, 2)
     (good, good_labels), (bad, bad_labels) = tokens.row(0), tokens.row(1)
     start = int(good_labels.argmax())
     assert len(bad) == 64
