@@ -1,7 +1,7 @@
 """A ledger from before the chain is taken over whole: numbered, hashed, summed, and booked on."""
 
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,10 @@ from services.billing.config import BillingSettings
 from services.billing.ledger import Account, Posting, Transaction, TransactionKind
 from services.billing.shelf import open_shelf
 from tests.harness.servers import PostgresServer
-from tests.store.billing.world import NOW, USD, World, minute, resource
+from tests.store.billing.world import USD, World, minute, resource
+
+# While the price book was in force that priced the ledger.
+BEFORE = datetime(2026, 10, 31, 5, tzinfo=UTC)
 
 
 async def _write_as_before(pool: Pool, entry: Transaction) -> None:
@@ -52,14 +55,14 @@ async def test_an_old_ledger_becomes_a_chain(
         await migrate(pool, [folder])
         entries = {
             organization: [
-                ledger.top_up(organization_id=organization, amount_nanos_usd=USD, request_id="1", now=NOW),
+                ledger.top_up(organization_id=organization, amount_nanos_usd=USD, request_id="1", now=BEFORE),
                 Transaction(
                     id=ledger.transaction_id(TransactionKind.ENDPOINT, f"{organization}-p", "ep_1:7:0"),
                     kind=TransactionKind.ENDPOINT,
                     organization_id=organization,
                     resource=f"projects/{organization}-p/endpoints/ep_1",
                     price_book_version="default-2026-1",
-                    transaction_time=NOW + timedelta(microseconds=1),
+                    transaction_time=BEFORE + timedelta(microseconds=1),
                     postings=(
                         Posting(account=Account.RECEIVABLE, amount_nanos_usd=-1_000_000),
                         Posting(account=Account.REVENUE, amount_nanos_usd=1_000_000),
@@ -81,7 +84,7 @@ async def test_an_old_ledger_becomes_a_chain(
                 organization,
                 f"{organization}-p",
                 f"projects/{organization}-p/endpoints/ep_1",
-                NOW + timedelta(microseconds=1),
+                BEFORE + timedelta(microseconds=1),
             )
             await pool.execute(
                 "INSERT INTO holds (resource, id, organization_id, project_id, state, base_model, method,"
@@ -90,7 +93,7 @@ async def test_an_old_ledger_becomes_a_chain(
                 resource(organization),
                 organization,
                 f"{organization}-p",
-                NOW,
+                BEFORE,
             )
         await migrate(pool, [store.MIGRATIONS])
         for organization in organizations:
