@@ -78,7 +78,7 @@ $(VENV)/.bench: $(VENV)/.ready
 	@$(PY) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[bench]' 2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2)
 	@touch $(VENV)/.bench
 
-bench-train: $(VENV)/.bench ## The training engine beside TRL and a plain loop: speed, memory and loss (about 12 minutes)
+bench-train: $(VENV)/.bench ## The training engine beside TRL and a plain loop: speed, memory and loss (about 22 minutes)
 	@$(PY) -m bench.train
 
 bench-train-gpu: $(VENV)/.bench ## The same at the size of Llama-3.1-8B, where a CUDA device is
