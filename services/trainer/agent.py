@@ -5,7 +5,7 @@ Level-triggered: every response holds all assignments, so that a lost one costs 
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import grpc
@@ -38,8 +38,11 @@ _REASON_WAIT_S = 1.0
 class Agent:
     """`run` until `stop_working`; then `release` waits for the last reports."""
 
-    def __init__(self, kit: Kit, *, incarnation: str, address: str) -> None:
+    def __init__(
+        self, kit: Kit, *, incarnation: str, address: str, on_registered: Callable[[], Awaitable[None]]
+    ) -> None:
         self._kit = kit
+        self._on_registered = on_registered
         self._incarnation = incarnation
         self._address = address
         self._attempts: dict[int, tuple[Attempt, asyncio.Task[None]]] = {}
@@ -56,6 +59,7 @@ class Agent:
         while not self._stopping.is_set():
             try:
                 interval_s = await self._register()
+                await self._on_registered()
                 backoff.reset()
                 self._fill_free_devices()
                 await self._keep_in_touch(interval_s)

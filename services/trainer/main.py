@@ -38,7 +38,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     )
 
     datasets = DatasetService(cache, node_folder, settings, ids)
-    server = ServerBuilder(process, settings)
+    server = ServerBuilder(process, settings, serving=False)
     server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, {"scheduler"})
     port = await server.start()
 
@@ -56,7 +56,10 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     )
     listen_host = settings.listen_address.rpartition(":")[0]
     address = settings.advertised_address or f"{listen_host}:{port}"
-    agent = Agent(kit, incarnation=ids.uuid().hex, address=address)
+    # Healthy once the scheduler knows the node: before, a job that only this node could run is refused as too large.
+    agent = Agent(
+        kit, incarnation=ids.uuid().hex, address=address, on_registered=lambda: server.set_serving(serving=True)
+    )
     process.spawn("agent", agent.run)
 
     # The children die in the first moments of a drain: what they still told would be told in other ranges than the

@@ -26,6 +26,7 @@ from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, CreateHoldResp
 from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
 from services.billing.config import BillingSettings
 from services.billing.main import main
+from tests.harness.books import write_books
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.servers import NatsServer
 
@@ -114,9 +115,9 @@ def job_price(**changes: object) -> EstimatePriceRequest:
 
 
 @pytest.fixture(scope="module")
-def price_books_dir() -> Path:
+def price_books_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The books that ship with billing; a module with prices of its own has its own fixture of this name."""
-    return BillingSettings().price_books_dir
+    return write_books(tmp_path_factory.mktemp("billing") / "books")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

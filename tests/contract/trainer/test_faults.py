@@ -5,8 +5,11 @@ import os
 import resource
 import signal
 
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from chassis.errors import Aborted
 from tests.contract.trainer.world import AgentWorld, eventually, is_alive, wait_for_death
+from tests.harness.scripted_scheduler import WAIT_S_MAX
 
 # It never ends by itself within a test, however slow the machine.
 LONG = {"steps": 100_000, "checkpoint_every": 10, "step_s": 0.02}
@@ -137,6 +140,20 @@ async def test_a_stopped_agent_does_not_wait_for_ever_for_a_scheduler_that_is_aw
         await agent.wait()
     await wait_for_death(pid)
     await world.server.start()
+
+
+async def test_a_node_is_healthy_once_its_scheduler_knows_it(world: AgentWorld) -> None:
+    """Before, a job that needs it would be refused as too large for the nodes that are there."""
+    await world.server.stop()
+    await world.start_agent()
+    async with world.channel() as channel:
+        seen = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not world.scheduler.registrations
+        await world.server.start()
+        async with asyncio.timeout(WAIT_S_MAX):
+            assert (await anext(seen)).status == health_pb2.HealthCheckResponse.SERVING
+    assert world.scheduler.registrations
 
 
 async def test_two_agents_cannot_share_a_node_folder(world: AgentWorld) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest_asyncio
 
@@ -10,6 +12,7 @@ from chassis.db.pool import open_pool, transaction
 from services.billing import store
 from services.billing.config import BillingSettings
 from services.billing.shelf import open_shelf
+from tests.harness.books import write_books
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import World
 
@@ -20,8 +23,9 @@ async def fresh_world(postgres: PostgresServer) -> AsyncIterator[World]:
         settings = BillingSettings(database_url=url)
         pool = await open_pool(settings)
         await migrate(pool, [store.MIGRATIONS])
-        async with transaction(pool) as connection:
-            shelf = await open_shelf(connection, settings.price_books_dir, current="default")
+        with TemporaryDirectory() as folder:
+            async with transaction(pool) as connection:
+                shelf = await open_shelf(connection, write_books(Path(folder) / "books"), current="default")
         yield World(pool=pool, shelf=shelf)
         await pool.close()
 

@@ -13,6 +13,7 @@ from chassis.db.queries import statements
 from services.billing import store
 from services.billing.pricebook import BookConflict
 from services.billing.shelf import open_shelf
+from tests.harness.books import book_text
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, ended, minute, train
 
@@ -200,7 +201,7 @@ async def test_the_database_itself_refuses_a_negative_balance(world: World) -> N
 
 
 async def test_a_price_book_that_was_in_force_cannot_change(world: World, tmp_path: Path) -> None:
-    text = (ROOT / "services/billing/books/default-2026-2.yaml").read_text(encoding="utf-8")
+    text = book_text("default-2026-2")
     file = tmp_path / "default-2026-2.yaml"
 
     async def open_again() -> list[str]:
@@ -227,7 +228,7 @@ async def test_a_price_book_that_was_in_force_cannot_change(world: World, tmp_pa
 async def test_a_price_book_does_not_end_before_the_use_that_it_priced(world: World, tmp_path: Path) -> None:
     """A replay would price that use by the next version, and write another ledger."""
     await world.deliver(minute("o", 0))
-    text = (ROOT / "services/billing/books/default-2026-2.yaml").read_text(encoding="utf-8")
+    text = book_text("default-2026-2")
     file = tmp_path / "default-2026-2.yaml"
     file.write_text(text + "\neffective_until: 2026-11-23\n")
     with pytest.raises(BookConflict, match=r"^default-2026-2\.yaml, line 7: .* priced use of 2026-11-23.* 2026-11-24"):

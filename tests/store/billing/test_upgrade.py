@@ -16,8 +16,11 @@ from services.billing.shelf import open_shelf
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, minute, resource
 
-# While the price book was in force that priced the ledger.
-BEFORE = datetime(2026, 10, 31, 5, tzinfo=UTC)
+# The version had no end when it priced the ledger: the end was written into the file with the next version.
+BOOK = (BillingSettings.model_fields["price_books_dir"].default / "default-2026-1.yaml").read_text(encoding="utf-8")
+AS_IT_BEGAN = "".join(line for line in BOOK.splitlines(keepends=True) if not line.startswith("effective_until:"))
+# On the last day of the price book that priced the ledger: whoever ran that code then can run this one.
+BEFORE = datetime(2026, 11, 30, 5, tzinfo=UTC)
 
 
 async def _write_as_before(pool: Pool, entry: Transaction) -> None:
@@ -76,7 +79,7 @@ async def test_an_old_ledger_becomes_a_chain(
                 await _write_as_before(pool, entry)
             await pool.execute(
                 "INSERT INTO price_books VALUES ('default-2026-1', 'default', $1) ON CONFLICT DO NOTHING",
-                (settings.price_books_dir / "default-2026-1.yaml").read_text(encoding="utf-8"),
+                AS_IT_BEGAN,
             )
             await pool.execute(
                 "INSERT INTO usage_records VALUES (gen_random_uuid(), 'ep_1:7:0', 'endpoint_minutes', $1, $2, $3, 'cpu',"

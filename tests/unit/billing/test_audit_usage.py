@@ -13,7 +13,7 @@ BOOKS = {
     version: book for version, (book, _) in read_folder(Path(__file__).parents[3] / "services/billing/books").items()
 }
 # default-2026-2 takes over from default-2026-1 on this day.
-TAKES_OVER = datetime(2026, 11, 1, tzinfo=UTC)
+TAKES_OVER = datetime(2026, 12, 1, tzinfo=UTC)
 
 
 def row(version: str, moment: datetime) -> UsageRow:
@@ -42,8 +42,8 @@ def row(version: str, moment: datetime) -> UsageRow:
     [
         ("default-2026-1", TAKES_OVER - timedelta(microseconds=1), None),
         ("default-2026-2", TAKES_OVER, None),
-        ("default-2026-1", TAKES_OVER, "use before 2026-11-01"),
-        ("default-2026-2", TAKES_OVER - timedelta(microseconds=1), "use from 2026-11-01"),
+        ("default-2026-1", TAKES_OVER, "use before 2026-12-01"),
+        ("default-2026-2", TAKES_OVER - timedelta(microseconds=1), "use from 2026-12-01"),
     ],
 )
 @pytest.mark.parametrize("end_is_known", [True, False])
