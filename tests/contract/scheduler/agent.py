@@ -41,11 +41,17 @@ class Agent:
         self.working = True
         self.assignments: dict[int, node_pb2.Assignment] = {}
         self._changed = asyncio.Event()
+        self._listened_to = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Agent":
         await self.register()
         self._task = asyncio.create_task(self._heartbeat())
+        # A node is given nothing before the scheduler listens to it; a heartbeat that is refused is the test's matter.
+        listened_to = asyncio.create_task(self._listened_to.wait())
+        async with asyncio.timeout(WAIT_S_MAX):
+            await asyncio.wait((self._task, listened_to), return_when=asyncio.FIRST_COMPLETED)
+        listened_to.cancel()
         return self
 
     async def __aexit__(
@@ -150,6 +156,7 @@ class Agent:
         async for response in self.stub.Heartbeat(self._beats(), timeout=NO_DEADLINE):
             self.assignments = {each.lease.token: each for each in response.assignments}
             self._changed.set()
+            self._listened_to.set()
 
     async def _beats(self) -> AsyncIterator[node_service_pb2.HeartbeatRequest]:
         while True:
