@@ -10,7 +10,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,21 +33,22 @@ _CALL_ID = "call00001"
 
 
 class ChatTemplate:
-    """A compiled chat template. `special_tokens` are the names that templates use: bos_token, eos_token, ..."""
+    """A compiled chat template. `special_tokens` are the names that templates use: bos_token, eos_token, ...
 
-    def __init__(self, source: str, special_tokens: dict[str, str], today: date) -> None:
-        if len(source) > TEMPLATE_LENGTH_MAX:
-            raise _broken(f"longer than {TEMPLATE_LENGTH_MAX} characters")
+    `tools_source` renders conversations with tools, where a base model has a template of its own for them.
+    """
+
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], today: date, tools_source: str | None = None
+    ) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = today.strftime
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise _broken(str(error)) from error
+        self._template = _compiled(environment, source)
+        self._tools_template = self._template if tools_source is None else _compiled(environment, tools_source)
         self._special_tokens = special_tokens
 
     def render(
@@ -55,7 +56,7 @@ class ChatTemplate:
     ) -> str:
         """Raises TemplateRefusal."""
         try:
-            text = self._template.render(
+            text = (self._tools_template if tools else self._template).render(
                 messages=[_plain(message) for message in messages],
                 tools=list(tools) or None,
                 documents=None,
@@ -145,6 +146,15 @@ class ChatTemplate:
             if text.startswith(alone[opening_end:], start):
                 return start + len(alone) - opening_end
         return _prefix_length(text, alone, index)
+
+
+def _compiled(environment: ImmutableSandboxedEnvironment, source: str) -> Template:
+    if len(source) > TEMPLATE_LENGTH_MAX:
+        raise _broken(f"longer than {TEMPLATE_LENGTH_MAX} characters")
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise _broken(str(error)) from error
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class ModelFolder:
 
     tokenizer: Tokenizer
     template_source: str | None
+    # For rows with tools, of a base model that has a template of its own for them.
+    tools_template_source: str | None
     special_tokens: dict[str, str]
     eos_id: int
     context_length: int
@@ -40,7 +42,7 @@ class ModelFolder:
             raise user_failure(
                 "MODEL_INVALID", "the base model has no chat template; use prompt/completion rows with it"
             )
-        return ChatTemplate(self.template_source, self.special_tokens, today)
+        return ChatTemplate(self.template_source, self.special_tokens, today, self.tools_template_source)
 
 
 def open_model_folder(directory: Path) -> ModelFolder:
@@ -49,16 +51,17 @@ def open_model_folder(directory: Path) -> ModelFolder:
     tokenizer_config = _json(directory / "tokenizer_config.json", required=False)
     tokenizer = _tokenizer(directory, str(tokenizer_config.get("tokenizer_class", "")))
     special_tokens = _special_tokens(_with_map(directory, tokenizer_config))
-    template = _template(directory, tokenizer_config)
+    template, tools_template = _templates(directory, tokenizer_config)
     return ModelFolder(
         tokenizer=tokenizer,
         template_source=template,
+        tools_template_source=tools_template,
         special_tokens=special_tokens,
         eos_id=_eos_id(tokenizer, special_tokens, config),
         context_length=_context_length(config),
         vocabulary_size=_vocabulary_size(config, tokenizer),
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        template_sha256=hashlib.sha256((template or "").encode()).hexdigest(),
+        template_sha256=hashlib.sha256("\0".join(filter(None, (template, tools_template))).encode()).hexdigest(),
     )
 
 
@@ -120,18 +123,20 @@ def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
+def _templates(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The one for every row and the one for rows with tools, named and chosen as by `get_chat_template` of transformers."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8"), None
         except (OSError, UnicodeDecodeError) as error:
             raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
+    named = {"default": template}
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        named = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
+    default, tools = (found if isinstance(found := named.get(name), str) else None for name in ("default", "tool_use"))
+    return default, tools
 
 
 def _eos_id(tokenizer: Tokenizer, special_tokens: dict[str, str], config: dict[str, Any]) -> int:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.trainer.train.data import Conversation, Message
 from services.trainer.train.failures import Failure
+from services.trainer.train.said import TemplateRefusal
 from services.trainer.train.tokenizer import open_model_folder
 
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -50,6 +53,41 @@ def test_special_tokens_are_those_of_transformers(
     theirs = AutoTokenizer.from_pretrained(str(folder))
     ours = open_model_folder(folder).special_tokens
     assert {name: ours.get(name) for name in NAMES} == {name: getattr(theirs, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_rows_with_tools_are_rendered_by_the_template_that_is_named_for_them(
+    model_directory: Path, tmp_path: Path, in_file: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_directory, folder)
+    (folder / "chat_template.jinja").unlink()
+    every = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    named = [{"name": "default", "template": every}, {"name": "tool_use", "template": "{{ tools | tojson }}" + every}]
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": named}))
+    if in_file:
+        (folder / "chat_template.jinja").write_text(every)
+    opened, theirs = open_model_folder(folder), AutoTokenizer.from_pretrained(str(folder))
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    said = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}]
+    template = opened.chat_template(date(2024, 7, 26))
+    messages = [Message(role=entry["role"], content=entry["content"]) for entry in said]
+    for tools in ([], [tool]):
+        rendered = template.render(messages, add_generation_prompt=False, tools=tools)
+        assert rendered == theirs.apply_chat_template(said, tools=tools or None, tokenize=False)
+        assert ("add" in rendered) == (bool(tools) and not in_file)
+    row = Conversation(line=1, messages=tuple(messages), tools=(tool,))
+    if in_file:
+        with pytest.raises(TemplateRefusal, match="takes tools"):
+            template.trained_spans(row, train_on_inputs=False)
+        return
+    text, spans = template.trained_spans(row, train_on_inputs=False)
+    assert [text[start:end] for start, end in spans] == ["3"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": named[:1]}))
+    assert open_model_folder(folder).template_sha256 != opened.template_sha256
 
 
 @pytest.mark.parametrize(
