@@ -14,9 +14,9 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 # Below the range from which the kernel lends ports to outgoing connections: a port that is kept for restarts must not
-# be lent while its owner is down.
+# be lent while its owner is down. From 29,400 on the processes of jobs over several nodes meet.
 PORT_MIN = 20_000
-PORT_MAX = 32_000
+PORT_MAX = 29_400
 ATTEMPTS_MAX = 2_000
 
 

@@ -21,6 +21,7 @@ import pytest_asyncio
 
 from finemesh.tuning.v1 import tuning_job_event_pb2 as events
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
+from tests.harness.files import files_left
 from tests.harness.hub import Hub, running_hub
 from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
 
@@ -81,7 +82,7 @@ async def finemesh(mesh: Mesh, *arguments: str, **environment: str) -> dict[str,
 def files_with(folder: Path, secret: str) -> list[Path]:
     """Every file under a folder that holds it, plainly or as base64."""
     forms = (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"="))
-    return [path for path in folder.rglob("*") if path.is_file() and _holds(path.read_bytes(), forms)]
+    return [path for path, content in files_left(folder) if _holds(content, forms)]
 
 
 def _holds(content: bytes, forms: tuple[bytes, ...]) -> bool:

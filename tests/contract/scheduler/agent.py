@@ -85,11 +85,18 @@ class Agent:
         (outcome,) = await asyncio.wait_for(asyncio.gather(self._task, return_exceptions=True), WAIT_S_MAX)
         return outcome
 
-    async def assignment(self, *, cancelled: bool = False) -> node_pb2.Assignment:
-        """The one assignment, once it is wanted in this way."""
+    async def assignment(
+        self, *, cancelled: bool = False, after: node_pb2.Assignment | None = None
+    ) -> node_pb2.Assignment:
+        """The one assignment, once it is wanted in this way; the next one `after` that of an attempt that is over, which
+        stays known until the next heartbeat is answered."""
         wanted = node_pb2.DESIRED_STATE_CANCEL if cancelled else node_pb2.DESIRED_STATE_RUN
+        over = 0 if after is None else after.lease.token
         return await self._until(
-            lambda: next((each for each in self.assignments.values() if each.desired_state == wanted), None)
+            lambda: next(
+                (each for token, each in self.assignments.items() if token > over and each.desired_state == wanted),
+                None,
+            )
         )
 
     async def idle(self) -> None:

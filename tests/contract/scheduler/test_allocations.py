@@ -1,5 +1,9 @@
 """Devices for serving over the wire: idempotent by owner, fenced by token, under the same constraint as training."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 
 from chassis.errors import Aborted, InvalidArgument, ResourceExhausted
@@ -21,6 +25,23 @@ async def give_back(world: World, owner: str, token: int) -> None:
     await world.allocations.ReleaseAllocation(_pb.ReleaseAllocationRequest(owner=owner, lease_token=token))
 
 
+@asynccontextmanager
+async def kept(world: World, owner: str, token: int) -> AsyncIterator[None]:
+    """In force for as long as the block lasts."""
+
+    async def renew() -> None:
+        while True:
+            await world.allocations.RenewAllocation(_pb.RenewAllocationRequest(owner=owner, lease_token=token))
+            await asyncio.sleep(0.2)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.wait([renewing])
+
+
 async def test_serving_takes_waits_and_gives_back(world: World) -> None:
     async with world.agent(node="serves") as agent:
         first = (await take(world)).allocation
@@ -29,9 +50,10 @@ async def test_serving_takes_waits_and_gives_back(world: World) -> None:
         other = await take(world, "projects/proj_a/endpoints/ep_2")
         assert not other.HasField("allocation")
         assert "0 of 1 free on serves" in other.waiting_for
-        name = await world.create()
-        queued = await world.until(name, "QUEUED")
-        assert "0 of 1 free" in queued.queue.waiting_for
+        async with kept(world, OWNER, first.lease_token):
+            name = await world.create()
+            queued = await world.until(name, "QUEUED")
+            assert "0 of 1 free" in queued.queue.waiting_for
         await give_back(world, OWNER, first.lease_token)
         await give_back(world, OWNER, first.lease_token)
         assignment = await agent.assignment()
@@ -57,6 +79,7 @@ async def test_an_allocation_that_is_not_renewed_ends(world: World) -> None:
     async with world.agent(node="serves") as agent:
         owner = "projects/proj_a/endpoints/ep_3"
         token = (await take(world, owner)).allocation.lease_token
+        assert token
         name = await world.create()
         assignment = await agent.assignment()
         with pytest.raises(Aborted):

@@ -12,10 +12,10 @@ CRASH = tuning_job_pb2.JobError(reason="TRAINING_FAILED", message="a process die
 
 
 async def parts(
-    one: Agent, other: Agent
+    one: Agent, other: Agent, after: node_pb2.Assignment | None = None
 ) -> tuple[tuple[Agent, node_pb2.Assignment], tuple[Agent, node_pb2.Assignment]]:
     """The leading node with its assignment, then the other one."""
-    found = [(agent, await agent.assignment()) for agent in (one, other)]
+    found = [(agent, await agent.assignment(after=after)) for agent in (one, other)]
     leading, following = sorted(found, key=lambda part: not part[1].gang.leads)
     return leading, following
 
@@ -60,7 +60,8 @@ async def test_the_failure_of_one_node_ends_the_attempt_for_all(world: World) ->
         with pytest.raises(Aborted):
             await leader.progress(leading, 10, 20)
         await world.when(name, lambda job: job.attempt_count == 2)
-        (leader, again), (_, following) = await parts(one, other)
+        last = max(leading, following, key=lambda part: part.lease.token)
+        (leader, again), (_, following) = await parts(one, other, last)
         assert again.resume_from.step == following.resume_from.step == 10
         assert again.gang.id != leading.gang.id
         await leader.start(again)

@@ -158,7 +158,7 @@ async def test_a_lease_that_is_not_renewed_ends_though_the_node_lives(world: Wor
         agent.working = False
         await world.when(name, lambda job: job.attempt_count == 2)
         agent.working = True
-        new = await agent.assignment()
+        new = await agent.assignment(after=old)
         assert new.lease.token > old.lease.token
         await agent.start(new)
         await agent.succeed(new)
@@ -262,7 +262,7 @@ async def test_our_failure_is_tried_again(world: World) -> None:
         error = tuning_job_pb2.JobError(reason="TRAINING_FAILED", message="killed", platform_fault=True)
         await agent.fail(assignment, error, retryable=True)
         await world.when(name, lambda job: job.attempt_count == 2)
-        again = await agent.assignment()
+        again = await agent.assignment(after=assignment)
         await agent.start(again)
         await agent.succeed(again)
         await world.until(name, "SUCCEEDED")

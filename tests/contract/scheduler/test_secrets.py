@@ -202,7 +202,7 @@ async def test_a_start_from_the_hub_stays_at_the_commit_that_the_first_attempt_f
         error = tuning_job_pb2.JobError(reason="TRAINING_FAILED", message="a process died", platform_fault=True)
         await agent.fail(assignment, error, retryable=True)
         await keeping.when(job.name, lambda job: job.attempt_count == 2)
-        again = await agent.assignment()
+        again = await agent.assignment(after=assignment)
         assert again.lease.token != assignment.lease.token
         assert again.start_from.hub.revision == "c" * 40
         shown_job = await keeping.get(job.name)

@@ -105,7 +105,8 @@ async def test_a_checkpoint_that_is_not_what_was_announced_is_refused(world: Age
 
 async def test_an_attempt_cleans_up_when_a_heartbeat_overtakes_the_answer_to_its_ending(world: AgentWorld) -> None:
     world.scheduler.finish_answer_s = 0.5
-    await world.start_agent()
+    # One after another, so that the files before the corrupt one are stored when it fails.
+    await world.start_agent(transfers_concurrent_max=1)
     script = world.script(steps=4, checkpoint_every=2, corrupt_checkpoint=4)
     await world.scheduler.assign(world.assignment(script))
     await world.scheduler.wait_for("finish")

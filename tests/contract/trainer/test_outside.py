@@ -17,6 +17,7 @@ import pytest
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_secrets_pb2
 from tests.contract.trainer.world import AgentWorld, eventually
+from tests.harness.files import files_left
 from tests.harness.hub import Hub, running_hub
 from tests.harness.wandb_server import WandbServer, running_wandb
 
@@ -90,8 +91,7 @@ def records(path: Path) -> Iterator[Any]:
 def assert_hidden(world: AgentWorld, *secrets: str) -> None:
     """In no file that the agent or its programs left, logs included, and in no report."""
     told = "".join(str(request) for kind, request in world.scheduler.reports if kind != "secrets")
-    for path in world.folder.rglob("*"):
-        content = path.read_bytes() if path.is_file() else b""
+    for path, content in files_left(world.folder):
         for secret in secrets:
             for form in (secret, _base64(secret), _base64(f"api:{secret}")):
                 assert form.encode() not in content, path
