@@ -65,6 +65,12 @@ def own_parent(message: type[Message], parent: str, caller: Caller, field: str =
     return own_name(message, parent, caller, field)
 
 
+def is_id(value: str) -> bool:
+    """Whether a name can have it as one of its parts."""
+    # A name may become part of a path or an object key, so `.` and `..` are no ids.
+    return len(value) <= PART_CHARS_MAX and _PART.fullmatch(value) is not None and value.strip(".") != ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pattern:
     source: str
@@ -82,13 +88,8 @@ class _Pattern:
 
     def accepts(self, part: str, value: str) -> bool:
         if part != self.rest:
-            return _safe_segment(value)
-        return len(value) <= REST_CHARS_MAX and all(_safe_segment(segment) for segment in value.split("/"))
-
-
-def _safe_segment(value: str) -> bool:
-    # A name may become part of a path or an object key, so `.` and `..` are no ids.
-    return len(value) <= PART_CHARS_MAX and _PART.fullmatch(value) is not None and value.strip(".") != ""
+            return is_id(value)
+        return len(value) <= REST_CHARS_MAX and all(is_id(segment) for segment in value.split("/"))
 
 
 @lru_cache(maxsize=256)

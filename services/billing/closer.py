@@ -8,7 +8,6 @@ import structlog
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from chassis.errors import DomainError
 from services.billing import document_store, invoicing
 from services.billing.config import BillingSettings
 from services.billing.invoice import Month
@@ -62,8 +61,11 @@ class Closer:
                     month=month,
                     now=self._clock.now(),
                 )
-        except DomainError as error:
-            _log.error("invoice_not_closed", organization_id=organization_id, month=str(month), error=str(error))
+        except Exception as error:
+            if database_is_away(error):
+                raise
+            # Whatever is wrong with one invoice, a crash here would keep all others from being closed.
+            _log.error("invoice_not_closed", organization_id=organization_id, month=str(month), error=repr(error))
             return False
         self._outbox.wake()
         _log.info("invoice_closed", organization_id=organization_id, month=str(month), number=closed.number)

@@ -111,7 +111,7 @@ class Events:
         with refusing():
             ending = convert.job_ending(message)
             now = self._clock.now()
-            facts.check_time("end_time", ending.end_time, now, self._limits)
+            facts.check_ending(ending, now, self._limits)
             settled = await booking.book_ending(connection, self._shelf, ending, now)
         if settled:
             await spending.review(connection, self._outbox, [ending.organization_id], now)

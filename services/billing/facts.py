@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from chassis.names import PART_CHARS_MAX, is_id
 from services.billing import work_keys
-from services.billing.records import UsageKind
+from services.billing.records import JobEnding, UsageKind
 
 WORK_KEY_CHARS_MAX = 256
 NAME_CHARS_MAX = 512
@@ -106,7 +107,12 @@ def check_cluster(fact: ClusterFact, now: datetime, limits: FactLimits) -> None:
     _rented(UsageKind.CLUSTER_HOURS, fact, fact.hour)
 
 
-def check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -> None:
+def check_ending(ending: JobEnding, now: datetime, limits: FactLimits) -> None:
+    _id("organization_id", ending.organization_id)
+    _check_time("end_time", ending.end_time, now, limits)
+
+
+def _check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -> None:
     if moment < EARLIEST:
         raise FactInvalid(f"{name} {moment.isoformat()} is before {EARLIEST.isoformat()}")
     if moment > now + limits.clock_skew:
@@ -115,10 +121,10 @@ def check_time(name: str, moment: datetime, now: datetime, limits: FactLimits) -
 
 def _check(fact: Fact, now: datetime, limits: FactLimits) -> None:
     _text("work_key", fact.work_key, WORK_KEY_CHARS_MAX)
-    _text("organization_id", fact.organization_id, WORK_KEY_CHARS_MAX)
-    _text("project_id", fact.project_id, WORK_KEY_CHARS_MAX)
+    _id("organization_id", fact.organization_id)
+    _id("project_id", fact.project_id)
     _text("resource", fact.resource, NAME_CHARS_MAX)
-    check_time("usage_time", fact.usage_time, now, limits)
+    _check_time("usage_time", fact.usage_time, now, limits)
 
 
 def _rented(kind: UsageKind, fact: Fact, number: int) -> None:
@@ -131,6 +137,14 @@ def _rented(kind: UsageKind, fact: Fact, number: int) -> None:
 def _text(name: str, value: str, chars_max: int) -> None:
     if not value or len(value) > chars_max or not value.isprintable():
         raise FactInvalid(f"{name} must be 1 to {chars_max} printable characters")
+
+
+def _id(name: str, value: str) -> None:
+    """What invoices and usage records are named after."""
+    if not is_id(value):
+        raise FactInvalid(
+            f"{name} must be 1 to {PART_CHARS_MAX} of the characters A-Z a-z 0-9 . _ -, and not dots alone"
+        )
 
 
 def _within(name: str, value: int, lowest: int, highest: int) -> None:

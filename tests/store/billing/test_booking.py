@@ -150,6 +150,8 @@ IMPOSSIBLE: list[Message] = [
     _served(input_tokens=-1),
     _served(base_model=""),
     _served(organization_id=""),
+    _served(organization_id="acme corp"),
+    _served(project_id="o/p"),
     usage_events_pb2.InferenceUsageRecorded(records=[usage_events_pb2.InferenceUsage(work_key="x")]),
     minute("o", 0, hardware="abacus"),
     minute("o", 0, devices=0),
@@ -157,6 +159,13 @@ IMPOSSIBLE: list[Message] = [
     ended("o", "COMPLETED", -1),
     ended("o", "UNSPECIFIED", 0),
     tuning_events_pb2.TuningJobEnded(tuning_job="projects/o-p/tuningJobs/ft-1", project_id="o-p"),
+    tuning_events_pb2.TuningJobEnded(
+        tuning_job="projects/o-p/tuningJobs/ft-9",
+        project_id="o-p",
+        organization_id="acme corp",
+        ending=tuning_events_pb2.TUNING_JOB_ENDING_REFUSED,
+        end_time=at(0),
+    ),
 ]
 
 

@@ -12,9 +12,11 @@ from chassis.errors import FailedPrecondition
 from finemesh.billing.v1 import money_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.billing import document_store, invoicing, store
+from services.billing import served as served_module
 from services.billing.closer import Closer
 from services.billing.config import BillingSettings
 from services.billing.document_store import ClosedInvoice
+from services.billing.facts import InferenceFact
 from services.billing.invoice import Month, Party
 from services.billing.ledger import usage_record_id
 from tests.harness.servers import PostgresServer
@@ -269,6 +271,19 @@ async def test_the_closer_closes_what_is_due_after_the_grace_and_stops_for_nobod
         await world.deliver(minute(organization, 0))
     # Too many lines for one invoice: it stays open, and the others do not wait for it.
     await world.deliver(served("c", ("gen-1", 5, 5)), served("c", ("gen-2", 5, 5), model="acme/other"))
+    # Nor for one that no invoice can be named after, booked by a version that took such an event.
+    odd = InferenceFact(
+        work_key="gen-1",
+        organization_id="a corp",
+        project_id="p",
+        resource="acme/bot",
+        usage_time=NOW,
+        base_model="finemesh/demo-llama",
+        input_tokens=5,
+        output_tokens=5,
+    )
+    async with transaction(world.pool) as connection:
+        await served_module.book_inference(connection, world.shelf, [odd], NOW)
     # A month with tokens of a job that is still running has no charges.
     await world.top_up("f", 5 * USD)
     await world.hold("f")

@@ -60,6 +60,12 @@ def test_plausible_claims_pass() -> None:
         {"kind": UsageKind.EVALUATION_TOKENS},
         {"organization_id": ""},
         {"project_id": "a\0b"},
+        # No invoice could be named after these.
+        {"organization_id": "acme corp"},
+        {"organization_id": "a/b"},
+        {"organization_id": ".."},
+        {"organization_id": "o" * 129},
+        {"project_id": "acme corp"},
         {"usage_time": datetime(1970, 1, 1, tzinfo=UTC)},
         {"usage_time": NOW + timedelta(hours=2)},
     ],
