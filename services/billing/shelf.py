@@ -1,7 +1,7 @@
 """Reads the folder of price books at the start and keeps what has been in force in the database.
 
-A version that has been in force never changes, and does not end before what it has priced: a file that says otherwise
-stops the start.
+A version that has been in force never changes, and does not end before what it has priced; an end that it was stored
+with stays. A file that says otherwise stops the start.
 """
 
 import dataclasses
@@ -24,11 +24,16 @@ async def open_shelf(connection: Connection, folder: Path, *, current: str) -> S
     }
     for version, (book, text) in files.items():
         before = stored.get(version, book)
-        # Only the end of a version may be written later: that is how a next version takes over.
+        # Only the end of a version may be added later: that is how a next version takes over.
         if dataclasses.replace(before, effective_until=book.effective_until) != book:
             raise BookConflict(
                 f"{book.origin.version}: price book version {version!r} differs from what has been in force;"
                 " write a new version instead"
+            )
+        if before.effective_until is not None and before.effective_until != book.effective_until:
+            raise BookConflict(
+                f"{book.origin.dates}: price book version {version!r} ends on {before.effective_until:%Y-%m-%d} since it"
+                " came into force; write that end back, and let the next version begin on it"
             )
         if book.effective_until is not None:
             _refuse_early_end(book, book.effective_until, await store.get_last_priced_day(connection, version))

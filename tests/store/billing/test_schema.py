@@ -240,6 +240,21 @@ async def test_a_price_book_does_not_end_before_the_use_that_it_priced(world: Wo
     assert shelf.version("default-2026-2").effective_until is not None
 
 
+@pytest.mark.parametrize("moved", ["effective_until: 2026-12-20", "effective_until: 2026-11-25", ""])
+async def test_an_end_that_is_stored_is_not_moved(world: World, tmp_path: Path, moved: str) -> None:
+    """The database keeps the first one, by which `verify` judges what was used after it."""
+    text = book_text("default-2026-2").replace("default-2026-2", "other-1").replace("book: default", "book: other")
+    file = tmp_path / "other-1.yaml"
+    file.write_text(text + "\neffective_until: 2026-12-01\n")
+    for _ in range(2):
+        async with transaction(world.pool) as connection:
+            await open_shelf(connection, tmp_path, current="other")
+    file.write_text(text + f"\n{moved}\n")
+    with pytest.raises(BookConflict, match=r"^other-1\.yaml, line \d+: .* ends on 2026-12-01.* write that end back"):
+        async with transaction(world.pool) as connection:
+            await open_shelf(connection, tmp_path, current="other")
+
+
 @asynccontextmanager
 async def superuser(world: World, postgres: PostgresServer) -> AsyncIterator[asyncpg.Connection]:
     """The world's own schema with all rights."""
