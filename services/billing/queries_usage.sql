@@ -29,19 +29,24 @@ FROM unnest(:project_ids::text[], :work_keys::text[]) AS wanted (project_id, wor
 JOIN usage_records AS u ON u.project_id = wanted.project_id AND u.work_key = wanted.work_key;
 
 -- name: get_overlapping_work_key(resource, start_step, end_step)$
--- Finds a booked range of training steps that shares a step with this one.
-SELECT work_key
-FROM usage_records
-WHERE resource = :resource AND kind = 'training_tokens' AND start_step < :end_step AND end_step > :start_step
-ORDER BY start_step
-LIMIT 1;
+-- Finds a booked range of training steps that shares a step with this one. Booked ranges share none, so the last one
+-- that begins before the end of this one also ends last.
+SELECT before.work_key
+FROM (
+    SELECT work_key, end_step
+    FROM usage_records
+    WHERE resource = :resource AND kind = 'training_tokens' AND start_step < :end_step
+    ORDER BY start_step DESC
+    LIMIT 1
+) AS before
+WHERE before.end_step > :start_step;
 
 -- name: get_job_totals(resource)^
 -- Sums what is booked for a job.
 SELECT
-    count(*) AS record_count,
+    coalesce(sum(record_count), 0)::bigint AS record_count,
     coalesce(sum(quantity) FILTER (WHERE kind = 'training_tokens'), 0)::bigint AS training_tokens,
     coalesce(sum(quantity) FILTER (WHERE kind = 'evaluation_tokens'), 0)::bigint AS evaluation_tokens,
     coalesce(sum(amount_nanos_usd), 0)::bigint AS amount_nanos_usd
-FROM usage_records
+FROM usage_sums
 WHERE resource = :resource AND kind IN ('training_tokens', 'evaluation_tokens');

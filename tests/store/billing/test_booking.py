@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from chassis.clock import ManualClock
+from chassis.db.pool import transaction
 from chassis.errors import DomainError, InvalidArgument, NotFound
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from tests.harness.servers import PostgresServer
@@ -205,6 +206,41 @@ async def test_contradicting_facts_are_set_aside(world: World, first: Message, s
     with pytest.raises(InvalidArgument, match=problem):
         await world.deliver(second)
     assert await world.dump() == before
+
+
+async def test_a_step_is_booked_once_whatever_range_it_comes_in(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 60, 80), train("o", 20, 40))
+    for start, end in ((0, 21), (20, 21), (25, 30), (39, 60), (0, 50), (30, 70), (40, 61), (79, 100), (0, 100)):
+        with pytest.raises(InvalidArgument, match="paid twice"):
+            await world.deliver(train("o", start, end))
+    await world.deliver(train("o", 80, 100), train("o", 40, 60), train("o", 0, 20), evaluate("o", 30))
+
+
+async def test_booking_for_a_job_reads_as_much_however_much_is_booked(world: World) -> None:
+    await world.top_up("o", 5 * USD)
+    await world.hold("o")
+    await world.deliver(train("o", 0, 20))
+    columns = "kind, organization_id, project_id, resource, model, quantity, unit_price_nanos_usd, amount_nanos_usd"
+    columns += ", price_book_version, usage_time, api_key_id, billing_month"
+    await world.pool.execute(
+        f"INSERT INTO usage_records (work_key, start_step, end_step, {columns})"  # noqa: S608
+        f" SELECT 'ft-1:train:' || n * 20, n * 20, n * 20 + 20, {columns}"
+        " FROM usage_records CROSS JOIN generate_series(1, 5000) AS n"
+    )
+    await world.pool.execute("ANALYZE usage_records")
+    # The ending comes first, so each record that comes after it is counted against the announced number.
+    await world.deliver(ended("o", "CANCELLED_RUNNING", 6000))
+    last = train("o", 200_000, 200_020)
+    last.usage_time.CopyFrom(at(1))  # type: ignore[attr-defined]
+    async with transaction(world.pool) as connection:
+        await world.handle(connection, last)
+        read = await connection.fetchval(
+            "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables"
+            " WHERE relname IN ('usage_records', 'usage_sums')"
+        )
+    assert read < 50
 
 
 @pytest.mark.parametrize("ending", ["CANCELLED_RUNNING", "CANCELLED_BEFORE_RUN", "PLATFORM_FAILURE", "COMPLETED"])
