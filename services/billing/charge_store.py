@@ -1,4 +1,5 @@
-"""What an invoice is made of, read from sums of usage and settled holds. It decides nothing and rounds nothing."""
+"""What an invoice is made of, read from sums of usage and settled holds. It decides nothing, and rounds
+only totals of lists."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 from services.billing.invoice import SERVED, Charge, LineKind
 from services.billing.ledger import usage_record_id
+from services.billing.pricing import NANOS_USD_PER_CENT
 from services.billing.records import UsageKind
 
 _queries = load_queries(Path(__file__).parent / "queries_documents.sql")
@@ -29,6 +31,15 @@ async def list_charges(connection: Connection, organization_id: str, month: date
         async for row in _queries.list_served_charges(connection, **scope)
     ]
     return tuning + served
+
+
+async def get_totals(connection: Connection, organization_id: str, months: Sequence[date]) -> dict[date, int]:
+    """The totals that the invoices of these months would have, rounded by line as they are: nano-dollars by month."""
+    rows = _queries.list_totals(
+        connection, organization_id=organization_id, billing_months=months, cent=NANOS_USD_PER_CENT
+    )
+    found = {row["billing_month"]: row["total_nanos_usd"] async for row in rows}
+    return {month: found.get(month, 0) for month in months}
 
 
 async def with_names(

@@ -70,12 +70,17 @@ def to_head(organization_id: str, closed: ClosedInvoice) -> pb.Invoice:
     )
 
 
-def to_open_head(drafted: Invoice) -> pb.Invoice:
-    """An open invoice without its lines."""
-    invoice = to_invoice(drafted)
-    for field in ("lines", "credit_notes", "issuer", "customer", "tax_note"):
-        invoice.ClearField(field)
-    return invoice
+def to_open_head(organization_id: str, month: Month, *, total_nanos_usd: int, owed_nanos_usd: int) -> pb.Invoice:
+    """An open invoice without its lines, for lists."""
+    return pb.Invoice(
+        name=invoice_name(organization_id, month),
+        period_start_time=to_timestamp(month.start),
+        period_end_time=to_timestamp(month.end),
+        total_nanos_usd=total_nanos_usd,
+        total=to_signed_money(total_nanos_usd),
+        open=True,
+        owed_nanos_usd=owed_nanos_usd,
+    )
 
 
 def to_closed_event(organization_id: str, closed: ClosedInvoice) -> billing_events_pb2.InvoiceClosed:

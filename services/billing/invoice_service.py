@@ -45,12 +45,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         before = requests.month_before(paging.decode_token(request.page_token, scope=scope, kinds=(str,)))
         async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
             heads = await invoicing.list_heads(
-                connection,
-                self._settings.invoice_terms,
-                account,
-                before=before,
-                running=Month.of(self._clock.now()),
-                row_max=size + 1,
+                connection, account, before=before, running=Month.of(self._clock.now()), row_max=size + 1
             )
         page = heads[:size]
         more = len(heads) > size

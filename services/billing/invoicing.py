@@ -33,38 +33,37 @@ async def read(connection: Connection, terms: InvoiceTerms, organization_id: str
 
 
 async def list_heads(
-    connection: Connection,
-    terms: InvoiceTerms,
-    organization_id: str,
-    *,
-    before: date | None,
-    running: Month,
-    row_max: int,
+    connection: Connection, organization_id: str, *, before: date | None, running: Month, row_max: int
 ) -> list[money_pb2.Invoice]:
-    """Invoices without their lines, newest first, before the month `before`; the running month is always one."""
+    """Invoices without their lines, newest first, before the month `before`; the running month is always one.
+
+    An open one is summed and not drafted: it has a total even when it has more lines than an invoice may have.
+    """
     closed = await document_store.list_invoices(connection, organization_id, before=before, row_max=row_max)
     heads = {found.billing_month: convert_documents.to_head(organization_id, found) for found in closed}
     open_months = await document_store.list_open_months(connection, organization_id, before=before, row_max=row_max)
     if before is None or running.first_day < before:
         open_months = sorted({running.first_day, *open_months} - heads.keys(), reverse=True)
-    for day in sorted({*heads, *open_months}, reverse=True)[:row_max]:
-        if day not in heads:
-            drafted = await draft(
-                connection, terms, organization_id=organization_id, month=Month.from_day(day), named=False
-            )
-            heads[day] = convert_documents.to_open_head(drafted)
-    return [heads[day] for day in sorted(heads, reverse=True)[:row_max]]
+    listed = sorted({*heads, *open_months}, reverse=True)[:row_max]
+    totals = await charge_store.get_totals(connection, organization_id, [day for day in listed if day not in heads])
+    owed_nanos_usd = (await store.get_balances(connection, organization_id)).owed_nanos_usd
+    for day, total_nanos_usd in totals.items():
+        heads[day] = convert_documents.to_open_head(
+            organization_id,
+            Month.from_day(day),
+            total_nanos_usd=total_nanos_usd,
+            owed_nanos_usd=owed_nanos_usd,
+        )
+    return [heads[day] for day in listed]
 
 
-async def draft(
-    connection: Connection, terms: InvoiceTerms, *, organization_id: str, month: Month, named: bool = True
-) -> Invoice:
-    """The invoice of a month as it would be closed now; without the names of usage records unless `named`."""
+async def draft(connection: Connection, terms: InvoiceTerms, *, organization_id: str, month: Month) -> Invoice:
+    """The invoice of a month as it would be closed now."""
     day = month.first_day
     charges = await charge_store.list_charges(connection, organization_id, day, row_max=terms.lines_max + 1)
     notes = await document_store.list_month_notes(connection, organization_id, day, row_max=terms.lines_max + 1)
     _refuse_more_than(terms.lines_max, charges, notes)
-    if named and charges:
+    if charges:
         charges = await charge_store.with_names(
             connection,
             organization_id,

@@ -180,6 +180,42 @@ WHERE
 GROUP BY project_id, resource, kind, model, price_book_version, unit_price_nanos_usd
 LIMIT :row_max;
 
+-- name: list_totals(organization_id, billing_months, cent)
+-- Sums the lines and credit notes of months, each rounded once to the cent, half to even.
+WITH lines AS (
+    SELECT billing_month, 1 AS sign, sum(amount_nanos_usd)::bigint AS amount
+    FROM usage_sums
+    WHERE
+        organization_id = :organization_id
+        AND billing_month = ANY(:billing_months::date[])
+        AND kind NOT IN ('training_tokens', 'evaluation_tokens')
+    GROUP BY billing_month, project_id, resource, kind, model, price_book_version, unit_price_nanos_usd
+    UNION ALL
+    SELECT billing_month, 1 AS sign, charged_nanos_usd AS amount
+    FROM holds
+    WHERE
+        organization_id = :organization_id
+        AND billing_month = ANY(:billing_months::date[])
+        AND state = 'settled'
+        AND charged_nanos_usd > 0
+    UNION ALL
+    SELECT billing_month, -1 AS sign, amount_nanos_usd AS amount
+    FROM credit_notes
+    WHERE organization_id = :organization_id AND billing_month = ANY(:billing_months::date[])
+),
+
+cents AS (
+    SELECT
+        billing_month, sign, amount / :cent::bigint AS whole,
+        -- Above zero from half a cent on, and at half a cent where the whole is odd.
+        2 * (amount % :cent::bigint) - :cent::bigint + amount / :cent::bigint % 2 AS over
+    FROM lines
+)
+
+SELECT billing_month, (sum(sign * (whole + (over > 0)::int)) * :cent::bigint)::bigint AS total_nanos_usd
+FROM cents
+GROUP BY billing_month;
+
 -- name: list_tuning_charges(organization_id, billing_month, row_max)
 -- Lists the jobs that were charged in a month; a job's price is that of any of its records, and their number that of
 -- its ending, unless the settlement says that something is amiss.

@@ -9,16 +9,21 @@ import pytest
 
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition
+from chassis.identity import Caller, acting_as
 from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1.invoice_service_pb2 import ListInvoicesRequest
 from finemesh.events.v1 import billing_events_pb2
-from services.billing import document_store, invoicing, store
+from services.billing import crediting, document_store, invoicing, store
 from services.billing import served as served_module
 from services.billing.closer import Closer
 from services.billing.config import BillingSettings
+from services.billing.crediting import Correction
 from services.billing.document_store import ClosedInvoice
 from services.billing.facts import InferenceFact
 from services.billing.invoice import Month, Party
+from services.billing.invoice_service import InvoiceService
 from services.billing.ledger import usage_record_id
+from services.billing.pricing import Limits
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
 from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, waiting, whole_run
@@ -311,7 +316,7 @@ async def test_invoices_are_listed_newest_first_with_those_that_are_open(world: 
     async def heads(before: date | None, row_max: int = 10) -> list[tuple[str, str, int]]:
         async with world.pool.acquire() as connection:
             found = await invoicing.list_heads(
-                connection, TERMS, "o", before=before, running=Month.of(world.clock.now()), row_max=row_max
+                connection, "o", before=before, running=Month.of(world.clock.now()), row_max=row_max
             )
         assert not any(head.lines for head in found)
         return [(head.name.rpartition("/")[2], head.number, head.total_nanos_usd) for head in found]
@@ -322,6 +327,36 @@ async def test_invoices_are_listed_newest_first_with_those_that_are_open(world: 
     assert await heads(date(2027, 2, 1), 1) == everything[1:2]
     assert await heads(date(2027, 1, 1)) == everything[2:]
     assert await heads(date(2026, 11, 1)) == []
+
+
+async def test_an_open_month_is_listed_with_the_total_of_its_invoice_however_many_lines_it_has(world: World) -> None:
+    await world.top_up("o", 100 * USD)
+    await world.hold("o", work=LARGE)
+    await world.deliver(train("o", 0, 20), evaluate("o", 1), ended("o", "STOPPED_EARLY", 2), minute("o", 0))
+    # At 50 nano-dollars a token these are half a cent, one and a half, two and a half, on lines of their own.
+    for number, tokens in enumerate((100_000, 300_000, 500_000)):
+        await world.deliver(served("o", (f"gen-{number}", tokens, 0), model=f"acme/bot-{number}"))
+    correction = Correction(
+        organization_id="o",
+        request_id="r",
+        amount_nanos_usd=25_000_000,
+        reason="we were slow",
+        resource="",
+        invoice="",
+        month=None,
+    )
+    async with transaction(world.pool) as connection:
+        await crediting.give_back(connection, world.outbox, correction, now=NOW, limits=Limits())
+    invoice = await read(world, "o")
+    assert [line.amount_nanos_usd for line in invoice.lines] == [150_000_000, 0, 0, 20_000_000, 20_000_000]
+    assert invoice.total_nanos_usd == 170_000_000
+    for field in ("lines", "credit_notes", "issuer", "customer", "tax_note"):
+        invoice.ClearField(field)
+    for lines_max in (6, 1):
+        settings = BillingSettings(invoice_lines_max=lines_max)
+        service = InvoiceService(world.pool, settings, world.outbox, clock=world.clock)
+        with acting_as(Caller(service="gateway", account="o")):
+            assert list((await service.ListInvoices(ListInvoicesRequest(), None)).invoices) == [invoice]
 
 
 async def test_which_invoices_are_closed_changes_no_entry(world: World, postgres: PostgresServer) -> None:
