@@ -228,6 +228,23 @@ async def test_booking_waits_for_what_is_being_closed(world: World) -> None:
     assert [line.quantity for line in (await read(world, "o", DECEMBER)).lines] == [1]
 
 
+async def test_served_calls_wait_for_what_is_being_closed(world: World) -> None:
+    """They are priced before the lock, for the months that were open then."""
+    await world.deliver(minute("o", 0))
+    jump_to(world, GRACE_OVER)
+    async with transaction(world.pool) as connection:
+        await invoicing.close(
+            connection, world.outbox, TERMS, organization_id="o", month=NOVEMBER, now=world.clock.now()
+        )
+        booking = asyncio.create_task(world.deliver(served("o", ("gen-1", 10**6, 20))))
+        await waiting(world)
+    await booking
+    assert [line.kind for line in (await read(world, "o")).lines] == ["endpoint"]
+    assert [line.quantity for line in (await read(world, "o", DECEMBER)).lines] == [10**6, 20]
+    rows = await world.pool.fetch("SELECT DISTINCT billing_month FROM usage_records WHERE kind <> 'endpoint_minutes'")
+    assert [row["billing_month"] for row in rows] == [DECEMBER.first_day]
+
+
 async def test_the_customer_is_who_the_profile_names_when_the_invoice_is_closed(world: World) -> None:
     party = Party(legal_name="Acme GmbH", address_lines=("Weg 1", "Berlin"), tax_id="DE1", email="a@b.example")
     await world.deliver(minute("o", 0))

@@ -205,6 +205,19 @@ async def test_concurrent_holds_never_break_a_cap(world: World) -> None:
     assert (await budgets(world, "o"))[""].spent_nanos_usd == 50 * USD
 
 
+async def test_what_is_held_counts_in_every_month_until_it_ends(world: World) -> None:
+    await top_up(world, "o", 100 * USD)
+    await set_cap(world, "o", 8 * USD)
+    await world.hold("o", "ft-1")
+    world.clock.jump(timedelta(days=10).total_seconds())
+    assert (await budgets(world, "o"))[""].spent_nanos_usd == 5 * USD
+    with pytest.raises(FailedPrecondition, match=r"has spent or holds 5\.00 of the 8\.00 USD") as refused:
+        await world.hold("o", "ft-2")
+    assert refused.value.metadata["month"] == "2026-12"
+    await world.release("o", "ft-1")
+    await world.hold("o", "ft-2")
+
+
 async def test_what_counts_for_a_month(world: World) -> None:
     await top_up(world, "o", 100 * USD)
     await set_cap(world, "o", 100 * USD)
