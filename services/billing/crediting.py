@@ -39,7 +39,10 @@ async def give_back(
     earned_nanos_usd = await document_store.get_revenue(connection, organization_id)
     _refuse_more_than_earned(correction, earned_nanos_usd)
     balances = standings[organization_id].balances
-    if balances.prepaid_nanos_usd + balances.held_nanos_usd + correction.amount_nanos_usd > limits.amount_nanos_usd_max:
+    if (
+        balances.available_nanos_usd + balances.held_nanos_usd + correction.amount_nanos_usd
+        > limits.amount_nanos_usd_max
+    ):
         raise _out_of_range(f"would lift the balance over its limit of {limits.amount_nanos_usd_max} nano-dollars", {})
     entry = ledger.credit_note(
         organization_id=organization_id,

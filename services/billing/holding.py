@@ -39,7 +39,7 @@ async def top_up(
             f"request_id {request_id} came before with {before} nano-dollars; use a new one",
             violations=[FieldViolation("request_id", "was used for a different request")],
         )
-    if balances.prepaid_nanos_usd + balances.held_nanos_usd + amount_nanos_usd > limits.amount_nanos_usd_max:
+    if balances.available_nanos_usd + balances.held_nanos_usd + amount_nanos_usd > limits.amount_nanos_usd_max:
         raise OutOfRange(
             "INVALID_FIELD",
             f"a balance is at most {limits.amount_nanos_usd_max} nano-dollars; add less",

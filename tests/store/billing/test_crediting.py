@@ -17,12 +17,15 @@ from tests.store.billing.world import USD, World, minute
 
 NOVEMBER = Month(year=2026, month=11)
 TERMS = BillingSettings().invoice_terms
+LIMITS = Limits()
 # What an hour of eight devices costs: 26.88 dollars.
 HOUR = [minute("o", number, hardware="nvidia-h100-80gb", devices=8) for number in range(60)]
 EARNED = 26_880_000_000
 
 
-async def give_back(world: World, amount: int = USD, request_id: str = "r", **changes: object) -> CreditNote:
+async def give_back(
+    world: World, amount: int = USD, request_id: str = "r", limits: Limits = LIMITS, **changes: object
+) -> CreditNote:
     fields: dict[str, object] = {
         "organization_id": "o",
         "request_id": request_id,
@@ -34,7 +37,7 @@ async def give_back(world: World, amount: int = USD, request_id: str = "r", **ch
     }
     correction = Correction(**{**fields, **changes})  # type: ignore[arg-type]
     async with transaction(world.pool) as connection:
-        return await crediting.give_back(connection, world.outbox, correction, now=world.clock.now(), limits=Limits())
+        return await crediting.give_back(connection, world.outbox, correction, now=world.clock.now(), limits=limits)
 
 
 async def close(world: World, month: Month = NOVEMBER) -> None:
@@ -57,6 +60,14 @@ async def test_a_credit_note_moves_what_was_earned_back_to_prepaid_once(world: W
         with pytest.raises(AlreadyExists, match="REQUEST_ID_REUSED"):
             await give_back(world, **changes)
     assert await world.pool.fetchval("SELECT count(*) FROM transactions WHERE kind = 'credit_note'") == 1
+
+
+async def test_credit_that_is_used_makes_room_for_more(world: World) -> None:
+    await world.top_up("o", 30 * USD)
+    await world.deliver(*HOUR)
+    with pytest.raises(OutOfRange, match="over its limit of 29999999999"):
+        await give_back(world, EARNED, limits=Limits(amount_nanos_usd_max=30 * USD - 1))
+    await give_back(world, EARNED, limits=Limits(amount_nanos_usd_max=30 * USD))
 
 
 async def test_never_more_than_what_was_earned(world: World) -> None:

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chassis.db.pool import transaction
-from chassis.errors import AlreadyExists, DomainError, FailedPrecondition
-from services.billing.pricing import Work
-from tests.store.billing.world import LARGE, SMALL, USD, World, ended, evaluate, train, whole_run
+from chassis.errors import AlreadyExists, DomainError, FailedPrecondition, OutOfRange
+from services.billing import holding
+from services.billing.pricing import Limits, Work
+from tests.store.billing.world import LARGE, SMALL, USD, World, ended, evaluate, minute, train, whole_run
 
 _numbers = count(1)
 
@@ -54,6 +55,31 @@ async def test_top_ups_are_idempotent(world: World) -> None:
     with pytest.raises(AlreadyExists, match="REQUEST_ID_REUSED"):
         await world.top_up("o", 2 * USD, "r")
     assert await world.top_up("other", 2 * USD, "r") != first
+
+
+async def test_credit_that_is_used_makes_room_for_more(world: World) -> None:
+    """The limit is one of what an organization has, not of what it ever paid."""
+    limits = Limits(amount_nanos_usd_max=10 * USD)
+
+    async def top_up(amount: int, request_id: str) -> None:
+        async with transaction(world.pool) as connection:
+            await holding.top_up(
+                connection,
+                organization_id="o",
+                amount_nanos_usd=amount,
+                request_id=request_id,
+                now=world.clock.now(),
+                limits=limits,
+            )
+
+    await top_up(10 * USD, "first")
+    await world.hold("o")
+    with pytest.raises(OutOfRange, match="a balance is at most 10000000000"):
+        await top_up(1, "second")
+    await world.deliver(minute("o", 0, "nvidia-h100-80gb", 50))
+    with pytest.raises(OutOfRange):
+        await top_up(2_800_000_001, "second")
+    await top_up(2_800_000_000, "second")
 
 
 async def test_a_release_gives_everything_back_once(world: World) -> None:
