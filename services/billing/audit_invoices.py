@@ -1,6 +1,6 @@
 """Closed invoices rebuilt: from the sums of usage, holds and credit notes of their month, by the code that closes them,
-into the bytes that are stored. Names, addresses and the debt of the moment are taken from the stored invoice; nothing
-else is.
+into the bytes that are stored. Names, addresses, the wording of lines and the debt of the moment are taken from the
+stored invoice; nothing else is.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,14 @@ class InvoiceAudit:
         lines = build_lines(charges)
         if len(lines) != len(stored.lines):
             return wrong_values(row, "", [("lines", len(lines), len(stored.lines))])
-        # The stored names go into the rebuilt lines, once each is found to be of a record of its line.
+        # The stored wording goes into the rebuilt lines as it is, and the stored names once each is found to be of a
+        # record of its line.
         named = [
-            replace(line, charge=replace(line.charge, usage_records=tuple(kept.usage_records)))
+            replace(
+                line,
+                description=kept.description,
+                charge=replace(line.charge, usage_records=tuple(kept.usage_records)),
+            )
             for line, kept in zip(lines, stored.lines, strict=True)
         ]
         notes = await document_store.list_month_notes(

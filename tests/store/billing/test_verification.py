@@ -246,6 +246,11 @@ async def test_names_and_addresses_are_those_of_the_day_it_was_closed(undone: Co
     assert (await undone.verify()).difference is None
 
 
+async def test_lines_are_worded_as_they_were_when_it_was_closed(undone: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.billing.invoice._description", lambda charge: f"Work on {charge.model}")
+    assert (await undone.verify()).difference is None
+
+
 async def test_links_beyond_a_bounded_look_are_looked_for_one_by_one(undone: Copy) -> None:
     """As if so much had come since that the look of the close would not find the first records any more."""
     verification = Verification(undone.pool, "a", batch_rows=3, timeout_s=60, names_scan_max=1)
