@@ -47,10 +47,6 @@ SELECT organization_id, account, balance_nanos_usd
 FROM accounts
 WHERE organization_id = ANY(:organization_ids::text[]);
 
--- name: get_balances(organization_id)
--- Reads an organization's balances without a lock.
-SELECT account, balance_nanos_usd FROM accounts WHERE organization_id = :organization_id;
-
 -- name: insert_transactions(ids, kinds, organization_ids, resources, price_book_versions, transaction_times, positions, hashes)!
 -- Writes the heads of ledger transactions; a trigger sees that they continue their chains.
 INSERT INTO transactions (
