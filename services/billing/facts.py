@@ -54,6 +54,11 @@ class InferenceFact(Fact):
     output_tokens: int
     api_key_id: str = ""
 
+    @property
+    def claim(self) -> tuple[str | int, ...]:
+        """What two reports of the same call must agree on."""
+        return (self.organization_id, self.resource, self.base_model, self.input_tokens, self.output_tokens)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointFact(Fact):

@@ -113,7 +113,7 @@ def _distinct(facts: Sequence[InferenceFact]) -> tuple[dict[tuple[str, str], Inf
     refused: list[_Refusal] = []
     for fact in facts:
         first = found.setdefault((fact.project_id, fact.work_key), fact)
-        if first is not fact and first != fact:
+        if first.claim != fact.claim:
             refused.append((fact, f"work key {fact.work_key!r} comes twice with different numbers"))
     return found, refused
 

@@ -110,6 +110,26 @@ async def test_served_tokens_are_priced_by_direction(world: World) -> None:
     assert await world.pool.fetchval("SELECT count(*) FROM transactions") == 1
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_call_that_is_reported_again_at_another_time_is_the_same(world: World, together: bool) -> None:
+    first, again, other = (served("o", ("gen-1", 10, tokens)) for tokens in (10, 10, 11))
+    again.records[0].usage_time.CopyFrom(at(2))  # type: ignore[attr-defined]
+    again.records[0].api_key_id = "key_1"  # type: ignore[attr-defined]
+    reports = usage_events_pb2.InferenceUsageRecorded()
+    for message in (first, again, other):
+        reports.MergeFrom(message)
+    if together:
+        await world.deliver(reports)
+    else:
+        await world.deliver(first, again, served("o", ("gen-2", 1, 1)))
+        with pytest.raises(InvalidArgument, match="other numbers"):
+            await world.deliver(other)
+    rows = await world.pool.fetch("SELECT payload FROM dead_letters")
+    refused = [usage_events_pb2.InferenceUsageRecorded.FromString(row["payload"]) for row in rows]
+    assert refused == ([other] if together else [])
+    assert await world.pool.fetchval("SELECT sum(quantity) FROM usage_records WHERE work_key LIKE 'gen-1%'") == 20
+
+
 async def test_a_minute_costs_its_devices(world: World) -> None:
     await world.deliver(minute("o", 0, hardware="nvidia-h100-80gb", devices=8))
     row = await world.pool.fetchrow("SELECT quantity, unit_price_nanos_usd, amount_nanos_usd FROM usage_records")
