@@ -39,7 +39,15 @@ STATEMENTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("get_job_ending", {"resource": RESOURCE}),
     ("lock_chains", {"organization_ids": f"ARRAY[{OWNER}]"}),
     ("list_balances", {"organization_ids": f"ARRAY[{OWNER}]"}),
-    ("list_budgets", {"organization_ids": f"ARRAY[{OWNER}]", "project_id": OWNER, "month": "'2026-11-01'"}),
+    (
+        "list_budgets",
+        {
+            "organization_ids": f"ARRAY[{OWNER}]",
+            "project_ids": f"ARRAY[{OWNER}]",
+            "api_key_ids": "ARRAY['']",
+            "month": "'2026-11-01'",
+        },
+    ),
     (
         "insert_hold",
         {

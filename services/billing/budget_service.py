@@ -13,7 +13,7 @@ from finemesh.billing.v1 import budget_service_pb2 as pb
 from finemesh.billing.v1 import budget_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing import budget_store, caps, convert_budgets, spending, store
-from services.billing.caps import Budget
+from services.billing.caps import Spender
 from services.billing.config import BillingSettings
 from services.billing.convert_budgets import WHOLE_PROJECT
 from services.billing.invoice import Month
@@ -39,7 +39,7 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         month = Month.of(now)
         async with transaction(self._pool) as connection:
             await store.lock_organizations(connection, [caller.account])
-            await self._check_room(connection, caller.account, project_id, request.api_key_id, month)
+            await self._check_room(connection, caller.account, project_id, request.api_key_id)
             await budget_store.set_budget(
                 connection,
                 organization_id=caller.account,
@@ -49,10 +49,10 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
                 alert_percents=percents,
                 now=now,
             )
-            await spending.review(connection, self._outbox, [caller.account], now)
-            budgets = await self._budgets(connection, caller.account, project_id, month)
+            whose = [Spender(project_id, request.api_key_id)]
+            await spending.review(connection, self._outbox, [caller.account], now, spenders=whose)
+            (made,) = await budget_store.list_budgets(connection, [caller.account], whose, month.start.date())
         self._outbox.wake()
-        (made,) = [budget for budget in budgets if budget.api_key_id == request.api_key_id]
         return pb.SetBudgetResponse(budget=convert_budgets.to_budget(made, month))
 
     async def ListBudgets(self, request: pb.ListBudgetsRequest, context: Any) -> pb.ListBudgetsResponse:
@@ -60,7 +60,9 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         project_id = own_parent(identity_pb2.Project, request.parent, caller)["project"]
         month = Month.of(self._clock.now())
         async with self._pool.acquire() as connection:
-            budgets = await self._budgets(connection, caller.account, project_id, month)
+            keys = await budget_store.list_budget_keys(connection, caller.account, project_id)
+            spenders = [Spender(project_id, key) for key in keys]
+            budgets = await budget_store.list_budgets(connection, [caller.account], spenders, month.start.date())
         return pb.ListBudgetsResponse(budgets=[convert_budgets.to_budget(budget, month) for budget in budgets])
 
     async def DeleteBudget(self, request: pb.DeleteBudgetRequest, context: Any) -> pb.DeleteBudgetResponse:
@@ -71,7 +73,8 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         async with transaction(self._pool) as connection:
             await store.lock_organizations(connection, [caller.account])
             await budget_store.remove_budget(connection, parts["project"], api_key_id, now)
-            await spending.review(connection, self._outbox, [caller.account], now)
+            removed = [Spender(parts["project"], api_key_id)]
+            await spending.review(connection, self._outbox, [caller.account], now, spenders=removed)
         self._outbox.wake()
         return pb.DeleteBudgetResponse()
 
@@ -87,21 +90,10 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         self._outbox.wake()
         return pb.SetLowBalanceResponse(low_balance_nanos_usd=request.low_balance_nanos_usd)
 
-    async def _budgets(
-        self, connection: Connection, organization_id: str, project_id: str, month: Month
-    ) -> list[Budget]:
-        """Without those that were removed."""
-        found = await budget_store.list_budgets(
-            connection, [organization_id], month.start.date(), project_id=project_id
-        )
-        return [budget for budget in found if budget.monthly_cap_nanos_usd]
-
-    async def _check_room(
-        self, connection: Connection, organization_id: str, project_id: str, api_key_id: str, month: Month
-    ) -> None:
-        budgets = await self._budgets(connection, organization_id, project_id, month)
+    async def _check_room(self, connection: Connection, organization_id: str, project_id: str, api_key_id: str) -> None:
+        keys = await budget_store.list_budget_keys(connection, organization_id, project_id)
         budgets_max = self._settings.budgets_max
-        if len(budgets) >= budgets_max and api_key_id not in {budget.api_key_id for budget in budgets}:
+        if len(keys) >= budgets_max and api_key_id not in keys:
             raise ResourceExhausted(
                 "SIZE_LIMIT",
                 f"a project has at most {budgets_max} budgets; delete one that is not needed",

@@ -9,7 +9,7 @@ from typing import Any
 
 from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
-from services.billing.caps import Budget
+from services.billing.caps import Budget, Spender
 from services.billing.credit import Credit, CreditChange, CreditState
 from services.billing.ledger import Balances
 
@@ -65,12 +65,24 @@ async def get_low_balance(connection: Connection, organization_id: str) -> int:
     return await _queries.get_low_balance(connection, organization_id=organization_id) or 0
 
 
+async def list_budget_keys(connection: Connection, organization_id: str, project_id: str) -> list[str]:
+    """Whose budgets a project has, its own as an empty key, without those that were removed."""
+    rows = _queries.list_budget_keys(connection, organization_id=organization_id, project_id=project_id)
+    return [row["api_key_id"] async for row in rows]
+
+
 async def list_budgets(
-    connection: Connection, organization_ids: Iterable[str], month: date, *, project_id: str = ""
+    connection: Connection, organization_ids: Iterable[str], spenders: Iterable[Spender], month: date
 ) -> list[Budget]:
-    """Budgets with what is spent in the month, the project's own before those of its keys; those that were removed too."""
+    """The spenders' own budgets with what is spent in the month, a project's before those of its keys; of those that were
+    removed the ones whose cap is still announced."""
+    named = sorted(set(spenders))
     rows = _queries.list_budgets(
-        connection, organization_ids=sorted(set(organization_ids)), project_id=project_id, month=month
+        connection,
+        organization_ids=sorted(set(organization_ids)),
+        project_ids=[spender.project_id for spender in named],
+        api_key_ids=[spender.api_key_id for spender in named],
+        month=month,
     )
     return [_budget(row) async for row in rows]
 

@@ -7,9 +7,17 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import NamedTuple
 
 ALERT_PERCENTS_DEFAULT = (50, 80, 100)
 ALERT_PERCENTS_MAX = 10
+
+
+class Spender(NamedTuple):
+    """A key of a project; without a key, the project."""
+
+    project_id: str
+    api_key_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

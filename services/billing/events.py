@@ -1,5 +1,7 @@
 """Billing's readers of events: check what an event claims, then book it. What cannot be true is set aside with a reason."""
 
+from datetime import datetime
+
 from google.protobuf.message import Message
 
 from chassis.bus.consumer import Handler
@@ -10,7 +12,8 @@ from chassis.clock import Clock
 from chassis.db.pool import Connection
 from chassis.errors import InvalidArgument
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
-from services.billing import booking, convert, facts, rented, served, spending
+from services.billing import booking, convert, facts, rented, served, spending, store
+from services.billing.caps import Spender
 from services.billing.facts import FactInvalid, FactLimits
 from services.billing.pricebook import Shelf
 from services.billing.refusal import refusing
@@ -48,7 +51,7 @@ class Events:
             facts.check_training(fact, job_id, now, self._limits)
             settled = await booking.book_training(connection, self._shelf, fact, now)
         if settled:
-            await spending.review(connection, self._outbox, [fact.organization_id], now)
+            await self._review_job(connection, fact.resource, now)
 
     async def inference_usage(
         self, connection: Connection, message: usage_events_pb2.InferenceUsageRecorded, event: EventInfo
@@ -68,7 +71,9 @@ class Events:
                 claims.append(fact)
                 claimed.append(record)
         unbooked = await served.book_inference(connection, self._shelf, claims, now)
-        await spending.review(connection, self._outbox, {fact.organization_id for fact in claims}, now)
+        spenders = {Spender(fact.project_id, fact.api_key_id) for fact in claims}
+        organization_ids = {fact.organization_id for fact in claims}
+        await spending.review(connection, self._outbox, organization_ids, now, spenders=spenders)
         refused += [(claimed[each.index], each.error) for each in unbooked]
         if not refused:
             return
@@ -93,7 +98,8 @@ class Events:
             now = self._clock.now()
             facts.check_endpoint(fact, now, self._limits)
             await rented.book_endpoint_minute(connection, self._shelf, fact, now)
-        await spending.review(connection, self._outbox, [fact.organization_id], now)
+        spenders = [Spender(fact.project_id)]
+        await spending.review(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
 
     async def cluster_hour(
         self, connection: Connection, message: usage_events_pb2.ClusterHourRecorded, event: EventInfo
@@ -103,7 +109,8 @@ class Events:
             now = self._clock.now()
             facts.check_cluster(fact, now, self._limits)
             await rented.book_cluster_hour(connection, self._shelf, fact, now)
-        await spending.review(connection, self._outbox, [fact.organization_id], now)
+        spenders = [Spender(fact.project_id)]
+        await spending.review(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
 
     async def job_ended(
         self, connection: Connection, message: tuning_events_pb2.TuningJobEnded, event: EventInfo
@@ -114,4 +121,9 @@ class Events:
             facts.check_ending(ending, now, self._limits)
             settled = await booking.book_ending(connection, self._shelf, ending, now)
         if settled:
-            await spending.review(connection, self._outbox, [ending.organization_id], now)
+            await self._review_job(connection, ending.resource, now)
+
+    async def _review_job(self, connection: Connection, resource: str, now: datetime) -> None:
+        hold = await store.get_hold(connection, resource)
+        assert hold is not None, "what was settled was held"
+        await spending.review(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])

@@ -114,7 +114,7 @@ class Sweeper:
         missing = ending.usage_record_count - totals.record_count
         note = f"{missing} of {ending.usage_record_count} usage records did not come before the hold expired"
         await booking.settle(connection, self._shelf, hold, ending, totals, now, note=note)
-        await spending.review(connection, self._outbox, [hold.organization_id], now)
+        await spending.review(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
 
     async def _release(self, connection: Connection, hold: Hold, standings: dict[str, Standing], now: datetime) -> None:
         """Nobody said how the job ended: it owes nothing, whatever it did."""
@@ -131,5 +131,5 @@ class Sweeper:
         assert ended, "the job and its hold are locked"
         await store.post(connection, standings, [entry] if entry else [])
         await self._outbox.add(connection, convert_budgets.to_expired_event(hold, now), subject_name=hold.resource)
-        await spending.review(connection, self._outbox, [hold.organization_id], now)
+        await spending.review(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
         _log.warning("hold_expired", resource=hold.resource, released_nanos_usd=hold.held_nanos_usd)

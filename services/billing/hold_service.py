@@ -63,7 +63,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
                     ttl=self._hold_ttl,
                     api_key_id=request.api_key_id,
                 )
-                await spending.review(connection, self._outbox, [hold.organization_id], now)
+                await spending.review(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
         self._outbox.wake()
         made_by = self._shelf.version(hold.price_book_version)
         return hold_service_pb2.CreateHoldResponse(
@@ -80,7 +80,8 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         async with transaction(self._pool) as connection:
             released = await holding.release_hold(connection, resource=request.resource, now=now)
             if released is not None:
-                await spending.review(connection, self._outbox, [released.organization_id], now)
+                whose = [released.spender]
+                await spending.review(connection, self._outbox, [released.organization_id], now, spenders=whose)
         self._outbox.wake()
         return hold_service_pb2.ReleaseHoldResponse(released_nanos_usd=released.held_nanos_usd if released else 0)
 

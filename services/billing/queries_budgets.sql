@@ -34,60 +34,73 @@ ON CONFLICT (organization_id) DO UPDATE SET low_balance_nanos_usd = excluded.low
 -- Reads below which available amount credit counts as low; nothing when it was never set.
 SELECT low_balance_nanos_usd FROM credit_states WHERE organization_id = :organization_id;
 
--- name: list_budgets(organization_ids, project_id, month)
--- Reads budgets, of one project or of all, with what is spent and held in the month; spending is read once per project.
-WITH wanted AS (
+-- name: list_budget_keys(organization_id, project_id)
+-- Lists whose budgets a project has, its own as an empty key, without those that were removed.
+SELECT api_key_id
+FROM budgets
+WHERE organization_id = :organization_id AND project_id = :project_id AND monthly_cap_nanos_usd > 0
+ORDER BY api_key_id;
+
+-- name: list_budgets(organization_ids, project_ids, api_key_ids, month)
+-- Reads these budgets with what is spent and held in the month: a key's budget reads that key's usage and no other.
+WITH wanted AS MATERIALIZED (
     SELECT
-        organization_id, project_id, api_key_id, monthly_cap_nanos_usd, alert_percents, capped_month,
-        capped_at_nanos_usd, revision, update_time
-    FROM budgets
+        budgets.organization_id, budgets.project_id, budgets.api_key_id, budgets.monthly_cap_nanos_usd,
+        budgets.alert_percents, budgets.capped_month, budgets.capped_at_nanos_usd, budgets.revision, budgets.update_time
+    FROM unnest(:project_ids::text[], :api_key_ids::text[]) AS named (project_id, api_key_id)
+    JOIN budgets ON budgets.project_id = named.project_id AND budgets.api_key_id = named.api_key_id
     WHERE
-        organization_id = ANY(:organization_ids::text[])
-        AND (:project_id::text = '' OR project_id = :project_id::text)
+        budgets.organization_id = ANY(:organization_ids::text[])
+        AND (budgets.monthly_cap_nanos_usd > 0 OR budgets.capped_month = :month::date)
 ),
-projects AS (
-    SELECT DISTINCT organization_id, project_id FROM wanted
-),
-spent AS MATERIALIZED (
-    SELECT projects.project_id, moved.api_key_id, moved.amount_nanos_usd
-    FROM projects
-    CROSS JOIN LATERAL (
-        SELECT api_key_id, sum(amount_nanos_usd) AS amount_nanos_usd
-        FROM usage_sums
-        WHERE
-            organization_id = projects.organization_id
-            AND billing_month = :month::date
-            AND project_id = projects.project_id
-            AND kind IN ('input_tokens', 'output_tokens', 'endpoint_minutes', 'cluster_hours')
-        GROUP BY api_key_id
+-- Of each key that asked for jobs, and of the project as an empty key.
+jobs AS MATERIALIZED (
+    SELECT moved.project_id, coalesce(moved.api_key_id, '') AS api_key_id, sum(moved.amount_nanos_usd) AS amount_nanos_usd
+    FROM (
+        SELECT projects.project_id, ended.api_key_id, ended.charged_nanos_usd AS amount_nanos_usd
+        FROM (SELECT DISTINCT organization_id, project_id FROM wanted) AS projects
+        JOIN holds AS ended ON
+            ended.organization_id = projects.organization_id
+            AND ended.billing_month = :month::date
+            AND ended.project_id = projects.project_id
+            AND ended.state = 'settled'
         UNION ALL
-        SELECT api_key_id, sum(charged_nanos_usd)
-        FROM holds
-        WHERE
-            organization_id = projects.organization_id
-            AND billing_month = :month::date
-            AND project_id = projects.project_id
-            AND state = 'settled'
-        GROUP BY api_key_id
-        UNION ALL
-        SELECT api_key_id, sum(held_nanos_usd)
-        FROM holds
-        WHERE project_id = projects.project_id AND state = 'held'
-        GROUP BY api_key_id
+        SELECT projects.project_id, running.api_key_id, running.held_nanos_usd
+        FROM (SELECT DISTINCT project_id FROM wanted) AS projects
+        JOIN holds AS running ON running.project_id = projects.project_id AND running.state = 'held'
     ) AS moved
+    GROUP BY GROUPING SETS ((moved.project_id, moved.api_key_id), (moved.project_id))
+    HAVING grouping(moved.api_key_id) = 1 OR moved.api_key_id <> ''
 )
 SELECT
     wanted.organization_id, wanted.project_id, wanted.api_key_id, wanted.monthly_cap_nanos_usd, wanted.alert_percents,
     wanted.capped_month, wanted.capped_at_nanos_usd, wanted.revision, wanted.update_time,
-    coalesce(
-        (
-            SELECT sum(spent.amount_nanos_usd)
-            FROM spent
-            WHERE spent.project_id = wanted.project_id AND wanted.api_key_id IN ('', spent.api_key_id)
-        ),
-        0
-    )::bigint AS spent_nanos_usd
+    (coalesce(used.amount_nanos_usd, 0) + coalesce(jobs.amount_nanos_usd, 0))::bigint AS spent_nanos_usd
 FROM wanted
+CROSS JOIN LATERAL (
+    SELECT sum(amount_nanos_usd) AS amount_nanos_usd
+    FROM (
+        SELECT amount_nanos_usd
+        FROM usage_sums
+        WHERE
+            wanted.api_key_id <> ''
+            AND organization_id = wanted.organization_id
+            AND billing_month = :month::date
+            AND project_id = wanted.project_id
+            AND api_key_id = wanted.api_key_id
+            AND kind IN ('input_tokens', 'output_tokens', 'endpoint_minutes', 'cluster_hours')
+        UNION ALL
+        SELECT amount_nanos_usd
+        FROM usage_sums
+        WHERE
+            wanted.api_key_id = ''
+            AND organization_id = wanted.organization_id
+            AND billing_month = :month::date
+            AND project_id = wanted.project_id
+            AND kind IN ('input_tokens', 'output_tokens', 'endpoint_minutes', 'cluster_hours')
+    ) AS sums
+) AS used
+LEFT JOIN jobs ON jobs.project_id = wanted.project_id AND jobs.api_key_id = wanted.api_key_id
 ORDER BY wanted.project_id, wanted.api_key_id;
 
 -- name: set_budget(project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, now)!
@@ -111,13 +124,16 @@ ON CONFLICT (project_id, api_key_id) DO UPDATE SET
     update_time = excluded.update_time;
 
 -- name: remove_budget(project_id, api_key_id, now)!
--- Takes the cap away and forgets its warnings; the row stays, so that its revisions go on.
+-- Takes the cap away and forgets its warnings; the row stays if a cap was announced, so that its revisions go on.
 WITH forgotten AS (
     DELETE FROM budget_alerts WHERE project_id = :project_id AND api_key_id = :api_key_id
+),
+unannounced AS (
+    DELETE FROM budgets WHERE project_id = :project_id AND api_key_id = :api_key_id AND revision = 0
 )
 UPDATE budgets
 SET monthly_cap_nanos_usd = 0, update_time = :now
-WHERE project_id = :project_id AND api_key_id = :api_key_id AND monthly_cap_nanos_usd > 0;
+WHERE project_id = :project_id AND api_key_id = :api_key_id AND monthly_cap_nanos_usd > 0 AND revision > 0;
 
 -- name: save_cap_states(project_ids, api_key_ids, capped_months, capped_at, revisions)!
 -- Remembers what was announced of budgets.

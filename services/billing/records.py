@@ -5,6 +5,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from services.billing.caps import Spender
 from services.billing.ledger import HoldState, usage_record_id
 from services.billing.pricing import Work
 from services.billing.settlement import Ending
@@ -71,6 +72,11 @@ class Hold:
     expire_time: datetime
     end_time: datetime | None
     api_key_id: str = ""
+
+    @property
+    def spender(self) -> Spender:
+        """Whose budgets the job counts for."""
+        return Spender(self.project_id, self.api_key_id)
 
     @property
     def released_nanos_usd(self) -> int:

@@ -10,15 +10,24 @@ from chassis.bus.outbox import Outbox
 from chassis.db.pool import Connection
 from chassis.errors import FailedPrecondition
 from services.billing import budget_store, caps, convert_budgets, credit
-from services.billing.caps import Budget, CapExceeded
+from services.billing.caps import Budget, CapExceeded, Spender
 from services.billing.invoice import Month
 from services.billing.pricing import in_dollars
 
 
-async def review(connection: Connection, outbox: Outbox, organization_ids: Iterable[str], now: datetime) -> None:
-    """Announces credit that became low, exhausted or sufficient, and caps and shares of caps that were reached.
+async def review(
+    connection: Connection,
+    outbox: Outbox,
+    organization_ids: Iterable[str],
+    now: datetime,
+    *,
+    spenders: Iterable[Spender] = (),
+) -> None:
+    """Announces credit that became low, exhausted or sufficient, and of the spenders, whose spending or budget changed,
+    caps and shares of caps that were reached.
 
-    Costs one query, and one more for organizations that have budgets, however much was booked.
+    Costs one query, and one more for organizations that have budgets. It reads the budgets of the spenders and of their
+    projects, however many others there are.
     """
     reviewed = await budget_store.list_credit(connection, organization_ids)
     changes = [change for each in reviewed if (change := credit.change_of(each.credit)) is not None]
@@ -28,9 +37,10 @@ async def review(connection: Connection, outbox: Outbox, organization_ids: Itera
             event = convert_budgets.to_credit_event(change, now)
             await outbox.add(connection, event, subject_name=f"organizations/{change.organization_id}")
     with_budgets = [each.credit.organization_id for each in reviewed if each.has_budgets]
-    if with_budgets:
+    touched = _with_projects(spenders)
+    if with_budgets and touched:
         month = Month.of(now)
-        budgets = await budget_store.list_budgets(connection, with_budgets, month.start.date())
+        budgets = await budget_store.list_budgets(connection, with_budgets, touched, month.start.date())
         await _announce_shares(connection, outbox, budgets, month, now)
         await _announce_caps(connection, outbox, budgets, month, now)
 
@@ -46,11 +56,17 @@ async def refuse_over_cap(
 ) -> None:
     """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room; the organization must be locked."""
     month = Month.of(now)
-    budgets = await budget_store.list_budgets(connection, [organization_id], month.start.date(), project_id=project_id)
+    touched = _with_projects([Spender(project_id, api_key_id)])
+    budgets = await budget_store.list_budgets(connection, [organization_id], touched, month.start.date())
     try:
-        caps.check([budget for budget in budgets if budget.api_key_id in ("", api_key_id)], required_nanos_usd)
+        caps.check(budgets, required_nanos_usd)
     except CapExceeded as error:
         raise _exceeded(error, month) from error
+
+
+def _with_projects(spenders: Iterable[Spender]) -> set[Spender]:
+    """What a key spends, its project spends."""
+    return {whose for spender in spenders for whose in (spender, Spender(spender.project_id))}
 
 
 async def _announce_shares(

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from chassis.bus.subjects import subject_of
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from finemesh.billing.v1 import billing_service_pb2, money_pb2
 from finemesh.billing.v1 import budget_service_pb2 as pb
 from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.billing.v1.budget_service_pb2_grpc import BudgetServiceStub
 from finemesh.events.v1 import billing_events_pb2
-from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, QuoteWorkRequest, RenewHoldsRequest
+from finemesh.holds.v1.hold_service_pb2 import (
+    CreateHoldRequest,
+    QuoteWorkRequest,
+    ReleaseHoldRequest,
+    RenewHoldsRequest,
+)
 from tests.contract.billing.conftest import Customer, Mesh, job_price
 
 USD = 10**9
@@ -142,6 +148,27 @@ async def test_a_job_that_would_break_a_cap_is_refused_with_the_numbers(customer
     await mesh.holds.CreateHold(request)
     (budget,) = await listed(customer)
     assert budget.spent_nanos_usd == 5 * USD
+
+
+async def test_a_hold_and_its_release_move_the_cap_of_their_key(customer: Customer, mesh: Mesh) -> None:
+    await customer.pay_in(100 * USD)
+    await set_budget(customer, 5 * USD, "key_1")
+    request = CreateHoldRequest(
+        resource=customer.job(),
+        organization_id=customer.organization,
+        project_id=customer.project,
+        price=job_price(),
+        api_key_id="key_1",
+    )
+    await mesh.holds.CreateHold(request)
+    await mesh.holds.ReleaseHold(ReleaseHoldRequest(resource=customer.job()))
+    rows = await mesh.pool.fetch(
+        "SELECT payload FROM outbox WHERE subject = $1 AND headers ->> 'ce-subject' = $2 ORDER BY created_at",
+        subject_of(billing_events_pb2.SpendCapStateChanged),
+        f"projects/{customer.project}/budgets/key_1",
+    )
+    events = [billing_events_pb2.SpendCapStateChanged.FromString(row["payload"]) for row in rows]
+    assert [(event.capped, event.revision) for event in events] == [(True, 1), (False, 2)]
 
 
 async def test_the_balance_says_whether_credit_is_enough(customer: Customer, mesh: Mesh) -> None:

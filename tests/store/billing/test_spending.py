@@ -3,28 +3,39 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chassis.db.pool import transaction
+from chassis.db.pool import Connection, transaction
+from chassis.db.queries import statements
 from chassis.errors import FailedPrecondition
 from finemesh.events.v1 import billing_events_pb2, usage_events_pb2
 from services.billing import budget_store, spending, store
-from services.billing.caps import Budget
+from services.billing.caps import Budget, Spender
+from services.billing.config import BillingSettings
+from services.billing.expiry import Sweeper
 from services.billing.invoice import Month
 from tests.store.billing.world import LARGE, NOW, USD, World, at, ended, minute, served, whole_run
 
 CREDIT = billing_events_pb2.CreditStateChanged
 SHARE = billing_events_pb2.SpendThresholdReached
 CAP = billing_events_pb2.SpendCapStateChanged
+ROOT = Path(__file__).parents[3]
 # A million tokens read cost 0.05 dollars.
 MILLION = 10**6
 
 
-async def review(world: World, organization: str) -> None:
+async def review(world: World, organization: str, key: str = "") -> None:
     async with transaction(world.pool) as connection:
         await store.lock_organizations(connection, [organization])
-        await spending.review(connection, world.outbox, [organization], world.clock.now())
+        await review_on(connection, world, organization, key)
+
+
+async def review_on(connection: Connection, world: World, organization: str, key: str) -> None:
+    spenders = [Spender(f"{organization}-p", key)]
+    await spending.review(connection, world.outbox, [organization], world.clock.now(), spenders=spenders)
 
 
 async def top_up(world: World, organization: str, amount: int, request_id: str = "first") -> None:
@@ -46,20 +57,24 @@ async def set_cap(
             alert_percents=percents,
             now=world.clock.now(),
         )
-        await spending.review(connection, world.outbox, [organization], world.clock.now())
+        await review_on(connection, world, organization, key)
 
 
 async def remove_cap(world: World, organization: str, key: str = "") -> None:
     async with transaction(world.pool) as connection:
         await store.lock_organizations(connection, [organization])
         await budget_store.remove_budget(connection, f"{organization}-p", key, world.clock.now())
-        await spending.review(connection, world.outbox, [organization], world.clock.now())
+        await review_on(connection, world, organization, key)
 
 
 async def budgets(world: World, organization: str) -> dict[str, Budget]:
     month = Month.of(world.clock.now()).start.date()
+    project = f"{organization}-p"
     async with world.pool.acquire() as connection:
-        return {each.api_key_id: each for each in await budget_store.list_budgets(connection, [organization], month)}
+        keys = await budget_store.list_budget_keys(connection, organization, project)
+        spenders = [Spender(project, key) for key in keys]
+        found = await budget_store.list_budgets(connection, [organization], spenders, month)
+    return {each.api_key_id: each for each in found}
 
 
 def states(events: Sequence[CREDIT]) -> list[tuple[str, str, int]]:
@@ -162,7 +177,7 @@ async def test_a_key_has_its_own_cap_beside_the_projects(world: World) -> None:
     await set_cap(world, "o", 5 * USD, "key_a")
     await set_cap(world, "o", 50 * USD, "key_b")
     await world.hold("o", "ft-1", api_key_id="key_a")
-    await review(world, "o")
+    await review(world, "o", "key_a")
     found = await budgets(world, "o")
     assert {key: budget.spent_nanos_usd for key, budget in found.items()} == {
         "": 5 * USD,
@@ -297,3 +312,99 @@ async def test_another_cap_warns_anew_and_the_same_one_does_not(world: World) ->
     await world.deliver(served("o", ("gen-3", 13 * MILLION, 0)))
     found = [(event.cap_nanos_usd, event.percent, event.api_key_id) for event in await world.events(SHARE)][4:]
     assert found == [(USD, percent, "") for percent in (50, 80, 100)]
+
+
+async def test_a_jobs_end_frees_the_cap_of_its_key(world: World) -> None:
+    """However it ends: settled by its events, or by nobody renewing its hold."""
+    await top_up(world, "o", 100 * USD)
+    await set_cap(world, "o", 5 * USD, "key_a")
+    sweeper = Sweeper(world.pool, world.shelf, world.outbox, BillingSettings(hold_grace_s=0), clock=world.clock)
+    for job in ("ft-1", "ft-2"):
+        await world.hold("o", job, api_key_id="key_a")
+        await review(world, "o", "key_a")
+        if job == "ft-1":
+            await world.deliver(ended("o", "PLATFORM_FAILURE", 0, job))
+        else:
+            world.clock.jump(timedelta(days=2).total_seconds())
+            await sweeper.sweep()
+    changes = [(event.api_key_id, event.capped, event.revision) for event in await world.events(CAP)]
+    assert changes == [("key_a", True, 1), ("key_a", False, 2), ("key_a", True, 3), ("key_a", False, 4)]
+
+
+async def test_a_removed_budget_of_which_no_cap_was_announced_leaves_nothing(world: World) -> None:
+    await top_up(world, "o", 100 * USD)
+    await world.deliver(served("o", ("gen-1", MILLION, 0)))
+    for number in range(20):
+        await set_cap(world, "o", USD, f"key_{number}")
+        await remove_cap(world, "o", f"key_{number}")
+    # Half of the first is spent, which warns and caps nothing; the second is reached.
+    for cap in (100_000_000, 50_000_000):
+        assert await world.pool.fetchval("SELECT count(*) FROM budgets") == 0
+        await set_cap(world, "o", cap)
+        assert await world.pool.fetchval("SELECT count(*) FROM budget_alerts") > 0
+        await remove_cap(world, "o")
+        assert await world.pool.fetchval("SELECT count(*) FROM budget_alerts") == 0
+    assert await world.pool.fetchval("SELECT revision FROM budgets") == 2
+    assert await budgets(world, "o") == {}
+
+
+async def test_a_message_reviews_the_budgets_of_its_own_key_and_project(world: World) -> None:
+    await top_up(world, "o", 100 * USD)
+    for key in ("", "key_a", "key_b"):
+        await set_cap(world, "o", USD, key)
+
+    async def use(name: str, key: str) -> set[str]:
+        message = served("o", (name, MILLION, 0))
+        message.records[0].api_key_id = key
+        await world.deliver(message)
+        return {event.api_key_id for event in await world.events(CAP)}
+
+    for key in ("key_a", "key_b"):
+        assert await use(f"gen-{key}", key) == set()
+    # As if the caps had been reached unnoticed: only a budget that is looked at is announced now.
+    await world.pool.execute("UPDATE budgets SET monthly_cap_nanos_usd = 1")
+    assert await use("gen-1", "key_b") == {"", "key_b"}
+    assert await use("gen-2", "key_a") == {"", "key_a", "key_b"}
+
+
+async def test_a_budget_reads_no_row_that_it_does_not_count(world: World) -> None:
+    """Under the lock of an organization: a thousand other keys with budgets and usage cost nothing."""
+    keys = 1000
+    await top_up(world, "o", 100 * USD)
+    message = served("o", *((f"gen-{number}", MILLION, 0) for number in range(1, keys + 1)))
+    for number, record in enumerate(message.records, 1):
+        record.api_key_id = f"key_{number}"
+    await world.deliver(message, served("o", ("gen-nobody", MILLION, 0)))
+    await world.pool.execute(
+        "INSERT INTO budgets (project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, update_time)"
+        " SELECT 'o-p', 'key_' || n, 'o', $2, '{50}', now() FROM generate_series(1, $1::int) AS n",
+        keys,
+        USD,
+    )
+    await world.pool.execute("ANALYZE budgets, usage_sums")
+    assert await rows_read(world, [Spender("o-p", "key_7")]) <= 10
+    # With the budget of the project its own month is summed, once.
+    await set_cap(world, "o", USD)
+    assert await rows_read(world, [Spender("o-p", "key_7"), Spender("o-p")]) <= keys + 10
+    everybody = [Spender("o-p", f"key_{number}") for number in range(1, keys + 1)]
+    assert await rows_read(world, [Spender("o-p"), *everybody]) <= 10 * keys
+    async with world.pool.acquire() as connection:
+        month = Month.of(NOW).start.date()
+        found = await budget_store.list_budgets(connection, ["o"], [Spender("o-p"), *everybody], month)
+    assert [budget.spent_nanos_usd for budget in found] == [(keys + 1) * 50_000_000] + keys * [50_000_000]
+
+
+async def rows_read(world: World, spenders: Sequence[Spender]) -> int:
+    """Rows that the query of these budgets reads, in tables and in what it keeps for itself."""
+    sql = statements(ROOT / "services/billing/queries_budgets.sql")["list_budgets"]
+    projects, keys = [spender.project_id for spender in spenders], [spender.api_key_id for spender in spenders]
+    month = Month.of(NOW).start.date()
+    plan = await world.pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", ["o"], projects, keys, month)
+    return _scanned(plan[0]["Plan"])
+
+
+def _scanned(node: dict[str, Any]) -> int:
+    below = sum(_scanned(child) for child in node.get("Plans", ()))
+    if not node["Node Type"].endswith("Scan") or node["Node Type"] in ("Subquery Scan", "Function Scan"):
+        return below
+    return below + round((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
