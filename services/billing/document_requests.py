@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis import paging
 from chassis.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from chassis.identity import Caller
-from chassis.names import parse_name
+from chassis.names import NAME_CHARS_MAX, parse_name
 from finemesh.billing.v1 import billing_service_pb2, invoice_service_pb2, money_pb2
 from finemesh.identity.v1 import identity_pb2
 from services.billing.config import BillingSettings
@@ -19,7 +19,6 @@ from services.billing.invoice import Month, Party
 from services.billing.records import UsageKind
 from services.billing.usage_pages import EARLIEST, LATEST, UsageFilter
 
-_RESOURCE_CHARS_MAX = 512
 _FRAME_BYTES = 512
 
 
@@ -56,7 +55,7 @@ def correction_of(request: invoice_service_pb2.CreateCreditNoteRequest, settings
         raise invalid("amount_nanos_usd", f"must be from 1 to {settings.amount_nanos_usd_max}")
     check_text("reason", request.reason, settings.credit_reason_chars_max, needed=True)
     check_text("request_id", request.request_id, settings.request_id_chars_max, needed=True)
-    check_text("resource", request.resource, _RESOURCE_CHARS_MAX)
+    check_text("resource", request.resource, NAME_CHARS_MAX)
     month = None
     if request.invoice:
         owner, month = invoice_of(request.invoice, "invoice")
@@ -100,6 +99,7 @@ def export_of(request: invoice_service_pb2.ExportUsageRequest, project_id: str) 
     for field in ("start_time", "end_time"):
         if month is None and not request.HasField(field):
             raise invalid(field, "must be given, or billing_month")
+    check_text("resource", request.resource, NAME_CHARS_MAX)
     start, end = _span(
         request.start_time if request.HasField("start_time") else None,
         request.end_time if request.HasField("end_time") else None,
@@ -115,6 +115,8 @@ def export_of(request: invoice_service_pb2.ExportUsageRequest, project_id: str) 
 
 
 def list_of(request: billing_service_pb2.ListUsageRecordsRequest, project_id: str) -> UsageFilter:
+    for field in ("resource", "model", "api_key_id"):
+        check_text(field, getattr(request, field), NAME_CHARS_MAX)
     start, end = _span(
         request.start_time if request.HasField("start_time") else None,
         request.end_time if request.HasField("end_time") else None,

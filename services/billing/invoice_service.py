@@ -15,7 +15,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import ResourceExhausted
 from chassis.identity import current_caller
-from chassis.names import own_parent
+from chassis.names import NAME_CHARS_MAX, own_parent
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1 import invoice_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
@@ -136,6 +136,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
             request.start_day, request.end_day, self._clock.now(), self._settings.cost_days_max
         )
         dimensions = convert_documents.dimensions_of(request.group_by)
+        requests.check_text("project_id", request.project_id, NAME_CHARS_MAX)
         async with self._pool.acquire() as connection:
             rows = await cost_store.list_costs(
                 connection,

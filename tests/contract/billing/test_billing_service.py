@@ -149,6 +149,17 @@ async def test_other_tenants_jobs_and_projects_do_not_exist(customer: Customer, 
             await mesh.billing.GetJobCharge(pb.GetJobChargeRequest(tuning_job="nonsense"))
 
 
+@pytest.mark.parametrize("field", ["resource", "model", "api_key_id"])
+@pytest.mark.parametrize("text", ["\0", "a\nb", 513 * "a"])
+async def test_a_list_of_usage_names_the_field_that_is_wrong(
+    customer: Customer, mesh: Mesh, field: str, text: str
+) -> None:
+    request = pb.ListUsageRecordsRequest(**{field: text})  # type: ignore[arg-type]
+    with customer.calling(), pytest.raises(InvalidArgument) as refused:
+        await mesh.billing.ListUsageRecords(request)
+    assert [violation.field for violation in refused.value.violations] == [field]
+
+
 async def test_usage_pages_refuse_what_is_not_theirs(customer: Customer, mesh: Mesh) -> None:
     with customer.calling():
         assert not (await mesh.billing.ListUsageRecords(pb.ListUsageRecordsRequest())).usage_records

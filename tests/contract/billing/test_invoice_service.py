@@ -331,6 +331,7 @@ async def test_costs(used: Customer, stranger: Customer, invoices: InvoiceServic
         ({"group_by": [99]}, "group_by[0]"),
         ({"group_by": [1, 2, 1]}, "group_by[2]"),
         ({"group_by": [0]}, "group_by[0]"),
+        ({"project_id": "\0"}, "project_id"),
     ],
 )
 async def test_a_report_names_the_field_that_is_wrong(
@@ -370,6 +371,7 @@ async def test_usage_is_exported_oldest_first(used: Customer, invoices: InvoiceS
         ({"end_time": Timestamp(seconds=10**15)}, "end_time"),
         ({"kinds": [99]}, "kinds[0]"),
         ({"billing_month": "2024-13"}, "billing_month"),
+        ({"resource": "\0"}, "resource"),
     ],
 )
 async def test_an_export_names_the_field_that_is_wrong(
