@@ -9,13 +9,13 @@ from typing import Any
 async def pages(fetch: Callable[[str], Awaitable[Any]], field: str, limit: int | None = None) -> AsyncIterator[Any]:
     """Yields the items of every page in order, at most `limit`, until the server sends no further token."""
     token, sent = "", 0
-    while True:
+    while limit is None or sent < limit:
         page = await fetch(token)
         for item in getattr(page, field):
-            if limit is not None and sent >= limit:
-                return
             yield item
             sent += 1
+            if sent == limit:
+                return
         token = page.next_page_token
         if not token:
             return
