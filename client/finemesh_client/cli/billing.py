@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from finemesh.billing.v1 import money_pb2
 from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
@@ -15,6 +15,8 @@ from finemesh_client.cli.output import console, fields, print_json, state, table
 from finemesh_client.cli.runtime import AsJson, Limit, with_client
 from finemesh_client.client import Client
 
+# No mesh takes more in one amount, whatever its amount_nanos_usd_max is.
+DOLLARS_MAX = 10**9
 app = typer.Typer(no_args_is_help=True, help="Prices, prepaid balance, usage and invoices.")
 
 
@@ -54,12 +56,17 @@ def balance(as_json: AsJson = False) -> None:
 def to_nanos(amount: str) -> int:
     """Nano-dollars of a decimal amount such as `25.50`; exact, or refused."""
     try:
-        nanos = Decimal(amount.removeprefix("$")) * NANOS_PER_DOLLAR
+        given = Decimal(amount.removeprefix("$"))
     except InvalidOperation:
-        raise typer.BadParameter(f"{amount!r} is no amount of dollars") from None
-    if nanos != nanos.to_integral_value() or nanos <= 0:
-        raise typer.BadParameter("must be above 0 and have at most 9 decimal places")
-    return int(nanos)
+        given = Decimal("NaN")
+    if not given.is_finite():
+        raise typer.BadParameter(f"{amount!r} is no amount of dollars")
+    # Compared before it is multiplied: an exponent can make a number that no arithmetic takes.
+    if not 0 < given <= DOLLARS_MAX:
+        raise typer.BadParameter(f"must be above 0 and at most {DOLLARS_MAX:,} dollars")
+    if given != given.quantize(Decimal(1) / NANOS_PER_DOLLAR):
+        raise typer.BadParameter("must have at most 9 decimal places")
+    return int(given * NANOS_PER_DOLLAR)
 
 
 @app.command("top-up")
@@ -123,12 +130,12 @@ def show_invoice(invoice: money_pb2.Invoice) -> None:
         for line in invoice.lines
     ]
     rows += [
-        (f"Credit note {note.number}: {escape(note.reason)}", "", "", dollars(-note.amount_nanos_usd))
+        (f"Credit note {note.number}: {note.reason}", "", "", dollars(-note.amount_nanos_usd))
         for note in invoice.credit_notes
     ]
     title = f"{invoice.name} ({'open' if invoice.open else invoice.number})"
     table(title, ("line", "quantity", "usage", "amount"), rows)
-    console.print(f"total [bold]{dollars(invoice.total_nanos_usd)}[/bold]")
+    console.print(Text.assemble("total ", (dollars(invoice.total_nanos_usd), "bold")))
 
 
 @app.command()

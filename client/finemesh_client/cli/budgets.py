@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from finemesh.billing.v1 import budget_service_pb2
 from finemesh_client.billing import dollars
@@ -29,14 +30,14 @@ async def known_key(mesh: Client, key: str) -> str:
     raise typer.BadParameter(f"this project has no key {key!r}; `finemesh keys list` shows them")
 
 
-def show(budget: budget_service_pb2.Budget) -> tuple[str, ...]:
+def show(budget: budget_service_pb2.Budget) -> tuple[str | Text, ...]:
     """A budget as a row."""
     spent, cap = budget.spent_nanos_usd, budget.monthly_cap_nanos_usd
     return (
         budget.api_key_id or "the project",
         dollars(cap),
         dollars(spent),
-        f"{spent * 100 // cap}%" + (" [red]capped[/red]" if budget.capped else ""),
+        Text.assemble(f"{spent * 100 // cap}%", (" capped", "red") if budget.capped else ""),
         ", ".join(f"{percent}%" for percent in budget.alert_percents),
     )
 
@@ -86,7 +87,7 @@ def delete_budget(key: Key = "", as_json: AsJson = False) -> None:
         project = (await mesh.identity.caller()).project.name
         name = f"{project}/budgets/{key.rpartition('/')[2] or 'project'}"
         await mesh.budgets.delete(name)
-        print_json({"deleted": name}) if as_json else console.print(f"removed {name}", markup=False)
+        print_json({"deleted": name}) if as_json else console.print(f"removed {name}")
 
     with_client(work, as_json)
 

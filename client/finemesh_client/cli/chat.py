@@ -25,9 +25,9 @@ async def say(
     async for part in mesh.chat.stream(model, messages, parameters):
         text += part.text_delta
         usage = part.usage
-        console.print(part.text_delta, end="", markup=False, soft_wrap=True)
+        console.print(part.text_delta, end="", soft_wrap=True)
     console.print()
-    progress_console.print(f"[dim]{usage.input_tokens} tokens in, {usage.output_tokens} out[/dim]")
+    progress_console.print(f"{usage.input_tokens} tokens in, {usage.output_tokens} out", style="dim")
     return text
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
+from rich.text import Text
 
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1 import money_pb2
@@ -88,7 +89,7 @@ def costs(
             for row in answer.rows
         ]
         table("costs", (*(dimension.value for dimension in wanted), "quantity", "cost"), rows)
-        return console.print(f"total [bold]{dollars(answer.total_nanos_usd)}[/bold]")
+        return console.print(Text.assemble("total ", (dollars(answer.total_nanos_usd), "bold")))
 
     with_client(work, as_json)
 

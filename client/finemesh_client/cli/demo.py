@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from finemesh.models.v1 import model_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
@@ -50,10 +51,10 @@ class Figures:
 @contextlib.contextmanager
 def step(number: int, title: str) -> Iterator[None]:
     """A heading before a step and its duration after it."""
-    console.print(f"\n[bold cyan]{number}. {title}[/bold cyan]")
+    console.print(f"\n{number}. {title}", style="bold cyan")
     began = time.monotonic()
     yield
-    console.print(f"[dim]took {time.monotonic() - began:.1f} s[/dim]")
+    console.print(f"took {time.monotonic() - began:.1f} s", style="dim")
 
 
 def demo(
@@ -71,7 +72,8 @@ def demo(
     try:
         figures = asyncio.run(tell(folder))
     except (DemoFailed, FinemeshError) as error:
-        console.print(f"[red]demo: failed after {time.monotonic() - began:.0f} s[/red]: {error}", markup=True)
+        failed = f"demo: failed after {time.monotonic() - began:.0f} s"
+        console.print(Text.assemble((failed, "red"), f": {error}"))
         raise typer.Exit(EXIT_REFUSED) from None
     console.print(
         f"demo: ok in {time.monotonic() - began:.0f} s; "
@@ -129,7 +131,11 @@ async def base_model(folder: Path) -> Path:
     """The base model's folder, made or found in the cache."""
     target = folder / "base" / BASE_RECIPE
     with progress_console.status("starting") as status:
-        described = await make_base_model(BASE_RECIPE, target, folder.parent / "cache", status.update)
+
+        def told(line: str) -> None:
+            status.update(Text(line))
+
+        described = await make_base_model(BASE_RECIPE, target, folder.parent / "cache", told)
     console.print("found in the cache" if described.get("cached") else "made from its recipe")
     return Path(str(described["directory"]))
 
@@ -152,7 +158,6 @@ async def upload_dataset(mesh: Client, folder: Path) -> tuple[str, str, list[Row
         names.append(file.name)
     console.print(
         f"for example: {training[0].question.rpartition(chr(10))[2]!r} -> {training[0].answer}",
-        markup=False,
         soft_wrap=True,
     )
     return names[0], names[1], held_out
@@ -173,7 +178,7 @@ async def create_job(mesh: Client, training_file: str, validation_file: str) -> 
     quote = await mesh.jobs.quote(spec)
     show_quote(quote)
     job = await mesh.jobs.create(spec)
-    console.print(f"created {job.name}", markup=False, soft_wrap=True)
+    console.print(f"created {job.name}", soft_wrap=True)
     return job.name, quote.total_nanos_usd
 
 
@@ -181,7 +186,7 @@ async def quiz(mesh: Client, job: pb.TuningJob, held_out: Sequence[Row]) -> tupl
     """(accuracy of the base, accuracy of the tuned model), 0 to 1, and a check that both doors give the same answers."""
     await registered(mesh, job.output_model)
     url, key = mesh.config.http_url, mesh.config.api_key
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=progress_console, transient=True) as bar:
         answers = {}
         for model in (BASE_MODEL, job.output_model):
@@ -198,7 +203,7 @@ async def quiz(mesh: Client, job: pb.TuningJob, held_out: Sequence[Row]) -> tupl
         f"gRPC client: {same} of {len(some)} streamed answers are the same, {accuracy(by_grpc, some):.1%} right"
     )
     for row, answer in list(zip(held_out, answers[job.output_model], strict=True))[:3]:
-        console.print(f"  {row.question.rpartition(chr(10))[2][:80]!r} -> {answer!r}", markup=False, soft_wrap=True)
+        console.print(f"  {row.question.rpartition(chr(10))[2][:80]!r} -> {answer!r}", soft_wrap=True)
     return base, tuned
 
 
@@ -215,7 +220,7 @@ async def registered(mesh: Client, model_id: str) -> model_pb2.Model:
 async def download(mesh: Client, job: pb.TuningJob, folder: Path) -> None:
     """Downloads the adapter and says what came."""
     for path in await mesh.models.download(job.output_model, folder):
-        console.print(f"{path} {size((await asyncio.to_thread(path.stat)).st_size)}", markup=False, soft_wrap=True)
+        console.print(f"{path} {size((await asyncio.to_thread(path.stat)).st_size)}", soft_wrap=True)
 
 
 async def prove(mesh: Client, job: pb.TuningJob, quoted: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh_client.cli.output import console, fields, print_json, state, table, when
@@ -15,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Dedicated endpoints: own devices, 
 Name = Annotated[str, typer.Argument(help="Resource name, projects/.../endpoints/ep_...")]
 
 
-def state_of(endpoint: endpoint_pb2.Endpoint) -> str:
+def state_of(endpoint: endpoint_pb2.Endpoint) -> Text:
     """The coloured state."""
     return state(endpoint_pb2.EndpointState.Name(endpoint.state), "ENDPOINT_STATE_")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 from finemesh.files.v1 import file_pb2
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, state, table, when
@@ -21,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="Resource name, projects/.../files/...
 
 def byte_bar() -> Progress:
     """A progress bar for bytes, on stderr so that stdout stays clean."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=progress_console, transient=True)
 
 
@@ -43,10 +44,11 @@ def show(file: file_pb2.File) -> None:
     report = file.validation
     if report.error_count:
         shown = len(report.errors)
-        console.print(f"[red]{report.error_count:,} errors[/red]" + (f", the first {shown}:" if shown else ""))
+        count = (f"{report.error_count:,} errors", "red")
+        console.print(Text.assemble(count, f", the first {shown}:" if shown else ""))
         for error in report.errors:
             found = f", found {error.found}" if error.found else ""
-            console.print(f"  line {error.line} {error.path}: expected {error.expectation}{found}", markup=False)
+            console.print(f"  line {error.line} {error.path}: expected {error.expectation}{found}")
 
 
 @app.command()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1 import money_pb2
@@ -169,7 +168,7 @@ def _show_notes(notes: list[money_pb2.CreditNote]) -> None:
             when(note.create_time),
             note.billing_month,
             dollars(note.amount_nanos_usd),
-            escape(note.reason),
+            note.reason,
             note.resource or note.invoice,
         )
         for note in notes
@@ -201,13 +200,13 @@ def profile(
             found = await mesh.invoices.set_profile(changed)
         if as_json:
             return print_json(found)
-        lines = [("address" if not index else " ", escape(line)) for index, line in enumerate(found.address_lines)]
+        lines = [("address" if not index else " ", line) for index, line in enumerate(found.address_lines)]
         return fields(
             [
-                ("legal name", escape(found.legal_name) or "not set"),
+                ("legal name", found.legal_name or "not set"),
                 *lines,
-                ("tax id", escape(found.tax_id)),
-                ("email", escape(found.email)),
+                ("tax id", found.tax_id),
+                ("email", found.email),
             ]
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+from rich.text import Text
 
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from finemesh_client.billing import dollars
@@ -17,9 +18,8 @@ def show_quote(quote: tuning_service_pb2.QuoteTuningJobResponse) -> None:
     """A quote for people."""
     show_counts(quote.counts)
     show_terms(f"quote (price book {quote.price_book_version})", quote.terms)
-    console.print(
-        f"{total(quote.total_nanos_usd, quote.minimum_applied)}, available {dollars(quote.available_nanos_usd)}"
-    )
+    available = f", available {dollars(quote.available_nanos_usd)}"
+    console.print(total(quote.total_nanos_usd, quote.minimum_applied).append(available))
 
 
 def show_job(job: tuning_job_pb2.TuningJob) -> None:
@@ -47,7 +47,7 @@ def show_job(job: tuning_job_pb2.TuningJob) -> None:
             ("created", when(job.create_time)),
             ("started", when(job.start_time)),
             ("ended", when(job.end_time)),
-            ("error", f"[red]{job.error.reason}[/red] {job.error.message}" if job.error.reason else ""),
+            ("error", Text.assemble((job.error.reason, "red"), " ", job.error.message) if job.error.reason else ""),
         ]
     )
 

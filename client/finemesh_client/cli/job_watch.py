@@ -44,7 +44,7 @@ async def watch_job(mesh: Client, name: str, after_sequence: int = 0) -> tuning_
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
     )
     with Progress(*columns, console=progress_console) as bar:
         task = bar.add_task("...", total=None, status="")
@@ -52,10 +52,10 @@ async def watch_job(mesh: Client, name: str, after_sequence: int = 0) -> tuning_
             job = message.tuning_job
             for event in message.events:
                 if event.kind not in QUIET_EVENTS:
-                    bar.console.print(f"  {event.message}", style="dim", markup=False)
+                    bar.console.print(f"  {event.message}", style="dim")
             bar.update(
                 task,
-                description=state(tuning_job_pb2.TuningJobState.Name(job.state), "TUNING_JOB_STATE_"),
+                description=state(tuning_job_pb2.TuningJobState.Name(job.state), "TUNING_JOB_STATE_").markup,
                 total=job.progress.step_count or None,
                 completed=job.progress.step,
                 status=status_text(job),

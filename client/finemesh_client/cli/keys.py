@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from finemesh.identity.v1 import identity_pb2
 from finemesh_client.cli.output import console, fields, print_json, table, when
@@ -40,8 +41,8 @@ def create(
         made = await mesh.identity.create_key(display_name, [ROLES[name] for name in role or []], project=project)
         if as_json:
             return print_json(made)
-        console.print(f"{made.key.name} ({role_names(made.key)})", markup=False)
-        return console.print(f"secret, shown only now: [bold]{made.secret}[/bold]")
+        console.print(f"{made.key.name} ({role_names(made.key)})")
+        return console.print(Text.assemble("secret, shown only now: ", (made.secret, "bold")))
 
     with_client(work, as_json)
 
@@ -71,7 +72,7 @@ def revoke(
 
     async def work(mesh: Client) -> None:
         key = await mesh.identity.revoke_key(name)
-        print_json(key) if as_json else console.print(f"revoked {key.name}", markup=False)
+        print_json(key) if as_json else console.print(f"revoked {key.name}")
 
     with_client(work, as_json)
 

@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh_client.beancount import Beancount
@@ -56,7 +57,7 @@ def verify(
             print_json(as_dict(last))
         elif last.HasField("difference"):
             different = last.difference
-            console.print(f"[red]{different.check}[/red]: {different.location}", soft_wrap=True)
+            console.print(Text.assemble((different.check, "red"), f": {different.location}"), soft_wrap=True)
             console.print(f"expected {different.expected}", soft_wrap=True)
             console.print(f"found    {different.found}", soft_wrap=True)
         elif last.done:
@@ -87,7 +88,7 @@ def _verify_file(path: Path, as_json: bool) -> None:
         }
         print_json(described)
     elif different is not None:
-        console.print(f"[red]{different}[/red]", soft_wrap=True)
+        console.print(str(different), style="red", soft_wrap=True)
     else:
         balances = ", ".join(f"{account} {dollars(amount)}" for account, amount in sorted(sums.balances.items()))
         console.print(f"ledger ok: {sums.entry_count:,} transactions, head {sums.head.hex()}", soft_wrap=True)
@@ -190,6 +191,5 @@ def _counts(answer: pb.VerifyLedgerResponse) -> str:
 
 
 def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=progress_console, transient=True
-    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    return Progress(*columns, console=progress_console, transient=True)

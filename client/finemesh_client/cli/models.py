@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from finemesh.models.v1 import model_pb2
 from finemesh_client import hub
@@ -115,7 +116,7 @@ def import_model(
         if is_local:
             found = hub.HubFolder(folder=local, files=tuple(importable_files(local)), commit="")
         else:
-            with progress_console.status(f"downloading {source} from the hub"):
+            with progress_console.status(Text(f"downloading {source} from the hub")):
                 found = await asyncio.to_thread(hub.fetch, source, revision, token)
             progress_console.print(f"{source} at commit {found.commit}")
         total = sum(path.stat().st_size for path in found.files)

@@ -12,9 +12,11 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-console = Console(highlight=False)
-progress_console = Console(stderr=True, highlight=False)
+# What a server, a file or a user said is printed as it is: brackets are no markup and `:x:` is no picture. Style is a Text.
+console = Console(highlight=False, markup=False, emoji=False)
+progress_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 STATE_STYLE = {
     "SUCCEEDED": "green",
@@ -47,7 +49,7 @@ def print_json(value: Message | Sequence[Message] | dict[str, Any]) -> None:
     console.print_json(json.dumps(document), indent=None if not console.is_terminal else 2)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """A table on stdout."""
     drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
@@ -57,18 +59,17 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     console.print(drawn)
 
 
-def fields(pairs: Iterable[tuple[str, str]]) -> None:
+def fields(pairs: Iterable[tuple[str, str | Text]]) -> None:
     """Aligned `name  value` lines; empty values are left out."""
     for name, value in pairs:
         if value:
-            console.print(f"[bold]{name:<20}[/bold] {value}")
+            console.print(Text.assemble((f"{name:<20}", "bold"), " ", value))
 
 
-def state(enum_name: str, prefix: str) -> str:
+def state(enum_name: str, prefix: str) -> Text:
     """`RUNNING` with its colour from an enum value's name."""
     short = enum_name.removeprefix(prefix)
-    style = STATE_STYLE.get(short)
-    return f"[{style}]{short}[/{style}]" if style else short
+    return Text(short, style=STATE_STYLE.get(short, ""))
 
 
 def when(stamp: Timestamp) -> str:

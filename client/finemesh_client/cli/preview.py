@@ -56,7 +56,7 @@ def show(seen: dataset_preview_pb2.DatasetPreview) -> None:
     )
     for row in seen.rows:
         console.print()
-        console.print(_heading(row), style="bold", markup=False)
+        console.print(_heading(row), style="bold")
         console.print(_tokens(row))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.text import Text
+
 from finemesh.billing.v1 import billing_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from finemesh_client.billing import dollars
@@ -35,6 +37,6 @@ def show_terms(title: str, terms: Iterable[billing_service_pb2.PriceTerm | tunin
     table(title, ("term", "quantity", "price", "amount"), rows)
 
 
-def total(total_nanos_usd: int, minimum_applied: bool) -> str:
+def total(total_nanos_usd: int, minimum_applied: bool) -> Text:
     """The sum of the terms, and whether the minimum made it."""
-    return f"total [bold]{dollars(total_nanos_usd)}[/bold]" + (" (the minimum)" if minimum_applied else "")
+    return Text.assemble("total ", (dollars(total_nanos_usd), "bold"), " (the minimum)" if minimum_applied else "")
