@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.trainer.train import scratch
 from services.trainer.train.batches import MicroBatch
@@ -23,23 +23,37 @@ from services.trainer.train.optim import clip_gradients, make_optimizer
 from services.trainer.train.planner import Work, peak_bytes, shape_of
 from services.trainer.train.spec import LoraTraining
 
-# About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer.
-SHAPES = {
+# About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer. The mixtures are as small, the experts
+# of one as wide as its intermediate_size and those of the other by far narrower.
+SHAPES: dict[str, dict[str, Any]] = {
     "1m": {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4},
     "12m": {"vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4},
     "30m": {"vocab_size": 32_000, "hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 10},
-}
+    "mixtral": {
+        "model_type": "mixtral", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False,
+    },
+    "tiny-mixtral": {
+        "model_type": "mixtral", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False,
+    },
+    "qwen3-moe": {
+        "model_type": "qwen3_moe", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
 
 
 def config_of(name: str) -> dict[str, Any]:
     width = SHAPES[name]["hidden_size"]
     return {
-        **SHAPES[name],
+        "model_type": "llama",
         "num_attention_heads": width // 32,
         "num_key_value_heads": width // 64,
         "head_dim": 32,
         "tie_word_embeddings": True,
         "max_position_embeddings": 4096,
+        **SHAPES[name],
     }
 
 
@@ -47,8 +61,10 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
     """All tokens are labelled, which is the most that a head can have to do."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    # Those of a larger request before stay otherwise.
+    scratch._buffers.clear()
     config = config_of(request["shape"])
-    base = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa"))
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
     model = CausalModel(module=base, base=base, device="cpu", softcap=None)
     rank = request["rank"]
     if rank is not None:

@@ -5,6 +5,7 @@ The measuring takes half a minute in a process of its own: every allocation of a
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,19 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from services.trainer.train.distributed import ALONE
 from services.trainer.train.failures import Failure
-from services.trainer.train.fit import fit_to_devices
+from services.trainer.train.fit import fit_to_devices, shape_of_base
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
-from services.trainer.train.planner import USABLE_SHARE
+from services.trainer.train.planner import USABLE_SHARE, Shape
 from services.trainer.train.spec import load_spec, resolve_paths
 
 Events = list[dict[str, Any]]
 ERROR_MAX = 0.25
 # Shape, lines, and tokens of a line: short and long, and more than the vocabulary head takes at once.
 BATCHES = [("1m", 4, 64), ("1m", 2, 1024), ("12m", 4, 64), ("12m", 3, 256)]
+MIXTURES = [("mixtral", 4, 128), ("mixtral", 2, 1024), ("tiny-mixtral", 4, 64), ("tiny-mixtral", 1, 512)]
+MIXTURES += [("qwen3-moe", 4, 64), ("qwen3-moe", 2, 1024)]
 ROOMY = 2**40
 SETTINGS: dict[str, Any] = {
     "micro_batch_tokens": 512,
@@ -66,7 +71,7 @@ def needed_bytes(workdir: Path) -> int:
 def test_the_prediction_is_near_the_measured_peak() -> None:
     requests = [
         {"shape": shape, "rank": rank, "lines": lines, "length": length, "checkpointing": checkpointing}
-        for (shape, lines, length), rank, checkpointing in product(BATCHES, (16, None), (False, True))
+        for (shape, lines, length), rank, checkpointing in product(BATCHES + MIXTURES, (16, None), (False, True))
     ]
     measured = subprocess.run(
         [sys.executable, "-m", "tests.train.measure_peak", json.dumps(requests)],
@@ -107,6 +112,26 @@ def test_what_does_not_fit_is_told_before_anything_is_loaded(make_job: Callable[
         run(workdir)
     assert (refused.value.kind, refused.value.reason) == ("user", "JOB_TOO_LARGE")
     assert refused.value.details["available_bytes"] == str(int(2**20 * USABLE_SHARE))
+
+
+def test_a_shape_is_known_where_it_explains_the_weights(base_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Else the run goes as its settings say: a size that is wrong by far would refuse what fits."""
+    for family in ("tiny-llama", "tiny-qwen2", "tiny-mixtral", "tiny-gemma", "tiny-phi3"):
+        assert shape_of_base(base_model(family)) is not None, family
+    base = shutil.copytree(base_model("tiny-gemma"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    assert config.pop("tie_word_embeddings")
+
+    def shape_with(**changes: Any) -> Shape | None:
+        (base / "config.json").write_text(json.dumps(config | changes))
+        return shape_of_base(base)
+
+    save_file({"norm.weight": torch.zeros(4096, 4096)}, base / "consolidated.safetensors")
+    # Left to the family, and no file that is loaded holds a head.
+    assert shape_with() == shape_of_base(base_model("tiny-gemma"))
+    assert shape_with(intermediate_size=4 * config["intermediate_size"]) is None
+    (base / "model.safetensors").write_bytes(b"torn")
+    assert shape_with() is None
 
 
 def test_a_resume_keeps_the_micro_batches_wherever_they_fit(make_job: Callable[..., Path]) -> None:

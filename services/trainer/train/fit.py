@@ -4,7 +4,11 @@ It knows no weights; a run whose device does not say how large it is goes as its
 """
 
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from services.trainer.train import planner
 from services.trainer.train.distributed import Group
@@ -14,12 +18,16 @@ from services.trainer.train.planner import Devices, Kind, Layout, Shape, Work
 from services.trainer.train.reference import is_stored
 from services.trainer.train.spec import LoraTraining
 
+_HEAD = "lm_head.weight"
+# A shape that leaves out biases still tells a model's size; one that misses a kind of layers does not.
+_UNEXPLAINED_SHARE_MAX = 0.05
+
 
 def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
     """The same on every process. None when the device's size or the model's shape is not known. Raises Failure(user,
     JOB_TOO_LARGE) when no layout fits."""
     spec = inputs.spec
-    shape = _shape(Path(spec.base_model.directory))
+    shape = shape_of_base(Path(spec.base_model.directory))
     if spec.device_memory_bytes is None or shape is None:
         return None
     kind: Kind = "cuda" if spec.device.startswith("cuda") else "cpu"
@@ -42,9 +50,23 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
     return planner.choose(shape, work, devices, asked)
 
 
-def _shape(directory: Path) -> Shape | None:
+def shape_of_base(directory: Path) -> Shape | None:
+    """None where config.json names other fields than most families do, or says less than there is."""
     try:
         config = json.loads((directory / "config.json").read_bytes())
-        return planner.shape_of(config.get("text_config", config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sizes = _stored_sizes(directory)
+        shape = planner.shape_of({"tie_word_embeddings": _HEAD not in sizes} | config.get("text_config", config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
+    stored = sum(size for name, size in sizes.items() if not (shape.tied and name == _HEAD))
+    return shape if abs(shape.parameters - stored) <= _UNEXPLAINED_SHARE_MAX * stored else None
+
+
+def _stored_sizes(directory: Path) -> dict[str, int]:
+    """Elements of each tensor, from the headers alone, of the files that transformers loads: some bases come in a second form, too."""
+    sizes: dict[str, int] = {}
+    for path in directory.glob("model*.safetensors"):
+        file: Any
+        with safe_open(path, framework="pt") as file:
+            sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return sizes

@@ -25,7 +25,7 @@ _MOMENTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A decoder of transformers: counts and widths, from its config.json."""
+    """A decoder of transformers: counts and widths, from its config.json. `mlp_width` is that of each expert where there are several."""
 
     layers: int
     width: int
@@ -100,10 +100,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     heads = int(config["num_attention_heads"])
     head_width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
     experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
+    # Where experts have a width of their own, intermediate_size is that of layers without experts.
+    expert_width = config.get("moe_intermediate_size") if experts > 1 else None
     return Shape(
         layers=int(config["num_hidden_layers"]),
         width=int(config["hidden_size"]),
-        mlp_width=int(config["intermediate_size"]),
+        mlp_width=int(expert_width or config["intermediate_size"]),
         query_width=heads * head_width,
         key_value_width=int(config.get("num_key_value_heads") or heads) * head_width,
         vocabulary=int(config["vocab_size"]),
@@ -136,9 +138,9 @@ def peak_bytes(
         unit = max(shape.layer_parameters, shape.outer_parameters)
         whole_unit = unit * _weight_bytes(work, kind) * (2 if work.rank is None else 1)
     width = _weight_bytes(work, kind)
-    layer = tokens * _layer_elements(shape, work) * width
+    layer = _layer_elements(shape, work, tokens) * width
     inputs = tokens * shape.width * width * (shape.layers + 1)
-    passing = tokens * 3 * shape.mlp_width * shape.experts_per_token * width
+    passing = tokens * (3 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)) * width
     if checkpointing:
         at_head = inputs + _head(shape, work, tokens)
         in_backward = inputs + layer + passing
@@ -229,13 +231,20 @@ def _moments(shape: Shape, work: Work) -> int:
     return _MOMENTS * _FLOAT32 * _trainable(shape, work)
 
 
-def _layer_elements(shape: Shape, work: Work) -> int:
-    """Per token, what one layer saves: two norms with their inputs, query, key, value, the attention's answer, and of the MLP
-    gate, activation, up and their product; an adapter adds its narrow activations."""
-    mlp = shape.mlp_width * shape.experts_per_token
+def _layer_elements(shape: Shape, work: Work, tokens: int) -> int:
+    """What one layer saves: two norms with their inputs, query, key, value, the attention's answer, and of the MLP gate, activation, up
+    and their product; an adapter adds its narrow activations, and that of fused experts also all of their weights: peft adds itself
+    to them before they are multiplied."""
+    mlp = 4 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)
     attention = 2 * shape.query_width + 2 * shape.key_value_width
     adapters = 0 if work.rank is None else 7 * work.rank
-    return 4 * shape.width + attention + 4 * mlp + adapters
+    adapted = 0 if work.rank is None or shape.experts == 1 else 3 * shape.experts * shape.width * shape.mlp_width
+    return tokens * (4 * shape.width + attention + mlp + adapters) + adapted
+
+
+def _expert_copies(shape: Shape) -> int:
+    """Per token: each of its experts takes a copy of the inputs, and its answer is kept until it is weighed."""
+    return 2 * shape.width * shape.experts_per_token if shape.experts > 1 else 0
 
 
 def _logits(shape: Shape, work: Work, tokens: int, kind: Kind) -> int:
@@ -256,7 +265,7 @@ def _looking(shape: Shape, work: Work, kind: Kind) -> int:
     """A pass that keeps nothing for a backward pass: one layer at a time, then the head's chunk. Its micro-batches stay as the
     setting says, so that an evaluation comes out the same on any device."""
     tokens = max(work.micro_batch_tokens, work.sequence_tokens)
-    return max(tokens * _layer_elements(shape, work) * _weight_bytes(work, kind), _head(shape, work, tokens))
+    return max(_layer_elements(shape, work, tokens) * _weight_bytes(work, kind), _head(shape, work, tokens))
 
 
 def _too_large(shape: Shape, work: Work, devices: Devices, needed: int) -> Failure:

@@ -42,6 +42,38 @@ def test_the_shape_is_read_from_the_fields_that_families_share() -> None:
         shape_of({"hidden_size": 4096})
 
 
+def test_experts_may_have_a_width_of_their_own() -> None:
+    """The fields of Qwen3-30B-A3B."""
+    config = {
+        "num_hidden_layers": 48,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+    }
+    assert shape_of(config).parameters == pytest.approx(30.5e9, rel=0.005)
+    assert shape_of({**config, "num_experts": None}).mlp_width == 6144
+
+
+@pytest.mark.parametrize(("checkpointing", "layers_kept"), [(False, LARGE.layers), (True, 1)])
+def test_an_adapter_of_experts_holds_their_weights_once_more(checkpointing: bool, layers_kept: int) -> None:
+    """In every layer that is kept for the way back."""
+
+    def peak(work: Work) -> int:
+        return peak_bytes(mixture, work, kind="cpu", micro_batch_tokens=1, checkpointing=checkpointing)
+
+    mixture = replace(LARGE, experts=8, experts_per_token=2)
+    work = replace(LORA, rank=1, sequence_tokens=1, step_tokens=1, micro_batch_tokens=1, head_rows=1)
+    experts = 3 * mixture.experts * mixture.width * mixture.mlp_width
+    held = 4 * mixture.parameters + 16 * mixture.adapter_parameters(1)
+    assert peak(work) - held == pytest.approx(4 * experts * layers_kept, rel=0.01)
+
+
 def test_what_fits_as_it_is_stays_as_it_is() -> None:
     layout = choose(LARGE, LORA, on(1, 2000))
     assert (layout.parallelism, layout.micro_batch_tokens, layout.activation_checkpointing) == (
