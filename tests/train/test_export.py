@@ -79,6 +79,21 @@ def test_full_weights_load_in_plain_transformers_with_tokenizer_and_template(mak
     assert validation_loss(module, tokenizer, workdir) == pytest.approx(reported, abs=1e-4)
 
 
+def test_the_config_of_full_weights_is_the_bases(
+    make_job: Callable[..., Path], base_model: Callable[[str], Path]
+) -> None:
+    """Or a setting of training would be one of serving from here on: without a cache of keys and values, say."""
+    workdir = make_job(training={"type": "full"}, epochs=1)
+    run_in_process(workdir)
+    exported, base = (
+        json.loads((folder / "config.json").read_text()) for folder in (workdir / "export", base_model("tiny-llama"))
+    )
+    written_anew = {"dtype", "transformers_version"}
+    assert {name: exported[name] for name in exported.keys() - written_anew} == {
+        name: base[name] for name in base.keys() - written_anew
+    }
+
+
 def parity_of(events: Events) -> dict[str, Any]:
     return next(event for event in events if event["type"] == "exported")["parity"]
 

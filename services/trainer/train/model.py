@@ -106,7 +106,6 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
     if placed:
         base.to(device)
     require_numbers(dict(base.named_parameters()))
-    base.config.use_cache = False
     head = base.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise user_failure("MODEL_INVALID", "the base model has no plain vocabulary head")
