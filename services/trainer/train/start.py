@@ -19,7 +19,7 @@ from services.trainer.train.events import Emit
 from services.trainer.train.failures import Violation, user_failure
 from services.trainer.train.in_place import keep_gradients_in_place
 from services.trainer.train.inputs import Inputs
-from services.trainer.train.kernels import allow_tensor_cores, compile_layers
+from services.trainer.train.kernels import allow_tensor_cores, compile_layers, on_cuda
 from services.trainer.train.lineage import library_versions
 from services.trainer.train.lora import add_adapter
 from services.trainer.train.methods import Dpo
@@ -48,6 +48,9 @@ def set_up_torch(spec: Spec) -> None:
             f"device {spec.device} is asked for, but this machine has no CUDA device",
             [Violation(field="device", description='must be "cpu" on this machine')],
         )
+    if on_cuda(spec.device):
+        # Events, pinned memory and some kernels go by the current device, whatever device a tensor is on.
+        torch.cuda.set_device(spec.device)
     allow_tensor_cores(spec.device)
 
 

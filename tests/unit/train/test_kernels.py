@@ -27,7 +27,7 @@ from services.trainer.train.kernels import (
 from services.trainer.train.lora import add_adapter
 from services.trainer.train.model import CausalModel
 from services.trainer.train.spec import LoraTraining, parse_spec
-from services.trainer.train.start import _what_counts
+from services.trainer.train.start import _what_counts, set_up_torch
 from services.trainer.train.tokens import TokenRows
 
 SHAPE = {
@@ -227,6 +227,21 @@ def test_compiled_layers_keep_their_names_and_their_sums() -> None:
     assert list(model.trainable) == names
     assert compiled.item() == pytest.approx(plain.item(), abs=1e-4)
     assert all(parameter.grad is not None for parameter in model.trainable.values())
+
+
+@pytest.mark.parametrize(("device", "made_current"), [("cpu", []), ("cuda:3", ["cuda:3"])])
+def test_the_device_of_a_run_is_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[str]
+) -> None:
+    """Or what goes by the current device, like the event behind a copy, would go to the first one."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("use_deterministic_algorithms", "set_float32_matmul_precision", "set_num_threads"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: None)
+    spec = {"job_id": "ft-1", "base_model": {"directory": "base"}, "train_file": "train.jsonl", "device": device}
+    set_up_torch(parse_spec(spec))
+    assert chosen == made_current
 
 
 def test_a_checkpoint_names_the_kernels_and_a_resume_compares_them() -> None:
