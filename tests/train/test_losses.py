@@ -1,6 +1,7 @@
 """The arithmetic: chunked against plain, packed against alone, templates as transformers renders them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from transformers import (
 
 from services.trainer.train import loss as loss_module
 from services.trainer.train.batches import micro_batches
+from services.trainer.train.failures import Failure
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
 from services.trainer.train.loss import cross_entropy_sum, log_probs
 from services.trainer.train.model import load_base
 from services.trainer.train.spec import load_spec, resolve_paths
+from tests.train.conftest import write_job
 
+ORIGINAL_CONTEXT = 48
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma")
 
 
@@ -103,13 +107,31 @@ def test_a_rows_weight_multiplies_its_loss(make_job: Callable[..., Path], base_m
     assert ours == [pytest.approx(total / labelled_count, abs=1e-4)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def with_longrope(base: Path, folder: Path) -> Path:
+    """Of rotations that transformers chooses by the largest position among all rows that it is given."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    speeds = config["hidden_size"] // config["num_attention_heads"] // 2
+    config["original_max_position_embeddings"] = ORIGINAL_CONTEXT
+    config["rope_parameters"] = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * speeds,
+        "long_factor": [4.0] * speeds,
+        "original_max_position_embeddings": ORIGINAL_CONTEXT,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "longrope"])
 def test_rows_packed_or_padded_together_score_as_alone(
-    family: str, make_job: Callable[..., Path], base_model: Callable[[str], Path]
+    family: str, base_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """No attention, no position and no target leaks from row to row: per-token log-probabilities agree."""
-    rows = inputs_of(make_job(model=family)).train.rows
-    model = load_base(base_model(family), "cpu", full=True)
+    base = with_longrope(base_model("tiny-phi3"), tmp_path / "base") if family == "longrope" else base_model(family)
+    rows = inputs_of(write_job(tmp_path / "job", base)).train.rows
+    model = load_base(base, "cpu", full=True)
     model.module.eval()
 
     def per_row(tokens_max: int, layout: Any) -> dict[int, Any]:
@@ -128,6 +150,17 @@ def test_rows_packed_or_padded_together_score_as_alone(
         together = per_row(512, layout)
         worst = max((alone[row] - together[row]).abs().max().item() for row in alone)
         assert worst < 5e-5, (layout, worst)
+
+
+def test_rows_longer_than_the_context_of_longropes_short_factors_are_refused(
+    base_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = with_longrope(base_model("tiny-phi3"), tmp_path / "base")
+    assert inputs_of(write_job(tmp_path / "as-long", base, max_seq_length=ORIGINAL_CONTEXT)).train.rows.count
+    with pytest.raises(Failure, match=f"at most {ORIGINAL_CONTEXT}") as refused:
+        inputs_of(write_job(tmp_path / "longer", base, max_seq_length=ORIGINAL_CONTEXT + 1))
+    assert (refused.value.kind, refused.value.reason) == ("user", "INVALID_FIELD")
+    assert [violation.field for violation in refused.value.violations] == ["max_seq_length"]
 
 
 def test_accumulation_and_micro_batches_change_nothing_but_the_last_bits(make_job: Callable[..., Path]) -> None:

@@ -48,7 +48,8 @@ def resolve_max_seq_length(asked: int | None, folder: ModelFolder) -> int:
     if asked is None:
         return min(folder.context_length, MAX_SEQ_LENGTH_DEFAULT)
     if asked > folder.context_length:
-        description = f"must be at most {folder.context_length}, the context of the base model, not {asked}"
+        limit = f"{folder.context_length}, the context of the base model (with longrope: of its short factors)"
+        description = f"must be at most {limit}, not {asked}"
         violation = Violation(field="max_seq_length", description=description)
         raise user_failure("INVALID_FIELD", f"max_seq_length {description}", [violation])
     return asked

@@ -156,7 +156,17 @@ def _context_length(config: dict[str, Any]) -> int:
     length = inner.get("max_position_embeddings", CONTEXT_LENGTH_DEFAULT)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise user_failure("MODEL_INVALID", "max_position_embeddings of the base model is not a positive integer")
-    return length
+    return min(length, _short_context(inner) or length)
+
+
+def _short_context(config: dict[str, Any]) -> int | None:
+    """Of a model with longrope: transformers rotates all rows of a micro-batch by the factors of its longest one, so that rows on both
+    sides of this length would not be computed as alone."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict) or "long_factor" not in rope:
+        return None
+    length = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def _vocabulary_size(config: dict[str, Any], tokenizer: Tokenizer) -> int:
