@@ -3,19 +3,21 @@ the run goes on to the losses that it would have had. Also when one process of s
 others wait for its part of the weights.
 """
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from services.trainer.train import objective, reference, start
+from services.trainer.train import objective, random_states, reference, start
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
@@ -71,6 +73,41 @@ def test_the_step_is_done_again_in_halves_and_the_run_goes_on(
     assert "256 tokens from here on instead of 512" in told["message"]
     assert losses(events) == pytest.approx(losses(expected), abs=1e-4)
     assert ranges(events) == ranges(expected)
+
+
+def test_the_step_that_is_done_again_draws_what_it_drew_before_on_a_gpu_too(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout on a GPU draws from that device's own generator, which a list of states stands for here."""
+    drawn = [0, 0]
+
+    def restore(state: torch.Tensor, device: int) -> None:
+        drawn[device] = int(state)
+
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: len(drawn),
+        get_rng_state_all=lambda: [torch.tensor([number]) for number in drawn],
+        set_rng_state=restore,
+    )
+    with_cuda = SimpleNamespace(get_rng_state=torch.get_rng_state, set_rng_state=torch.set_rng_state, cuda=cuda)
+    monkeypatch.setattr(random_states, "torch", with_cuda)
+    seen: list[list[int]] = []
+    give_room(monkeypatch, 260, first_pass=3)
+    whole = Supervised.loss_sum
+
+    def loss_sum(self: Supervised, model: Any, batch: MicroBatch, *scale: float) -> Any:
+        if torch.is_grad_enabled():
+            seen.append([*drawn])
+            drawn[1] += 1
+        return whole(self, model, batch, *scale)
+
+    monkeypatch.setattr(Supervised, "loss_sum", loss_sum)
+    events = run(make_job("job", **SETTINGS, epochs=1))
+    assert [event["code"] for event in events if event["type"] == "warning"] == ["OUT_OF_MEMORY_RETRIED"]
+    again = [before for before, after in itertools.pairwise(seen) if after <= before]
+    assert len(again) == 1
+    assert seen.count([0, 0]) == 1
 
 
 def test_what_was_halved_stays_halved_after_a_resume(

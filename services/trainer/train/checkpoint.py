@@ -30,6 +30,7 @@ from services.trainer.train.failures import Failure, platform_failure, user_fail
 from services.trainer.train.model import CausalModel
 from services.trainer.train.optim import empty_optimizer_tensors, optimizer_tensors, restore_optimizer
 from services.trainer.train.position import Position
+from services.trainer.train.random_states import restore_torch_states, torch_states
 from services.trainer.train.shard import load_shards, save_shards, whole
 from services.trainer.train.spec import Spec
 
@@ -116,7 +117,7 @@ def save_checkpoint(
         "schedule": {"step": position.step, "learning_rate": learning_rate},
         "random": _python_and_numpy_states(),
     }
-    torch_states = _torch_states()
+    states = torch_states()
 
     def write(folder: Path) -> None:
         if in_shards:
@@ -129,7 +130,7 @@ def save_checkpoint(
             save_file(stored, folder / OPTIMIZER)
         for name, file in (attached or {}).items():
             shutil.copyfile(file, folder / name)
-        save_file(torch_states, folder / RANDOM)
+        save_file(states, folder / RANDOM)
         (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
 
     def commit() -> SavedCheckpoint:
@@ -224,13 +225,6 @@ def _copies(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _torch_states() -> dict[str, Any]:
-    states = {"torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"torch_cuda_{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
 def _python_and_numpy_states() -> dict[str, Any]:
     # The engine draws from neither; a library that it calls might.
     name, keys, *rest = np.random.get_state(legacy=True)
@@ -243,7 +237,4 @@ def _restore_random(states: dict[str, Any], tensors: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
-    torch.set_rng_state(tensors["torch_cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"torch_cuda_{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"torch_cuda_{index}"], index)
+    restore_torch_states(tensors)

@@ -13,6 +13,7 @@ from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import seed_of_step
 from services.trainer.train.inputs import idle_batch
 from services.trainer.train.memory import fits, halve, release
+from services.trainer.train.random_states import restore_torch_states, torch_states
 
 if TYPE_CHECKING:
     from services.trainer.train.run import Run
@@ -23,7 +24,7 @@ def gradients_of_step(run: "Run", step: int) -> tuple[Any, int]:
     step has. The gradients are those of that mean and the same on every process. Raises Failure(platform, JOB_TOO_LARGE) when
     not even single rows fit."""
     while True:
-        random_state = torch.get_rng_state()
+        random_states = torch_states()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens)
         loss = _try(run, step, batches)
         if loss is not None:
@@ -31,7 +32,7 @@ def gradients_of_step(run: "Run", step: int) -> tuple[Any, int]:
             return run.group.add(loss), tokens
         run.optimizer.zero_grad(set_to_none=True)
         release()
-        torch.set_rng_state(random_state)
+        restore_torch_states(random_states)
         _halve(run, step, batches)
 
 
