@@ -114,7 +114,9 @@ def test_rows_laid_out_ahead_are_those_of_their_step_and_size(make_job: Callable
     batches = StepBatches(inputs, ALONE)
     state = torch.get_rng_state()
     for step, tokens_max in [(0, 768), (1, 768), (1, 64), (2, 64), (0, 768), (11, 768)]:
-        found, tokens = batches.take(step, tokens_max)
+        laid = batches.take(step, tokens_max)
+        assert laid is not None
+        found, tokens = laid
         expected, expected_tokens = batches_of_step(inputs, step, ALONE, tokens_max)
         assert tokens == expected_tokens
         assert same(found, expected)

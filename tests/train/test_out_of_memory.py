@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from services.trainer.train import objective, random_states, reference, start
+from services.trainer.train import ahead, objective, random_states, reference, start
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
@@ -132,6 +133,54 @@ def test_single_rows_that_do_not_fit_end_the_run_with_the_reason(
         run(make_job("job", **SETTINGS))
     assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
     assert "micro-batches of one row" in failed.value.message
+
+
+def test_rows_laid_ahead_that_find_no_room_are_laid_again_in_the_step(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a step is at its peak the copy of the next one's rows may find none; when its own turn comes there is room."""
+    expected = run(make_job("roomy", **SETTINGS))
+    whole = ahead.batches_of_step
+
+    def beside(*arguments: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("out of memory, for a test")
+        return whole(*arguments)
+
+    monkeypatch.setattr(ahead, "batches_of_step", beside)
+    events = run(make_job("tight", **SETTINGS))
+    assert [event for event in events if event["type"] == "warning"] == []
+    assert losses(events) == losses(expected)
+
+
+def test_rows_that_find_no_room_halve_micro_batches_as_a_step_does(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, which is drawn as if there had been room for these micro-batches only."""
+    expected = run(make_job("halves", **{**SETTINGS, "micro_batch_tokens": 256}))
+    whole = ahead.batches_of_step
+
+    def lay(inputs: Any, step: int, group: Any, tokens_max: int) -> Any:
+        if tokens_max > 256:
+            raise torch.OutOfMemoryError("out of memory, for a test")
+        return whole(inputs, step, group, tokens_max)
+
+    monkeypatch.setattr(ahead, "batches_of_step", lay)
+    events = run(make_job("tight", **{**SETTINGS, "evaluations": 0}))
+    assert [event["code"] for event in events if event["type"] == "warning"] == ["OUT_OF_MEMORY_RETRIED"]
+    assert losses(events) == losses(expected)
+
+
+def test_rows_that_never_find_room_end_the_run_with_the_reason(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory, for a test")
+
+    monkeypatch.setattr(ahead, "batches_of_step", lay)
+    with pytest.raises(Failure) as failed:
+        run(make_job("job", **SETTINGS))
+    assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
 
 
 def looks(events: Events) -> list[float]:
@@ -280,6 +329,27 @@ def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
     assert events[-1]["type"] == "finished"
     (parity,) = [event["parity"] for event in events if event["type"] == "exported"]
     assert parity["refused"].keys() == ({"engine"} if engine else set())
+
+
+@pytest.mark.parametrize("parallelism", ["replicated", "sharded"])
+def test_a_process_without_room_for_its_rows_takes_the_others_along(
+    make_job: Callable[..., Path], parallelism: str
+) -> None:
+    """The rows of the third step find none ahead of it, nor those of the fifth, which find none again in the step itself."""
+    settings = {
+        "training": {"type": "lora", "r": 4, "dropout": 0.0},
+        "micro_batch_tokens": 512,
+        "threads": 1,
+        "evaluations": 0,
+    }
+    expected = run(make_job("alone", **settings))
+    events = run_apart(
+        make_job("together", processes=2, parallelism=parallelism, **settings), "1:rows:3:- 1:rows:6:- 1:rows:7:-"
+    )
+    (told,) = [event["message"] for event in events if event.get("code") == "OUT_OF_MEMORY_RETRIED"]
+    assert "at step 5" in told
+    assert losses(events) == pytest.approx(losses(expected), abs=1e-4)
+    assert events[-1]["type"] == "finished"
 
 
 def test_the_optimizer_takes_its_memory_before_the_first_step(

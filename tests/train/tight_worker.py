@@ -2,7 +2,8 @@
 
 RANK and what torch's `env://` wants say which process it is. FINEMESH_TEST_FULL_AT is a list of faults, each "rank:kind:pass:place": in
 the `pass`-th look at a micro-batch of its `kind` ("step" or "evaluation", counted from 1) the process `rank` finds no memory, once, in
-the second layer of the model ("forward") or on the way back through the first one ("backward").
+the second layer of the model ("forward") or on the way back through the first one ("backward"). Of the kind "rows" it finds none when it
+lays the rows of a step out for the `pass`-th time, ahead or again.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from services.trainer.train import ahead
 from services.trainer.train.launch import work
 from services.trainer.train.objective import Preferences, Supervised
 from services.trainer.train.spec import load_spec, resolve_paths
@@ -39,6 +41,18 @@ def arm_when_due(kind: type[Any], method: str, name: str, faults: dict[tuple[str
         return whole(self, model, batch, *scale)
 
     setattr(kind, method, counting)
+
+
+def watch_rows(faults: dict[tuple[str, int], str]) -> None:
+    whole = ahead.batches_of_step
+
+    def lay(*arguments: Any) -> Any:
+        _passes["rows"] += 1
+        if ("rows", _passes["rows"]) in faults:
+            no_memory()
+        return whole(*arguments)
+
+    ahead.batches_of_step = lay
 
 
 def watch_layers() -> None:
@@ -67,6 +81,7 @@ def main() -> None:
         arm_when_due(kind, "loss_sum", "step", faults)
         arm_when_due(kind, "sums", "evaluation", faults)
     watch_layers()
+    watch_rows(faults)
     workdir = Path(sys.argv[1])
 
     def emit(event_type: str, /, **fields: Any) -> None:

@@ -10,6 +10,7 @@ from services.trainer.train.background import begin
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import Group
 from services.trainer.train.inputs import Inputs, batches_of_step
+from services.trainer.train.memory import unless_full
 
 Laid = tuple[list[MicroBatch], int]
 
@@ -20,15 +21,21 @@ class StepBatches:
         self._group = group
         self._ahead: tuple[tuple[int, int], Future[Laid]] | None = None
 
-    def take(self, step: int, tokens_max: int) -> Laid:
-        """This process's micro-batches of a step, and how many tokens the whole step holds."""
-        ahead, self._ahead = self._ahead, None
-        # After a halving, what lies ready is of the wrong size.
-        laid = ahead[1].result() if ahead and ahead[0] == (step, tokens_max) else self._lay(step, tokens_max)
+    def take(self, step: int, tokens_max: int) -> Laid | None:
+        """This process's micro-batches of a step, and how many tokens the whole step holds; None when memory has no room for them."""
+        laid = self._laid_ahead(step, tokens_max)
+        if laid is None:
+            laid = unless_full(lambda: self._lay(step, tokens_max))
         following = (step + 1, tokens_max)
-        if step + 1 < self._inputs.plan.total_steps:
+        if laid is not None and step + 1 < self._inputs.plan.total_steps:
             self._ahead = following, begin("batches", lambda: self._lay(*following))
         return laid
+
+    def _laid_ahead(self, step: int, tokens_max: int) -> Laid | None:
+        """None, too, when there was no room beside the step before at its peak: now there may be."""
+        ahead, self._ahead = self._ahead, None
+        # After a halving, what lies ready is of the wrong size.
+        return unless_full(ahead[1].result) if ahead and ahead[0] == (step, tokens_max) else None
 
     def _lay(self, step: int, tokens_max: int) -> Laid:
         return batches_of_step(self._inputs, step, self._group, tokens_max)

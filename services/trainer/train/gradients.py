@@ -25,7 +25,7 @@ def gradients_of_step(run: "Run", step: int) -> tuple[Any, int]:
     not even single rows fit."""
     while True:
         random_states = torch_states()
-        batches, tokens = run.batches.take(step, run.micro_batch_tokens)
+        batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
         loss = _try(run, step, batches)
         if loss is not None:
             run.group.add_gradients(run.model.trainable.values())
@@ -36,11 +36,14 @@ def gradients_of_step(run: "Run", step: int) -> tuple[Any, int]:
         _halve(run, step, batches)
 
 
-def _try(run: "Run", step: int, batches: list[MicroBatch]) -> Any | None:
-    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is everybody's."""
+def _try(run: "Run", step: int, batches: list[MicroBatch] | None) -> Any | None:
+    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is everybody's. It
+    may have run out before, so that a process has no `batches`."""
     group = run.group
     objective = run.objective
-    (units,) = group.total([sum(objective.units(batch) for batch in batches)])
+    units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])
+    if batches is None or without:
+        return None
     if group.size > 1:
         torch.manual_seed(seed_of_step(run.inputs.spec.seed, step, group.rank))
     # FSDP takes the mean over the processes where we want the sum.
@@ -57,14 +60,15 @@ def _try(run: "Run", step: int, batches: list[MicroBatch]) -> Any | None:
     return loss if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, batches)) else None
 
 
-def _halve(run: "Run", step: int, batches: list[MicroBatch]) -> None:
+def _halve(run: "Run", step: int, batches: list[MicroBatch] | None) -> None:
     spent = run.micro_batch_tokens
     fewest = run.inputs.train.rows.rows_per_example
-    divisible = run.group.any(any(len(batch.rows) > fewest for batch in batches))
-    longest = max((batch.input_ids.shape[-1] for batch in batches), default=0)
-    run.micro_batch_tokens = halve(
-        spent, f"at step {step + 1} (longest row here {longest} tokens)", divisible=divisible
-    )
+    # What could not even be laid out may hold more than single rows.
+    divisible = run.group.any(batches is None or any(len(batch.rows) > fewest for batch in batches))
+    where = f"at step {step + 1}"
+    if batches:
+        where += f" (longest row here {max(batch.input_ids.shape[-1] for batch in batches)} tokens)"
+    run.micro_batch_tokens = halve(spent, where, divisible=divisible)
     run.position = replace(run.position, micro_batch_tokens=run.micro_batch_tokens)
     run.emit(
         "warning",

@@ -6,6 +6,7 @@ It knows no objective, no optimizer and no plan.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from services.trainer.train.failures import Failure, platform_failure
 from services.trainer.train.model import CausalModel
 from services.trainer.train.spec import MICRO_BATCH_TOKENS_MIN
 
+T = TypeVar("T")
 # What torch's allocators say; only that of CUDA has a type of its own.
 _OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
@@ -24,6 +26,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+
+
+def unless_full(work: Callable[[], T]) -> T | None:
+    """None when memory ran out; the frames that hold what was made until then are gone when it returns."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def fits(
@@ -74,16 +86,14 @@ def release() -> None:
 
 
 def _try(model: CausalModel, batch: MicroBatch, work: Callable[[MicroBatch], None]) -> bool:
-    """The frames that hold the tensors of a failed pass are gone when it returns."""
     if model.exchanges is not None:
         model.exchanges.begin()
-    try:
+
+    def whole_pass() -> bool:
         work(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+        return True
+
+    return unless_full(whole_pass) is not None
 
 
 def _go_along(model: CausalModel, work: Callable[[MicroBatch], None], idle: Callable[[], MicroBatch]) -> None:
