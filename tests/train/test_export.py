@@ -19,6 +19,7 @@ from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
 from services.trainer.train.spec import load_spec, resolve_paths
 
+ROOT = Path(__file__).parents[2]
 Events = list[dict[str, Any]]
 FAMILIES = (
     "tiny-llama", "tiny-codellama", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma",
@@ -161,6 +162,35 @@ def test_an_engine_that_refuses_is_named_and_one_that_is_silent_about_all_fails(
     command = scorer(tmp_path, "{'log_probs': [[None] * len(row) for row in request['rows']]}")
     with pytest.raises(Failure, match="the engine weights score 0 tokens"):
         run_in_process(make_job("b", parity_command=command))
+
+
+def test_an_engine_with_the_settings_of_ours_agrees_with_whole_weights(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Plain transformers stand for vLLM on a GPU, where the type "auto" of float32 weights is bfloat16."""
+    path = tmp_path / "gpu_engine.py"
+    path.write_text(
+        """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM
+from services.inference.engines.score import settings_for
+
+request = json.load(sys.stdin)
+dtype = {"auto": torch.bfloat16, "float32": torch.float32}[settings_for(request).dtype]
+model = AutoModelForCausalLM.from_pretrained(request["export"], dtype=dtype).eval()
+answer = []
+for row in request["rows"]:
+    with torch.no_grad():
+        table = torch.log_softmax(model(torch.tensor([row])).logits[0, :-1].float(), dim=-1)
+    answer.append([None, *table.gather(1, torch.tensor(row)[1:, None]).squeeze(1).tolist()])
+print(json.dumps({"log_probs": answer}))
+"""
+    )
+    command = ["env", f"PYTHONPATH={ROOT}:{ROOT / 'gen'}", sys.executable, str(path)]
+    settings = {"training": {"type": "full"}, "learning_rate": 1e-3, "epochs": 1, "evaluations": 0}
+    engine = parity_of(run_in_process(make_job(parity_command=command, **settings)))["comparisons"]["engine"]
+    assert engine["max_abs_difference"] < 1e-4
 
 
 def inputs_of(workdir: Path) -> Any:

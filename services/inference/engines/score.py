@@ -64,6 +64,8 @@ def settings_for(
         gpu_indices=gpu_indices,
         threads=threads,
         eager=True,
+        # Whole weights are float32 files and held to float32 scores; on a GPU "auto" would make 16 bits of them.
+        dtype="float32" if request["kind"] == "full" else "auto",
         adapters_in_batch_max=1,
         adapters_resident_max=1 if request["kind"] == "adapter" else 0,
         adapters_known_max=1,

@@ -7,6 +7,7 @@ and answers on the last line of standard output with one of
   {"log_probs": [[null, x, ...], ...]}    for every token of every row its log-probability after the tokens before it, null
                                           for the first one and where the engine has none
   {"refused": "why"}                      it does not take this kind of model
+The files of kind "full" are float32, and it computes in that; an adapter is scored in whatever its base is served in.
 `services.inference.engines.score` is such a program. This module knows no engine and no tolerance.
 """
 

@@ -44,6 +44,13 @@ def test_a_row_longer_than_the_model_can_read_is_cut_to_what_it_declares(tmp_pat
     assert settings_for(request(tmp_path, [500], max_position_embeddings=64)).context_tokens_max == 64
 
 
+def test_whole_weights_are_scored_in_the_precision_that_they_are_held_to(tmp_path: Path) -> None:
+    """On a GPU vLLM would make 16 bits of float32 by itself. An adapter is scored as its base is served."""
+    adapter = request(tmp_path, [3])
+    assert settings_for(adapter | {"kind": "full", "export": str(tmp_path)}).dtype == "float32"
+    assert settings_for(adapter).dtype == "auto"
+
+
 def test_no_row_at_all_is_no_error(tmp_path: Path) -> None:
     assert settings_for(request(tmp_path, [])).context_tokens_max == 2
 
