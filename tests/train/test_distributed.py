@@ -21,6 +21,14 @@ from tests.train.conftest import held_port
 Events = list[dict[str, Any]]
 LORA = {"type": "lora", "r": 4, "dropout": 0.0}
 FULL = {"type": "full"}
+# The held-out loss falls, rises, and ends the run.
+HOT = {
+    "epochs": 6,
+    "learning_rate": 3e-2,
+    "warmup_ratio": 0.0,
+    "schedule": {"type": "linear", "min_lr_ratio": 1.0},
+    "early_stopping": {"patience": 1, "warmup_evaluations": 0},
+}
 # The sums of two processes come in another order than those of one.
 SAME = 1e-4
 
@@ -64,6 +72,10 @@ def assert_same_run(workdir: Path, events: Events, reference: Path, expected: Ev
     found = losses(events)
     assert found == pytest.approx({step: loss for step, loss in losses(expected).items() if step in found}, abs=SAME)
     assert metered(events).items() <= metered(expected).items()
+    assert_same_weights(workdir, reference)
+
+
+def assert_same_weights(workdir: Path, reference: Path) -> None:
     weights = exported(reference)
     assert exported(workdir).keys() == weights.keys()
     for name, tensor in exported(workdir).items():
@@ -116,7 +128,7 @@ def two_machines(make_job: Callable[..., Path], endpoint: str, name: str, **sett
     """Two folders stand for two machines; the second one leads, which torch's rendezvous would not have chosen."""
     gang = {"nodes": 2, "endpoint": endpoint, "id": f"ft-{name}", "address": "127.0.0.1"}
     return [
-        make_job(f"{name}-{number}", gang={**gang, "leads": number == 1}, parallelism="sharded", **settings)
+        make_job(f"{name}-{number}", gang={**gang, "leads": number == 1}, **{"parallelism": "sharded", **settings})
         for number in range(2)
     ]
 
@@ -145,6 +157,26 @@ def test_two_machines_meet_at_an_endpoint_and_the_leading_one_speaks(
         told = [finish(child) for child in [spawn_child(folder) for folder in folders]][-1]
         assert next(event for event in told if event["type"] == "started")["start_step"] == 6
         assert_same_run(folders[-1], told, reference, expected)
+
+
+@pytest.mark.parametrize("parallelism", ["replicated", "sharded"])
+def test_two_machines_ship_the_best_evaluation_of_one(
+    make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str], parallelism: str
+) -> None:
+    """From the first step on, and from a checkpoint that brings an older best along: each machine has a folder of its own."""
+    settings = {**settings_of(LORA), **HOT, "checkpoint_every_steps": 1, "keep_last": 100}
+    reference = make_job("one", **settings)
+    expected = finish(spawn_child(reference))
+    best_step, last = expected[-1]["best_step"], expected[-1]["step"]
+    before = max(event["step"] for event in expected if event["type"] == "evaluation" and event["step"] < best_step)
+    assert expected[-1]["stopped_early"]
+    assert 0 < before < best_step < last
+    older = {"resume_from": str(reference / f"checkpoints/step-{before:08d}")}
+    for name, resumed in (("fresh", {}), ("resumed", older)):
+        folders = two_machines(make_job, meeting_point(), name, parallelism=parallelism, **settings, **resumed)
+        told = [finish(child) for child in [spawn_child(folder) for folder in folders]][-1]
+        assert (told[-1]["best_step"], told[-1]["step"]) == (best_step, last)
+        assert_same_weights(folders[-1], reference)
 
 
 def test_a_lost_machine_ends_the_run_and_its_last_checkpoint_goes_on(

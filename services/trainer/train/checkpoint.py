@@ -98,7 +98,7 @@ def save_checkpoint(
     trained, moments = tensors.trained, tensors.moments
     in_shards = group.sharded and group.nodes == 1
     if group.sharded and not in_shards:
-        trained, moments = whole(trained, group), whole(moments, group)
+        trained, moments = whole(trained, keep=group.leads), whole(moments, keep=group.leads)
     if not group.leads:
 
         def take_part() -> SavedCheckpoint:

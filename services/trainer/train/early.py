@@ -27,7 +27,8 @@ def judge(position: Position, stopping: EarlyStopping, number: int, loss: float)
 
 
 def judge_evaluation(run: Run, number: int, loss: float) -> None:
-    """Notes the evaluation in the position; the weights of a new best one are written aside."""
+    """Notes the evaluation in the position; the weights of a new best one are written aside, on every node: its processes read them
+    there in the end."""
     stopping = run.inputs.spec.early_stopping
     if stopping is None:
         return
@@ -35,8 +36,9 @@ def judge_evaluation(run: Run, number: int, loss: float) -> None:
     run.position = judge(run.position, stopping, number, loss)
     if before is not None and not loss < before:
         return
-    trained = whole(run.model.trainable, run.group) if run.group.sharded else None
-    if run.group.leads:
+    writes = run.group.local_rank == 0
+    trained = whole(run.model.trainable, keep=writes) if run.group.sharded else None
+    if writes:
         spec = run.inputs.spec
         commit_folder(
             run.inputs.workdir / BEST,

@@ -19,7 +19,7 @@ def export_and_prove(run: Run) -> str:
     inputs, spec = run.inputs, run.inputs.spec
     ship_best(run)
     target = inputs.workdir / "export"
-    trained = whole(run.model.trainable, run.group) if run.group.sharded else None
+    trained = whole(run.model.trainable, keep=run.group.leads) if run.group.sharded else None
     files = []
     if run.group.leads:
         files = commit_folder(target, lambda folder: write_export(run.model, spec, folder, trained), manifest=None)

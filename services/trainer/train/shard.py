@@ -85,12 +85,12 @@ class _Exchange:
         return self._exchanges.exchange(self._collective, output_tensor, input_tensor, **how)
 
 
-def whole(tensors: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """The same tensors, gathered, in the memory of the leading process; nothing elsewhere. All processes call it together."""
+def whole(tensors: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
+    """The same tensors, gathered, in the memory of a process that keeps them; nothing elsewhere. All processes call it together."""
     gathered = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if group.leads:
+        if keep:
             gathered[name] = full.detach().cpu()
     return gathered
 
