@@ -29,10 +29,10 @@ def of_type(events: Events, kind: str) -> Events:
     return [event for event in events if event["type"] == kind]
 
 
-def judged(stopping: EarlyStopping, losses: list[float]) -> list[Position]:
+def judged(stopping: EarlyStopping, losses: list[float], steps: list[int] | None = None) -> list[Position]:
     position, found = Position(), []
-    for number, loss in enumerate(losses, 1):
-        position = judge(Position(**{**vars(position), "step": number}), stopping, number, loss)
+    for number, (loss, step) in enumerate(zip(losses, steps or range(1, len(losses) + 1), strict=True), 1):
+        position = judge(Position(**{**vars(position), "step": step}), stopping, number, loss)
         found.append(position)
     return found
 
@@ -61,6 +61,15 @@ def test_when_a_run_ends(
     assert stopped[:1] == ([] if stops_at is None else [stops_at])
     assert positions[-1].best_step == best_step
     assert positions[-1].best_loss == min(losses)
+
+
+def test_a_second_evaluation_of_the_same_weights_is_no_evaluation_without_gain() -> None:
+    """An epoch with fewer steps than evaluations has several on one step."""
+    rule = EarlyStopping(patience=2, min_delta=0.0, warmup_evaluations=0)
+    positions = judged(rule, [3.0, 3.0, 3.0, 3.5, 3.5, 4.0], steps=[1, 1, 1, 2, 2, 3])
+    assert [position.evaluations_without_gain for position in positions] == [0, 0, 0, 1, 1, 2]
+    assert [position.stopped_early for position in positions] == [False] * 5 + [True]
+    assert positions[-1].best_step == 1
 
 
 @pytest.mark.parametrize("training", [{"type": "lora", "r": 4, "dropout": 0.1}, {"type": "full"}], ids=["lora", "full"])

@@ -17,13 +17,21 @@ from services.trainer.train.shard import whole
 
 def judge(position: Position, stopping: EarlyStopping, number: int, loss: float) -> Position:
     """The position after evaluation `number` (from 1) with this loss. The best loss is the smallest one; an evaluation counts
-    against the patience unless it is smaller than the best before it by more than `min_delta`, and after the warm-up only."""
+    against the patience unless it is smaller than the best before it by more than `min_delta`, and after the warm-up only.
+    Where several fall on one step, the first of them is the verdict on it."""
+    if position.judged_step == position.step:
+        return position
     best = position.best_loss
     improved = best is None or loss < best - stopping.min_delta
     stale = 0 if improved or number <= stopping.warmup_evaluations else position.evaluations_without_gain + 1
     if best is None or loss < best:
         position = replace(position, best_loss=loss, best_step=position.step)
-    return replace(position, evaluations_without_gain=stale, stopped_early=stale >= stopping.patience)
+    return replace(
+        position,
+        judged_step=position.step,
+        evaluations_without_gain=stale,
+        stopped_early=stale >= stopping.patience,
+    )
 
 
 def judge_evaluation(run: Run, number: int, loss: float) -> None:

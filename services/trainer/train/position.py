@@ -24,6 +24,7 @@ class Position:
     # Early stopping: the best evaluation so far, and how many in a row brought nothing since.
     best_step: int | None = None
     best_loss: float | None = None
+    judged_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
     # What is left of the setting after memory ran out; None: all of it.
