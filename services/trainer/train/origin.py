@@ -15,7 +15,7 @@ from services.trainer.train.checkpoint import STATE
 from services.trainer.train.export import ADAPTER_CONFIG, read_trained_weights, weights_file
 from services.trainer.train.failures import Failure, user_failure
 from services.trainer.train.model import CausalModel
-from services.trainer.train.spec import LoraTraining, Spec
+from services.trainer.train.spec import Spec
 
 _CONFIG = "config.json"
 # What a config says besides the computation: by whom it was written, how weights lie on disk, what a server shall do.
@@ -32,12 +32,12 @@ _OF_NO_SHAPE = frozenset(
     }
 )
 _OF_THE_BASE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
-# An adapter that is its two matrices and a scale, which is what this engine trains.
+# What a config does not mention: an adapter is its two matrices and a scale.
 _PLAIN_ADAPTER: dict[str, Any] = {
     "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {},
     "modules_to_save": None, "layer_replication": None, "lora_bias": False, "bias": "none",
 }  # fmt: skip
-_ADAPTER_KEYS = {*_PLAIN_ADAPTER, "peft_type", "r", "lora_alpha"}
+_ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", *_PLAIN_ADAPTER)
 
 
 def base_directory(spec: Spec) -> Path:
@@ -49,13 +49,10 @@ def base_directory(spec: Spec) -> Path:
 
 
 def check_shape(spec: Spec) -> None:
-    """Whether what a stranger published computes what this base computes, before it is loaded. An earlier job's was made of this base.
-    Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
+    """Whether the whole model that a stranger published computes what this base computes, before it is loaded. An earlier job's was
+    made of this base. Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
     start = spec.start_from
-    if start is None or not start.repository:
-        return
-    if isinstance(spec.training, LoraTraining):
-        _check_adapter(spec, spec.training)
+    if start is None or not start.repository or spec.training.type != "full":
         return
     found, expected = (_config_of(Path(folder), spec) for folder in (start.directory, spec.base_model.directory))
     for name in sorted((found | expected).keys() - _OF_NO_SHAPE - _OF_THE_BASE):
@@ -73,18 +70,20 @@ def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
     return config
 
 
-def _check_adapter(spec: Spec, wanted: LoraTraining) -> None:
+def _check_adapter(model: CausalModel, spec: Spec) -> None:
+    """Beside the one that this run put on its base: peft notes more in its config for fused experts."""
     assert spec.start_from is not None
     try:
         config = json.loads((Path(spec.start_from.directory) / ADAPTER_CONFIG).read_bytes())
         found = {**_PLAIN_ADAPTER, **{name: config[name] for name in config if name in _ADAPTER_KEYS}}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unfit(spec, f"{ADAPTER_CONFIG} cannot be read: {error!s:.200}") from error
-    expected = {**_PLAIN_ADAPTER, "peft_type": "LORA", "r": wanted.r, "lora_alpha": wanted.alpha}
-    for name, value in expected.items():
+    expected = model.module.peft_config["default"].to_dict() | {"peft_type": "LORA"}
+    for name in _ADAPTER_KEYS:
+        value = expected[name]
         # peft writes what is not used as nothing, an empty list or an empty object.
         if (found.get(name) or None) != (value or None):
-            raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r}")
+            raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r:.80}")
 
 
 def load_start(model: CausalModel, spec: Spec) -> None:
@@ -96,12 +95,15 @@ def load_start(model: CausalModel, spec: Spec) -> None:
         if start.repository:
             _keep_tokens_of_base(model, spec)
         return
-    _check_base(spec, Path(start.directory))
+    folder = Path(start.directory)
+    _check_base(spec, folder)
+    if start.repository and spec.training.type == "lora":
+        _check_adapter(model, spec)
     name = weights_file(spec)
-    if not (Path(start.directory) / name).is_file():
+    if not (folder / name).is_file():
         raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
     try:
-        read_trained_weights(model, spec, Path(start.directory))
+        read_trained_weights(model, spec, folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unfit(spec, f"{name}: {error}") from error
 
