@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from services.trainer.train.failures import Failure
 from services.trainer.train.loop import train
+from services.trainer.train.shard import save_shards
 from services.trainer.train.spec import load_spec, resolve_paths
 from tests.train.conftest import preferences, write_rows
 
@@ -44,12 +45,19 @@ def start(folder: Path, step: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("training", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("source", ["export", "checkpoints/step-00000012"])
+@pytest.mark.parametrize("source", ["export", "checkpoints/step-00000012", "shards"])
 def test_a_run_begins_where_an_earlier_one_ended(
-    make_job: Callable[..., Path], training: dict[str, Any], source: str
+    make_job: Callable[..., Path], spawn_child: Any, training: dict[str, Any], source: str
 ) -> None:
-    first = make_job("first", training=training)
-    before = run(first)
+    if source == "shards":
+        # What two processes left that held a part of the weights each.
+        source = "checkpoints/step-00000012"
+        first = make_job("first", training=training, processes=2, parallelism="sharded", threads=1)
+        before = [json.loads(line) for line in spawn_child(first).stdout]
+        assert (first / source / "shards").is_dir()
+    else:
+        first = make_job("first", training=training)
+        before = run(first)
     second = make_job(
         "second", training=training, start_from=start(first / source, step=12), learning_rate=1e-3, seed=9
     )
@@ -144,6 +152,13 @@ def test_a_checkpoint_of_another_base_is_refused_even_if_its_layers_fit(make_job
     source = first / "checkpoints" / "step-00000012"
     with pytest.raises(Failure, match="'rv_test', not 'rv_2'") as refused:
         run(make_job("second", training=LORA, base_model=base, start_from=start(source, step=12)))
+    assert refused.value.reason == "MODEL_INVALID"
+
+
+def test_shards_of_other_weights_are_refused(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    save_shards(tmp_path / "other" / "shards", {"x": torch.zeros(2)}, {})
+    with pytest.raises(Failure, match="not those of this model") as refused:
+        run(make_job("job", training=LORA, start_from=start(tmp_path / "other", step=12)))
     assert refused.value.reason == "MODEL_INVALID"
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from services.trainer.train.checkpoint import STATE
+from services.trainer.train.checkpoint import SHARDS, STATE
+from services.trainer.train.distributed import Group
 from services.trainer.train.export import ADAPTER_CONFIG, read_trained_weights, weights_file
 from services.trainer.train.failures import Failure, user_failure
 from services.trainer.train.model import CausalModel
+from services.trainer.train.shard import load_weights
 from services.trainer.train.spec import Spec
 
 _CONFIG = "config.json"
@@ -86,7 +88,7 @@ def _check_adapter(model: CausalModel, spec: Spec) -> None:
             raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r:.80}")
 
 
-def load_start(model: CausalModel, spec: Spec) -> None:
+def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
     """Puts the weights of the earlier job in. Raises Failure(user, MODEL_INVALID) for those of another base, rank or modules."""
     start = spec.start_from
     if start is None:
@@ -99,11 +101,15 @@ def load_start(model: CausalModel, spec: Spec) -> None:
     _check_base(spec, folder)
     if start.repository and spec.training.type == "lora":
         _check_adapter(model, spec)
-    name = weights_file(spec)
-    if not (folder / name).is_file():
+    in_shards = (folder / SHARDS).is_dir()
+    name = SHARDS if in_shards else weights_file(spec)
+    if not in_shards and not (folder / name).is_file():
         raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
     try:
-        read_trained_weights(model, spec, folder)
+        if in_shards:
+            load_weights(folder / SHARDS, model.trainable, group)
+        else:
+            read_trained_weights(model, spec, folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unfit(spec, f"{name}: {error}") from error
 

@@ -117,6 +117,15 @@ def load_shards(folder: Path, trainable: Mapping[str, Any], moments: Mapping[str
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=group.size == 1)
 
 
+def load_weights(folder: Path, trainable: Mapping[str, Any], group: Group) -> None:
+    """The same without moments. Raises ValueError when the shards are not of exactly these weights."""
+    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found = {name: tuple(stored[name].size) for name in stored if name.startswith(_MODEL)}
+    if found != {_MODEL + name: tuple(tensor.shape) for name, tensor in trainable.items()}:
+        raise ValueError("the stored weights are not those of this model and these settings")
+    load_shards(folder, trainable, {}, group)
+
+
 def _flat(trainable: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, Any]:
     return {_MODEL + name: tensor for name, tensor in trainable.items()} | {
         _OPTIMIZER + name: tensor for name, tensor in moments.items()

@@ -79,7 +79,7 @@ def start_run(
     if spec.compile:
         compile_layers(model.base)
         model = replace(model, kernels=(*model.kernels, "compiled"))
-    load_start(model, spec)
+    load_start(model, spec, group)
     optimizer = make_optimizer(model.trainable, spec.weight_decay)
     run = Run(
         inputs=inputs,
