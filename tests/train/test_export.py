@@ -14,10 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.trainer.train import finish
+from services.trainer.train.export import read_trained_weights
 from services.trainer.train.failures import Failure
 from services.trainer.train.inputs import prepare_inputs
 from services.trainer.train.loop import train
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.lora import add_adapter
+from services.trainer.train.model import CausalModel
+from services.trainer.train.parity import TOLERANCE_REDUCED, check_parity
+from services.trainer.train.spec import LoraTraining, load_spec, resolve_paths
 
 ROOT = Path(__file__).parents[2]
 Events = list[dict[str, Any]]
@@ -135,6 +139,36 @@ def test_an_export_that_is_broken_before_the_gate_fails_the_run_with_the_report(
     assert ids[first["position"]] == first["token_id"]
     # What was trained is not lost.
     assert (workdir / "checkpoints" / "step-00000012").is_dir()
+
+
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-mixtral", "tiny-gemma"])
+def test_an_export_without_the_adapter_is_told_in_reduced_precision(family: str, make_job: Callable[..., Path]) -> None:
+    """A training that moves less than the tolerance of 16 bits; another attention stands for the kernels of a GPU."""
+    training = {"type": "lora", "r": 4, "dropout": 0.0}
+    workdir = make_job(model=family, training=training, learning_rate=5e-4, epochs=1, evaluations=0)
+    run_in_process(workdir)
+    spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+    rows = inputs_of(workdir).validation.rows
+    base = AutoModelForCausalLM.from_pretrained(
+        spec.base_model.directory, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    model = CausalModel(module=base, base=base, device="cpu", softcap=None, kernels=("eager",))
+    assert isinstance(spec.training, LoraTraining)
+    model = add_adapter(model, spec.training, spec.base_model.id)
+    read_trained_weights(model, spec, workdir / "export")
+    report = check_parity(model, spec, workdir / "export", rows)
+    assert report is not None
+    sound = report.comparisons["exported"]
+    assert sound.mean_from_base is not None
+    assert 3 * sound.mean_abs_difference < sound.mean_from_base < TOLERANCE_REDUCED
+
+    path = workdir / "export" / "adapter_model.safetensors"
+    save_file(
+        {name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
+    )
+    with pytest.raises(Failure, match="the exported weights score 60 tokens as the base does") as caught:
+        check_parity(model, spec, workdir / "export", rows)
+    assert caught.value.reason == "PARITY_FAILED"
 
 
 def scorer(tmp_path: Path, answer: str) -> list[str]:
