@@ -59,5 +59,10 @@ class SchedulerSettings(ChassisSettings):
     watch_batch_max: int = Field(default=200, ge=1, description="Events in one message of a watch.")
 
     @property
+    def report_entries_max(self) -> int:
+        """Metrics, usage records and warnings of one report, together."""
+        return 3 * self.report_metrics_max
+
+    @property
     def wandb_urls_allowed(self) -> tuple[str, ...]:
         return tuple(url.strip().rstrip("/") for url in self.wandb_urls.split(","))

@@ -83,7 +83,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
 
     async def ReportProgress(self, request: _pb.ReportProgressRequest, context: object) -> _pb.ReportProgressResponse:
         count = len(request.metrics) + len(request.usage) + len(request.warnings)
-        if count > 3 * self._settings.report_metrics_max:
+        if count > self._settings.report_entries_max:
             raise _invalid("metrics", f"one report takes at most {self._settings.report_metrics_max} of each kind")
         await self._attempts.report(
             _ref(request.tuning_job, request.lease_token),

@@ -79,7 +79,7 @@ class TrainerSettings(ChassisSettings):
     hub_push_attempts_max: int = Field(default=4, ge=1, description="Tries of one push while the hub is away.")
 
     report_interval_s: float = Field(default=0.5, ge=0, description="Progress is collected this long per report.")
-    report_metrics_max: int = Field(default=500, ge=1, description="Steps in one progress report.")
+    report_metrics_max: int = Field(default=500, ge=1, description="Steps in one request that reports progress.")
     report_queue_max: int = Field(default=1000, ge=1, description="Reports kept while the scheduler is away.")
     report_timeout_s: float = Field(default=10.0, gt=0, description="Deadline of one report.")
     report_patience_s: float = Field(default=3600.0, gt=0, description="A report is given up after it.")

@@ -163,10 +163,14 @@ class Reporter:
             urgent.cancel()
 
     async def _send_progress(self, report: ProgressReport) -> None:
-        request = node_service_pb2.ReportProgressRequest(
-            metrics=report.metrics, usage=report.usage, warnings=report.warnings
-        )
-        await self._deliver(self._stub.ReportProgress, self._fenced(request))
+        """A range of more steps than one request may hold goes in parts; it is metered with the last of them."""
+        count_max = self._settings.report_metrics_max
+        for start in range(0, max(1, len(report.metrics)), count_max):
+            request = node_service_pb2.ReportProgressRequest(metrics=report.metrics[start : start + count_max])
+            if start + count_max >= len(report.metrics):
+                request.usage.extend(report.usage)
+                request.warnings.extend(report.warnings)
+            await self._deliver(self._stub.ReportProgress, self._fenced(request))
 
     async def _send_checkpoint(self, report: _Checkpoint) -> None:
         request = node_service_pb2.CommitCheckpointRequest(checkpoint=report.manifest)

@@ -7,11 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from chassis.errors import Aborted, Unavailable
+from chassis.errors import Aborted, InvalidArgument, Unavailable
 from chassis.process import Process
 from chassis.server import ServerBuilder
 from chassis.settings import ChassisSettings
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
+from services.scheduler.config import SchedulerSettings
 
 SERVICE = "finemesh.nodes.v1.NodeService"
 # For what always comes; a machine whose cores others want takes several times as long.
@@ -32,6 +33,8 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
         # By job, what its integrations are opened with.
         self.secrets: dict[str, Any] = {}
         self.failures: dict[str, int] = {}
+        # As the real one does, it refuses a report of more.
+        self.report_entries_max = SchedulerSettings().report_entries_max
         self.heartbeat_error: Exception | None = None
         # An ending is accepted at once; its answer takes this long.
         self.finish_answer_s = 0.0
@@ -98,6 +101,8 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
         return node_service_pb2.StartAttemptResponse()
 
     async def ReportProgress(self, request: Any, context: Any) -> Any:
+        if len(request.metrics) + len(request.usage) + len(request.warnings) > self.report_entries_max:
+            raise InvalidArgument("INVALID_FIELD", "too much in one report")
         await self._accept("progress", request)
         return node_service_pb2.ReportProgressResponse()
 

@@ -6,6 +6,7 @@ Steps are counted from 0; "at step n" below means: when n steps are finished. It
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from services.trainer.train.tokens import TokenRows
 
 PLAN_VERSION = 1
 REPORTS_PER_RUN = 100
+# Steps of one range: all of them are told in one event, and the agent reads no endless line.
+REPORT_STEPS_MAX = 3000
 CHECKPOINTS_PER_RUN = 20
 
 
@@ -139,8 +142,11 @@ def evaluation_plan(steps_per_epoch: int, epochs: int, evaluations: int) -> tupl
 
 def reporting_plan(total_steps: int, steps_per_epoch: int, stops: tuple[int, ...]) -> tuple[int, ...]:
     """Ends of the ranges in which steps are reported and metered. They depend on the plan alone, and every checkpoint is
-    one of `stops`, so that work redone from a checkpoint is reported in the very ranges of the first time."""
+    one of `stops`, so that work redone from a checkpoint is reported in the very ranges of the first time. Only a range that
+    is too long is cut further: all others are what they were before there was such a limit."""
     interval = max(1, total_steps // REPORTS_PER_RUN)
     ends = set(range(interval, total_steps + 1, interval)) | set(stops)
     ends |= set(range(steps_per_epoch, total_steps + 1, steps_per_epoch)) | {total_steps}
+    for start, end in pairwise(sorted({0} | ends)):
+        ends |= set(range(start + REPORT_STEPS_MAX, end, REPORT_STEPS_MAX))
     return tuple(sorted(ends))

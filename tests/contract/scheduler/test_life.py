@@ -1,15 +1,21 @@
 """The life of a job over the wire: from the request to the model, and every way in which it can end otherwise."""
 
 import asyncio
+import itertools
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 
-from chassis.errors import Aborted, FailedPrecondition
+from chassis.clock import SystemClock
+from chassis.errors import Aborted, FailedPrecondition, InvalidArgument
 from chassis.identity import acting_as
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.nodes.v1 import node_service_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
+from services.trainer.config import TrainerSettings
+from services.trainer.event_map import ProgressReport
+from services.trainer.reports import Reporter
 from tests.contract.scheduler.agent import WAIT_S_MAX
 from tests.contract.scheduler.peers import AWAY
 from tests.contract.scheduler.world import OWNER, World, state_name
@@ -32,6 +38,18 @@ async def ended(world: World, name: str) -> tuning_events_pb2.TuningJobEnded:
 async def ending(world: World, name: str) -> str:
     event = await ended(world, name)
     return tuning_events_pb2.TuningJobEnding.Name(event.ending).removeprefix("TUNING_JOB_ENDING_")
+
+
+async def history(world: World, name: str) -> list[tuning_job_event_pb2.TuningJobEvent]:
+    request = tuning_service_pb2.ListTuningJobEventsRequest(parent=name, page_size=1000)
+    found: list[tuning_job_event_pb2.TuningJobEvent] = []
+    with acting_as(OWNER):
+        while True:
+            page = await world.tuning.ListTuningJobEvents(request)
+            found += page.events
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
 
 
 async def test_from_create_to_succeeded(world: World) -> None:
@@ -95,6 +113,45 @@ async def test_a_warning_of_the_run_is_an_event_of_the_job_once(world: World) ->
         events = await world.tuning.ListTuningJobEvents(tuning_service_pb2.ListTuningJobEventsRequest(parent=name))
     kind = tuning_job_event_pb2.TUNING_JOB_EVENT_KIND_WARNING
     assert [event.message for event in events.events if event.kind == kind] == [warning]
+
+
+async def test_a_report_is_bounded_and_a_longer_range_arrives_in_parts_each_step_once(world: World) -> None:
+    """Told by the agent's own reporter; the answer to every other part is lost, so it is told again."""
+    steps = world.settings.report_entries_max + 100
+    metrics = [
+        tuning_job_pb2.TuningProgress(step=step, step_count=steps, training_loss=1.0) for step in range(1, steps + 1)
+    ]
+    usage = [node_service_pb2.TrainingUsage(kind="train", start_step=0, end_step=steps, tokens=7)]
+    calls = itertools.count()
+    async with world.agent() as agent:
+        name = await world.create()
+        assignment = await agent.assignment()
+        await agent.start(assignment)
+        whole = node_service_pb2.ReportProgressRequest(
+            lease_token=assignment.lease.token, tuning_job=name, metrics=metrics, usage=usage
+        )
+        with pytest.raises(InvalidArgument):
+            await agent.stub.ReportProgress(whole)
+
+        async def report(request: node_service_pb2.ReportProgressRequest, *, timeout: float) -> object:
+            answer = await agent.stub.ReportProgress(request, timeout=timeout)
+            if next(calls) % 2:
+                raise AWAY
+            return answer
+
+        stub = SimpleNamespace(ReportProgress=report, FinishAttempt=agent.stub.FinishAttempt)
+        settings = TrainerSettings(report_interval_s=0, report_backoff_s_max=0.1)
+        reporter = Reporter(stub, assignment.lease, settings, SystemClock())
+        await reporter.progress(ProgressReport(metrics=metrics, usage=usage, warnings=["told once"]))
+        await reporter.finished(node_service_pb2.AttemptStopped(step=steps))
+        await world.cancel(name)
+        await reporter.run()
+        job = await world.until(name, "CANCELLED")
+    assert job.progress.step == steps
+    assert (await ended(world, name)).usage_record_count == 1
+    events = await history(world, name)
+    assert [event.progress.step for event in events if event.HasField("progress")] == list(range(1, steps + 1))
+    assert [event.message for event in events].count("told once") == 1
 
 
 async def test_a_lost_node_hands_its_job_on_with_the_last_checkpoint(world: World) -> None:

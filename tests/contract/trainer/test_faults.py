@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.errors import Aborted
@@ -81,6 +82,18 @@ async def test_a_full_queue_holds_the_child_back_and_loses_nothing(world: AgentW
     await world.scheduler.assign(world.assignment(world.script(steps=200, checkpoint_every=1, step_s=0.0)))
     await world.scheduler.wait_for("finish", timeout_s=60)
     assert world.scheduler.usage == [("train", step, step + 1, 10) for step in range(200)]
+
+
+@pytest.mark.parametrize("steps", [3_100, 12_000])
+async def test_a_range_of_more_steps_than_one_report_takes_is_told_in_parts(world: AgentWorld, steps: int) -> None:
+    """Its usage comes once, with the last of its steps."""
+    world.scheduler.failures = {"progress": 2}
+    await world.start_agent()
+    await world.scheduler.assign(world.assignment(world.script(steps=steps, checkpoint_every=steps, step_s=0.0)))
+    assert (await world.scheduler.wait_for("finish")).succeeded.step == steps
+    assert world.scheduler.usage == [("train", 0, steps, 10 * steps)]
+    assert world.scheduler.steps == list(range(1, steps + 1))
+    assert list(world.scheduler.of("progress")[-1].usage)
 
 
 async def test_no_child_outlives_a_killed_agent(world: AgentWorld) -> None:

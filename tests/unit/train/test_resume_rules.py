@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from services.trainer.train import plan as planning
 from services.trainer.train.pack import Groups
-from services.trainer.train.plan import RunPlan, Sequences, make_sequences, plan_run
+from services.trainer.train.plan import REPORT_STEPS_MAX, RunPlan, Sequences, make_sequences, plan_run, reporting_plan
 from services.trainer.train.spec import _OUTSIDE_THE_DIGEST, parse_spec
 from services.trainer.train.tokens import TokenRows
 
@@ -81,6 +82,18 @@ def test_whatever_resumes_reports_the_very_ranges_of_the_first_time() -> None:
     for at in plan.checkpoints:
         assert at in plan.report_set
         assert [span for span in ranges if span[0] >= at] == [span for span in ranges if span[1] > at]
+
+
+def test_only_ranges_that_are_too_long_are_cut_and_what_resumes_reports_the_same() -> None:
+    """A run of fewer steps keeps the ranges that it always had, whatever its checkpoints are."""
+    assert reporting_plan(250_000, 250_000, (700, 1400)) == tuple(sorted({*range(2500, 250_001, 2500), 700, 1400}))
+    for every in (700, 50_000):
+        stops = tuple(range(every, 1_000_001, every))
+        ends = reporting_plan(1_000_000, 400_000, stops)
+        spans = list(pairwise((0, *ends)))
+        assert {400_000, 800_000, *stops, *range(10_000, 1_000_001, 10_000)} <= set(ends)
+        assert max(end - start for start, end in spans) == min(every, REPORT_STEPS_MAX)
+        assert sum(end - start for start, end in spans) == 1_000_000
 
 
 def test_a_position_is_worth_nothing_under_another_permutation() -> None:

@@ -1,5 +1,6 @@
 """What a child's events become: metered ranges exactly as told, metrics in the order of the steps, faults to whom they belong."""
 
+import io
 from typing import Any
 
 import pytest
@@ -7,7 +8,12 @@ import pytest
 from chassis.errors import DataLoss, FieldViolation, InvalidArgument
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer import event_map
+from services.trainer.config import TrainerSettings
 from services.trainer.event_map import RunView
+from services.trainer.train.events import EventStream
+from services.trainer.train.plan import REPORT_STEPS_MAX, plan_run
+from services.trainer.train.position import Position
+from services.trainer.train.progress import Progress, StepRecord
 
 
 def started(**fields: Any) -> dict[str, Any]:
@@ -194,3 +200,23 @@ def test_a_run_without_preferences_tells_no_rewards() -> None:
     view.progress(progress(0, 2))
     (item,) = view.evaluation({"evaluation": 1, "step": 2, "validation_tokens": 50, "loss": 0.5}).metrics
     assert not any(item.HasField(name) for name in ("reward_accuracy", "reward_margin", "best_step"))
+
+
+def test_the_longest_range_fits_a_line_of_the_agent() -> None:
+    line = io.StringIO()
+    plan = plan_run(
+        1, sequences_per_step=1, epochs=1, evaluations=0, checkpoints=1, checkpoint_every_steps=None, seed=1
+    )
+    progress = Progress(plan, EventStream(line), train_tokens_total=1, validation_tokens=0)
+    for step in range(REPORT_STEPS_MAX):
+        # As many digits as each of them can have.
+        record = StepRecord(
+            step=10**9 + step,
+            loss=1.2345678901234567e-05,
+            learning_rate=1.2345678901234567e-05,
+            grad_norm=1.2345678901234567e-05,
+            train_tokens=10**9,
+        )
+        progress.add(record, 0.0, 1.0)
+    progress.flush(Position())
+    assert len(line.getvalue()) < TrainerSettings().child_line_bytes_max / 4
