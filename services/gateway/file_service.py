@@ -9,7 +9,7 @@ from typing import Any
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import DataLoss, NotFound, OutOfRange
+from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
 from chassis.objects import ObjectStore
@@ -85,7 +85,9 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         file = await self._named(request.name, current_caller())
         offset_bytes = request.offset_bytes
         if not 0 <= offset_bytes <= file.size_bytes:
-            raise OutOfRange("INVALID_FIELD", f"offset_bytes must be 0 to {file.size_bytes}, the size of the file")
+            description = f"must be 0 to {file.size_bytes}, the size of the file"
+            violations = [FieldViolation("offset_bytes", description)]
+            raise OutOfRange("INVALID_FIELD", f"offset_bytes {description}", violations=violations)
         if offset_bytes == file.size_bytes:
             return
         digest = hashlib.sha256()

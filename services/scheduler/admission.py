@@ -24,6 +24,7 @@ from services.scheduler.limits import Limits, LimitsTable
 from services.scheduler.node_store import load_fleet
 from services.scheduler.origin import Origin, OriginName, parse_origin
 from services.scheduler.peers import Peers
+from services.scheduler.refusal import about
 from services.scheduler.spec import TuningSpec, Violation
 from services.scheduler.spec_check import violations_of
 from services.scheduler.spec_defaults import complete
@@ -83,7 +84,7 @@ class Admission:
         origin = await self._origin(given.from_checkpoint, caller)
         base_model = given.base_model or (origin.base_model if origin else "")
         base, training, validation = await asyncio.gather(
-            self._resolve_base(base_model),
+            self._resolve_base(base_model, "spec.base_model"),
             self._resolve_file("training_file", given.training_file),
             self._resolve_file("validation_file", given.validation_file) if given.validation_file else _nothing(),
         )
@@ -118,7 +119,7 @@ class Admission:
         if name is not None and (name.job_id or name.step is not None):
             return await self._limits_of_origin(name, caller)
         try:
-            base = await self._resolve_base(model)
+            base = await self._resolve_base(model, "model")
             return model, self._limits_of(model, base), base
         except NotFound:
             if name is None:
@@ -126,8 +127,8 @@ class Admission:
             return await self._limits_of_origin(name, caller)
 
     async def _limits_of_origin(self, name: OriginName, caller: Caller) -> tuple[str, Limits, Resolved]:
-        base_model = await base_model_of(self._store.pool, caller.tenant, name)
-        base = await self._resolve_base(base_model)
+        base_model = await base_model_of(self._store.pool, caller.tenant, name, "model")
+        base = await self._resolve_base(base_model, "model")
         return base_model, self._limits_of(base_model, base), base
 
     def _limits_of(self, base_model: str, base: Resolved) -> Limits:
@@ -137,19 +138,19 @@ class Admission:
         name = parse_origin(from_checkpoint) if from_checkpoint else None
         return None if name is None else await find_origin(self._store.pool, caller.tenant, name)
 
-    async def _resolve_base(self, model_id: str) -> Resolved:
+    async def _resolve_base(self, model_id: str, field: str) -> Resolved:
         request = model_artifact_service_pb2.ResolveBaseModelRequest(model_id=model_id)
         try:
             return await self._peers.models.ResolveBaseModel(request)
         except DomainError as error:
-            raise _at("spec.base_model", error) from error
+            raise about(field, error) from error
 
     async def _resolve_file(self, field: str, name: str) -> artifact_pb2.Artifact:
         request = file_artifact_service_pb2.ResolveFileRequest(name=name)
         try:
             response = await self._peers.files.ResolveFile(request)
         except DomainError as error:
-            raise _at(f"spec.{field}", error) from error
+            raise about(f"spec.{field}", error) from error
         return response.artifact
 
     async def _refuse_too_large(self, spec: TuningSpec, memory_bytes_min: int) -> None:
@@ -179,14 +180,3 @@ def _refuse(violations: list[Violation]) -> None:
         raise InvalidArgument(
             "INVALID_FIELD", f"the spec is not valid: {names}", violations=field_violations(violations)
         )
-
-
-def _at(field: str, error: DomainError) -> DomainError:
-    """The same error, with the field of the request that it is about."""
-    return type(error)(
-        error.reason,
-        f"{field}: {error.message}",
-        violations=error.violations or [FieldViolation(field, error.message)],
-        metadata=error.metadata,
-        retry_after_s=error.retry_after_s,
-    )

@@ -23,7 +23,7 @@ _NEWEST = -1
 
 async def find_origin(pool: Pool, project_id: str, name: OriginName) -> Origin:
     """Raises NotFound for what this project does not have, FailedPrecondition for a job that has shipped nothing yet."""
-    row = await _row_of(pool, project_id, name)
+    row = await _row_of(pool, project_id, name, FIELD)
     weights = node_pb2.StartWeights(tuning_job=job_name(project_id, row["job_id"]))
     step = name.step
     if step is None and JobState(row["state"]) is not JobState.SUCCEEDED:
@@ -57,20 +57,20 @@ async def find_origin(pool: Pool, project_id: str, name: OriginName) -> Origin:
     )
 
 
-async def base_model_of(pool: Pool, project_id: str, name: OriginName) -> str:
-    """What the named job tunes, whatever has become of it. Raises NotFound for what this project does not have."""
-    base_model: str = (await _row_of(pool, project_id, name))["base_model"]
+async def base_model_of(pool: Pool, project_id: str, name: OriginName, field: str) -> str:
+    """What the job named in `field` tunes, whatever has become of it. Raises NotFound for what this project does not have."""
+    base_model: str = (await _row_of(pool, project_id, name, field))["base_model"]
     return base_model
 
 
-async def _row_of(pool: Pool, project_id: str, name: OriginName) -> Mapping[str, Any]:
+async def _row_of(pool: Pool, project_id: str, name: OriginName, field: str) -> Mapping[str, Any]:
     if name.project_id not in ("", project_id):
-        raise _refusal(NotFound, "NOT_FOUND", "there is no such job in this project")
+        raise _refusal(NotFound, "NOT_FOUND", "there is no such job in this project", field)
     row: Mapping[str, Any] | None = await QUERIES.get_origin(
         pool, project_id=project_id, job_id=name.job_id, output_name=name.output_name, namespace=name.namespace
     )
     if row is None:
-        raise _refusal(NotFound, "NOT_FOUND", "there is no such job or model in this project")
+        raise _refusal(NotFound, "NOT_FOUND", "there is no such job or model in this project", field)
     return row
 
 
@@ -85,5 +85,5 @@ async def keep(connection: Connection, project_id: str, origin: Origin) -> None:
         )
 
 
-def _refusal(kind: type[DomainError], reason: str, description: str) -> DomainError:
-    return kind(reason, f"{FIELD}: {description}", violations=[FieldViolation(FIELD, description)])
+def _refusal(kind: type[DomainError], reason: str, description: str, field: str = FIELD) -> DomainError:
+    return kind(reason, f"{field}: {description}", violations=[FieldViolation(field, description)])

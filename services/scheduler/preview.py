@@ -1,8 +1,10 @@
 """Rows of a dataset as a training would see them: names resolved here, rows rendered by a trainer. It keeps nothing."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import DomainError, FieldViolation, InvalidArgument
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import file_artifact_service_pb2, model_artifact_service_pb2
@@ -13,11 +15,14 @@ from services.scheduler.config import SchedulerSettings
 from services.scheduler.convert_spec import base_facts_from
 from services.scheduler.limits import LimitsTable
 from services.scheduler.peers import Peers
+from services.scheduler.refusal import about
+from services.scheduler.spec import SEQUENCE_TOKENS_MAX, SEQUENCE_TOKENS_MIN
 from services.scheduler.store import Store
 from services.scheduler.trainers import first_answer
 
 ROWS_MAX = 50
 TOKENS_SHOWN_MAX = 8192
+Answer = TypeVar("Answer")
 _TRAIN_ON_INPUTS = {
     tuning_job_pb2.TRAIN_ON_INPUTS_UNSPECIFIED: "auto",
     tuning_job_pb2.TRAIN_ON_INPUTS_AUTO: "auto",
@@ -41,17 +46,27 @@ class Previewer:
         _check(request)
         own_name(file_pb2.File, request.file, caller, "file")
         base, file = await asyncio.gather(
-            self._peers.models.ResolveBaseModel(
-                model_artifact_service_pb2.ResolveBaseModelRequest(model_id=request.base_model)
+            _resolved(
+                "base_model",
+                self._peers.models.ResolveBaseModel(
+                    model_artifact_service_pb2.ResolveBaseModelRequest(model_id=request.base_model)
+                ),
             ),
-            self._peers.files.ResolveFile(file_artifact_service_pb2.ResolveFileRequest(name=request.file)),
+            _resolved(
+                "file", self._peers.files.ResolveFile(file_artifact_service_pb2.ResolveFileRequest(name=request.file))
+            ),
         )
+        limits = self._limits.of(request.base_model, base_facts_from(base))
+        # Whether the rows are preferences is known only where they are read.
+        tokens_max = max(limits.sequence_tokens_max, limits.sequence_tokens_max_dpo)
+        if request.sequence_tokens_max > tokens_max:
+            rule = f"must be at most {tokens_max}, the limit of {request.base_model}, not {request.sequence_tokens_max}"
+            raise _refusal([FieldViolation("sequence_tokens_max", rule)])
         wanted = dataset_service_pb2.PreviewDatasetRequest(
             dataset=file.artifact,
             base_model=base.artifact,
             # Left out, as a job fills it in: a preview cuts nothing that the job would train.
-            sequence_tokens_max=request.sequence_tokens_max
-            or self._limits.of(request.base_model, base_facts_from(base)).sequence_tokens_max,
+            sequence_tokens_max=request.sequence_tokens_max or limits.sequence_tokens_max,
             train_on_inputs=_TRAIN_ON_INPUTS[request.train_on_inputs],
             row_count_max=request.row_count_max,
             tokens_shown_max=request.tokens_shown_max,
@@ -69,14 +84,24 @@ def _check(request: tuning_service_pb2.PreviewDatasetRequest) -> None:
         violations.append(FieldViolation("base_model", "give the id of a base model"))
     if request.train_on_inputs not in _TRAIN_ON_INPUTS:
         violations.append(FieldViolation("train_on_inputs", "must be AUTO, TRUE or FALSE"))
-    for field, value, most in (
-        ("row_count_max", request.row_count_max, ROWS_MAX),
-        ("tokens_shown_max", request.tokens_shown_max, TOKENS_SHOWN_MAX),
+    for field, value, least, most in (
+        ("row_count_max", request.row_count_max, 1, ROWS_MAX),
+        ("tokens_shown_max", request.tokens_shown_max, 1, TOKENS_SHOWN_MAX),
+        ("sequence_tokens_max", request.sequence_tokens_max, SEQUENCE_TOKENS_MIN, SEQUENCE_TOKENS_MAX),
     ):
-        if not 0 <= value <= most:
-            violations.append(FieldViolation(field, f"must be 1 to {most}, or 0 for the default, not {value}"))
-    if request.sequence_tokens_max < 0:
-        violations.append(FieldViolation("sequence_tokens_max", "must be positive, or 0 for the default"))
+        if value and not least <= value <= most:
+            violations.append(FieldViolation(field, f"must be {least} to {most}, or 0 for the default, not {value}"))
     if violations:
-        names = ", ".join(violation.field for violation in violations)
-        raise InvalidArgument("INVALID_FIELD", f"the request is not valid: {names}", violations=violations)
+        raise _refusal(violations)
+
+
+def _refusal(violations: list[FieldViolation]) -> InvalidArgument:
+    names = ", ".join(violation.field for violation in violations)
+    return InvalidArgument("INVALID_FIELD", f"the request is not valid: {names}", violations=violations)
+
+
+async def _resolved(field: str, call: Awaitable[Answer]) -> Answer:
+    try:
+        return await call
+    except DomainError as error:
+        raise about(field, error) from error

@@ -93,3 +93,14 @@ def _in_words(violations: Sequence[FieldViolation], omitted: int) -> str:
 
 def _bounded(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 1] + "…"
+
+
+def about(field: str, error: DomainError) -> DomainError:
+    """The same error, with the field of the request that it is about."""
+    return type(error)(
+        error.reason,
+        f"{field}: {error.message}",
+        violations=error.violations or [FieldViolation(field, error.message)],
+        metadata=error.metadata,
+        retry_after_s=error.retry_after_s,
+    )

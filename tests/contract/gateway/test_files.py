@@ -52,8 +52,10 @@ async def test_what_went_in_comes_out(world: World):
     assert await download(world, file.name) == CONTENT
     assert await download(world, file.name, 777) == CONTENT[777:]
     assert await download(world, file.name, len(CONTENT)) == b""
-    async with refused("INVALID_FIELD", "OUT_OF_RANGE"):
-        await download(world, file.name, len(CONTENT) + 1)
+    for offset_bytes in (len(CONTENT) + 1, -1):
+        async with refused("INVALID_FIELD", "OUT_OF_RANGE") as told:
+            await download(world, file.name, offset_bytes)
+        assert [violation.field for violation in told[0].violations] == ["offset_bytes"]
     assert await world.pool.fetchval("SELECT count(*) FROM removals") == 0
 
 

@@ -101,8 +101,25 @@ async def test_a_preview_of_what_is_not_there_is_refused(world: World) -> None:
         await preview(world, base_model="", row_count_max=51, tokens_shown_max=-1, sequence_tokens_max=-1)
     fields = [violation.field for violation in refused.value.violations]
     assert fields == ["base_model", "row_count_max", "tokens_shown_max", "sequence_tokens_max"]
-    with pytest.raises(NotFound):
+    for sequence_tokens_max in (15, 10**9):
+        with pytest.raises(InvalidArgument) as refused:
+            await preview(world, sequence_tokens_max=sequence_tokens_max, row_count_max=51)
+        assert [violation.field for violation in refused.value.violations] == ["row_count_max", "sequence_tokens_max"]
+    # More than this very model takes, as a job would be told.
+    with pytest.raises(InvalidArgument) as refused:
+        await preview(world, sequence_tokens_max=2049)
+    (violation,) = refused.value.violations
+    assert violation.field == "sequence_tokens_max"
+    assert "at most 2048" in violation.description
+    with pytest.raises(NotFound) as unknown:
         await preview(world, base_model="finemesh/none")
+    assert (unknown.value.reason, [each.field for each in unknown.value.violations]) == (
+        "MODEL_UNKNOWN",
+        ["base_model"],
+    )
+    with pytest.raises(NotFound) as unknown:
+        await preview(world, file="projects/proj_a/files/gone")
+    assert [violation.field for violation in unknown.value.violations] == ["file"]
     with pytest.raises(NotFound):
         await preview(world, file="projects/proj_stranger/files/file-1")
 
@@ -203,9 +220,10 @@ async def test_the_limits_of_what_a_run_would_continue_are_those_of_its_base(wor
         await world.cancel(name)
     with pytest.raises(InvalidArgument):
         await limits(world, "")
-    for unknown in ("nobody/knows", "ft-none", "projects/proj_b/tuningJobs/ft-1"):
-        with pytest.raises(NotFound):
+    for unknown in ("nobody/knows", "ft-none", "ft-none:5", "unknown", "projects/proj_b/tuningJobs/ft-1"):
+        with pytest.raises(NotFound, match="model: ") as refused:
             await limits(world, unknown)
+        assert [violation.field for violation in refused.value.violations] == ["model"]
 
 
 @pytest.mark.parametrize(
