@@ -43,7 +43,12 @@ class SchedulerSettings(ChassisSettings):
         default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
     )
     analysis_deadline_s: float = Field(default=600.0, gt=0, description="Longest analysis of one file.")
-    description_deadline_s: float = Field(default=20.0, gt=0, description="Longest look at a model's chat template.")
+    description_deadline_s: float = Field(
+        default=10.0, gt=0, description="Longest look at a model's chat template, by all trainers that are asked."
+    )
+    description_retry_s: float = Field(
+        default=30.0, ge=0, description="A chat template that no trainer described is not asked for again before."
+    )
     peer_deadline_s: float = Field(default=5.0, gt=0, description="Longest call to billing by a worker.")
     hold_renewal_interval_s: float = Field(
         default=21_600.0,

@@ -91,7 +91,7 @@ async def main(process: Process) -> None:
             view,
             follower,
             Previewer(store, peers, limits, settings),
-            TemplateFacts(store, peers, settings),
+            TemplateFacts(store, peers, clock, settings),
         ),
         "finemesh.tuning.v1.TuningService",
         allow={"gateway"},

@@ -1,9 +1,13 @@
 """What the chat templates of base models can render, as trainers tell it. It keeps the answers by revision and reads no template."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from math import inf
 
 import structlog
 
+from chassis import deadline
+from chassis.clock import Clock
 from chassis.errors import DomainError
 from finemesh.artifacts.v1 import model_artifact_service_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
@@ -19,32 +23,44 @@ log = structlog.get_logger(__name__)
 Facts = dataset_service_pb2.DescribeModelResponse
 
 
-class TemplateFacts:
-    """Limits are told with or without them: a mesh whose nodes are away still has limits."""
+@dataclass(frozen=True)
+class _Known:
+    """`facts` None: nobody could tell. Both hold until `until_s` of the clock."""
 
-    def __init__(self, store: Store, peers: Peers, settings: SchedulerSettings) -> None:
+    facts: Facts | None
+    until_s: float
+
+
+class TemplateFacts:
+    """Limits are told with or without them: a mesh whose nodes are away, or busy, still has limits."""
+
+    def __init__(self, store: Store, peers: Peers, clock: Clock, settings: SchedulerSettings) -> None:
         self._store = store
         self._peers = peers
+        self._clock = clock
         self._settings = settings
-        self._known: OrderedDict[tuple[str, str], Facts] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
 
     async def of(self, base: model_artifact_service_pb2.ResolveBaseModelResponse) -> Facts | None:
         """None while no trainer can tell."""
         # Another version of the code may refuse other rows.
         key = (base.revision, await preparation_version(self._store.pool))
         known = self._known.get(key)
-        if known is not None:
-            return known
+        if known is None or known.until_s <= self._clock.monotonic():
+            self._known[key] = known = await self._asked(base)
+            if len(self._known) > REMEMBERED_MAX:
+                self._known.popitem(last=False)
+        return known.facts
+
+    async def _asked(self, base: model_artifact_service_pb2.ResolveBaseModelResponse) -> _Known:
         request = dataset_service_pb2.DescribeModelRequest(base_model=base.artifact)
-        timeout_s = self._settings.description_deadline_s
+        # Whoever asks for limits is told them within their deadline, however many trainers stay silent.
+        left_s = deadline.remaining_s()
+        limit_s = self._settings.description_deadline_s
         try:
-            found = await first_answer(
-                self._store, self._peers, lambda trainer: trainer.DescribeModel(request, timeout=timeout_s)
-            )
+            with deadline.limit(limit_s if left_s is None else min(limit_s, left_s / 2)):
+                facts = await first_answer(self._store, self._peers, lambda trainer: trainer.DescribeModel(request))
         except DomainError as error:
             log.warning("a chat template was not described", revision=base.revision, error=str(error))
-            return None
-        self._known[key] = found
-        if len(self._known) > REMEMBERED_MAX:
-            self._known.popitem(last=False)
-        return found
+            return _Known(None, self._clock.monotonic() + self._settings.description_retry_s)
+        return _Known(facts, inf)

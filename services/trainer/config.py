@@ -94,6 +94,9 @@ class TrainerSettings(ChassisSettings):
     analysis_answer_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest answer of an analysis.")
     analysis_errors_max: int = Field(default=100, ge=1, description="Faulty lines that one answer names.")
     analyses_concurrent_max: int = Field(default=2, ge=1, description="Analyses at the same time on this node.")
+    descriptions_concurrent_max: int = Field(
+        default=2, ge=1, description="Looks at chat templates at the same time on this node."
+    )
     analyses_remembered_max: int = Field(default=256, ge=1, description="Answers kept in memory.")
 
     @property

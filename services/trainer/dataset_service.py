@@ -39,6 +39,8 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         self._settings = settings
         self._ids = ids
         self._slots = asyncio.Semaphore(settings.analyses_concurrent_max)
+        # Of their own: a look takes seconds and must not wait for analyses, which may take an hour.
+        self._description_slots = asyncio.Semaphore(settings.descriptions_concurrent_max)
         self._running: dict[bytes, asyncio.Task[Answer]] = {}
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()
 
@@ -59,7 +61,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def DescribeModel(
         self, request: dataset_service_pb2.DescribeModelRequest, context: object
     ) -> dataset_service_pb2.DescribeModelResponse:
-        async with self._with_base(request.base_model) as folder:
+        async with self._with_base(request.base_model, self._description_slots) as folder:
             return await describe(folder, inputs.BASE, self._settings)
 
     async def drain(self) -> None:
@@ -96,13 +98,13 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     @contextlib.asynccontextmanager
     async def _fetched(self, request: Request) -> AsyncIterator[tuple[Path, str]]:
         """As `_with_base`, and where below that folder the dataset is."""
-        async with self._with_base(request.base_model) as folder:
+        async with self._with_base(request.base_model, self._slots) as folder:
             yield folder, await inputs.fetch_file(request.dataset, folder, "inputs/train", self._cache)
 
     @contextlib.asynccontextmanager
-    async def _with_base(self, base: artifact_pb2.Artifact) -> AsyncIterator[Path]:
-        """One of the node's slots, and a folder with what rendering needs of `base`."""
-        async with self._slots:
+    async def _with_base(self, base: artifact_pb2.Artifact, slots: asyncio.Semaphore) -> AsyncIterator[Path]:
+        """One of `slots`, and a folder with what rendering needs of `base`."""
+        async with slots:
             folder = await asyncio.to_thread(self._node_folder.create, "analysis", self._ids.uuid().hex)
             try:
                 await self._cache.place(base.key, stored_files(base), folder / inputs.BASE, wanted=inputs.is_no_weight)

@@ -1,5 +1,6 @@
 """The services around the scheduler, scripted: files, models, analysis, prices and holds, as their contracts promise them."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from chassis.errors import DomainError, NotFound, Unavailable
@@ -34,6 +35,8 @@ class Script:
     preparation_version: str = ""
     previews: list[dataset_service_pb2.PreviewDatasetRequest] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
+    # A trainer that takes the question and never answers.
+    is_silent: bool = False
     hold_error: DomainError | None = None
     holds: dict[str, str] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
@@ -116,6 +119,8 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_service_pb2.DescribeModelRequest, context: object
     ) -> dataset_service_pb2.DescribeModelResponse:
         self.script.descriptions.append(request.base_model.key)
+        if self.script.is_silent:
+            await asyncio.Event().wait()
         if self.script.analysis_error is not None:
             raise self.script.analysis_error
         return dataset_service_pb2.DescribeModelResponse(supports_tools=True)

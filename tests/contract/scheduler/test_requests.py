@@ -1,6 +1,7 @@
 """What users ask and what they are told: quotes, refusals with every violation, idempotency, walls between projects."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from chassis.errors import (
 from chassis.identity import acting_as
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_limits_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from tests.contract.scheduler.peers import AWAY, BASE
-from tests.contract.scheduler.world import OWNER, STRANGER, World, state_name
+from tests.contract.scheduler.world import OWNER, STRANGER, World, running_world, state_name
+from tests.harness.fixtures import SettingsFactory
 
 _pb = tuning_service_pb2
 
@@ -208,6 +210,23 @@ async def test_limits_say_what_the_template_renders_as_soon_as_a_node_can_tell(w
             assert len(world.script.descriptions) == asked
     finally:
         world.script.base_revision, world.script.analysis_error = "rv_base", None
+
+
+@pytest.mark.parametrize(("description_deadline_s", "timeout_s"), [(0.5, 60.0), (600.0, 6.0)])
+async def test_limits_wait_for_silent_trainers_once_and_not_for_long(
+    make_settings: SettingsFactory, tmp_path: Path, description_deadline_s: float, timeout_s: float
+) -> None:
+    """However many they are, and well within the time that the caller has."""
+    overrides = {"description_deadline_s": description_deadline_s, "description_retry_s": 600.0}
+    async with running_world(make_settings, tmp_path / "port", **overrides) as world:
+        world.script.is_silent = True
+        async with world.agent(node="silent-1"), world.agent(node="silent-2"), world.agent(node="silent-3"):
+            for _ in range(2):
+                with acting_as(OWNER):
+                    request = _pb.GetTuningLimitsRequest(model=BASE)
+                    told = (await world.tuning.GetTuningLimits(request, timeout=timeout_s)).limits
+                assert (told.epochs_max, told.HasField("supports_tools")) == (100, False)
+                assert len(world.script.descriptions) == 1
 
 
 async def test_the_limits_of_what_a_run_would_continue_are_those_of_its_base(world: World) -> None:

@@ -141,6 +141,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
             "pipeline_poll_s": 0.2,
             "watch_poll_s": 0.5,
             "claim_duration_s": 1.0,
+            "description_retry_s": 0.0,
             "hold_renewal_interval_s": 0.2,
             "drain_grace_s": 2.0,
         }

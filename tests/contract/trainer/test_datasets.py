@@ -241,6 +241,29 @@ async def test_a_stopped_agent_leaves_no_analysis_behind(world: AgentWorld, tiny
         await asking
 
 
+async def test_a_model_is_described_while_all_analyses_are_busy(world: AgentWorld, tiny_base: Path) -> None:
+    settings = fake_analysis(
+        world,
+        """
+        import json, os, pathlib, sys, time
+        if json.load(sys.stdin).get("describe"):
+            print(json.dumps({"ok": True, "template": {"supports_tools": True, "supports_reasoning": False}}))
+        else:
+            (pathlib.Path(__file__).parent / "pids").write_text(f"{os.getpid()} x\\n")
+            time.sleep(600)
+        """,
+    )
+    await world.start_agent(**settings, analyses_concurrent_max=1)
+    request = make_request(world, tiny_base, jsonl(GOOD_ROWS))
+    asking = asyncio.create_task(ask(world, request))
+    await world.wait_for_child()
+    async with world.channel("scheduler") as channel:
+        stub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
+        described = dataset_service_pb2.DescribeModelRequest(base_model=request.base_model)
+        assert (await stub.DescribeModel(described, timeout=60)).supports_tools
+    asking.cancel()
+
+
 @pytest.mark.parametrize(
     ("template", "told"),
     [
