@@ -1,6 +1,6 @@
 """Everything outside of the mesh that one attempt tells of itself. A job without integrations pays nothing for it.
 
-It fetches the job's secrets once, under the lease, keeps them in memory, and hands each to the one program that needs it.
+It fetches the job's secrets under the lease, once unless they cannot be had, keeps them in memory, and hands each to the one program that needs it.
 """
 
 import asyncio
@@ -92,7 +92,8 @@ class Outside:
         token = secrets.hub_token if secrets else ""
         settings = self._settings
         if not token:
-            await self._warn(FAILED, f"the model is not in {repository}: no token is known for this job")
+            why = "no token is known for this job" if secrets else "the job's secrets cannot be had"
+            await self._warn(FAILED, f"the model is not in {repository}: {why}")
             return {}
         target = Target(
             endpoint=settings.hub_endpoint,
@@ -127,7 +128,7 @@ class Outside:
         return secrets.wandb_api_key if secrets else ""
 
     def _known(self) -> asyncio.Task[tuning_secrets_pb2.TuningSecrets | None]:
-        """Fetched once, by whoever needs them first; None when they cannot be had."""
+        """Fetched once, by whoever needs them first; None when they cannot be had, and whoever needs them next asks again."""
         if self._secrets is None:
             self._secrets = asyncio.create_task(self._fetch())
         return self._secrets
@@ -145,6 +146,7 @@ class Outside:
             )
         except DomainError as error:
             log.warning("the job's secrets cannot be had", job=self._lease.tuning_job, error=str(error))
+            self._secrets = None
             return None
         found: tuning_secrets_pb2.TuningSecrets = answer.secrets
         return found
