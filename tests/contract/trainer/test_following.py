@@ -1,10 +1,12 @@
 """An agent whose node follows in a gang: it runs its processes, says nothing but that they failed, and goes when it is told to."""
 
+import asyncio
 import os
 import signal
 
 from finemesh.nodes.v1 import node_pb2
 from tests.contract.trainer.world import AgentWorld, eventually, is_alive, wait_for_death
+from tests.harness.scripted_scheduler import WAIT_S_MAX
 
 PART = node_pb2.GangPart(node_count=2, leads=False, endpoint="127.0.0.1:29400", id="ft-1-6", address="127.0.0.1")
 
@@ -89,3 +91,15 @@ async def test_a_node_that_goes_away_gives_the_whole_attempt_back(world: AgentWo
     assert (failed.retryable, failed.error.metadata["drained"]) == (True, "true")
     assert await agent.wait() == 0
     assert not is_alive(child)
+
+
+async def test_a_node_that_goes_away_after_its_processes_are_done_fails_nothing(world: AgentWorld) -> None:
+    """The leading node still stores the model. Nothing is left here that the agent would have to wait for."""
+    agent = await world.start_agent(drain_grace_s=600)
+    await world.scheduler.assign(world.assignment(world.script(steps=4), gang=PART))
+    await wait_for_death(await world.wait_for_child())
+    await some_heartbeats(world)
+    agent.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(WAIT_S_MAX):
+        assert await agent.wait() == 0
+    assert world.scheduler.reports == []
