@@ -18,13 +18,16 @@ def evaluate(
     objective: Objective,
     batches: FileBatches,
     stopping: Callable[[], bool],
+    tell: Callable[[int], None],
     group: Group = ALONE,
 ) -> Evaluation | None:
-    """Means over the batches of all processes; None when memory ran out. Raises Stopped between batches."""
+    """Means over the batches of all processes; None when memory ran out. `tell` hears of each batch that is done.
+    Raises Stopped between batches."""
     sums: list[list[float]] = []
 
     def look(batch: MicroBatch) -> None:
         sums.append(objective.sums(model, batch))
+        tell(1)
 
     def heeding() -> Iterator[MicroBatch]:
         for batch in batches:

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import asdict, replace
 
+from services.trainer.train.alive import sign_of_life
 from services.trainer.train.early import judge_evaluation
 from services.trainer.train.evaluate import evaluate
 from services.trainer.train.failures import user_failure
@@ -63,7 +64,8 @@ def _evaluate(run: Run, name: str) -> Evaluation:
     found = None
     while found is None:
         batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
-        found = evaluate(run.model, objective, batches, run.stopping, run.group)
+        tell = sign_of_life(run.emit, "evaluating", len(batches))
+        found = evaluate(run.model, objective, batches, run.stopping, tell, run.group)
         if found is None:
             _halve(run, name, divisible=batches.is_divisible)
     if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):

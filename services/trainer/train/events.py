@@ -1,7 +1,8 @@
 """The run's only voice: JSON objects, one a line, on the stream that the agent reads.
 
-Types: ready, preparing, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed. `progress` carries the
-metered range [start_step, end_step) and `evaluation` the metered number; both keep their identity when work is redone.
+Types: ready, preparing, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed; and reference, training
+and evaluating, which only say that long work goes on. `progress` carries the metered range [start_step, end_step) and `evaluation` the
+metered number; both keep their identity when work is redone.
 It knows no lease and no meter.
 """
 

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from math import inf
 
+from services.trainer.train.alive import sign_of_life
 from services.trainer.train.events import Emit
 from services.trainer.train.plan import RunPlan
 from services.trainer.train.position import Position
@@ -39,16 +40,19 @@ class Progress:
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS)
         self._evaluation_s: float | None = None
         self._seen_s = -inf
+        self._tell = sign_of_life(emit, "training", plan.total_steps)
 
     def start_at(self, position: Position) -> None:
         """Checkpoints stand at range ends, so a resumed run opens the very next range."""
         self._start_step = position.step
+        self._tell = sign_of_life(self._emit, "training", self._plan.total_steps, position.step)
 
     def add(self, record: StepRecord, started_s: float, seen_s: float) -> None:
         """Times of one clock. A step may be launched before the one ahead of it is seen; that time counts once."""
         self._records.append(record)
         self._window.append((record.train_tokens, seen_s - max(started_s, self._seen_s)))
         self._seen_s = seen_s
+        self._tell(1)
 
     def note_evaluation(self, duration_s: float) -> None:
         self._evaluation_s = duration_s

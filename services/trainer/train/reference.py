@@ -7,7 +7,6 @@ travel with the checkpoints, under a digest of the very weights and rows that th
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from services.trainer.train.alive import sign_of_life
 from services.trainer.train.batches import MicroBatch
 from services.trainer.train.distributed import Group
 from services.trainer.train.durable import sha256_file
@@ -30,8 +30,6 @@ from services.trainer.train.spec import Spec
 REFERENCE = "reference.safetensors"
 TRAIN, VALIDATION = "train", "validation"
 _IDENTITY = "identity"
-# A sign of life while nothing else is told.
-_SAY_EVERY_S = 20.0
 
 
 class Stored:
@@ -104,7 +102,7 @@ def _compute(inputs: Inputs, model: CausalModel, group: Group, emit: Emit) -> di
     model.module.eval()
     with torch.no_grad():
         for name, dataset in files.items():
-            scores[name] = _score(inputs, dataset, model, group, _sign_of_life(emit, done, total), emit)
+            scores[name] = _score(inputs, dataset, model, group, sign_of_life(emit, "reference", total, done), emit)
             done += dataset.rows.count
     model.module.train(was_training)
     return scores
@@ -134,16 +132,3 @@ def _score(
             code="OUT_OF_MEMORY_RETRIED",
             message=f"out of memory while the reference is computed: it is done again in micro-batches of at most {tokens} tokens",
         )
-
-
-def _sign_of_life(emit: Emit, done: int, total: int) -> Callable[[int], None]:
-    said_s = time.monotonic()
-
-    def tell(rows: int) -> None:
-        nonlocal done, said_s
-        done += rows
-        if time.monotonic() - said_s > _SAY_EVERY_S:
-            emit("reference", scored=min(done, total), rows=total)
-            said_s = time.monotonic()
-
-    return tell
