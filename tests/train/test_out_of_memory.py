@@ -171,13 +171,14 @@ def test_rows_that_find_no_room_halve_micro_batches_as_a_step_does(
     assert losses(events) == losses(expected)
 
 
+def no_room(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("out of memory, for a test")
+
+
 def test_rows_that_never_find_room_end_the_run_with_the_reason(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lay(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory, for a test")
-
-    monkeypatch.setattr(ahead, "batches_of_step", lay)
+    monkeypatch.setattr(ahead, "batches_of_step", no_room)
     with pytest.raises(Failure) as failed:
         run(make_job("job", **SETTINGS))
     assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
@@ -217,10 +218,7 @@ def test_an_evaluation_is_done_again_in_halves_and_stays_halved(
 def test_an_evaluation_of_single_rows_that_does_not_fit_ends_the_run(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sums(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory, for a test")
-
-    monkeypatch.setattr(Supervised, "sums", sums)
+    monkeypatch.setattr(Supervised, "sums", no_room)
     with pytest.raises(Failure) as failed:
         run(make_job("job", **SETTINGS))
     assert (failed.value.kind, failed.value.reason, failed.value.step) == ("platform", "JOB_TOO_LARGE", 0)
@@ -376,9 +374,6 @@ def test_the_optimizer_takes_its_memory_before_the_first_step(
 def test_a_model_that_does_not_even_lie_in_memory_ends_the_run_with_the_reason(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory, for a test")
-
     monkeypatch.setattr(start, "load_base", no_room)
     with pytest.raises(Failure, match="before the first step") as failed:
         run(make_job("job"))

@@ -118,16 +118,21 @@ async def test_malformed_budgets_name_their_field(customer: Customer, field: str
     assert await listed(customer) == []
 
 
-async def test_a_job_that_would_break_a_cap_is_refused_with_the_numbers(customer: Customer, mesh: Mesh) -> None:
-    await customer.pay_in(100 * USD)
-    await set_budget(customer, 8 * USD, "key_1")
-    request = CreateHoldRequest(
+def hold_of_a_key(customer: Customer) -> CreateHoldRequest:
+    """For the customer's first job, by `key_1`: 5 USD."""
+    return CreateHoldRequest(
         resource=customer.job(),
         organization_id=customer.organization,
         project_id=customer.project,
         price=job_price(),
         api_key_id="key_1",
     )
+
+
+async def test_a_job_that_would_break_a_cap_is_refused_with_the_numbers(customer: Customer, mesh: Mesh) -> None:
+    await customer.pay_in(100 * USD)
+    await set_budget(customer, 8 * USD, "key_1")
+    request = hold_of_a_key(customer)
     made = await mesh.holds.CreateHold(request)
     assert made.expire_time.ToDatetime(tzinfo=UTC) > datetime.now(UTC)
     # The same job is held once, whatever the cap is by now.
@@ -153,14 +158,7 @@ async def test_a_job_that_would_break_a_cap_is_refused_with_the_numbers(customer
 async def test_a_hold_and_its_release_move_the_cap_of_their_key(customer: Customer, mesh: Mesh) -> None:
     await customer.pay_in(100 * USD)
     await set_budget(customer, 5 * USD, "key_1")
-    request = CreateHoldRequest(
-        resource=customer.job(),
-        organization_id=customer.organization,
-        project_id=customer.project,
-        price=job_price(),
-        api_key_id="key_1",
-    )
-    await mesh.holds.CreateHold(request)
+    await mesh.holds.CreateHold(hold_of_a_key(customer))
     await mesh.holds.ReleaseHold(ReleaseHoldRequest(resource=customer.job()))
     rows = await mesh.pool.fetch(
         "SELECT payload FROM outbox WHERE subject = $1 AND headers ->> 'ce-subject' = $2 ORDER BY created_at",

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
@@ -38,8 +40,16 @@ def jump_to(world: World, moment: datetime) -> None:
 
 
 async def close(world: World, organization: str, month: Month = NOVEMBER) -> ClosedInvoice:
+    async with being_closed(world, organization, month) as closed:
+        pass
+    return closed
+
+
+@asynccontextmanager
+async def being_closed(world: World, organization: str, month: Month = NOVEMBER) -> AsyncIterator[ClosedInvoice]:
+    """Closed by a transaction that lasts as long as the block."""
     async with transaction(world.pool) as connection:
-        return await invoicing.close(
+        yield await invoicing.close(
             connection, world.outbox, TERMS, organization_id=organization, month=month, now=world.clock.now()
         )
 
@@ -158,10 +168,7 @@ async def test_a_number_that_is_taken_back_is_given_again(world: World) -> None:
     await world.deliver(minute("a", 0), minute("b", 0))
     jump_to(world, GRACE_OVER)
     with pytest.raises(RuntimeError):
-        async with transaction(world.pool) as connection:
-            await invoicing.close(
-                connection, world.outbox, TERMS, organization_id="a", month=NOVEMBER, now=world.clock.now()
-            )
+        async with being_closed(world, "a"):
             raise RuntimeError
     assert (await close(world, "b")).number == 1
     assert (await close(world, "a")).number == 2
@@ -217,10 +224,7 @@ async def test_closing_waits_for_what_is_being_booked(world: World) -> None:
 async def test_booking_waits_for_what_is_being_closed(world: World) -> None:
     await world.deliver(minute("o", 0))
     jump_to(world, GRACE_OVER)
-    async with transaction(world.pool) as connection:
-        await invoicing.close(
-            connection, world.outbox, TERMS, organization_id="o", month=NOVEMBER, now=world.clock.now()
-        )
+    async with being_closed(world, "o"):
         booking = asyncio.create_task(world.deliver(minute("o", 1)))
         await waiting(world)
     await booking
@@ -232,10 +236,7 @@ async def test_served_calls_wait_for_what_is_being_closed(world: World) -> None:
     """They are priced before the lock, for the months that were open then."""
     await world.deliver(minute("o", 0))
     jump_to(world, GRACE_OVER)
-    async with transaction(world.pool) as connection:
-        await invoicing.close(
-            connection, world.outbox, TERMS, organization_id="o", month=NOVEMBER, now=world.clock.now()
-        )
+    async with being_closed(world, "o"):
         booking = asyncio.create_task(world.deliver(served("o", ("gen-1", 10**6, 20))))
         await waiting(world)
     await booking
