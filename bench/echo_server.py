@@ -1,4 +1,5 @@
-"""The peer of the edge benchmark: a bare grpc.aio server that answers every call with the same bytes. It checks nothing.
+"""The peer of the edge benchmark: a bare grpc.aio server that answers every call with the same bytes.
+It checks nothing.
 
 `python -m bench.echo_server ANSWER_HEX` prints its port and serves until its stdin closes.
 """

@@ -1,4 +1,5 @@
-"""A load generator for one unary method over raw bytes, in a process of its own; the same for every side of a benchmark.
+"""A load generator for one unary method over raw bytes, in a process of its own;
+the same for every side of a benchmark.
 
 `python -m bench.load ADDRESS METHOD REQUEST_HEX CALLS CONCURRENCY [KEY]` prints JSON with calls/s and latencies in ms.
 """

@@ -10,7 +10,8 @@ from statistics import median
 
 def machine() -> str:
     """What the figures were measured on, in one line."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    load = os.getloadavg()[0]
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -1,5 +1,5 @@
-"""How long the whole mesh takes to become healthy, beside PostgreSQL and nats-server alone, and how long a job waits to learn:
-on a node whose child waits with torch loaded, beside one that starts a child for each job.
+"""How long the whole mesh takes to become healthy, beside PostgreSQL and nats-server alone, and how long a job waits to
+learn: on a node whose child waits with torch loaded, beside one that starts a child for each job.
 
 Run it: `make bench-start`. Caches are warm: each side's data folder was started once before; engines are not started.
 """
@@ -36,8 +36,8 @@ async def start_seconds(options: StackOptions) -> float:
 
 
 async def first_step_seconds(folder: Path, node: dict[str, str]) -> tuple[list[float], list[float]]:
-    """To the report of a job's first training step, for some jobs one after the other: from a job's creation, with analysis,
-    hold and placement, and from its lease."""
+    """To the report of a job's first training step, for some jobs one after the other: from a job's creation, with
+    analysis, hold and placement, and from its lease."""
     since_creation, since_lease = [], []
     async with running_mesh(folder, **node) as mesh:
         for number in range(FIRST_STEP_ROUNDS):
@@ -85,7 +85,8 @@ async def main() -> None:
         warm = await first_step_seconds(folder / "warm", WARM_NODE)
         for name, (since_creation, since_lease) in (("cold", cold), ("warm", warm)):
             print(
-                f"{name} child, to the first step: {spread(since_creation)} s from creation, {spread(since_lease)} s from the lease"
+                f"{name} child, to the first step: {spread(since_creation)} s from creation, "
+                f"{spread(since_lease)} s from the lease"
             )
         print(
             f"on {machine()}; ours {spread(sides['ours'])} s, bare postgres and nats-server {spread(sides['bare'])} s"

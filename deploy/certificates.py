@@ -1,7 +1,7 @@
 """Hands each service its own certificate: `python -m deploy.certificates --authority A --out O name...`.
 
-The authority and all keys lie in A; O/<name>/ gets ca.pem, <name>.pem and <name>.key and nothing else, so that a service
-that is broken into can speak as itself only. What is valid stays.
+The authority and all keys lie in A; O/<name>/ gets ca.pem, <name>.pem and <name>.key and nothing else, so that a
+service that is broken into can speak as itself only. What is valid stays.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Fills deploy/.env from deploy/env.example with random secrets: `python -m deploy.compose_env` (or `make compose-env`).
+"""Fills deploy/.env from deploy/env.example with random secrets:
+`python -m deploy.compose_env` (or `make compose-env`).
 
 A value that is there is never changed, so it is safe to run again after an upgrade that brings new variables.
 """

@@ -1,4 +1,5 @@
-"""All benchmarks of billing, one after the other: `make bench-billing`, or `python -m bench.billing NAME...` for some."""
+"""All benchmarks of billing, one after the other: `make bench-billing`,
+or `python -m bench.billing NAME...` for some."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Usage from publish to rated, posted and settled, with every guarantee on, beside a raw COPY of the same rows.
 
 Ours: a meter process writes batched messages to its outbox, a relay publishes them to a synced JetStream, and the real
-billing daemon books them (inbox, prices, hash chain, postings, sums, settlements). A record is a row of `usage_records`;
-a served call makes two. The peer loads the same rows, ready in memory, into a table with one index.
+billing daemon books them (inbox, prices, hash chain, postings, sums, settlements). A record is a row of
+`usage_records`; a served call makes two. The peer loads the same rows, ready in memory, into a table with one index.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What it costs to book a usage record when ten thousand are booked, and when five million are.
 
-The handler of served usage runs as the consumer runs it, message by message, on a real PostgreSQL with its defaults; the
-records in between are booked the same way. The ratio is the growth of the cost: 1 is flat.
+The handler of served usage runs as the consumer runs it, message by message, on a real PostgreSQL with its defaults;
+the records in between are booked the same way. The ratio is the growth of the cost: 1 is flat.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def jobs(count: int, round_number: int) -> Iterator[Message]:
 
 
 async def emit(plan: dict[str, float], settings: ChassisSettings) -> dict[str, object]:
-    """Commits every message to the outbox, as fast as it goes or at `events_per_s`, and waits until all are published."""
+    """Commits every message to the outbox, as fast as it goes or at `events_per_s`,
+    and waits until all are published."""
     messages = list(served(int(plan["events"]), int(plan["calls"])))
     few = list(jobs(int(plan["jobs"]), int(plan["round"])))
     chance = random.Random(3)

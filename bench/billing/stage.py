@@ -1,4 +1,5 @@
-"""What the benchmarks of billing stand on: a real PostgreSQL with its defaults, a synced JetStream, and the real daemon.
+"""What the benchmarks of billing stand on: a real PostgreSQL with its defaults, a synced JetStream,
+and the real daemon.
 
 It measures nothing itself.
 """

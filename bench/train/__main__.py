@@ -1,9 +1,9 @@
-"""`make bench-train`: tokens per second, peak memory and loss of the engine, of TRL's trainers in their best setting and of a plain
-loop of our own.
+"""`make bench-train`: tokens per second, peak memory and loss of the engine,
+of TRL's trainers in their best setting and of a plain loop of our own.
 
-Which setting of TRL is best is tried first, on a part of the rows; then whole runs alternate, and medians count. Tokens are
-real ones, pads not counted. A pair of figures counts only when both sides have the same held-out loss after the same tokens.
-`python -m bench.train 12M lora` runs a part. Exit code 1: a figure does not count.
+Which setting of TRL is best is tried first, on a part of the rows; then whole runs alternate, and medians count. Tokens
+are real ones, pads not counted. A pair of figures counts only when both sides have the same held-out loss after the
+same tokens. `python -m bench.train 12M lora` runs a part. Exit code 1: a figure does not count.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main() -> int:
     methods = [method for method in METHODS if method in sys.argv[1:]] or list(METHODS)
     began = time.perf_counter()
     print(
-        f"on {machine()}, {THREADS} threads for each side; real tokens per second, median of {ROUNDS} interleaved rounds (least to "
-        "most)",
+        f"on {machine()}, {THREADS} threads for each side; real tokens per second, "
+        f"median of {ROUNDS} interleaved rounds (least to most)",
         flush=True,
     )
     measured = []
@@ -100,7 +100,8 @@ class Bench:
         )
         unit = "pairs" if method == "dpo" else "rows"
         print(
-            f"\n{self._shape.name} {method}: pilot of TRL's settings on {self._shape.examples(method, pilot=True)} {unit}, "
+            f"\n{self._shape.name} {method}: "
+            f"pilot of TRL's settings on {self._shape.examples(method, pilot=True)} {unit}, "
             f"tokens/s: {listed}; best: {best}; timed runs have {self._shape.examples(method, pilot=False)} {unit}",
             flush=True,
         )

@@ -1,4 +1,5 @@
-"""Rows of like length side by side, under a limit on their tokens: how the plain loop pads little. It knows no torch."""
+"""Rows of like length side by side, under a limit on their tokens: how the plain loop pads little.
+It knows no torch."""
 
 from __future__ import annotations
 

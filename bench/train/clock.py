@@ -1,4 +1,5 @@
-"""What a run is measured by: wall and CPU seconds from its first step to its last, and the process's memory. It knows no trainer."""
+"""What a run is measured by: wall and CPU seconds from its first step to its last, and the process's memory.
+It knows no trainer."""
 
 from __future__ import annotations
 

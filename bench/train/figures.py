@@ -60,7 +60,8 @@ class Figures:
 
 
 def best_setting(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The fastest; of those whose times one short run each does not tell apart, the one that takes the least CPU time."""
+    """The fastest; of those whose times one short run each does not tell apart, the one
+    that takes the least CPU time."""
     speeds = {name: result["tokens"] / result["seconds"] for name, result in results.items()}
     close = [name for name, speed in speeds.items() if speed * PILOT_NOISE >= max(speeds.values())]
     return max(close, key=lambda name: results[name]["tokens"] / results[name]["cpu_seconds"])
@@ -93,8 +94,8 @@ def table(figures: Figures) -> list[str]:
 
 
 def last_lines(measured: Sequence[Figures]) -> tuple[list[str], bool]:
-    """The lines that a reader and a script look for, and whether all of them count. They are of the headline's shape, or where
-    that was not measured of all shapes."""
+    """The lines that a reader and a script look for, and whether all of them count. They are of the headline's shape,
+    or where that was not measured of all shapes."""
     chosen = [one for one in measured if one.shape == HEADLINE] or list(measured)
     lines, sound = [], True
 

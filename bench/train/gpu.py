@@ -1,7 +1,9 @@
-"""`make bench-train-gpu`: LoRA at the size of Llama-3.1-8B, packed, ours beside TRL's SFTTrainer, each in its best setting.
+"""`make bench-train-gpu`: LoRA at the size of Llama-3.1-8B, packed, ours beside TRL's SFTTrainer,
+each in its best setting.
 
-Tokens per second, the share of the device's dense bf16 peak, peak memory of the device. Where no CUDA device is it says so and
-ends well. `python -m bench.train.gpu --shape tiny --device cpu` shows on any machine that both sides run; its figures mean nothing.
+Tokens per second, the share of the device's dense bf16 peak, peak memory of the device. Where no CUDA device is it says
+so and ends well. `python -m bench.train.gpu --shape tiny --device cpu` shows on any machine that both sides run; its
+figures mean nothing.
 """
 
 from __future__ import annotations

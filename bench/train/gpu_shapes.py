@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Dense bf16, without sparsity, from the vendor's data sheets; a device's name begins with the key, the longest one counts.
+# Dense bf16, without sparsity, from the vendor's data sheets.
+# A device's name begins with the key; the longest key counts.
 PEAK_FLOPS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -86,8 +87,8 @@ GPU_SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSetting:
-    """`batch_size` counts packed sequences that are computed at once; `attention` is an implementation of transformers, which the
-    engine chooses itself."""
+    """`batch_size` counts packed sequences that are computed at once;
+    `attention` is an implementation of transformers, which the engine chooses itself."""
 
     batch_size: int
     recomputes: bool

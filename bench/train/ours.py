@@ -1,7 +1,7 @@
 """Our side: the engine as the agent starts it, from a spec and a file of rows to the exported artefact.
 
-The clock runs from `started` to the last progress report: the model is loaded and the rows are tokenised before, as on every side.
-The loss is that of the exported files, loaded by plain transformers and peft.
+The clock runs from `started` to the last progress report: the model is loaded and the rows are tokenised before, as on
+every side. The loss is that of the exported files, loaded by plain transformers and peft.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A plain loop of our own: bare transformers and peft, rows of a step in buckets of like length, full logits. It is what the engine's
-own loss and layout are measured against, and it makes the base models."""
+"""A plain loop of our own: bare transformers and peft, rows of a step in buckets of like length, full logits. It is
+what the engine's own loss and layout are measured against, and it makes the base models."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def require_same_tokens(side: str, rows: list[Row], *, tokens: int, labels: int 
 def _rows(
     vocabulary: int, seed: int, count: int, typical: int = LENGTH_MEDIAN, longest: int = CONTEXT_LENGTH
 ) -> list[Row]:
-    """Words follow Zipf's law, and every second word repeats what stood a little before it, so that there is something to learn
-    for the embeddings and for the attention."""
+    """Words follow Zipf's law, and every second word repeats what stood a little before it, so that there is something
+    to learn for the embeddings and for the attention."""
     dice = np.random.default_rng(seed)
     words = vocabulary - _SPECIAL
     share = 1.0 / np.arange(1, words + 1)

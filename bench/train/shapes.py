@@ -32,9 +32,10 @@ LOSS_TOLERANCE = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A Llama with tied embeddings. `rows` are trained once in a timed run, `pilot_rows` to find TRL's best setting; `pairs` of
-    answers and `pilot_pairs` are the same of the method `dpo`, which a shape without pairs is not measured with. Settings that
-    were far behind in the pilot of the shape `pilot_of`, if that was measured, are left out of this one's."""
+    """A Llama with tied embeddings. `rows` are trained once in a timed run, `pilot_rows` to find TRL's best setting;
+    `pairs` of answers and `pilot_pairs` are the same of the method `dpo`, which a shape without pairs is not measured
+    with. Settings that were far behind in the pilot of the shape `pilot_of`, if that was measured, are left out of this
+    one's."""
 
     name: str
     vocabulary: int
@@ -93,8 +94,9 @@ FAR_BEHIND = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class TrlSetting:
-    """One way of running TRL; `batch_size` counts rows, packed sequences or pairs. Its loss over the vocabulary in chunks is
-    always on. Activations are recomputed where `recomputes` says so, as it does by default; logs and saves are off."""
+    """One way of running TRL; `batch_size` counts rows, packed sequences or pairs. Its loss over the vocabulary in
+    chunks is always on. Activations are recomputed where `recomputes` says so, as it does by default; logs and saves
+    are off."""
 
     name: str
     batch_size: int

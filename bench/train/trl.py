@@ -1,4 +1,7 @@
-"""The other side: TRL's SFTTrainer and DPOTrainer on the same token ids, the clock from the first step's begin to the last one's end."""
+"""The other side: TRL's SFTTrainer and DPOTrainer on the same token ids.
+
+The clock runs from the begin of the first step to the end of the last one.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One side of the benchmark: `python -m bench.train.worker SIDE` imports its libraries once, then runs each task of its standard
-input in a process of its own, forked, so that peak memory and allocator state are that task's alone.
+"""One side of the benchmark: `python -m bench.train.worker SIDE` imports its libraries once, then runs each task of its
+standard input in a process of its own, forked, so that peak memory and allocator state are that task's alone.
 
 A task is a line of JSON, its result another one. It knows no other side.
 """

@@ -14,8 +14,8 @@ from deploy.local.output import Output
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`user` is the system user to run as, None for our own; `before` is done ahead of every start. `stop_signal` asks for an orderly
-    end."""
+    """`user` is the system user to run as, None for our own; `before` is done ahead of every start.
+    `stop_signal` asks for an orderly end."""
 
     name: str
     arguments: tuple[str, ...]

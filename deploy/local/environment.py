@@ -1,4 +1,5 @@
-"""What each process is told through its environment. Pure: facts in, variables out; the services' settings read them."""
+"""What each process is told through its environment. Pure: facts in, variables out;
+the services' settings read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ STREAM_SIZE_BYTES_MAX = 256 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`; `secrets` by
-    variable."""
+    """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`;
+    `secrets` by variable."""
 
     ports: Mapping[str, int]
     database_urls: Mapping[str, str]

@@ -139,8 +139,8 @@ class Postgres:
         return False
 
     def _let_through(self) -> None:
-        """Lets another user pass through the folders above the cluster, to which only its owner has any right. Before every start: who
-        owns a folder above may have closed it since."""
+        """Lets another user pass through the folders above the cluster, to which only its owner has any right. Before
+        every start: who owns a folder above may have closed it since."""
         if _system_user() is None:
             return
         for parent in self.folder.parents:

@@ -67,7 +67,8 @@ class Stack:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when everything is healthy; StackRunning, ProcessFailed or TimeoutError, with nothing left running."""
+        """Returns when everything is healthy; StackRunning, ProcessFailed or TimeoutError,
+        with nothing left running."""
         self.folder.acquire()
         try:
             async with asyncio.timeout(START_TIMEOUT_S):

@@ -17,8 +17,8 @@ class Service:
 
     `needs` are healthy before this one starts. `doors` are listeners besides the mesh server, by the suffix of the
     variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a module that runs
-    once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only this
-    service is told, by the suffix of their variable.
+    once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only
+    this service is told, by the suffix of their variable.
     """
 
     name: str

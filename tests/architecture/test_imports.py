@@ -1,4 +1,5 @@
-"""Rules of the tree that import-linter cannot say: where torch and vllm may be imported, and what pure modules may not."""
+"""Rules of the tree that import-linter cannot say: where torch and vllm may be imported,
+and what pure modules may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The events of a storm: what three organizations really used, and what cannot be true. It publishes and kills nothing."""
+"""The events of a storm: what three organizations really used, and what cannot be true. It publishes
+and kills nothing."""
 
 from __future__ import annotations
 

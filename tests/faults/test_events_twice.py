@@ -80,8 +80,8 @@ async def all_messages(js: JetStreamContext, stream: str) -> list[Msg]:
 
 
 async def until_quiet(mesh: Mesh, js: JetStreamContext) -> None:
-    """All outboxes are published, all consumers have handled all that is there. Handling an event may make another one, so the
-    looks at both count only when no message came between them."""
+    """All outboxes are published, all consumers have handled all that is there. Handling an event may make another one,
+    so the looks at both count only when no message came between them."""
     async with asyncio.timeout(QUIET_TIMEOUT_S):
         while True:
             before = await message_counts(js)

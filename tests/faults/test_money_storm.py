@@ -1,8 +1,8 @@
 """A storm of usage on the real JetStream while billing, NATS and PostgreSQL are killed one after the other.
 
-Everything comes at least twice and in no order, some of it cannot be true. When it is quiet again, each piece of work is
-booked once, each impossible one is a dead letter with its reason, and the ledger verifies. Slow (three processes die and
-start again), because only real ones lose what they had in hand.
+Everything comes at least twice and in no order, some of it cannot be true. When it is quiet again, each piece of work
+is booked once, each impossible one is a dead letter with its reason, and the ledger verifies. Slow (three processes die
+and start again), because only real ones lose what they had in hand.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ async def publish(js: JetStreamContext, events: Sequence[Event]) -> None:
 
 
 async def storm_and_kill(town: Town, js: JetStreamContext, events: Sequence[Event], victims: Sequence[str]) -> None:
-    """Kills one process after the other while events are being handled. Each kill lets another part of the storm loose, so that it is
-    never over before the last one, however fast it is handled."""
+    """Kills one process after the other while events are being handled. Each kill lets another part of the storm loose,
+    so that it is never over before the last one, however fast it is handled."""
     first, *others = (events[place :: len(victims) + 1] for place in range(len(victims) + 1))
     handled, known = 0, {event.id for event in first}
     async with asyncio.TaskGroup() as storming:

@@ -1,4 +1,5 @@
-"""The mesh in a real Docker Engine, from deploy/compose.yaml as it is: built, started, and gone with its volumes after."""
+"""The mesh in a real Docker Engine, from deploy/compose.yaml as it is: built, started,
+and gone with its volumes after."""
 
 from __future__ import annotations
 
@@ -131,7 +132,8 @@ def running_compose(folder: Path) -> Iterator[Compose]:
 
 @contextlib.contextmanager
 def package_index(folder: Path) -> Iterator[Path]:
-    """A pip.conf for the build that knows the wheels of this machine's PIP_FIND_LINKS, which lie where no image sees them."""
+    """A pip.conf for the build that knows the wheels of this machine's PIP_FIND_LINKS,
+    which lie where no image sees them."""
     with contextlib.ExitStack() as ending:
         links = [
             ending.enter_context(serving(Path(entry))) if Path(entry).is_dir() else entry

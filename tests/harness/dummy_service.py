@@ -1,4 +1,5 @@
-"""A service that only lives: a mesh server with health on the address it is told. The launcher's tests run it as all five.
+"""A service that only lives: a mesh server with health on the address it is told.
+The launcher's tests run it as all five.
 
 A file named after it in the data folder makes it fail at the start.
 """

@@ -1,10 +1,10 @@
 """A training child that follows a script instead of training: `python -m tests.harness.fake_child --workdir W`.
 
-The script is JSON in the training file of the spec: {"steps": 4, "checkpoint_every": 2, "step_s": 0.01, "crash": "..."}.
-It speaks the real child's events and knows nothing of torch. `stop_in_step` is a step (from 0) in whose middle it is asked to stop,
-however long that takes. Crash points: kill_at_step, exit_at_step, hang_at_step,
-garbage_at_step, fail_user_at_step, fail_platform_at_step (with a `cause`), corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves a
-process behind that holds the output open.
+The script is JSON in the training file of the spec: {"steps": 4, "checkpoint_every": 2, "step_s": 0.01, "crash":
+"..."}. It speaks the real child's events and knows nothing of torch. `stop_in_step` is a step (from 0) in whose middle
+it is asked to stop, however long that takes. Crash points: kill_at_step, exit_at_step, hang_at_step, garbage_at_step,
+fail_user_at_step, fail_platform_at_step (with a `cause`), corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves
+a process behind that holds the output open.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""A Hugging Face hub in this process: the HTTP calls that huggingface_hub makes to create, fill and read a model repository.
+"""A Hugging Face hub in this process: the HTTP calls that huggingface_hub makes to create, fill
+and read a model repository.
 
-It knows repositories as lists of commits, each a whole tree; files over 64 bytes or with a weights suffix are kept as LFS objects.
-`failures` makes the next calls to a path fail with a status, `before` is called with every request.
+It knows repositories as lists of commits, each a whole tree; files over 64 bytes or with a weights suffix are kept as
+LFS objects. `failures` makes the next calls to a path fail with a status, `before` is called with every request.
 """
 
 import base64

@@ -1,4 +1,5 @@
-"""A scheduler that does what a test tells it: a real mTLS server of NodeService that hands out leases and keeps all reports.
+"""A scheduler that does what a test tells it: a real mTLS server of NodeService that hands out leases
+and keeps all reports.
 
 It has no policy and no database; it fences by a set of live tokens, and a test can stop and start it on the same port.
 """
@@ -20,7 +21,8 @@ WAIT_S_MAX = 90.0
 
 
 class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
-    """`reports` holds every accepted report in order, as ("start" | "progress" | "commit" | "secrets" | "finish", request)."""
+    """`reports` holds every accepted report in order,
+    as ("start" | "progress" | "commit" | "secrets" | "finish", request)."""
 
     def __init__(self) -> None:
         self.assignments: dict[int, node_pb2.Assignment] = {}

@@ -1,6 +1,8 @@
-"""A Weights & Biases server in this process, as much of it as the real library needs to open a run and stream its history.
+"""A Weights & Biases server in this process, as much of it as the real library needs to open a run
+and stream its history.
 
-It answers every GraphQL call with one document that holds what any of them asks for, and keeps the history and who sent it.
+It answers every GraphQL call with one document that holds what any of them asks for, and keeps the history
+and who sent it.
 """
 
 import base64

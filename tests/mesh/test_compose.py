@@ -103,7 +103,8 @@ def test_services_have_no_rights(compose: Compose) -> None:
         code = (
             "import os, pathlib; "
             "status = dict(l.split(':', 1) for l in pathlib.Path('/proc/self/status').read_text().splitlines()); "
-            "print(os.getuid() != 0, int(status['CapEff'], 16) | int(status['CapBnd'], 16), status['NoNewPrivs'].strip(), "
+            "print(os.getuid() != 0, int(status['CapEff'], 16) | int(status['CapBnd'], 16), "
+            "status['NoNewPrivs'].strip(), "
             "os.access('/app', os.W_OK), sorted(p.name for p in pathlib.Path('/etc/finemesh/tls').glob('*.key')))"
         )
         assert compose.python(service.name, code) == f"True 0 1 False ['{service.name}.key']", service.name

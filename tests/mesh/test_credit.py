@@ -1,4 +1,5 @@
-"""Credit ends on the real mesh: an endpoint is parked and calls are refused at both doors; a top-up brings both back."""
+"""Credit ends on the real mesh: an endpoint is parked and calls are refused at both doors;
+a top-up brings both back."""
 
 from __future__ import annotations
 

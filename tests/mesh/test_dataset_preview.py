@@ -1,4 +1,5 @@
-"""`finemesh files preview` on the real mesh: what it shows of a row is what the base model's own tokenizer and template make of it.
+"""`finemesh files preview` on the real mesh: what it shows of a row is what the base model's own tokenizer
+and template make of it.
 
 Earns its stack: the one place where a terminal, two doors and a trainer hand a row through token by token.
 """
@@ -63,7 +64,8 @@ async def finemesh(mesh: Mesh, *arguments: str) -> str:
 
 
 def expected(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and labels of rendered parts, each with whether it is trained; every part begins or ends with a marker of one token."""
+    """Ids and labels of rendered parts, each with whether it is trained;
+    every part begins or ends with a marker of one token."""
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text, _ in parts]
     whole = tokenizer.encode("".join(text for text, _ in parts), add_special_tokens=False).ids
     assert [token for part in ids for token in part] == whole

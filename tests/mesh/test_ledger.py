@@ -1,4 +1,5 @@
-"""The ledger's commands on real processes, through the gateway: verify, export, recompute alone, run dead letters again."""
+"""The ledger's commands on real processes, through the gateway: verify, export, recompute alone,
+run dead letters again."""
 
 from __future__ import annotations
 

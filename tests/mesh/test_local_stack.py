@@ -73,7 +73,8 @@ async def test_stack_lives_and_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_what_dies_comes_back(tmp_path: Path) -> None:
     async with _stack(tmp_path) as stack:
-        # As another pytest does to the folder of all of them when it starts; the server of a root launcher runs as another user.
+        # As another pytest does to the folder of all of them when it starts; the server of a root launcher runs as
+        # another user.
         tmp_path.chmod(0o700)
         for name in ("billing", "nats", "postgres"):
             killed = await stack.kill(name)

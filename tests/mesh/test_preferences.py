@@ -1,8 +1,8 @@
-"""Learning from preferences by the command line on the real mesh: a job, one that continues its first checkpoint, and a model that is
-pushed to a hub on the way, whose token is nowhere to be found afterwards.
+"""Learning from preferences by the command line on the real mesh: a job, one that continues its first checkpoint, and a
+model that is pushed to a hub on the way, whose token is nowhere to be found afterwards.
 
-Earns its minute: the only place where the options of a terminal become a DPO run, and where every file of a whole stack, its database
-and its logs among them, is searched for a secret.
+Earns its minute: the only place where the options of a terminal become a DPO run, and where every file of a whole
+stack, its database and its logs among them, is searched for a secret.
 """
 
 from __future__ import annotations

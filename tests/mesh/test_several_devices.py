@@ -1,4 +1,5 @@
-"""A job over two devices of one node, on the real mesh: placed as a gang, trained by two processes, metered and shipped as one.
+"""A job over two devices of one node, on the real mesh: placed as a gang, trained by two processes, metered
+and shipped as one.
 
 Earns its half minute: this is where a device count in a request becomes processes that meet.
 """

@@ -1,4 +1,5 @@
-"""The last unit of a balance: 200 calls at once each hold 1 of 100 through the real service, and 100 of them succeed."""
+"""The last unit of a balance: 200 calls at once each hold 1 of 100 through the real service,
+and 100 of them succeed."""
 
 import asyncio
 from pathlib import Path

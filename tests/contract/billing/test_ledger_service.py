@@ -1,4 +1,5 @@
-"""LedgerService as the gateway calls it: verification with its progress, the journal, dead letters, and who may see what."""
+"""LedgerService as the gateway calls it: verification with its progress, the journal, dead letters,
+and who may see what."""
 
 import asyncio
 import json
@@ -106,7 +107,10 @@ async def test_a_difference_is_named_and_all_is_verified_by_operators(
 ) -> None:
     await spend(customer)
     await spend(stranger)
-    change = "UPDATE accounts SET balance_nanos_usd = balance_nanos_usd + $1 WHERE (organization_id, account) = ($2, 'prepaid')"
+    change = (
+        "UPDATE accounts SET balance_nanos_usd = balance_nanos_usd + $1"
+        " WHERE (organization_id, account) = ($2, 'prepaid')"
+    )
     async with superuser(postgres, mesh) as connection:
         await connection.execute(change, 5, stranger.organization)
         with customer.calling("operator"):

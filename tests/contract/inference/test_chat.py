@@ -1,4 +1,5 @@
-"""What callers of InferenceService rely on: the same answer by every door, typed refusals, and usage metered exactly."""
+"""What callers of InferenceService rely on: the same answer by every door, typed refusals,
+and usage metered exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What billing says of credit and caps decides over calls and endpoints: refusals before any work, parking, resuming."""
+"""What billing says of credit and caps decides over calls and endpoints: refusals before any work,
+parking, resuming."""
 
 from __future__ import annotations
 

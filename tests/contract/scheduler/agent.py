@@ -88,8 +88,8 @@ class Agent:
     async def assignment(
         self, *, cancelled: bool = False, after: node_pb2.Assignment | None = None
     ) -> node_pb2.Assignment:
-        """The one assignment, once it is wanted in this way; the next one `after` that of an attempt that is over, which
-        stays known until the next heartbeat is answered."""
+        """The one assignment, once it is wanted in this way; the next one `after` that of an attempt that is over,
+        which stays known until the next heartbeat is answered."""
         wanted = node_pb2.DESIRED_STATE_CANCEL if cancelled else node_pb2.DESIRED_STATE_RUN
         over = 0 if after is None else after.lease.token
         return await self._until(

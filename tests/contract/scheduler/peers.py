@@ -1,4 +1,5 @@
-"""The services around the scheduler, scripted: files, models, analysis, prices and holds, as their contracts promise them."""
+"""The services around the scheduler, scripted: files, models, analysis, prices and holds,
+as their contracts promise them."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""Attempts from assignment to ending, by a real agent process with a scripted child; each test pays one process start."""
+"""Attempts from assignment to ending, by a real agent process with a scripted child;
+each test pays one process start."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""An agent whose node follows in a gang: it runs its processes, says nothing but that they failed, and goes when it is told to."""
+"""An agent whose node follows in a gang: it runs its processes, says nothing but that they failed,
+and goes when it is told to."""
 
 import asyncio
 import os

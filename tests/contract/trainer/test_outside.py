@@ -1,7 +1,8 @@
-"""What an attempt tells places outside of the mesh: curves by the real wandb library, the model by the real hub library.
+"""What an attempt tells places outside of the mesh: curves by the real wandb library,
+the model by the real hub library.
 
-Real agents and the real programs beside them with a scripted child; the libraries take seconds to load, which is what this file costs.
-None of these places can make a job fail, and no secret lies or is told anywhere.
+Real agents and the real programs beside them with a scripted child; the libraries take seconds to load, which is what
+this file costs. None of these places can make a job fail, and no secret lies or is told anywhere.
 """
 
 import base64

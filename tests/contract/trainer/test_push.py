@@ -1,4 +1,5 @@
-"""The program that pushes a model, with the real huggingface_hub against a hub in this process. Each test starts it once or twice."""
+"""The program that pushes a model, with the real huggingface_hub against a hub in this process.
+Each test starts it once or twice."""
 
 import json
 import os

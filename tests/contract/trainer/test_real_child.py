@@ -1,5 +1,8 @@
-"""The agent with the real training child on a real small model. Three child starts, most of a minute: the only place where
-both halves meet without the rest of the mesh, and where a killed run is compared byte by byte with an undisturbed one."""
+"""The agent with the real training child on a real small model.
+
+Three child starts, most of a minute: the only place where both halves meet without the rest of the mesh, and where a
+killed run is compared byte by byte with an undisturbed one.
+"""
 
 import itertools
 import json
@@ -89,7 +92,8 @@ async def test_a_killed_run_ends_in_the_same_bytes_and_the_same_usage(world: Age
 
 
 async def test_a_run_goes_on_with_an_adapter_of_the_hub(world: AgentWorld, tiny_base: Path) -> None:
-    """What one job learned and somebody published is where the next one begins; an adapter of another rank is refused by it."""
+    """What one job learned and somebody published is where the next one begins;
+    an adapter of another rank is refused by it."""
     with running_hub("hf_token-77ab03e5") as hub:
         await world.start_agent(child_module="services.trainer.train.main", threads_per_child=1, hub_endpoint=hub.url)
         first = await make_assignment(world, tiny_base, token=1, job="ft-first")
@@ -120,7 +124,8 @@ async def test_a_run_goes_on_with_an_adapter_of_the_hub(world: AgentWorld, tiny_
 
 
 def losses_of(world: AgentWorld) -> list[float]:
-    """Of the held-out file, in the order of the evaluations; the first one comes before the first step where there is one."""
+    """Of the held-out file, in the order of the evaluations;
+    the first one comes before the first step where there is one."""
     metrics = [item for request in world.scheduler.of("progress") for item in request.metrics]
     told = [item.validation_loss for item in metrics if item.HasField("validation_loss")]
     first = [item.initial_validation_loss for item in metrics if item.HasField("initial_validation_loss")]

@@ -1,4 +1,5 @@
-"""Builds assignments over a folder that stands for the artifact store, and starts agents as the processes that they are."""
+"""Builds assignments over a folder that stands for the artifact store, and starts agents as the processes
+that they are."""
 
 import asyncio
 import contextlib

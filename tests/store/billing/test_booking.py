@@ -363,7 +363,8 @@ async def test_calls_that_another_message_booked_are_booked_once(world: World) -
     await world.deliver(served("o", ("gen-2", 10, 0), ("gen-3", 10, 0)))
     assert (await world.balances("o"))["receivable"] == -1_500
     posted = await world.pool.fetch(
-        "SELECT u.work_key, t.position FROM usage_records AS u JOIN transactions AS t ON t.id = u.transaction_id ORDER BY 1"
+        "SELECT u.work_key, t.position FROM usage_records AS u"
+        " JOIN transactions AS t ON t.id = u.transaction_id ORDER BY 1"
     )
     assert [tuple(row) for row in posted] == [("gen-1:input", 1), ("gen-2:input", 1), ("gen-3:input", 2)]
 

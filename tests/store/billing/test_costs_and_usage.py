@@ -202,7 +202,8 @@ async def test_a_month_has_its_late_records_and_not_those_of_others(world: World
 
 
 async def test_a_month_has_the_records_of_the_jobs_on_its_invoice_whenever_they_worked(world: World) -> None:
-    """A job is billed whole in the month in which it ends; one that owes nothing is on no invoice, nor is a running one."""
+    """A job is billed whole in the month in which it ends; one that owes nothing is on no invoice,
+    nor is a running one."""
     await world.top_up("o", 100 * USD)
     for job in ("ft-1", "ft-2", "ft-3"):
         await world.hold("o", job)

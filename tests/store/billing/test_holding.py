@@ -102,7 +102,8 @@ async def test_a_job_that_ran_is_settled_not_released(world: World) -> None:
 
 
 async def test_a_job_whose_usage_is_on_its_way_is_not_released(world: World) -> None:
-    """Its final event came first: released now, what it did could not be booked any more and nobody would pay for it."""
+    """Its final event came first: released now, what it did could not be booked any more
+    and nobody would pay for it."""
     await world.top_up("o", 5 * USD)
     await world.hold("o")
     await world.deliver(ended("o", "CANCELLED_RUNNING", 2))
@@ -176,7 +177,8 @@ async def test_any_interleaving_keeps_the_books_balanced(
             await _take(world, organization, step, crash)
     balances = await world.balances(organization)
     posted = await world.pool.fetch(
-        "SELECT account, sum(amount_nanos_usd)::bigint AS total FROM postings WHERE organization_id = $1 GROUP BY account",
+        "SELECT account, sum(amount_nanos_usd)::bigint AS total FROM postings"
+        " WHERE organization_id = $1 GROUP BY account",
         organization,
     )
     assert {row["account"]: row["total"] for row in posted if row["total"]} == {k: v for k, v in balances.items() if v}

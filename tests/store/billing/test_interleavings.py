@@ -103,7 +103,8 @@ class Caller:
             return await self._expire()
         async with transaction(self.pool) as connection:  # type: ignore[arg-type]
             if step.kind == "renew":
-                # As the scheduler does: holds of all organizations in one call. It puts no end off that the sweep looks at.
+                # As the scheduler does: holds of all organizations in one call.
+                # It puts off no end that the sweep looks at.
                 resources = [resource(organization, job) for job in JOBS for organization in ORGANIZATIONS]
                 return await expiry.renew_holds(connection, resources, NOW + timedelta(days=1))
             if step.kind == "top_up":

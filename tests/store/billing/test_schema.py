@@ -142,7 +142,8 @@ async def test_what_follows_from_entries_cannot_be_set(
 
 
 HEAD = (
-    "INSERT INTO transactions (id, kind, organization_id, resource, price_book_version, transaction_time, position, hash)"
+    "INSERT INTO transactions"
+    " (id, kind, organization_id, resource, price_book_version, transaction_time, position, hash)"
     " VALUES (gen_random_uuid(), 'top_up', 'o', 'r', '', now(), $1, sha256('x'))"
 )
 POSTINGS = "INSERT INTO postings (organization_id, position, account, amount_nanos_usd) VALUES "

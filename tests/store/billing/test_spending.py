@@ -376,7 +376,8 @@ async def test_a_budget_reads_no_row_that_it_does_not_count(world: World) -> Non
         record.api_key_id = f"key_{number}"
     await world.deliver(message, served("o", ("gen-nobody", MILLION, 0)))
     await world.pool.execute(
-        "INSERT INTO budgets (project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, update_time)"
+        "INSERT INTO budgets"
+        " (project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, update_time)"
         " SELECT 'o-p', 'key_' || n, 'o', $2, '{50}', now() FROM generate_series(1, $1::int) AS n",
         keys,
         USD,

@@ -82,8 +82,8 @@ async def test_an_old_ledger_becomes_a_chain(
                 AS_IT_BEGAN,
             )
             await pool.execute(
-                "INSERT INTO usage_records VALUES (gen_random_uuid(), 'ep_1:7:0', 'endpoint_minutes', $1, $2, $3, 'cpu',"
-                " 1, 1000000, 1000000, 'default-2026-1', 0, 0, $4)",
+                "INSERT INTO usage_records VALUES (gen_random_uuid(), 'ep_1:7:0', 'endpoint_minutes', $1, $2, $3,"
+                " 'cpu', 1, 1000000, 1000000, 'default-2026-1', 0, 0, $4)",
                 organization,
                 f"{organization}-p",
                 f"projects/{organization}-p/endpoints/ep_1",
@@ -91,8 +91,9 @@ async def test_an_old_ledger_becomes_a_chain(
             )
             await pool.execute(
                 "INSERT INTO holds (resource, id, organization_id, project_id, state, base_model, method,"
-                " training_tokens, validation_tokens, epochs, evaluations, price_book_version, held_nanos_usd, hold_time,"
-                " parameter_count) VALUES ($1, $1, $2, $3, 'held', 'm', 'sft_lora', 1, 0, 1, 0, 'default-2026-1', 0, $4, 0)",
+                " training_tokens, validation_tokens, epochs, evaluations, price_book_version, held_nanos_usd,"
+                " hold_time, parameter_count)"
+                " VALUES ($1, $1, $2, $3, 'held', 'm', 'sft_lora', 1, 0, 1, 0, 'default-2026-1', 0, $4, 0)",
                 resource(organization),
                 organization,
                 f"{organization}-p",

@@ -73,7 +73,8 @@ async def test_two_consumers_of_one_name_share_the_work(world: World) -> None:
 
 
 async def test_a_consumer_without_events_keeps_its_subscription(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pull that its reader has left takes the next event with it, which then comes only after the acknowledgement time."""
+    """A pull that its reader has left takes the next event with it,
+    which then comes only after the acknowledgement time."""
     begun = 0
     subscribe = Consumer._subscribe
 

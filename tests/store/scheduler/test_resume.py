@@ -1,4 +1,5 @@
-"""After an attempt is lost: back to the queue, on from the last committed checkpoint, metered once, given up at a limit."""
+"""After an attempt is lost: back to the queue, on from the last committed checkpoint, metered once,
+given up at a limit."""
 
 from datetime import timedelta
 

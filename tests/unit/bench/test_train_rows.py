@@ -1,4 +1,5 @@
-"""The rows that every side of the training benchmark reads: the same tokens by the engine's own reading, or no figure."""
+"""The rows that every side of the training benchmark reads: the same tokens by the engine's own reading,
+or no figure."""
 
 import json
 from pathlib import Path

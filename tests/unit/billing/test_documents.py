@@ -1,4 +1,5 @@
-"""Invoices as documents: the same bytes each time, every text printed as text, and figures that a spreadsheet can add."""
+"""Invoices as documents: the same bytes each time, every text printed as text, and figures
+that a spreadsheet can add."""
 
 import csv
 import io

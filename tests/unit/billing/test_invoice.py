@@ -1,4 +1,5 @@
-"""Invoices: months, lines rounded once, credit notes as lines below zero, totals that are the sum of what stands there."""
+"""Invoices: months, lines rounded once, credit notes as lines below zero, totals
+that are the sum of what stands there."""
 
 import uuid
 from datetime import UTC, date, datetime, timedelta

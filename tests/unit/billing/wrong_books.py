@@ -54,7 +54,8 @@ clusters:
 
 @dataclass(frozen=True, kw_only=True)
 class WrongBook:
-    """`structural`: a schema can see it as well; the others are about two values at once, or about how YAML is written."""
+    """`structural`: a schema can see it as well; the others are about two values at once,
+    or about how YAML is written."""
 
     text: str
     line: int

@@ -1,6 +1,7 @@
 """A base model from the hub: which files are taken, that one commit is, and that nothing else is ever asked for.
 
-The real huggingface_hub reads from a hub in this process, in a process of its own because it looks at its settings once.
+The real huggingface_hub reads from a hub in this process,
+in a process of its own because it looks at its settings once.
 """
 
 import json

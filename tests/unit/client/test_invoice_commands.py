@@ -1,4 +1,5 @@
-"""`finemesh billing invoice` and its neighbours against a server that answers from memory: files, names, JSON, retries."""
+"""`finemesh billing invoice` and its neighbours against a server that answers from memory: files, names,
+JSON, retries."""
 
 import csv
 import json

@@ -1,4 +1,5 @@
-"""`finemesh jobs create` and `models limits`: every option reaches the contract as it was given, and nothing that was not given."""
+"""`finemesh jobs create` and `models limits`: every option reaches the contract as it was given, and nothing
+that was not given."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The gateway's check and the trainer's reader give the same verdict on every file: format, faults with their places, features."""
+"""The gateway's check and the trainer's reader give the same verdict on every file: format,
+faults with their places, features."""
 
 import json
 from dataclasses import asdict
@@ -88,7 +89,10 @@ BAD: list[tuple[Any, list[str]]] = [
     (talk(USER, ANSWER, tools=["f"]), ["$.tools[0]"]),
     (talk(USER, ANSWER, tools=[{"function": {"name": "f"}}]), ["$.tools[0].type"]),
     (talk(USER, ANSWER, tools=[{**TOOL, "function": {"name": ""}}]), ["$.tools[0].function.name"]),
-    (talk(USER, ANSWER, tools=[{**TOOL, "function": {"name": "f", "parameters": []}}]), ["$.tools[0].function.parameters"]),
+    (
+        talk(USER, ANSWER, tools=[{**TOOL, "function": {"name": "f", "parameters": []}}]),
+        ["$.tools[0].function.parameters"],
+    ),
     (talk(USER, ANSWER, tools=[{**TOOL, "x": "\ud800"}]), ["$.tools[0]"]),
     ({**PAIR, "tools": [TOOL]}, ["$.tools"]),
     ({**CHOICE, "tools": [TOOL]}, ["$.tools"]),
@@ -133,7 +137,10 @@ BAD: list[tuple[Any, list[str]]] = [
     ({**CHOICE, "preferred_output": "Ho"}, ["$.preferred_output"]),
     ({**CHOICE, "preferred_output": [USER]}, ["$.preferred_output[0].role"]),
     ({**CHOICE, "preferred_output": [CALLING, RESULT]}, ["$.preferred_output"]),
-    ({**CHOICE, "non_preferred_output": [{**RESULT, "tool_call_id": "c9"}, ANSWER]}, ["$.non_preferred_output[0].tool_call_id"]),
+    (
+        {**CHOICE, "non_preferred_output": [{**RESULT, "tool_call_id": "c9"}, ANSWER]},
+        ["$.non_preferred_output[0].tool_call_id"],
+    ),
     ({key: CHOICE[key] for key in ("input", "preferred_output")}, ["$.non_preferred_output"]),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""docs/datasets.md is true: its examples pass both checkers, its errors are the ones that are told, its limits are the ones in force."""
+"""docs/datasets.md is true: its examples pass both checkers, its errors are the ones that are told,
+its limits are the ones in force."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The small programs that run while images are built and containers start: requirements, certificates, health checks."""
+"""The small programs that run while images are built and containers start: requirements, certificates,
+health checks."""
 
 import asyncio
 import tomllib

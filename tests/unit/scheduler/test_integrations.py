@@ -1,4 +1,5 @@
-"""Places outside of the mesh: what may be asked for, that secrets are wanted and fit, and that sealed ones open for one job only."""
+"""Places outside of the mesh: what may be asked for, that secrets are wanted and fit, and
+that sealed ones open for one job only."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""What a child's events become: metered ranges exactly as told, metrics in the order of the steps, faults to whom they belong."""
+"""What a child's events become: metered ranges exactly as told, metrics in the order of the steps,
+faults to whom they belong."""
 
 import io
 from typing import Any

@@ -1,5 +1,6 @@
-"""Every setting of a job on its whole way: the scheduler takes what is in range and refuses the next value beyond it by its field,
-and what it took arrives in the training engine's own spec. Two services and the contract between them; nothing is started.
+"""Every setting of a job on its whole way: the scheduler takes what is in range and refuses the next value beyond it by
+its field, and what it took arrives in the training engine's own spec. Two services and the contract between them;
+nothing is started.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ NAN, INFINITE = float("nan"), float("inf")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """`default` is what the engine gets when nothing is said; `refused` are the first values out of range on either side."""
+    """`default` is what the engine gets when nothing is said;
+    `refused` are the first values out of range on either side."""
 
     path: str
     default: Any
@@ -65,7 +67,8 @@ SETTINGS = (
         engine=lambda s: s.gradient_accumulation_steps,
     ),
     Setting(
-        path="hyperparameters.learning_rate", default=1e-5, taken=(1e-12, 1.0), refused=(-1e-9, 1.000001, NAN, INFINITE),
+        path="hyperparameters.learning_rate", default=1e-5, taken=(1e-12, 1.0),
+        refused=(-1e-9, 1.000001, NAN, INFINITE),
         engine=lambda s: s.learning_rate,
     ),
     Setting(
@@ -80,14 +83,18 @@ SETTINGS = (
     fraction("hyperparameters.warmup_ratio", lambda s: s.warmup_ratio),
     fraction("hyperparameters.weight_decay", lambda s: s.weight_decay),
     Setting(
-        path="hyperparameters.gradient_norm_max", default=1.0, taken=(0.0, 1000.0), refused=(-0.1, 1000.1, NAN, INFINITE),
+        path="hyperparameters.gradient_norm_max", default=1.0, taken=(0.0, 1000.0),
+        refused=(-0.1, 1000.1, NAN, INFINITE),
         engine=lambda s: s.max_grad_norm,
     ),
     Setting(
         path="hyperparameters.sequence_tokens_max", default=131_072, taken=(16, 131_072), refused=(15, 131_073),
         engine=lambda s: s.max_seq_length,
     ),
-    Setting(path="hyperparameters.seed", default=42, taken=(0, 2**32 - 1), refused=(-1, 2**32), engine=lambda s: s.seed),
+    Setting(
+        path="hyperparameters.seed", default=42, taken=(0, 2**32 - 1), refused=(-1, 2**32),
+        engine=lambda s: s.seed,
+    ),
     Setting(
         path="hyperparameters.checkpoint_interval_steps", default=None, taken=(1, 10**6), refused=(-1, 10**6 + 1),
         engine=lambda s: s.checkpoint_every_steps,
@@ -99,7 +106,8 @@ SETTINGS = (
         beside=(("hyperparameters.epochs", 100), ("hyperparameters.evaluations", 100)),
     ),
     Setting(
-        path="hyperparameters.early_stopping.min_delta", default=0.0, taken=(0.0, 100.0), refused=(-0.1, 100.1, NAN, INFINITE),
+        path="hyperparameters.early_stopping.min_delta", default=0.0, taken=(0.0, 100.0),
+        refused=(-0.1, 100.1, NAN, INFINITE),
         engine=lambda s: s.early_stopping and s.early_stopping.min_delta,
         beside=(("hyperparameters.epochs", 100), ("hyperparameters.evaluations", 100)),
     ),
@@ -112,7 +120,8 @@ SETTINGS = (
     Setting(path="lora.alpha", default=32, taken=(1, 1024), refused=(-1, 1025), engine=lambda s: s.training.alpha),
     fraction("lora.dropout", lambda s: s.training.dropout, high=0.9),
     Setting(
-        path="dpo.beta", default=0.1, taken=(1e-6, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE), engine=lambda s: s.dpo and s.dpo.beta
+        path="dpo.beta", default=0.1, taken=(1e-6, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
+        engine=lambda s: s.dpo and s.dpo.beta,
     ),
     Setting(
         path="dpo.rpo_alpha", default=0.0, taken=(0.5, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
@@ -127,7 +136,8 @@ SETTINGS = (
         engine=lambda s: s.dpo and s.dpo.normalize_logratios_by_length,
     ),
     Setting(
-        path="dpo.reference_free", default=False, taken=(True,), refused=(), engine=lambda s: s.dpo and s.dpo.reference_free
+        path="dpo.reference_free", default=False, taken=(True,), refused=(),
+        engine=lambda s: s.dpo and s.dpo.reference_free,
     ),
 )  # fmt: skip
 BY_PATH = {setting.path: setting for setting in SETTINGS}

@@ -1,4 +1,5 @@
-"""The secrets of one attempt: asked for once when they come, and again by whoever needs them after they could not be had."""
+"""The secrets of one attempt: asked for once when they come,
+and again by whoever needs them after they could not be had."""
 
 from pathlib import Path
 from types import SimpleNamespace

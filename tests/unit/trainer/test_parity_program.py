@@ -1,4 +1,5 @@
-"""Which program scores an export on this node: the operator's word first, the serving engine where it is quick to start, or none."""
+"""Which program scores an export on this node: the operator's word first,
+the serving engine where it is quick to start, or none."""
 
 import sys
 from collections.abc import Callable
