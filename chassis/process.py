@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import uvloop
 
-from chassis import logs
 from chassis.settings import ChassisSettings
+from chassis.telemetry import logs
 
 log = structlog.get_logger()
 
@@ -117,7 +117,7 @@ def run(main: Callable[[Process], Awaitable[None]], settings: ChassisSettings) -
     stop_export: Callable[[], None] | None = None
     if settings.otlp_endpoint:
         # Here and not above: only a process that exports pays for importing the exporters.
-        from chassis.export import start_export  # noqa: PLC0415
+        from chassis.telemetry.export import start_export  # noqa: PLC0415
 
         stop_export = start_export(settings.service_name, settings.otlp_endpoint)
     try:

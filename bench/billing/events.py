@@ -20,8 +20,8 @@ from statistics import median
 from bench.billing.meter import ORGANIZATIONS, STEP_TOKENS, USAGES_PER_JOB, job, organization, project
 from bench.billing.stage import Stage, stage
 from bench.report import last_line, machine, spread
-from chassis.channel import open_channel
 from chassis.identity import Caller, acting_as
+from chassis.rpc.channel import open_channel
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
 from services.inference.config import InferenceSettings

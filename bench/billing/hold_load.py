@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from chassis.channel import open_channel
+from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 from finemesh.billing.v1 import billing_service_pb2
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc

@@ -17,8 +17,8 @@ from statistics import median
 
 from bench.billing.stage import Stage, stage
 from bench.report import last_line, machine, spread
-from chassis.channel import open_channel
 from chassis.identity import Caller, acting_as
+from chassis.rpc.channel import open_channel
 from deploy.local.postgres import programs
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 from services.billing import store

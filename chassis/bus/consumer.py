@@ -28,7 +28,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
 from chassis.db.queries import affected
 from chassis.errors import InvalidArgument
-from chassis.telemetry import TRACEPARENT_KEY, span
+from chassis.telemetry.trace import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from chassis.db.queries import affected, load_queries
 from chassis.errors import ResourceExhausted
 from chassis.ids import Ids
 from chassis.settings import ChassisSettings
-from chassis.telemetry import TRACEPARENT_KEY, current_traceparent
+from chassis.telemetry.trace import TRACEPARENT_KEY, current_traceparent
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 

@@ -25,7 +25,13 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import cast
 
-from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, money_pb2
+from finemesh.billing.v1 import (
+    balance_pb2,
+    billing_service_pb2,
+    billing_service_pb2_grpc,
+    invoice_pb2,
+    usage_record_pb2,
+)
 from finemesh.tuning.v1 import tuning_service_pb2
 from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
@@ -84,31 +90,33 @@ class Billing:
         answer = await self._transport.unary(self._stub.EstimatePrice, request, safe=True)
         return cast(billing_service_pb2.EstimatePriceResponse, answer)
 
-    async def balance(self) -> money_pb2.Balance:
+    async def balance(self) -> balance_pb2.Balance:
         """The prepaid balance."""
         request = billing_service_pb2.GetBalanceRequest()
-        return cast(money_pb2.Balance, (await self._transport.unary(self._stub.GetBalance, request, safe=True)).balance)
+        return cast(
+            balance_pb2.Balance, (await self._transport.unary(self._stub.GetBalance, request, safe=True)).balance
+        )
 
     async def top_up(
         self, nanos_usd: int, *, organization: str = "", request_id: str | None = None
-    ) -> money_pb2.Balance:
+    ) -> balance_pb2.Balance:
         """Adds prepaid credit. Needs the operator role."""
         request = billing_service_pb2.TopUpRequest(
             organization=organization, amount_nanos_usd=nanos_usd, request_id=request_id or uuid.uuid4().hex
         )
-        return cast(money_pb2.Balance, (await self._transport.unary(self._stub.TopUp, request, safe=True)).balance)
+        return cast(balance_pb2.Balance, (await self._transport.unary(self._stub.TopUp, request, safe=True)).balance)
 
     def usage(
         self,
         resource: str = "",
         limit: int | None = None,
         *,
-        kinds: Sequence[money_pb2.UsageKind.ValueType] = (),
+        kinds: Sequence[usage_record_pb2.UsageKind.ValueType] = (),
         model: str = "",
         api_key_id: str = "",
         start: datetime | None = None,
         end: datetime | None = None,
-    ) -> AsyncIterator[money_pb2.UsageRecord]:
+    ) -> AsyncIterator[usage_record_pb2.UsageRecord]:
         """Usage records of the project that match, newest first; used from `start` on and before `end`."""
         filters = billing_service_pb2.ListUsageRecordsRequest(
             resource=resource, kinds=kinds, model=model, api_key_id=api_key_id
@@ -128,10 +136,12 @@ class Billing:
 
         return pages(fetch, "usage_records", limit)
 
-    async def invoice(self, name: str = "") -> money_pb2.Invoice:
+    async def invoice(self, name: str = "") -> invoice_pb2.Invoice:
         """The invoice of a month; the running month without a name."""
         request = billing_service_pb2.GetInvoiceRequest(name=name)
-        return cast(money_pb2.Invoice, (await self._transport.unary(self._stub.GetInvoice, request, safe=True)).invoice)
+        return cast(
+            invoice_pb2.Invoice, (await self._transport.unary(self._stub.GetInvoice, request, safe=True)).invoice
+        )
 
     async def job_charge(self, tuning_job: str) -> billing_service_pb2.GetJobChargeResponse:
         """A job's money from quote to settlement."""

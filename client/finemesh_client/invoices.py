@@ -9,7 +9,14 @@ from typing import cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, invoice_service_pb2_grpc, money_pb2
+from finemesh.billing.v1 import (
+    billing_service_pb2,
+    billing_service_pb2_grpc,
+    credit_note_pb2,
+    invoice_pb2,
+    invoice_service_pb2_grpc,
+    usage_record_pb2,
+)
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh_client.errors import Unavailable
 from finemesh_client.paging import pages
@@ -35,7 +42,7 @@ class Invoices:
             organization = answer.balance.organization
         return f"{organization}/invoices/{month}"
 
-    def list(self, limit: int | None = None) -> AsyncIterator[money_pb2.Invoice]:
+    def list(self, limit: int | None = None) -> AsyncIterator[invoice_pb2.Invoice]:
         """Invoices without their lines, newest first."""
 
         async def fetch(token: str) -> pb.ListInvoicesResponse:
@@ -52,11 +59,11 @@ class Invoices:
         answer = await self._transport.unary(self._stub.RenderInvoice, request, safe=True, timeout_s=RENDER_TIMEOUT_S)
         return cast(pb.RenderInvoiceResponse, answer)
 
-    async def close(self, name: str) -> money_pb2.Invoice:
+    async def close(self, name: str) -> invoice_pb2.Invoice:
         """Closes the invoice of a month that is over; closed before, it is returned as it is."""
         request = pb.CloseInvoiceRequest(name=name)
         answer = await self._transport.unary(self._stub.CloseInvoice, request, safe=True)
-        return cast(money_pb2.Invoice, answer.invoice)
+        return cast(invoice_pb2.Invoice, answer.invoice)
 
     async def give_back(
         self,
@@ -67,7 +74,7 @@ class Invoices:
         resource: str = "",
         invoice: str = "",
         request_id: str | None = None,
-    ) -> money_pb2.CreditNote:
+    ) -> credit_note_pb2.CreditNote:
         """Gives money back by a credit note. The same request id gives the same note again."""
         request = pb.CreateCreditNoteRequest(
             organization=organization,
@@ -78,9 +85,9 @@ class Invoices:
             request_id=request_id or uuid.uuid4().hex,
         )
         answer = await self._transport.unary(self._stub.CreateCreditNote, request, safe=True)
-        return cast(money_pb2.CreditNote, answer.credit_note)
+        return cast(credit_note_pb2.CreditNote, answer.credit_note)
 
-    def credit_notes(self, limit: int | None = None) -> AsyncIterator[money_pb2.CreditNote]:
+    def credit_notes(self, limit: int | None = None) -> AsyncIterator[credit_note_pb2.CreditNote]:
         """Credit notes, newest first."""
 
         async def fetch(token: str) -> pb.ListCreditNotesResponse:
@@ -91,17 +98,17 @@ class Invoices:
 
         return pages(fetch, "credit_notes", limit)
 
-    async def profile(self) -> money_pb2.BillingParty:
+    async def profile(self) -> invoice_pb2.BillingParty:
         """Name and address of the organization on open invoices; empty where none was set."""
         request = pb.GetBillingProfileRequest()
         answer = await self._transport.unary(self._stub.GetBillingProfile, request, safe=True)
-        return cast(money_pb2.BillingParty, answer.profile)
+        return cast(invoice_pb2.BillingParty, answer.profile)
 
-    async def set_profile(self, profile: money_pb2.BillingParty) -> money_pb2.BillingParty:
+    async def set_profile(self, profile: invoice_pb2.BillingParty) -> invoice_pb2.BillingParty:
         """Sets name and address for invoices that are not closed yet. Needs the admin role."""
         request = pb.UpdateBillingProfileRequest(profile=profile)
         answer = await self._transport.unary(self._stub.UpdateBillingProfile, request, safe=True)
-        return cast(money_pb2.BillingParty, answer.profile)
+        return cast(invoice_pb2.BillingParty, answer.profile)
 
     async def costs(
         self,
@@ -123,8 +130,8 @@ class Invoices:
         start: datetime | None = None,
         end: datetime | None = None,
         resource: str = "",
-        kinds: Sequence[money_pb2.UsageKind.ValueType] = (),
-    ) -> AsyncIterator[money_pb2.UsageRecord]:
+        kinds: Sequence[usage_record_pb2.UsageKind.ValueType] = (),
+    ) -> AsyncIterator[usage_record_pb2.UsageRecord]:
         """The project's usage, oldest first: of the invoice of a month, or used from `start` and before `end`.
 
         Goes on where it was when the connection breaks.

@@ -10,7 +10,7 @@ from datetime import UTC
 from google.protobuf.message import DecodeError
 
 from chassis.db.pool import Connection
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import invoice_pb2
 from services.billing import charge_store, convert_documents, document_store
 from services.billing.audit import Difference, difference
 from services.billing.audit_documents import INVOICES, InvoiceRow, wrong_digest, wrong_values
@@ -32,7 +32,7 @@ class InvoiceAudit:
         if different is not None:
             return different
         try:
-            stored = money_pb2.Invoice.FromString(row.content)
+            stored = invoice_pb2.Invoice.FromString(row.content)
         except DecodeError as error:
             return difference(INVOICES, row.location, "an invoice", repr(error))
         charges = await charge_store.list_charges(
@@ -104,7 +104,7 @@ class InvoiceAudit:
         return left
 
 
-def _wrong_content(row: InvoiceRow, rebuilt: money_pb2.Invoice, stored: money_pb2.Invoice) -> Difference | None:
+def _wrong_content(row: InvoiceRow, rebuilt: invoice_pb2.Invoice, stored: invoice_pb2.Invoice) -> Difference | None:
     """The first figure that is not as it was rebuilt, by its place on the invoice."""
     for wanted, found in zip(rebuilt.lines, stored.lines, strict=True):
         different = wrong_values(row, f" line {wanted.resource} {wanted.usage_kind}".rstrip(), _fields(wanted, found))

@@ -6,8 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type import money_pb2
 
 from chassis.names import format_name, parse_name
-from finemesh.billing.v1 import billing_service_pb2
-from finemesh.billing.v1 import money_pb2 as billing_pb2
+from finemesh.billing.v1 import balance_pb2, billing_service_pb2, usage_record_pb2
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.credit import CreditState, state_of
@@ -26,17 +25,17 @@ _METHODS = {
     billing_service_pb2.TRAINING_KIND_DPO_FULL: "dpo_full",
 }
 _USAGE_KINDS = {
-    UsageKind.TRAINING_TOKENS: billing_pb2.USAGE_KIND_TRAINING_TOKENS,
-    UsageKind.EVALUATION_TOKENS: billing_pb2.USAGE_KIND_EVALUATION_TOKENS,
-    UsageKind.INPUT_TOKENS: billing_pb2.USAGE_KIND_INPUT_TOKENS,
-    UsageKind.OUTPUT_TOKENS: billing_pb2.USAGE_KIND_OUTPUT_TOKENS,
-    UsageKind.ENDPOINT_MINUTES: billing_pb2.USAGE_KIND_ENDPOINT_MINUTES,
-    UsageKind.CLUSTER_HOURS: billing_pb2.USAGE_KIND_CLUSTER_HOURS,
+    UsageKind.TRAINING_TOKENS: usage_record_pb2.USAGE_KIND_TRAINING_TOKENS,
+    UsageKind.EVALUATION_TOKENS: usage_record_pb2.USAGE_KIND_EVALUATION_TOKENS,
+    UsageKind.INPUT_TOKENS: usage_record_pb2.USAGE_KIND_INPUT_TOKENS,
+    UsageKind.OUTPUT_TOKENS: usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS,
+    UsageKind.ENDPOINT_MINUTES: usage_record_pb2.USAGE_KIND_ENDPOINT_MINUTES,
+    UsageKind.CLUSTER_HOURS: usage_record_pb2.USAGE_KIND_CLUSTER_HOURS,
 }
 _CREDIT_STATES = {
-    CreditState.SUFFICIENT: billing_pb2.CREDIT_STATE_SUFFICIENT,
-    CreditState.LOW: billing_pb2.CREDIT_STATE_LOW,
-    CreditState.EXHAUSTED: billing_pb2.CREDIT_STATE_EXHAUSTED,
+    CreditState.SUFFICIENT: balance_pb2.CREDIT_STATE_SUFFICIENT,
+    CreditState.LOW: balance_pb2.CREDIT_STATE_LOW,
+    CreditState.EXHAUSTED: balance_pb2.CREDIT_STATE_EXHAUSTED,
 }
 USAGE_KIND_OF = {value: kind for kind, value in _USAGE_KINDS.items()}
 _TRAINING_KINDS = {"train": UsageKind.TRAINING_TOKENS, "evaluate": UsageKind.EVALUATION_TOKENS}
@@ -84,8 +83,8 @@ def to_price(price: Price, version: str) -> billing_service_pb2.EstimatePriceRes
     )
 
 
-def to_balance(organization_id: str, balances: Balances, low_balance_nanos_usd: int) -> billing_pb2.Balance:
-    return billing_pb2.Balance(
+def to_balance(organization_id: str, balances: Balances, low_balance_nanos_usd: int) -> balance_pb2.Balance:
+    return balance_pb2.Balance(
         organization=f"organizations/{organization_id}",
         available_nanos_usd=balances.available_nanos_usd,
         held_nanos_usd=balances.held_nanos_usd,
@@ -96,9 +95,9 @@ def to_balance(organization_id: str, balances: Balances, low_balance_nanos_usd: 
     )
 
 
-def to_usage_record(record: UsageRecord) -> billing_pb2.UsageRecord:
-    return billing_pb2.UsageRecord(
-        name=format_name(billing_pb2.UsageRecord, project=record.project_id, usage_record=str(record.id)),
+def to_usage_record(record: UsageRecord) -> usage_record_pb2.UsageRecord:
+    return usage_record_pb2.UsageRecord(
+        name=format_name(usage_record_pb2.UsageRecord, project=record.project_id, usage_record=str(record.id)),
         work_key=record.work_key,
         kind=_USAGE_KINDS[record.kind],
         resource=record.resource,

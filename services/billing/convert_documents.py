@@ -6,8 +6,7 @@ from google.type import money_pb2
 
 from chassis.errors import FieldViolation, InvalidArgument
 from chassis.names import format_name
-from finemesh.billing.v1 import invoice_service_pb2
-from finemesh.billing.v1 import money_pb2 as pb
+from finemesh.billing.v1 import credit_note_pb2, invoice_pb2, invoice_service_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.convert import to_timestamp
 from services.billing.cost_store import CostRow, Dimension
@@ -25,8 +24,8 @@ _DIMENSIONS = {
 }
 
 
-def to_invoice(invoice: Invoice) -> pb.Invoice:
-    return pb.Invoice(
+def to_invoice(invoice: Invoice) -> invoice_pb2.Invoice:
+    return invoice_pb2.Invoice(
         name=invoice_name(invoice.organization_id, invoice.month),
         period_start_time=to_timestamp(invoice.month.start),
         period_end_time=to_timestamp(invoice.month.end),
@@ -49,16 +48,16 @@ def encode(invoice: Invoice) -> bytes:
     return to_invoice(invoice).SerializeToString(deterministic=True)
 
 
-def to_closed_invoice(closed: ClosedInvoice) -> pb.Invoice:
-    invoice = pb.Invoice.FromString(closed.content)
+def to_closed_invoice(closed: ClosedInvoice) -> invoice_pb2.Invoice:
+    invoice = invoice_pb2.Invoice.FromString(closed.content)
     invoice.sha256 = closed.sha256.hex()
     return invoice
 
 
-def to_head(organization_id: str, closed: ClosedInvoice) -> pb.Invoice:
+def to_head(organization_id: str, closed: ClosedInvoice) -> invoice_pb2.Invoice:
     """A closed invoice without its lines, for lists."""
     month = Month.from_day(closed.billing_month)
-    return pb.Invoice(
+    return invoice_pb2.Invoice(
         name=invoice_name(organization_id, month),
         period_start_time=to_timestamp(month.start),
         period_end_time=to_timestamp(month.end),
@@ -70,9 +69,11 @@ def to_head(organization_id: str, closed: ClosedInvoice) -> pb.Invoice:
     )
 
 
-def to_open_head(organization_id: str, month: Month, *, total_nanos_usd: int, owed_nanos_usd: int) -> pb.Invoice:
+def to_open_head(
+    organization_id: str, month: Month, *, total_nanos_usd: int, owed_nanos_usd: int
+) -> invoice_pb2.Invoice:
     """An open invoice without its lines, for lists."""
-    return pb.Invoice(
+    return invoice_pb2.Invoice(
         name=invoice_name(organization_id, month),
         period_start_time=to_timestamp(month.start),
         period_end_time=to_timestamp(month.end),
@@ -93,8 +94,8 @@ def to_closed_event(organization_id: str, closed: ClosedInvoice) -> billing_even
     )
 
 
-def to_credit_note(note: CreditNote) -> pb.CreditNote:
-    return pb.CreditNote(
+def to_credit_note(note: CreditNote) -> credit_note_pb2.CreditNote:
+    return credit_note_pb2.CreditNote(
         number=credit_note_number(note.number),
         organization=f"organizations/{note.organization_id}",
         amount_nanos_usd=note.amount_nanos_usd,
@@ -107,13 +108,13 @@ def to_credit_note(note: CreditNote) -> pb.CreditNote:
     )
 
 
-def to_party(party: Party) -> pb.BillingParty:
-    return pb.BillingParty(
+def to_party(party: Party) -> invoice_pb2.BillingParty:
+    return invoice_pb2.BillingParty(
         legal_name=party.legal_name, address_lines=party.address_lines, tax_id=party.tax_id, email=party.email
     )
 
 
-def party_of(message: pb.BillingParty) -> Party:
+def party_of(message: invoice_pb2.BillingParty) -> Party:
     return Party(
         legal_name=message.legal_name,
         address_lines=tuple(message.address_lines),
@@ -156,12 +157,12 @@ def to_costs(rows: Iterable[CostRow]) -> invoice_service_pb2.QueryCostsResponse:
 
 
 def invoice_name(organization_id: str, month: Month) -> str:
-    return format_name(pb.Invoice, organization=organization_id, invoice=str(month))
+    return format_name(invoice_pb2.Invoice, organization=organization_id, invoice=str(month))
 
 
-def _to_line(line: Line) -> pb.InvoiceLine:
+def _to_line(line: Line) -> invoice_pb2.InvoiceLine:
     charge = line.charge
-    return pb.InvoiceLine(
+    return invoice_pb2.InvoiceLine(
         description=line.description,
         resource=charge.resource,
         kind=charge.kind,

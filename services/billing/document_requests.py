@@ -9,7 +9,7 @@ from chassis import paging
 from chassis.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
 from chassis.identity import Caller
 from chassis.names import NAME_CHARS_MAX, parse_name
-from finemesh.billing.v1 import billing_service_pb2, invoice_service_pb2, money_pb2
+from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, invoice_service_pb2, usage_record_pb2
 from finemesh.identity.v1 import identity_pb2
 from services.billing.config import BillingSettings
 from services.billing.convert import USAGE_KIND_OF
@@ -42,7 +42,7 @@ def month_of(name: str, account: str, now: datetime) -> Month:
 
 def invoice_of(name: str, field: str = "name") -> tuple[str, Month]:
     """Organization and month of anybody's invoice."""
-    parts = parse_name(money_pb2.Invoice, name, field)
+    parts = parse_name(invoice_pb2.Invoice, name, field)
     month = Month.parse(parts["invoice"])
     if month is None:
         raise invalid(field, "must end in a month such as 2026-11")
@@ -72,7 +72,7 @@ def correction_of(request: invoice_service_pb2.CreateCreditNoteRequest, settings
     )
 
 
-def profile_of(message: money_pb2.BillingParty, settings: BillingSettings) -> Party:
+def profile_of(message: invoice_pb2.BillingParty, settings: BillingSettings) -> Party:
     chars_max, lines_max = settings.party_text_chars_max, settings.party_lines_max
     check_text("profile.legal_name", message.legal_name, chars_max, needed=True)
     check_text("profile.tax_id", message.tax_id, chars_max)
@@ -84,7 +84,7 @@ def profile_of(message: money_pb2.BillingParty, settings: BillingSettings) -> Pa
     return party_of(message)
 
 
-def kinds_of(values: Iterable[money_pb2.UsageKind.ValueType]) -> tuple[UsageKind, ...]:
+def kinds_of(values: Iterable[usage_record_pb2.UsageKind.ValueType]) -> tuple[UsageKind, ...]:
     found = []
     for index, value in enumerate(values):
         check_choice(f"kinds[{index}]", value, USAGE_KIND_OF)

@@ -15,7 +15,7 @@ from opentelemetry import metrics
 from chassis.bus.outbox import Outbox
 from chassis.db.pool import Connection
 from chassis.errors import FailedPrecondition, ResourceExhausted
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import invoice_pb2
 from services.billing import charge_store, convert_documents, document_store, store
 from services.billing.document_store import ClosedInvoice
 from services.billing.invoice import Invoice, InvoiceTerms, Month, build_lines
@@ -23,7 +23,7 @@ from services.billing.invoice import Invoice, InvoiceTerms, Month, build_lines
 _closed = metrics.get_meter(__name__).create_counter("billing.invoices_closed", unit="{invoice}")
 
 
-async def read(connection: Connection, terms: InvoiceTerms, organization_id: str, month: Month) -> money_pb2.Invoice:
+async def read(connection: Connection, terms: InvoiceTerms, organization_id: str, month: Month) -> invoice_pb2.Invoice:
     """The closed invoice as it was stored, or the open one as it stands."""
     closed = await document_store.get_invoice(connection, organization_id, month.first_day)
     if closed is not None:
@@ -34,7 +34,7 @@ async def read(connection: Connection, terms: InvoiceTerms, organization_id: str
 
 async def list_heads(
     connection: Connection, organization_id: str, *, before: date | None, running: Month, row_max: int
-) -> list[money_pb2.Invoice]:
+) -> list[invoice_pb2.Invoice]:
     """Invoices without their lines, newest first, before the month `before`; the running month is always one.
 
     An open one is summed and not drafted: it has a total even when it has more lines than an invoice may have.

@@ -11,7 +11,7 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool, transaction
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from finemesh.billing.v1 import (
     billing_service_pb2_grpc,
     budget_service_pb2_grpc,

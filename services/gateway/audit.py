@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from chassis import telemetry
 from chassis.db.pool import Connection
 from chassis.identity import Caller
+from chassis.telemetry import trace as telemetry
 from services.gateway.store import Store
 
 

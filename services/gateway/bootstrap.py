@@ -12,13 +12,14 @@ from datetime import datetime
 
 import structlog
 
-from chassis import logs, telemetry
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import Connection, open_pool, transaction
 from chassis.identity import Caller
 from chassis.ids import Ids, SystemIds
 from chassis.names import format_name
+from chassis.telemetry import logs
+from chassis.telemetry import trace as telemetry
 from finemesh.identity.v1 import identity_pb2
 from services.gateway import audit, keys
 from services.gateway.config import GatewaySettings

@@ -2,14 +2,14 @@
 
 import sys
 
-from chassis.channel import open_channel
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.objects import ObjectStore
 from chassis.process import DrainStage, Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
 from finemesh.billing.v1 import billing_service_pb2, budget_service_pb2, invoice_service_pb2, ledger_service_pb2
 from finemesh.endpoints.v1 import endpoint_service_pb2

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from chassis.channel import NO_DEADLINE
-from chassis.guard import Handler
-from chassis.streams import whole
+from chassis.rpc.channel import NO_DEADLINE
+from chassis.rpc.guard import Handler
+from chassis.rpc.streams import whole
 
 # A stream by this name lasts as long as what it watches.
 _WATCH = "Watch"

@@ -12,14 +12,14 @@ from chassis.bus.connection import connect
 from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
-from chassis.channel import open_channel
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.objects import ObjectStore
 from chassis.process import DrainStage, Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1 import model_artifact_service_pb2_grpc
 from finemesh.endpoints.v1 import endpoint_service_pb2_grpc
 from finemesh.events.v1 import billing_events_pb2, tuning_events_pb2

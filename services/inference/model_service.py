@@ -18,7 +18,7 @@ from chassis.ids import Ids
 from chassis.names import own_name, own_parent, parse_name
 from chassis.objects import ObjectStore
 from chassis.paging import decode_token, encode_token, page_size
-from chassis.streams import whole
+from chassis.rpc.streams import whole
 from finemesh.artifacts.v1 import model_artifact_service_pb2, model_artifact_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc

@@ -10,7 +10,7 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from finemesh.tuning.v1.tuning_service_pb2_grpc import add_TuningServiceServicer_to_server

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import grpc
 
-from chassis.channel import open_channel
+from chassis.rpc.channel import open_channel
 from finemesh.artifacts.v1 import file_artifact_service_pb2_grpc, model_artifact_service_pb2_grpc
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from finemesh.holds.v1 import hold_service_pb2_grpc

@@ -6,9 +6,9 @@ from math import inf
 
 import structlog
 
-from chassis import deadline
 from chassis.clock import Clock
 from chassis.errors import DomainError
+from chassis.rpc import deadline
 from finemesh.artifacts.v1 import model_artifact_service_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
 from services.scheduler.config import SchedulerSettings

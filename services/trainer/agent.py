@@ -12,8 +12,8 @@ import grpc
 import structlog
 
 from chassis.backoff import Backoff
-from chassis.channel import NO_DEADLINE
 from chassis.errors import DomainError, Unavailable
+from chassis.rpc.channel import NO_DEADLINE
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.trainer.attempt import Attempt, Kit
 from services.trainer.following import attempt_for

@@ -2,11 +2,11 @@
 
 import sys
 
-from chassis.channel import open_channel
 from chassis.clock import SystemClock
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from finemesh.nodes.v1 import node_service_pb2_grpc
 from services.trainer import devices

@@ -19,7 +19,7 @@ from obstore.store import from_url
 
 from chassis.clock import Clock
 from chassis.errors import DataLoss, FieldViolation, InvalidArgument, Unavailable
-from chassis.retry import retry
+from chassis.rpc.retry import retry
 
 log = structlog.get_logger()
 

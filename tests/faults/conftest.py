@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import usage_record_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2 as events
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from tests.harness.mesh import Mesh, running_mesh
@@ -69,11 +69,11 @@ async def create_and_wait_for_its_middle(mesh: Mesh, output_name: str) -> pb.Tun
     return job
 
 
-async def usage_of(mesh: Mesh, resource: str) -> list[money_pb2.UsageRecord]:
+async def usage_of(mesh: Mesh, resource: str) -> list[usage_record_pb2.UsageRecord]:
     return [record async for record in mesh.client.billing.usage(resource)]
 
 
-def tokens_by_work(usage: list[money_pb2.UsageRecord]) -> dict[str, int]:
+def tokens_by_work(usage: list[usage_record_pb2.UsageRecord]) -> dict[str, int]:
     """Each piece of work once, or it was metered twice."""
     found = {record.work_key.partition(":")[2]: record.quantity for record in usage}
     assert len(found) == len(usage)

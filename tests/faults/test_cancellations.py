@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import usage_record_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.chat import sampling, user
 from tests.faults.conftest import Undisturbed, create_and_wait_for_its_middle, tokens_by_work, usage_of
@@ -39,8 +39,8 @@ async def test_a_cancelled_job_pays_for_its_finished_steps_and_gets_the_rest_bac
     await mesh.until_nobody_trains()
 
 
-def trained_steps(usage: list[money_pb2.UsageRecord]) -> list[int]:
-    trained = [record for record in usage if record.kind == money_pb2.USAGE_KIND_TRAINING_TOKENS]
+def trained_steps(usage: list[usage_record_pb2.UsageRecord]) -> list[int]:
+    trained = [record for record in usage if record.kind == usage_record_pb2.USAGE_KIND_TRAINING_TOKENS]
     return sorted(step for record in trained for step in range(record.start_step, record.end_step))
 
 
@@ -53,15 +53,15 @@ async def test_a_cancelled_stream_frees_its_slot_and_is_metered_once(mesh: Mesh)
     # The engine has one slot: this one can be answered only when the stream has left it.
     await mesh.client.chat.answer(BASE, [user("next")], sampling(temperature=0.0, output_tokens_max=1))
     records = await metered(mesh, heard[0].generation_id)
-    assert {r.kind: r.quantity for r in records}[money_pb2.USAGE_KIND_INPUT_TOKENS] == whole.usage.input_tokens
-    written = {r.kind: r.quantity for r in records}[money_pb2.USAGE_KIND_OUTPUT_TOKENS]
+    assert {r.kind: r.quantity for r in records}[usage_record_pb2.USAGE_KIND_INPUT_TOKENS] == whole.usage.input_tokens
+    written = {r.kind: r.quantity for r in records}[usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS]
     assert len(records) == 2
     assert 2 <= written < whole.usage.output_tokens
     await asyncio.sleep(2)
     assert await metered(mesh, heard[0].generation_id) == records
 
 
-async def metered(mesh: Mesh, generation_id: str) -> list[money_pb2.UsageRecord]:
+async def metered(mesh: Mesh, generation_id: str) -> list[usage_record_pb2.UsageRecord]:
     """The call's usage records once there are any; they arrive with the bus."""
     async with asyncio.timeout(30):
         while True:

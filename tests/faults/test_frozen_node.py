@@ -8,8 +8,8 @@ import signal
 import psutil
 import pytest
 
-from chassis.channel import open_channel
 from chassis.errors import Aborted
+from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc

@@ -21,8 +21,8 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from chassis import pki
-from chassis.channel import open_channel
 from chassis.identity import Caller, acting_as
+from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 from deploy.local.stack import Stack, StackOptions
 from deploy.local.table import SERVICES

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from chassis.process import Process, run
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from chassis.errors import Aborted, InvalidArgument, Unavailable
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from services.scheduler.config import SchedulerSettings

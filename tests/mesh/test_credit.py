@@ -12,7 +12,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import balance_pb2
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh_client import FinemeshError
 from finemesh_client.chat import sampling, user
@@ -72,7 +72,7 @@ async def test_credit_ends_and_comes_back(mesh: Mesh) -> None:
     assert "credit" in parked.status_message
     assert parked.billed_minutes >= 20
     balance = await client.billing.balance()
-    assert (balance.available_nanos_usd, balance.credit_state) == (0, money_pb2.CREDIT_STATE_EXHAUSTED)
+    assert (balance.available_nanos_usd, balance.credit_state) == (0, balance_pb2.CREDIT_STATE_EXHAUSTED)
     for model in (made.endpoint_id, BASE):
         with pytest.raises(FinemeshError, match="credit is used up") as refused:
             await client.chat.answer(model, [user("hello")], SHORT)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import balance_pb2, invoice_pb2, usage_record_pb2
 from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
 from finemesh_client.cli.output import console, fields, print_json, state, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, with_client
@@ -45,7 +45,7 @@ def balance(as_json: AsJson = False) -> None:
                 ("available", dollars(found.available_nanos_usd)),
                 ("held", dollars(found.held_nanos_usd)),
                 ("owed", dollars(found.owed_nanos_usd) if found.owed_nanos_usd else ""),
-                ("credit", state(money_pb2.CreditState.Name(found.credit_state), "CREDIT_STATE_")),
+                ("credit", state(balance_pb2.CreditState.Name(found.credit_state), "CREDIT_STATE_")),
                 ("low below", dollars(found.low_balance_nanos_usd) if found.low_balance_nanos_usd else ""),
             ]
         )
@@ -96,7 +96,7 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """List usage records, newest first. To write them all to a file use `finemesh billing export-usage`."""
-    kinds = [money_pb2.UsageKind.Value(f"USAGE_KIND_{each.name}") for each in kind or ()]
+    kinds = [usage_record_pb2.UsageKind.Value(f"USAGE_KIND_{each.name}") for each in kind or ()]
 
     async def work(mesh: Client) -> None:
         found = mesh.billing.usage(resource, limit, kinds=kinds, model=model, api_key_id=key.rpartition("/")[2])
@@ -106,7 +106,7 @@ def usage(
         rows = [
             (
                 when(r.usage_time),
-                money_pb2.UsageKind.Name(r.kind).removeprefix("USAGE_KIND_").lower(),
+                usage_record_pb2.UsageKind.Name(r.kind).removeprefix("USAGE_KIND_").lower(),
                 r.work_key,
                 f"{r.quantity:,}",
                 dollars(r.amount_nanos_usd),
@@ -118,7 +118,7 @@ def usage(
     with_client(work, as_json)
 
 
-def show_invoice(invoice: money_pb2.Invoice) -> None:
+def show_invoice(invoice: invoice_pb2.Invoice) -> None:
     """An invoice for people."""
     rows = [
         (

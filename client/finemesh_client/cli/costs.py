@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from finemesh.billing.v1 import invoice_service_pb2 as pb
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import usage_record_pb2
 from finemesh_client.billing import dollars
 from finemesh_client.cli.billing import Kind
 from finemesh_client.cli.output import as_dict, console, print_json, table
@@ -117,7 +117,7 @@ def export_usage(
             start=start.replace(tzinfo=UTC) if start else None,
             end=_after(end.date()) if end else None,
             resource=resource,
-            kinds=[money_pb2.UsageKind.Value(f"USAGE_KIND_{each.name}") for each in kind or ()],
+            kinds=[usage_record_pb2.UsageKind.Value(f"USAGE_KIND_{each.name}") for each in kind or ()],
         )
         if str(output) == "-":
             await _write(records, format, sys.stdout)
@@ -138,7 +138,7 @@ def _after(day: date) -> datetime:
     return datetime.combine(day + timedelta(days=1), time(), UTC)
 
 
-async def _write(records: AsyncIterator[money_pb2.UsageRecord], format: Format, file: TextIO) -> int:
+async def _write(records: AsyncIterator[usage_record_pb2.UsageRecord], format: Format, file: TextIO) -> int:
     count = 0
     writer = csv.writer(file, lineterminator="\r\n")
     if format is Format.CSV:
@@ -152,12 +152,12 @@ async def _write(records: AsyncIterator[money_pb2.UsageRecord], format: Format, 
     return count
 
 
-def row_of(record: money_pb2.UsageRecord) -> list[str | int]:
+def row_of(record: usage_record_pb2.UsageRecord) -> list[str | int]:
     """The record in the order of COLUMNS; no text of it is run by a spreadsheet."""
     values: dict[str, str | int] = {
         **{column: getattr(record, column) for column in COLUMNS if column not in ("usage_time", "kind")},
         "usage_time": record.usage_time.ToJsonString(),
-        "kind": money_pb2.UsageKind.Name(record.kind).removeprefix("USAGE_KIND_").lower(),
+        "kind": usage_record_pb2.UsageKind.Name(record.kind).removeprefix("USAGE_KIND_").lower(),
     }
     row = [values[column] for column in COLUMNS]
     return [_text(value) if isinstance(value, str) else value for value in row]

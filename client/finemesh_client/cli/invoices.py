@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from finemesh.billing.v1 import invoice_service_pb2 as pb
-from finemesh.billing.v1 import money_pb2
 from finemesh_client.billing import dollars
 from finemesh_client.cli.billing import show_invoice, to_nanos
 from finemesh_client.cli.output import console, fields, print_json, table, when
@@ -161,7 +161,7 @@ def credit_notes(limit: Limit = 100, as_json: AsJson = False) -> None:
     with_client(work, as_json)
 
 
-def _show_notes(notes: list[money_pb2.CreditNote]) -> None:
+def _show_notes(notes: list[credit_note_pb2.CreditNote]) -> None:
     rows = [
         (
             note.number,
@@ -191,7 +191,7 @@ def profile(
     async def work(mesh: Client) -> None:
         found = await mesh.invoices.profile()
         if any(value is not None for value in (legal_name, address, tax_id, email)):
-            changed = money_pb2.BillingParty(
+            changed = invoice_pb2.BillingParty(
                 legal_name=found.legal_name if legal_name is None else legal_name,
                 address_lines=found.address_lines if address is None else address,
                 tax_id=found.tax_id if tax_id is None else tax_id,

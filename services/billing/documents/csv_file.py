@@ -6,7 +6,7 @@ Texts that a spreadsheet would run as a formula begin with an apostrophe instead
 import csv
 import io
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import invoice_pb2
 from services.billing.documents.sheet import CURRENCY, PRICED_UNITS
 from services.billing.pricing import in_dollars, round_to_cent
 
@@ -37,7 +37,7 @@ _FORMULA = frozenset("=+-@＝＋－＠")
 _BREAKS = ("\t", "\r", "\n")
 
 
-def to_csv(invoice: money_pb2.Invoice) -> bytes:
+def to_csv(invoice: invoice_pb2.Invoice) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(HEADER)

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 from google.protobuf.json_format import MessageToJson
 
+from finemesh.billing.v1 import invoice_pb2
 from finemesh.billing.v1 import invoice_service_pb2 as pb
-from finemesh.billing.v1 import money_pb2
 from services.billing.documents.csv_file import to_csv
 from services.billing.documents.page import to_html
 from services.billing.documents.pdf import to_pdf
@@ -21,14 +21,14 @@ class Document:
     filename: str
 
 
-def to_json(invoice: money_pb2.Invoice) -> bytes:
+def to_json(invoice: invoice_pb2.Invoice) -> bytes:
     """The message with the names of its contract and every field, set or not."""
     return MessageToJson(
         invoice, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, ensure_ascii=False
     ).encode()
 
 
-_Writer = Callable[[money_pb2.Invoice], bytes]
+_Writer = Callable[[invoice_pb2.Invoice], bytes]
 _HTML: tuple[_Writer, str, str] = (lambda invoice: to_html(sheet_of(invoice)), "text/html; charset=utf-8", "html")
 _FORMATS: Mapping[int, tuple[_Writer, str, str]] = MappingProxyType(
     {
@@ -41,7 +41,7 @@ _FORMATS: Mapping[int, tuple[_Writer, str, str]] = MappingProxyType(
 )
 
 
-def render(invoice: money_pb2.Invoice, format_: int) -> Document:
+def render(invoice: invoice_pb2.Invoice, format_: int) -> Document:
     """An open invoice has no number, so its file is named after the month."""
     write, content_type, ending = _FORMATS[format_]
     stem = invoice.number or f"invoice-{invoice.name.rpartition('/')[2]}-open"

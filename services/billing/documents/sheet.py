@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from services.billing.pricing import NANOS_USD_PER_CENT, in_dollars, round_to_cent
 
 CURRENCY = "USD"
@@ -71,7 +71,7 @@ class Sheet:
         return tuple(note for note in (self.payment, self.tax_note, self.price_books, self.recompute) if note)
 
 
-def sheet_of(invoice: money_pb2.Invoice) -> Sheet:
+def sheet_of(invoice: invoice_pb2.Invoice) -> Sheet:
     start = invoice.period_start_time.ToDatetime(tzinfo=UTC)
     end = invoice.period_end_time.ToDatetime(tzinfo=UTC)
     closed = None if invoice.open else invoice.close_time.ToDatetime(tzinfo=UTC)
@@ -111,7 +111,7 @@ def amount(nanos_usd: int) -> str:
     return f"{'-' if nanos_usd < 0 else ''}{cents // 100:,}.{cents % 100:02d}"
 
 
-def _line(line: money_pb2.InvoiceLine) -> SheetLine:
+def _line(line: invoice_pb2.InvoiceLine) -> SheetLine:
     records = f"{line.usage_record_count:,} usage record{'' if line.usage_record_count == 1 else 's'}"
     project = f"projects/{line.project_id}"
     whose = line.resource if line.resource.startswith(project) else f"{project} · {line.resource}"
@@ -126,7 +126,7 @@ def _line(line: money_pb2.InvoiceLine) -> SheetLine:
     )
 
 
-def _note(note: money_pb2.CreditNote) -> SheetLine:
+def _note(note: credit_note_pb2.CreditNote) -> SheetLine:
     corrects = " and ".join(name for name in (note.invoice, note.resource) if name)
     return SheetLine(
         description=f"Credit note {note.number}: {note.reason}",
@@ -137,17 +137,17 @@ def _note(note: money_pb2.CreditNote) -> SheetLine:
     )
 
 
-def _party(party: money_pb2.BillingParty) -> tuple[str, ...]:
+def _party(party: invoice_pb2.BillingParty) -> tuple[str, ...]:
     tax_id = f"Tax id {party.tax_id}" if party.tax_id else ""
     return tuple(text for text in (party.legal_name, *party.address_lines, tax_id, party.email) if text)
 
 
-def _price_books(lines: Sequence[money_pb2.InvoiceLine]) -> str:
+def _price_books(lines: Sequence[invoice_pb2.InvoiceLine]) -> str:
     versions = sorted({line.price_book_version for line in lines if line.price_book_version})
     return f"Price book{'s' if len(versions) > 1 else ''}: {', '.join(versions)}." if versions else ""
 
 
-def _payment(invoice: money_pb2.Invoice) -> str:
+def _payment(invoice: invoice_pb2.Invoice) -> str:
     moment = "now" if invoice.open else "when this invoice was closed"
     if invoice.owed_nanos_usd:
         return (

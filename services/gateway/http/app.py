@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from chassis import deadline, telemetry
 from chassis.clock import Clock
 from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
-from chassis.failures import domain_error_of
 from chassis.identity import Caller, acting_as
+from chassis.rpc import deadline
+from chassis.rpc.failures import domain_error_of
+from chassis.telemetry import trace as telemetry
 from finemesh.inference.v1 import inference_service_pb2
 from services.gateway.auth import Authenticator
 from services.gateway.config import GatewaySettings

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 from starlette.responses import JSONResponse
 
-from chassis import telemetry
 from chassis.errors import DomainError, FieldViolation, InvalidArgument
+from chassis.telemetry import trace as telemetry
 
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,

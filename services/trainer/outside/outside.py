@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 
 from chassis.clock import Clock
 from chassis.errors import DomainError, Unavailable
-from chassis.retry import retry
+from chassis.rpc.retry import retry
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_secrets_pb2
 from services.trainer.config import TrainerSettings

@@ -14,12 +14,12 @@ import pytest_asyncio
 from google.protobuf.message import Message
 
 from chassis.bus.outbox import Outbox
-from chassis.channel import open_channel
 from chassis.clock import SystemClock
 from chassis.db.pool import Pool, open_pool, transaction
 from chassis.identity import Caller, acting_as
 from chassis.ids import SystemIds
 from chassis.process import Process
+from chassis.rpc.channel import open_channel
 from finemesh.billing.v1.billing_service_pb2 import EstimatePriceRequest, TopUpRequest
 from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, CreateHoldResponse

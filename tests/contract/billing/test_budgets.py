@@ -8,7 +8,7 @@ import pytest
 
 from chassis.bus.subjects import subject_of
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from finemesh.billing.v1 import billing_service_pb2, money_pb2
+from finemesh.billing.v1 import balance_pb2, billing_service_pb2
 from finemesh.billing.v1 import budget_service_pb2 as pb
 from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.billing.v1.budget_service_pb2_grpc import BudgetServiceStub
@@ -40,7 +40,7 @@ async def listed(customer: Customer) -> list[pb.Budget]:
         return list((await budgets(customer.mesh).ListBudgets(pb.ListBudgetsRequest())).budgets)
 
 
-async def balance(customer: Customer) -> money_pb2.Balance:
+async def balance(customer: Customer) -> balance_pb2.Balance:
     with customer.calling():
         return (await customer.mesh.billing.GetBalance(billing_service_pb2.GetBalanceRequest())).balance
 
@@ -170,7 +170,7 @@ async def test_a_hold_and_its_release_move_the_cap_of_their_key(customer: Custom
 
 
 async def test_the_balance_says_whether_credit_is_enough(customer: Customer, mesh: Mesh) -> None:
-    assert (await balance(customer)).credit_state == money_pb2.CREDIT_STATE_EXHAUSTED
+    assert (await balance(customer)).credit_state == balance_pb2.CREDIT_STATE_EXHAUSTED
     await customer.pay_in(6 * USD)
     with customer.calling("admin"):
         request = pb.SetLowBalanceRequest(low_balance_nanos_usd=2 * USD)
@@ -178,9 +178,9 @@ async def test_the_balance_says_whether_credit_is_enough(customer: Customer, mes
         with pytest.raises(InvalidArgument):
             await budgets(mesh).SetLowBalance(pb.SetLowBalanceRequest(low_balance_nanos_usd=-1))
     found = await balance(customer)
-    assert (found.credit_state, found.low_balance_nanos_usd) == (money_pb2.CREDIT_STATE_SUFFICIENT, 2 * USD)
+    assert (found.credit_state, found.low_balance_nanos_usd) == (balance_pb2.CREDIT_STATE_SUFFICIENT, 2 * USD)
     await customer.hold()
-    assert (await balance(customer)).credit_state == money_pb2.CREDIT_STATE_LOW
+    assert (await balance(customer)).credit_state == balance_pb2.CREDIT_STATE_LOW
     rows = await mesh.pool.fetch(
         "SELECT payload FROM outbox WHERE subject = 'billing.credit.state_changed' AND headers ->> 'ce-subject' = $1"
         " ORDER BY created_at",

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.errors import AlreadyExists, DomainError, FailedPrecondition, InvalidArgument, PermissionDenied
 from finemesh.billing.v1 import billing_service_pb2 as pb
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import usage_record_pb2
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, ReleaseHoldRequest
 from tests.contract.billing.conftest import Customer, Mesh, job_price
@@ -207,7 +207,7 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
     await mesh.publish(usage_events_pb2.InferenceUsageRecorded(records=calls))
     await mesh.publish(minute)
     await mesh.until("SELECT count(*) FROM usage_records WHERE project_id = $1", 7, customer.project)
-    pages: list[list[money_pb2.UsageRecord]] = []
+    pages: list[list[usage_record_pb2.UsageRecord]] = []
     request = pb.ListUsageRecordsRequest(page_size=3)
     with customer.calling():
         while True:
@@ -224,7 +224,7 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
     assert len({record.name for record in records}) == 7
     times = [record.usage_time.ToDatetime() for record in records]
     assert times == sorted(times, reverse=True)
-    assert [record.kind for record in only.usage_records] == [money_pb2.USAGE_KIND_ENDPOINT_MINUTES]
+    assert [record.kind for record in only.usage_records] == [usage_record_pb2.USAGE_KIND_ENDPOINT_MINUTES]
     # 300,000 tokens read at 0.05 dollars a million, 150,000 written at 0.10, two device minutes at 0.056.
     assert (balance.available_nanos_usd, balance.owed_nanos_usd) == (0, 15_000_000 + 15_000_000 + 112_000_000)
     assert [(line.kind, line.amount_nanos_usd, line.usage_record_count) for line in invoice.lines] == [

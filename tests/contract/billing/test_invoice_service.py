@@ -23,7 +23,7 @@ from chassis.errors import (
     ResourceExhausted,
 )
 from chassis.identity import Caller, acting_as
-from finemesh.billing.v1 import billing_service_pb2, money_pb2
+from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, usage_record_pb2
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1.invoice_service_pb2_grpc import InvoiceServiceStub
 from finemesh.events.v1 import usage_events_pb2
@@ -93,7 +93,7 @@ def invoice_name(customer: Customer, month: str = MONTH) -> str:
     return f"organizations/{customer.organization}/invoices/{month}"
 
 
-async def close(customer: Customer, invoices: InvoiceServiceStub) -> money_pb2.Invoice:
+async def close(customer: Customer, invoices: InvoiceServiceStub) -> invoice_pb2.Invoice:
     with customer.calling("operator"):
         return (await invoices.CloseInvoice(pb.CloseInvoiceRequest(name=invoice_name(customer)))).invoice
 
@@ -114,7 +114,7 @@ async def test_a_closed_invoice_is_the_same_everywhere_and_for_good(
     assert closed.lines == before.lines
     assert closed.total_nanos_usd == before.total_nanos_usd == 430_000_000
     # Anyone can check the digest: it is of the message without itself.
-    plain = money_pb2.Invoice.FromString(closed.SerializeToString())
+    plain = invoice_pb2.Invoice.FromString(closed.SerializeToString())
     plain.ClearField("sha256")
     assert hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest() == closed.sha256
     await mesh.until(
@@ -147,7 +147,7 @@ async def test_an_invoice_as_documents(used: Customer, invoices: InvoiceServiceS
         assert [row["amount"] for row in rows] == ["0.28", "0.05", "0.10", "0.43"]
         text = (await render("JSON")).content.decode()
         assert json.loads(text)["total_nanos_usd"] == "430000000"
-        assert Parse(text, money_pb2.Invoice()).open is not closed
+        assert Parse(text, invoice_pb2.Invoice()).open is not closed
 
 
 async def test_the_list_has_closed_invoices_and_open_ones(used: Customer, invoices: InvoiceServiceStub) -> None:
@@ -255,7 +255,7 @@ async def test_roles(customer: Customer, invoices: InvoiceServiceStub) -> None:
             with pytest.raises(PermissionDenied) as refused:
                 await call
             assert refused.value.reason == "ROLE_MISSING"
-    profile = pb.UpdateBillingProfileRequest(profile=money_pb2.BillingParty(legal_name="Acme"))
+    profile = pb.UpdateBillingProfileRequest(profile=invoice_pb2.BillingParty(legal_name="Acme"))
     with customer.calling("member"), pytest.raises(PermissionDenied) as refused:
         await invoices.UpdateBillingProfile(profile)
     assert refused.value.metadata["role"] == "admin"
@@ -264,7 +264,7 @@ async def test_roles(customer: Customer, invoices: InvoiceServiceStub) -> None:
 async def test_the_profile_stands_on_open_invoices(
     used: Customer, stranger: Customer, mesh: Mesh, invoices: InvoiceServiceStub
 ) -> None:
-    party = money_pb2.BillingParty(
+    party = invoice_pb2.BillingParty(
         legal_name="Zażółć Gęślą Jaźń", address_lines=["ul. Długa 1", "Łódź"], tax_id="PL1", email="a@example.com"
     )
     with used.calling("admin"):
@@ -292,7 +292,7 @@ async def test_the_profile_stands_on_open_invoices(
 async def test_a_profile_names_the_field_that_is_wrong(
     customer: Customer, invoices: InvoiceServiceStub, changes: dict[str, object], field: str
 ) -> None:
-    party = money_pb2.BillingParty(**{"legal_name": "Acme", **changes})  # type: ignore[arg-type]
+    party = invoice_pb2.BillingParty(**{"legal_name": "Acme", **changes})  # type: ignore[arg-type]
     with customer.calling("admin"), pytest.raises(InvalidArgument) as refused:
         await invoices.UpdateBillingProfile(pb.UpdateBillingProfileRequest(profile=party))
     assert [violation.field for violation in refused.value.violations] == [field]
@@ -355,7 +355,7 @@ async def test_usage_is_exported_oldest_first(used: Customer, invoices: InvoiceS
         assert [record async for answer in invoices.ExportUsage(month) for record in answer.usage_records] == records
         month.billing_month = "2024-03"
         assert [answer async for answer in invoices.ExportUsage(month)] == []
-        request.kinds.append(money_pb2.USAGE_KIND_OUTPUT_TOKENS)
+        request.kinds.append(usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS)
         (found,) = [record async for answer in invoices.ExportUsage(request) for record in answer.usage_records]
         assert (found.api_key_id, found.unit_price_nanos_usd) == ("key_7", 100_000_000)
         request.resource = "other"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from finemesh.billing.v1 import billing_service_pb2 as pb
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import usage_record_pb2
 from finemesh.events.v1 import usage_events_pb2
 from tests.contract.billing.conftest import Customer, Mesh
 
@@ -43,10 +43,10 @@ async def test_hours_and_minutes_come_once_and_are_owed(customer: Customer, mesh
         listed = await mesh.billing.ListUsageRecords(pb.ListUsageRecordsRequest())
         balance = (await mesh.billing.GetBalance(pb.GetBalanceRequest())).balance
     records = {record.kind: record for record in listed.usage_records}
-    nodes = records[money_pb2.USAGE_KIND_CLUSTER_HOURS]
+    nodes = records[usage_record_pb2.USAGE_KIND_CLUSTER_HOURS]
     assert (nodes.quantity, nodes.model, nodes.resource) == (2, "nvidia-h200-141gb", hour.cluster)
     assert nodes.amount_nanos_usd == 2 * 39_920_000_000
-    devices = records[money_pb2.USAGE_KIND_ENDPOINT_MINUTES]
+    devices = records[usage_record_pb2.USAGE_KIND_ENDPOINT_MINUTES]
     assert (devices.quantity, devices.model) == (4, "nvidia-l40s-48gb")
     assert devices.amount_nanos_usd == 4 * 24_833_333
     assert balance.owed_nanos_usd == nodes.amount_nanos_usd + devices.amount_nanos_usd

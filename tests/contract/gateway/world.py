@@ -10,16 +10,16 @@ from typing import Any
 import grpc
 
 from chassis import errors
-from chassis.channel import open_channel
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool
 from chassis.identity import Caller, current_caller
 from chassis.ids import SystemIds
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
+from chassis.rpc.streams import whole
 from chassis.settings import ChassisSettings
-from chassis.streams import whole
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceStub
 from finemesh.files.v1 import file_pb2, file_service_pb2
 from finemesh.files.v1.file_service_pb2_grpc import FileServiceStub

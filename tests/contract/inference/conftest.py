@@ -21,11 +21,11 @@ from safetensors.numpy import save_file
 
 from chassis.bus.connection import connect
 from chassis.bus.subjects import stream_of, subject_of
-from chassis.channel import open_channel
 from chassis.errors import Aborted, NotFound
 from chassis.identity import Caller, acting_as
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.allocations.v1 import allocation_service_pb2_grpc

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncIterator
 from types import TracebackType
 
-from chassis.channel import NO_DEADLINE, open_channel
+from chassis.rpc.channel import NO_DEADLINE, open_channel
 from chassis.settings import ChassisSettings
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from chassis.errors import DomainError, NotFound, Unavailable
 from chassis.identity import current_caller
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1 import (
     artifact_pb2,
     file_artifact_service_pb2,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from chassis.channel import open_channel
 from chassis.errors import (
     AlreadyExists,
     DomainError,
@@ -19,6 +18,7 @@ from chassis.errors import (
     Unavailable,
 )
 from chassis.identity import acting_as
+from chassis.rpc.channel import open_channel
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_limits_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from tests.contract.scheduler.peers import AWAY, BASE
 from tests.contract.scheduler.world import OWNER, STRANGER, World, running_world, state_name

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chassis.channel import open_channel
 from chassis.identity import Caller, acting_as
 from chassis.process import Process
+from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 from finemesh.allocations.v1 import allocation_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc

@@ -12,7 +12,7 @@ import pytest
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition
 from chassis.identity import Caller, acting_as
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import invoice_pb2
 from finemesh.billing.v1.invoice_service_pb2 import ListInvoicesRequest
 from finemesh.events.v1 import billing_events_pb2
 from services.billing import crediting, document_store, invoicing, store
@@ -54,7 +54,7 @@ async def being_closed(world: World, organization: str, month: Month = NOVEMBER)
         )
 
 
-async def read(world: World, organization: str, month: Month = NOVEMBER) -> money_pb2.Invoice:
+async def read(world: World, organization: str, month: Month = NOVEMBER) -> invoice_pb2.Invoice:
     async with world.pool.acquire() as connection:
         return await invoicing.read(connection, TERMS, organization, month)
 
@@ -136,7 +136,7 @@ async def test_a_job_that_ends_late_is_on_the_invoice_of_the_month_that_is_open(
     await world.deliver(train("o", 0, 20), minute("o", 0))
     jump_to(world, GRACE_OVER)
     closed = await close(world, "o")
-    assert [line.kind for line in money_pb2.Invoice.FromString(closed.content).lines] == ["endpoint"]
+    assert [line.kind for line in invoice_pb2.Invoice.FromString(closed.content).lines] == ["endpoint"]
     await world.deliver(ended("o", "CANCELLED_RUNNING", 1))
     assert (await close(world, "o")).content == closed.content
     assert [(line.kind, line.amount_nanos_usd) for line in (await read(world, "o", DECEMBER)).lines] == [
@@ -217,7 +217,7 @@ async def test_closing_waits_for_what_is_being_booked(world: World) -> None:
         await world.handle(connection, minute("o", 1))
         closing = asyncio.create_task(close(world, "o"))
         await waiting(world)
-    (line,) = money_pb2.Invoice.FromString((await closing).content).lines
+    (line,) = invoice_pb2.Invoice.FromString((await closing).content).lines
     assert line.quantity == 2
 
 

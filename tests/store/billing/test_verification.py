@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from chassis.db.pool import Connection, Pool
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import invoice_pb2
 from services.billing.audit import Difference
 from services.billing.verification import Progress, Verification
 from tests.harness.servers import PostgresServer
@@ -166,45 +166,45 @@ async def test_a_verification_changes_nothing_and_leaves_no_setting(copy: Copy) 
     assert await copy.pool.fetchval("SELECT current_setting('statement_timeout')") == before
 
 
-def _line(invoice: money_pb2.Invoice) -> money_pb2.InvoiceLine:
+def _line(invoice: invoice_pb2.Invoice) -> invoice_pb2.InvoiceLine:
     """The line of the completed job."""
     return invoice.lines[0]
 
 
-def _drop_line(invoice: money_pb2.Invoice) -> None:
+def _drop_line(invoice: invoice_pb2.Invoice) -> None:
     del invoice.lines[-1]
 
 
-def _cheaper(invoice: money_pb2.Invoice) -> None:
+def _cheaper(invoice: invoice_pb2.Invoice) -> None:
     _line(invoice).amount_nanos_usd -= 10_000_000
     invoice.total_nanos_usd -= 10_000_000
 
 
-def _forged_total(invoice: money_pb2.Invoice) -> None:
+def _forged_total(invoice: invoice_pb2.Invoice) -> None:
     invoice.total_nanos_usd += 10_000_000
 
 
-def _forged_price(invoice: money_pb2.Invoice) -> None:
+def _forged_price(invoice: invoice_pb2.Invoice) -> None:
     _line(invoice).unit_price_nanos_usd += 1
 
 
-def _forged_link(invoice: money_pb2.Invoice) -> None:
+def _forged_link(invoice: invoice_pb2.Invoice) -> None:
     _line(invoice).usage_records[0] = "projects/a-p/usageRecords/00000000-0000-0000-0000-000000000001"
 
 
-def _foreign_link(invoice: money_pb2.Invoice) -> None:
+def _foreign_link(invoice: invoice_pb2.Invoice) -> None:
     _line(invoice).usage_records[0] = invoice.lines[-1].usage_records[0]
 
 
-def _invented_note(invoice: money_pb2.Invoice) -> None:
+def _invented_note(invoice: invoice_pb2.Invoice) -> None:
     invoice.credit_notes.add(number="CN-000009", amount_nanos_usd=1)
 
 
-def _reopened(invoice: money_pb2.Invoice) -> None:
+def _reopened(invoice: invoice_pb2.Invoice) -> None:
     invoice.open = True
 
 
-def _forged_money(invoice: money_pb2.Invoice) -> None:
+def _forged_money(invoice: invoice_pb2.Invoice) -> None:
     invoice.total.units += 1
 
 
@@ -223,10 +223,10 @@ def _forged_money(invoice: money_pb2.Invoice) -> None:
     ],
 )
 async def test_an_invoice_forged_with_its_digest_is_rebuilt_and_named(
-    undone: Copy, forge: Callable[[money_pb2.Invoice], None], place: str, expected: str
+    undone: Copy, forge: Callable[[invoice_pb2.Invoice], None], place: str, expected: str
 ) -> None:
     content = await undone.pool.fetchval("SELECT content FROM invoices")
-    invoice = money_pb2.Invoice.FromString(content)
+    invoice = invoice_pb2.Invoice.FromString(content)
     forge(invoice)
     forged = invoice.SerializeToString(deterministic=True)
     assert forged != content

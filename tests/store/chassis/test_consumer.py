@@ -15,7 +15,7 @@ from chassis.bus.relay import Relay
 from chassis.clock import SystemClock
 from chassis.db.pool import Connection
 from chassis.errors import DataLoss, FailedPrecondition, Unavailable
-from chassis.telemetry import current_trace_id, span
+from chassis.telemetry.trace import current_trace_id, span
 from tests.harness.servers import NatsServer, PostgresServer
 from tests.store.chassis.world import Counted, Ignored, Newer, World
 

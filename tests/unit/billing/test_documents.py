@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader
 
-from finemesh.billing.v1 import money_pb2
+from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from services.billing.documents.csv_file import HEADER, dollars, text, to_csv
 from services.billing.documents.page import to_html
 from services.billing.documents.pdf import to_pdf
@@ -30,8 +30,8 @@ def moment(text: str) -> Timestamp:
     return value
 
 
-def line(number: int = 1, **changes: object) -> money_pb2.InvoiceLine:
-    made = money_pb2.InvoiceLine(
+def line(number: int = 1, **changes: object) -> invoice_pb2.InvoiceLine:
+    made = invoice_pb2.InvoiceLine(
         description=f"Tuning of meta-llama/Llama-3.1-8B, job ft-{number}",
         resource=f"projects/p/tuningJobs/ft-{number}",
         kind="tuning",
@@ -50,24 +50,24 @@ def line(number: int = 1, **changes: object) -> money_pb2.InvoiceLine:
 
 
 def invoice(
-    *lines: money_pb2.InvoiceLine, closed: bool = True, note: str = "", name: str = "Acme"
-) -> money_pb2.Invoice:
-    made = money_pb2.Invoice(
+    *lines: invoice_pb2.InvoiceLine, closed: bool = True, note: str = "", name: str = "Acme"
+) -> invoice_pb2.Invoice:
+    made = invoice_pb2.Invoice(
         name="organizations/acme/invoices/2026-10",
         period_start_time=moment("2026-10-01T00:00:00Z"),
         period_end_time=moment("2026-11-01T00:00:00Z"),
         lines=lines,
         total_nanos_usd=sum(each.amount_nanos_usd for each in lines),
         open=not closed,
-        issuer=money_pb2.BillingParty(legal_name="Mesh Operators Ltd", address_lines=["1 Mill Lane"], tax_id="GB1"),
-        customer=money_pb2.BillingParty(legal_name=name),
+        issuer=invoice_pb2.BillingParty(legal_name="Mesh Operators Ltd", address_lines=["1 Mill Lane"], tax_id="GB1"),
+        customer=invoice_pb2.BillingParty(legal_name=name),
         tax_note="No tax is charged.",
     )
     if closed:
         made.number, made.sha256 = "FM-000042", "ab" * 32
         made.close_time.CopyFrom(moment("2026-11-04T00:10:00Z"))
     if note:
-        given_back = money_pb2.CreditNote(number="CN-000007", amount_nanos_usd=5_005_000_000, reason=note)
+        given_back = credit_note_pb2.CreditNote(number="CN-000007", amount_nanos_usd=5_005_000_000, reason=note)
         given_back.create_time.CopyFrom(moment("2026-10-15T10:00:00Z"))
         made.credit_notes.append(given_back)
         made.total_nanos_usd -= 5 * USD
@@ -114,7 +114,7 @@ def test_what_the_credit_did_not_cover_is_said() -> None:
 
 def test_a_closed_invoice_is_the_same_bytes_each_time() -> None:
     made = invoice(line(), line(2), note="because")
-    again = money_pb2.Invoice.FromString(made.SerializeToString())
+    again = invoice_pb2.Invoice.FromString(made.SerializeToString())
     assert to_pdf(sheet_of(made)) == to_pdf(sheet_of(again))
     assert to_html(sheet_of(made)) == to_html(sheet_of(again))
     assert to_csv(made) == to_csv(again)
@@ -166,7 +166,7 @@ def test_what_is_as_long_as_it_may_be_still_fits() -> None:
         name=wide,
     )
     for party in (made.issuer, made.customer):
-        party.MergeFrom(money_pb2.BillingParty(address_lines=[wide] * 10, tax_id=wide, email="e" * 200))
+        party.MergeFrom(invoice_pb2.BillingParty(address_lines=[wide] * 10, tax_id=wide, email="e" * 200))
     found = pages(to_pdf(sheet_of(made)))
     assert len(found) > 1
     everything = "\n".join(found)

@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from chassis.channel import open_channel
 from chassis.process import Process
+from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 
 SERVICE = "test.echo.v1.EchoService"

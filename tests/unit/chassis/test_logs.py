@@ -5,8 +5,8 @@ import logging
 import pytest
 import structlog
 
-from chassis import logs
 from chassis.settings import ChassisSettings
+from chassis.telemetry import logs
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])

@@ -12,9 +12,10 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from chassis import deadline, identity
+from chassis import identity
 from chassis.identity import Caller
 from chassis.process import DrainStage, Process
+from chassis.rpc import deadline
 
 from .echo import settings_of
 
@@ -23,7 +24,7 @@ import asyncio, sys
 from pathlib import Path
 from chassis.process import DrainStage, Process, run
 from chassis.settings import ChassisSettings
-from chassis import telemetry
+from chassis.telemetry import trace as telemetry
 
 how, folder = sys.argv[1], Path(sys.argv[2])
 settings = ChassisSettings(service_name="daemon", port_file=folder / "ready", drain_grace_s=1.0,

@@ -33,7 +33,7 @@ def test_every_reason_is_published(source: Path) -> None:
 
 
 def test_the_search_finds_reasons() -> None:
-    assert "CALLER_NOT_ALLOWED" in {reason for _, reason in reasons_in(ROOT / "chassis" / "guard.py")}
+    assert "CALLER_NOT_ALLOWED" in {reason for _, reason in reasons_in(ROOT / "chassis" / "rpc" / "guard.py")}
 
 
 def test_the_reasons_of_bare_statuses_are_published() -> None:

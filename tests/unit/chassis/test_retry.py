@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from chassis import deadline
 from chassis.clock import ManualClock
 from chassis.errors import Aborted, DeadlineExceeded, DomainError, Unavailable
-from chassis.retry import retry
+from chassis.rpc import deadline
+from chassis.rpc.retry import retry
 
 
 class Flaky:

@@ -11,8 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from chassis import deadline, identity
-from chassis.channel import open_channel
+from chassis import identity
 from chassis.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,7 +23,9 @@ from chassis.errors import (
 )
 from chassis.identity import Caller
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc import deadline
+from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 
 from .echo import SERVICE, Echo, add_echo_to_server, living, settings_of, stub_of

@@ -14,9 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from chassis import logs, telemetry
 from chassis.errors import NotFound
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
+from chassis.telemetry import logs
+from chassis.telemetry import trace as telemetry
 
 from .echo import SERVICE, Echo, add_echo_to_server, living, settings_of, stub_of
 

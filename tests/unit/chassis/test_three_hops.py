@@ -8,10 +8,11 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from chassis import errors, identity, telemetry
+from chassis import errors, identity
 from chassis.errors import DomainError, FieldViolation, Internal, Unavailable
 from chassis.identity import Caller
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
+from chassis.telemetry import trace as telemetry
 
 from .echo import SERVICE, Echo, EchoStub, add_echo_to_server, living, settings_of, stub_of
 

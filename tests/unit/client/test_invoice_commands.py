@@ -14,7 +14,15 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner, Result
 
-from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc, invoice_service_pb2_grpc, money_pb2
+from finemesh.billing.v1 import (
+    balance_pb2,
+    billing_service_pb2,
+    billing_service_pb2_grpc,
+    credit_note_pb2,
+    invoice_pb2,
+    invoice_service_pb2_grpc,
+    usage_record_pb2,
+)
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh_client.cli.costs import COLUMNS, row_of
 from finemesh_client.cli.main import app
@@ -31,7 +39,7 @@ class Mesh(invoice_service_pb2_grpc.InvoiceServiceServicer, billing_service_pb2_
     breaks: list[int] = field(default_factory=list)
 
     def GetBalance(self, request: Message, context: object) -> billing_service_pb2.GetBalanceResponse:
-        return billing_service_pb2.GetBalanceResponse(balance=money_pb2.Balance(organization="organizations/acme"))
+        return billing_service_pb2.GetBalanceResponse(balance=balance_pb2.Balance(organization="organizations/acme"))
 
     def GetInvoice(self, request: Message, context: object) -> billing_service_pb2.GetInvoiceResponse:
         self.asked.append(request)
@@ -50,11 +58,13 @@ class Mesh(invoice_service_pb2_grpc.InvoiceServiceServicer, billing_service_pb2_
 
     def CreateCreditNote(self, request: Message, context: object) -> pb.CreateCreditNoteResponse:
         self.asked.append(request)
-        note = money_pb2.CreditNote(number="CN-000007", amount_nanos_usd=5 * 10**9, reason="[red]slow[/red]")
+        note = credit_note_pb2.CreditNote(number="CN-000007", amount_nanos_usd=5 * 10**9, reason="[red]slow[/red]")
         return pb.CreateCreditNoteResponse(credit_note=note)
 
     def GetBillingProfile(self, request: Message, context: object) -> pb.GetBillingProfileResponse:
-        return pb.GetBillingProfileResponse(profile=money_pb2.BillingParty(legal_name="Acme", address_lines=["Weg 1"]))
+        return pb.GetBillingProfileResponse(
+            profile=invoice_pb2.BillingParty(legal_name="Acme", address_lines=["Weg 1"])
+        )
 
     def UpdateBillingProfile(
         self, request: pb.UpdateBillingProfileRequest, context: object
@@ -80,10 +90,10 @@ class Mesh(invoice_service_pb2_grpc.InvoiceServiceServicer, billing_service_pb2_
 
 # Two share each moment, so that a break can fall between them.
 RECORDS = [
-    money_pb2.UsageRecord(
+    usage_record_pb2.UsageRecord(
         name=f"projects/p/usageRecords/{number}",
         work_key=f"{'=' if number == 3 else ''}gen-{number}:input",
-        kind=money_pb2.USAGE_KIND_INPUT_TOKENS,
+        kind=usage_record_pb2.USAGE_KIND_INPUT_TOKENS,
         quantity=number,
         usage_time=Timestamp(seconds=1000 + number // 2),
         billing_month="2026-11",
@@ -92,9 +102,11 @@ RECORDS = [
 ]
 
 
-def _invoice() -> money_pb2.Invoice:
-    line = money_pb2.InvoiceLine(description="Tuning, job ft-1", quantity=5, unit="tokens", amount_nanos_usd=5 * 10**9)
-    return money_pb2.Invoice(name=NOVEMBER, number="FM-000042", lines=[line], total_nanos_usd=5 * 10**9, sha256="ab")
+def _invoice() -> invoice_pb2.Invoice:
+    line = invoice_pb2.InvoiceLine(
+        description="Tuning, job ft-1", quantity=5, unit="tokens", amount_nanos_usd=5 * 10**9
+    )
+    return invoice_pb2.Invoice(name=NOVEMBER, number="FM-000042", lines=[line], total_nanos_usd=5 * 10**9, sha256="ab")
 
 
 @pytest.fixture
@@ -169,8 +181,8 @@ def test_a_profile_is_changed_field_by_field(mesh: Mesh) -> None:
     run("profile", "--tax-id", "DE1")
     run("profile", "--address", "a", "--address", "b", "--email", "a@b.example")
     assert [request.profile for request in mesh.asked] == [  # type: ignore[attr-defined]
-        money_pb2.BillingParty(legal_name="Acme", address_lines=["Weg 1"], tax_id="DE1"),
-        money_pb2.BillingParty(legal_name="Acme", address_lines=["a", "b"], email="a@b.example"),
+        invoice_pb2.BillingParty(legal_name="Acme", address_lines=["Weg 1"], tax_id="DE1"),
+        invoice_pb2.BillingParty(legal_name="Acme", address_lines=["a", "b"], email="a@b.example"),
     ]
 
 
@@ -205,7 +217,9 @@ def test_an_export_has_every_record_once_whatever_breaks(mesh: Mesh, breaks: lis
 @pytest.mark.parametrize("start", ["=", " =", "\t \u00a0@", "\ufeff+", "\u3000－", "\r", "\n-"])
 def test_no_text_of_an_export_is_a_formula(start: str) -> None:
     evil = f"{start}cmd|' /C calc'!A0"
-    row = dict(zip(COLUMNS, row_of(money_pb2.UsageRecord(resource=evil, model="plain", quantity=5)), strict=True))
+    row = dict(
+        zip(COLUMNS, row_of(usage_record_pb2.UsageRecord(resource=evil, model="plain", quantity=5)), strict=True)
+    )
     assert (row["resource"], row["model"], row["quantity"]) == (f"'{evil}", "plain", 5)
 
 
@@ -216,5 +230,5 @@ def test_an_export_of_days_in_json_lines(mesh: Mesh) -> None:
     assert isinstance(request, pb.ExportUsageRequest)
     assert request.start_time.ToJsonString() == "2026-11-01T00:00:00Z"
     assert request.end_time.ToJsonString() == "2026-11-03T00:00:00Z"
-    assert list(request.kinds) == [money_pb2.USAGE_KIND_INPUT_TOKENS]
+    assert list(request.kinds) == [usage_record_pb2.USAGE_KIND_INPUT_TOKENS]
     assert "give --month" in run("export-usage", "-o", "-").output

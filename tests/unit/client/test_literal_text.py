@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from typer.testing import CliRunner
 
 from finemesh.billing.v1 import budget_service_pb2 as budget_pb
+from finemesh.billing.v1 import credit_note_pb2, invoice_pb2, ledger_service_pb2_grpc
 from finemesh.billing.v1 import ledger_service_pb2 as pb
-from finemesh.billing.v1 import ledger_service_pb2_grpc, money_pb2
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
@@ -88,10 +88,10 @@ def _budget() -> None:
             tuning_service_pb2.QuoteTuningJobResponse(terms=[tuning_service_pb2.QuoteTerm(description=SAID)])
         ),
         lambda: show_invoice(
-            money_pb2.Invoice(
+            invoice_pb2.Invoice(
                 name=SAID,
-                lines=[money_pb2.InvoiceLine(description=SAID)],
-                credit_notes=[money_pb2.CreditNote(reason=SAID)],
+                lines=[invoice_pb2.InvoiceLine(description=SAID)],
+                credit_notes=[credit_note_pb2.CreditNote(reason=SAID)],
             )
         ),
         _budget,

@@ -9,7 +9,7 @@ import pytest
 
 from chassis import pki
 from chassis.process import Process
-from chassis.server import ServerBuilder
+from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 from deploy import certificates, healthcheck
 from deploy.requirements import name_of, requirements

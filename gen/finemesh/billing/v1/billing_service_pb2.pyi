@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from finemesh.billing.v1 import money_pb2 as _money_pb2_1
+from finemesh.billing.v1 import balance_pb2 as _balance_pb2
+from finemesh.billing.v1 import invoice_pb2 as _invoice_pb2
+from finemesh.billing.v1 import usage_record_pb2 as _usage_record_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -205,13 +207,13 @@ class GetBalanceResponse(_message.Message):
 
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def balance(self) -> _money_pb2_1.Balance:
+    def balance(self) -> _balance_pb2.Balance:
         """The balance."""
 
     def __init__(
         self,
         *,
-        balance: _money_pb2_1.Balance | None = ...,
+        balance: _balance_pb2.Balance | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -262,13 +264,13 @@ class TopUpResponse(_message.Message):
     transaction_id: _builtins.str
     """The ledger transaction."""
     @_builtins.property
-    def balance(self) -> _money_pb2_1.Balance:
+    def balance(self) -> _balance_pb2.Balance:
         """The balance."""
 
     def __init__(
         self,
         *,
-        balance: _money_pb2_1.Balance | None = ...,
+        balance: _balance_pb2.Balance | None = ...,
         transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
@@ -307,7 +309,7 @@ class ListUsageRecordsRequest(_message.Message):
     api_key_id: _builtins.str
     """Only records of this API key, its id; empty for all."""
     @_builtins.property
-    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_money_pb2_1.UsageKind.ValueType]:
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_usage_record_pb2.UsageKind.ValueType]:
         """Only records of these kinds; empty for all."""
 
     @_builtins.property
@@ -325,7 +327,7 @@ class ListUsageRecordsRequest(_message.Message):
         resource: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        kinds: _abc.Iterable[_money_pb2_1.UsageKind.ValueType] | None = ...,
+        kinds: _abc.Iterable[_usage_record_pb2.UsageKind.ValueType] | None = ...,
         model: _builtins.str = ...,
         api_key_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
@@ -350,13 +352,13 @@ class ListUsageRecordsResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty on the last one."""
     @_builtins.property
-    def usage_records(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2_1.UsageRecord]:
+    def usage_records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_record_pb2.UsageRecord]:
         """The records, newest first."""
 
     def __init__(
         self,
         *,
-        usage_records: _abc.Iterable[_money_pb2_1.UsageRecord] | None = ...,
+        usage_records: _abc.Iterable[_usage_record_pb2.UsageRecord] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -397,13 +399,13 @@ class GetInvoiceResponse(_message.Message):
 
     INVOICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def invoice(self) -> _money_pb2_1.Invoice:
+    def invoice(self) -> _invoice_pb2.Invoice:
         """The invoice."""
 
     def __init__(
         self,
         *,
-        invoice: _money_pb2_1.Invoice | None = ...,
+        invoice: _invoice_pb2.Invoice | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["invoice", b"invoice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

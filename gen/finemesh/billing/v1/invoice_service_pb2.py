@@ -22,59 +22,61 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from finemesh.billing.v1 import money_pb2 as finemesh_dot_billing_dot_v1_dot_money__pb2
+from finemesh.billing.v1 import credit_note_pb2 as finemesh_dot_billing_dot_v1_dot_credit__note__pb2
+from finemesh.billing.v1 import invoice_pb2 as finemesh_dot_billing_dot_v1_dot_invoice__pb2
+from finemesh.billing.v1 import usage_record_pb2 as finemesh_dot_billing_dot_v1_dot_usage__record__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/billing/v1/invoice_service.proto\x12\x13\x66inemesh.billing.v1\x1a\x1f\x66inemesh/billing/v1/money.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x13ListInvoicesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListInvoicesResponse\x12.\n\x08invoices\x18\x01 \x03(\x0b\x32\x1c.finemesh.billing.v1.Invoice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x14RenderInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".finemesh.billing.v1.InvoiceFormat\"P\n\x15RenderInvoiceResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x10\n\x08\x66ilename\x18\x03 \x01(\t\"#\n\x13\x43loseInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x14\x43loseInvoiceResponse\x12-\n\x07invoice\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Invoice\"\x90\x01\n\x17\x43reateCreditNoteRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07invoice\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"P\n\x18\x43reateCreditNoteResponse\x12\x34\n\x0b\x63redit_note\x18\x01 \x01(\x0b\x32\x1f.finemesh.billing.v1.CreditNote\"?\n\x16ListCreditNotesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x17ListCreditNotesResponse\x12\x35\n\x0c\x63redit_notes\x18\x01 \x03(\x0b\x32\x1f.finemesh.billing.v1.CreditNote\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1a\n\x18GetBillingProfileRequest\"O\n\x19GetBillingProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"Q\n\x1bUpdateBillingProfileRequest\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"R\n\x1cUpdateBillingProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"\x81\x01\n\x11QueryCostsRequest\x12\x11\n\tstart_day\x18\x01 \x01(\t\x12\x0f\n\x07\x65nd_day\x18\x02 \x01(\t\x12\x34\n\x08group_by\x18\x03 \x03(\x0e\x32\".finemesh.billing.v1.CostDimension\x12\x12\n\nproject_id\x18\x04 \x01(\t\"Y\n\x12QueryCostsResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.finemesh.billing.v1.CostRow\x12\x17\n\x0ftotal_nanos_usd\x18\x02 \x01(\x03\"_\n\x07\x43ostRow\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x03 \x01(\x03\x12\x1a\n\x12usage_record_count\x18\x04 \x01(\x03\"\xda\x01\n\x12\x45xportUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08resource\x18\x04 \x01(\t\x12-\n\x05kinds\x18\x05 \x03(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\x15\n\rbilling_month\x18\x06 \x01(\t\"N\n\x13\x45xportUsageResponse\x12\x37\n\rusage_records\x18\x01 \x03(\x0b\x32 .finemesh.billing.v1.UsageRecord*\x91\x01\n\rInvoiceFormat\x12\x1e\n\x1aINVOICE_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13INVOICE_FORMAT_HTML\x10\x01\x12\x16\n\x12INVOICE_FORMAT_PDF\x10\x02\x12\x16\n\x12INVOICE_FORMAT_CSV\x10\x03\x12\x17\n\x13INVOICE_FORMAT_JSON\x10\x04*\xcf\x01\n\rCostDimension\x12\x1e\n\x1a\x43OST_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OST_DIMENSION_PROJECT\x10\x01\x12\x18\n\x14\x43OST_DIMENSION_MODEL\x10\x02\x12\x16\n\x12\x43OST_DIMENSION_DAY\x10\x03\x12\x1b\n\x17\x43OST_DIMENSION_RESOURCE\x10\x04\x12\x1a\n\x16\x43OST_DIMENSION_API_KEY\x10\x05\x12\x17\n\x13\x43OST_DIMENSION_KIND\x10\x06\x32\xd5\x07\n\x0eInvoiceService\x12\x63\n\x0cListInvoices\x12(.finemesh.billing.v1.ListInvoicesRequest\x1a).finemesh.billing.v1.ListInvoicesResponse\x12\x66\n\rRenderInvoice\x12).finemesh.billing.v1.RenderInvoiceRequest\x1a*.finemesh.billing.v1.RenderInvoiceResponse\x12\x63\n\x0c\x43loseInvoice\x12(.finemesh.billing.v1.CloseInvoiceRequest\x1a).finemesh.billing.v1.CloseInvoiceResponse\x12o\n\x10\x43reateCreditNote\x12,.finemesh.billing.v1.CreateCreditNoteRequest\x1a-.finemesh.billing.v1.CreateCreditNoteResponse\x12l\n\x0fListCreditNotes\x12+.finemesh.billing.v1.ListCreditNotesRequest\x1a,.finemesh.billing.v1.ListCreditNotesResponse\x12r\n\x11GetBillingProfile\x12-.finemesh.billing.v1.GetBillingProfileRequest\x1a..finemesh.billing.v1.GetBillingProfileResponse\x12{\n\x14UpdateBillingProfile\x12\x30.finemesh.billing.v1.UpdateBillingProfileRequest\x1a\x31.finemesh.billing.v1.UpdateBillingProfileResponse\x12]\n\nQueryCosts\x12&.finemesh.billing.v1.QueryCostsRequest\x1a\'.finemesh.billing.v1.QueryCostsResponse\x12\x62\n\x0b\x45xportUsage\x12\'.finemesh.billing.v1.ExportUsageRequest\x1a(.finemesh.billing.v1.ExportUsageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/billing/v1/invoice_service.proto\x12\x13\x66inemesh.billing.v1\x1a%finemesh/billing/v1/credit_note.proto\x1a!finemesh/billing/v1/invoice.proto\x1a&finemesh/billing/v1/usage_record.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x13ListInvoicesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListInvoicesResponse\x12.\n\x08invoices\x18\x01 \x03(\x0b\x32\x1c.finemesh.billing.v1.Invoice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x14RenderInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".finemesh.billing.v1.InvoiceFormat\"P\n\x15RenderInvoiceResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x10\n\x08\x66ilename\x18\x03 \x01(\t\"#\n\x13\x43loseInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x14\x43loseInvoiceResponse\x12-\n\x07invoice\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Invoice\"\x90\x01\n\x17\x43reateCreditNoteRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07invoice\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"P\n\x18\x43reateCreditNoteResponse\x12\x34\n\x0b\x63redit_note\x18\x01 \x01(\x0b\x32\x1f.finemesh.billing.v1.CreditNote\"?\n\x16ListCreditNotesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x17ListCreditNotesResponse\x12\x35\n\x0c\x63redit_notes\x18\x01 \x03(\x0b\x32\x1f.finemesh.billing.v1.CreditNote\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1a\n\x18GetBillingProfileRequest\"O\n\x19GetBillingProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"Q\n\x1bUpdateBillingProfileRequest\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"R\n\x1cUpdateBillingProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.finemesh.billing.v1.BillingParty\"\x81\x01\n\x11QueryCostsRequest\x12\x11\n\tstart_day\x18\x01 \x01(\t\x12\x0f\n\x07\x65nd_day\x18\x02 \x01(\t\x12\x34\n\x08group_by\x18\x03 \x03(\x0e\x32\".finemesh.billing.v1.CostDimension\x12\x12\n\nproject_id\x18\x04 \x01(\t\"Y\n\x12QueryCostsResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.finemesh.billing.v1.CostRow\x12\x17\n\x0ftotal_nanos_usd\x18\x02 \x01(\x03\"_\n\x07\x43ostRow\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x03 \x01(\x03\x12\x1a\n\x12usage_record_count\x18\x04 \x01(\x03\"\xda\x01\n\x12\x45xportUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08resource\x18\x04 \x01(\t\x12-\n\x05kinds\x18\x05 \x03(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\x15\n\rbilling_month\x18\x06 \x01(\t\"N\n\x13\x45xportUsageResponse\x12\x37\n\rusage_records\x18\x01 \x03(\x0b\x32 .finemesh.billing.v1.UsageRecord*\x91\x01\n\rInvoiceFormat\x12\x1e\n\x1aINVOICE_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13INVOICE_FORMAT_HTML\x10\x01\x12\x16\n\x12INVOICE_FORMAT_PDF\x10\x02\x12\x16\n\x12INVOICE_FORMAT_CSV\x10\x03\x12\x17\n\x13INVOICE_FORMAT_JSON\x10\x04*\xcf\x01\n\rCostDimension\x12\x1e\n\x1a\x43OST_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43OST_DIMENSION_PROJECT\x10\x01\x12\x18\n\x14\x43OST_DIMENSION_MODEL\x10\x02\x12\x16\n\x12\x43OST_DIMENSION_DAY\x10\x03\x12\x1b\n\x17\x43OST_DIMENSION_RESOURCE\x10\x04\x12\x1a\n\x16\x43OST_DIMENSION_API_KEY\x10\x05\x12\x17\n\x13\x43OST_DIMENSION_KIND\x10\x06\x32\xd5\x07\n\x0eInvoiceService\x12\x63\n\x0cListInvoices\x12(.finemesh.billing.v1.ListInvoicesRequest\x1a).finemesh.billing.v1.ListInvoicesResponse\x12\x66\n\rRenderInvoice\x12).finemesh.billing.v1.RenderInvoiceRequest\x1a*.finemesh.billing.v1.RenderInvoiceResponse\x12\x63\n\x0c\x43loseInvoice\x12(.finemesh.billing.v1.CloseInvoiceRequest\x1a).finemesh.billing.v1.CloseInvoiceResponse\x12o\n\x10\x43reateCreditNote\x12,.finemesh.billing.v1.CreateCreditNoteRequest\x1a-.finemesh.billing.v1.CreateCreditNoteResponse\x12l\n\x0fListCreditNotes\x12+.finemesh.billing.v1.ListCreditNotesRequest\x1a,.finemesh.billing.v1.ListCreditNotesResponse\x12r\n\x11GetBillingProfile\x12-.finemesh.billing.v1.GetBillingProfileRequest\x1a..finemesh.billing.v1.GetBillingProfileResponse\x12{\n\x14UpdateBillingProfile\x12\x30.finemesh.billing.v1.UpdateBillingProfileRequest\x1a\x31.finemesh.billing.v1.UpdateBillingProfileResponse\x12]\n\nQueryCosts\x12&.finemesh.billing.v1.QueryCostsRequest\x1a\'.finemesh.billing.v1.QueryCostsResponse\x12\x62\n\x0b\x45xportUsage\x12\'.finemesh.billing.v1.ExportUsageRequest\x1a(.finemesh.billing.v1.ExportUsageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.billing.v1.invoice_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INVOICEFORMAT']._serialized_start=1870
-  _globals['_INVOICEFORMAT']._serialized_end=2015
-  _globals['_COSTDIMENSION']._serialized_start=2018
-  _globals['_COSTDIMENSION']._serialized_end=2225
-  _globals['_LISTINVOICESREQUEST']._serialized_start=132
-  _globals['_LISTINVOICESREQUEST']._serialized_end=192
-  _globals['_LISTINVOICESRESPONSE']._serialized_start=194
-  _globals['_LISTINVOICESRESPONSE']._serialized_end=289
-  _globals['_RENDERINVOICEREQUEST']._serialized_start=291
-  _globals['_RENDERINVOICEREQUEST']._serialized_end=379
-  _globals['_RENDERINVOICERESPONSE']._serialized_start=381
-  _globals['_RENDERINVOICERESPONSE']._serialized_end=461
-  _globals['_CLOSEINVOICEREQUEST']._serialized_start=463
-  _globals['_CLOSEINVOICEREQUEST']._serialized_end=498
-  _globals['_CLOSEINVOICERESPONSE']._serialized_start=500
-  _globals['_CLOSEINVOICERESPONSE']._serialized_end=569
-  _globals['_CREATECREDITNOTEREQUEST']._serialized_start=572
-  _globals['_CREATECREDITNOTEREQUEST']._serialized_end=716
-  _globals['_CREATECREDITNOTERESPONSE']._serialized_start=718
-  _globals['_CREATECREDITNOTERESPONSE']._serialized_end=798
-  _globals['_LISTCREDITNOTESREQUEST']._serialized_start=800
-  _globals['_LISTCREDITNOTESREQUEST']._serialized_end=863
-  _globals['_LISTCREDITNOTESRESPONSE']._serialized_start=865
-  _globals['_LISTCREDITNOTESRESPONSE']._serialized_end=970
-  _globals['_GETBILLINGPROFILEREQUEST']._serialized_start=972
-  _globals['_GETBILLINGPROFILEREQUEST']._serialized_end=998
-  _globals['_GETBILLINGPROFILERESPONSE']._serialized_start=1000
-  _globals['_GETBILLINGPROFILERESPONSE']._serialized_end=1079
-  _globals['_UPDATEBILLINGPROFILEREQUEST']._serialized_start=1081
-  _globals['_UPDATEBILLINGPROFILEREQUEST']._serialized_end=1162
-  _globals['_UPDATEBILLINGPROFILERESPONSE']._serialized_start=1164
-  _globals['_UPDATEBILLINGPROFILERESPONSE']._serialized_end=1246
-  _globals['_QUERYCOSTSREQUEST']._serialized_start=1249
-  _globals['_QUERYCOSTSREQUEST']._serialized_end=1378
-  _globals['_QUERYCOSTSRESPONSE']._serialized_start=1380
-  _globals['_QUERYCOSTSRESPONSE']._serialized_end=1469
-  _globals['_COSTROW']._serialized_start=1471
-  _globals['_COSTROW']._serialized_end=1566
-  _globals['_EXPORTUSAGEREQUEST']._serialized_start=1569
-  _globals['_EXPORTUSAGEREQUEST']._serialized_end=1787
-  _globals['_EXPORTUSAGERESPONSE']._serialized_start=1789
-  _globals['_EXPORTUSAGERESPONSE']._serialized_end=1867
-  _globals['_INVOICESERVICE']._serialized_start=2228
-  _globals['_INVOICESERVICE']._serialized_end=3209
+  _globals['_INVOICEFORMAT']._serialized_start=1951
+  _globals['_INVOICEFORMAT']._serialized_end=2096
+  _globals['_COSTDIMENSION']._serialized_start=2099
+  _globals['_COSTDIMENSION']._serialized_end=2306
+  _globals['_LISTINVOICESREQUEST']._serialized_start=213
+  _globals['_LISTINVOICESREQUEST']._serialized_end=273
+  _globals['_LISTINVOICESRESPONSE']._serialized_start=275
+  _globals['_LISTINVOICESRESPONSE']._serialized_end=370
+  _globals['_RENDERINVOICEREQUEST']._serialized_start=372
+  _globals['_RENDERINVOICEREQUEST']._serialized_end=460
+  _globals['_RENDERINVOICERESPONSE']._serialized_start=462
+  _globals['_RENDERINVOICERESPONSE']._serialized_end=542
+  _globals['_CLOSEINVOICEREQUEST']._serialized_start=544
+  _globals['_CLOSEINVOICEREQUEST']._serialized_end=579
+  _globals['_CLOSEINVOICERESPONSE']._serialized_start=581
+  _globals['_CLOSEINVOICERESPONSE']._serialized_end=650
+  _globals['_CREATECREDITNOTEREQUEST']._serialized_start=653
+  _globals['_CREATECREDITNOTEREQUEST']._serialized_end=797
+  _globals['_CREATECREDITNOTERESPONSE']._serialized_start=799
+  _globals['_CREATECREDITNOTERESPONSE']._serialized_end=879
+  _globals['_LISTCREDITNOTESREQUEST']._serialized_start=881
+  _globals['_LISTCREDITNOTESREQUEST']._serialized_end=944
+  _globals['_LISTCREDITNOTESRESPONSE']._serialized_start=946
+  _globals['_LISTCREDITNOTESRESPONSE']._serialized_end=1051
+  _globals['_GETBILLINGPROFILEREQUEST']._serialized_start=1053
+  _globals['_GETBILLINGPROFILEREQUEST']._serialized_end=1079
+  _globals['_GETBILLINGPROFILERESPONSE']._serialized_start=1081
+  _globals['_GETBILLINGPROFILERESPONSE']._serialized_end=1160
+  _globals['_UPDATEBILLINGPROFILEREQUEST']._serialized_start=1162
+  _globals['_UPDATEBILLINGPROFILEREQUEST']._serialized_end=1243
+  _globals['_UPDATEBILLINGPROFILERESPONSE']._serialized_start=1245
+  _globals['_UPDATEBILLINGPROFILERESPONSE']._serialized_end=1327
+  _globals['_QUERYCOSTSREQUEST']._serialized_start=1330
+  _globals['_QUERYCOSTSREQUEST']._serialized_end=1459
+  _globals['_QUERYCOSTSRESPONSE']._serialized_start=1461
+  _globals['_QUERYCOSTSRESPONSE']._serialized_end=1550
+  _globals['_COSTROW']._serialized_start=1552
+  _globals['_COSTROW']._serialized_end=1647
+  _globals['_EXPORTUSAGEREQUEST']._serialized_start=1650
+  _globals['_EXPORTUSAGEREQUEST']._serialized_end=1868
+  _globals['_EXPORTUSAGERESPONSE']._serialized_start=1870
+  _globals['_EXPORTUSAGERESPONSE']._serialized_end=1948
+  _globals['_INVOICESERVICE']._serialized_start=2309
+  _globals['_INVOICESERVICE']._serialized_end=3290
 # @@protoc_insertion_point(module_scope)

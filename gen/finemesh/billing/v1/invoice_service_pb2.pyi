@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from finemesh.billing.v1 import money_pb2 as _money_pb2
+from finemesh.billing.v1 import credit_note_pb2 as _credit_note_pb2
+from finemesh.billing.v1 import invoice_pb2 as _invoice_pb2
+from finemesh.billing.v1 import usage_record_pb2 as _usage_record_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -130,13 +132,13 @@ class ListInvoicesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty on the last one."""
     @_builtins.property
-    def invoices(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Invoice]:
+    def invoices(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.Invoice]:
         """The invoices, newest first, without their lines."""
 
     def __init__(
         self,
         *,
-        invoices: _abc.Iterable[_money_pb2.Invoice] | None = ...,
+        invoices: _abc.Iterable[_invoice_pb2.Invoice] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -233,13 +235,13 @@ class CloseInvoiceResponse(_message.Message):
 
     INVOICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def invoice(self) -> _money_pb2.Invoice:
+    def invoice(self) -> _invoice_pb2.Invoice:
         """The invoice; without its lines and parties where they do not fit into a message."""
 
     def __init__(
         self,
         *,
-        invoice: _money_pb2.Invoice | None = ...,
+        invoice: _invoice_pb2.Invoice | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["invoice", b"invoice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -299,13 +301,13 @@ class CreateCreditNoteResponse(_message.Message):
 
     CREDIT_NOTE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def credit_note(self) -> _money_pb2.CreditNote:
+    def credit_note(self) -> _credit_note_pb2.CreditNote:
         """The credit note."""
 
     def __init__(
         self,
         *,
-        credit_note: _money_pb2.CreditNote | None = ...,
+        credit_note: _credit_note_pb2.CreditNote | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit_note", b"credit_note"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -352,13 +354,13 @@ class ListCreditNotesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty on the last one."""
     @_builtins.property
-    def credit_notes(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.CreditNote]:
+    def credit_notes(self) -> _containers.RepeatedCompositeFieldContainer[_credit_note_pb2.CreditNote]:
         """The notes, newest first."""
 
     def __init__(
         self,
         *,
-        credit_notes: _abc.Iterable[_money_pb2.CreditNote] | None = ...,
+        credit_notes: _abc.Iterable[_credit_note_pb2.CreditNote] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -394,13 +396,13 @@ class GetBillingProfileResponse(_message.Message):
 
     PROFILE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def profile(self) -> _money_pb2.BillingParty:
+    def profile(self) -> _invoice_pb2.BillingParty:
         """The profile; empty where none was set."""
 
     def __init__(
         self,
         *,
-        profile: _money_pb2.BillingParty | None = ...,
+        profile: _invoice_pb2.BillingParty | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -418,13 +420,13 @@ class UpdateBillingProfileRequest(_message.Message):
 
     PROFILE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def profile(self) -> _money_pb2.BillingParty:
+    def profile(self) -> _invoice_pb2.BillingParty:
         """The profile."""
 
     def __init__(
         self,
         *,
-        profile: _money_pb2.BillingParty | None = ...,
+        profile: _invoice_pb2.BillingParty | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -442,13 +444,13 @@ class UpdateBillingProfileResponse(_message.Message):
 
     PROFILE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def profile(self) -> _money_pb2.BillingParty:
+    def profile(self) -> _invoice_pb2.BillingParty:
         """The profile."""
 
     def __init__(
         self,
         *,
-        profile: _money_pb2.BillingParty | None = ...,
+        profile: _invoice_pb2.BillingParty | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -589,7 +591,7 @@ class ExportUsageRequest(_message.Message):
         """Only records whose use ended before this moment; needed without `billing_month`."""
 
     @_builtins.property
-    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_money_pb2.UsageKind.ValueType]:
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_usage_record_pb2.UsageKind.ValueType]:
         """Only records of these kinds; empty for all."""
 
     def __init__(
@@ -599,7 +601,7 @@ class ExportUsageRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         resource: _builtins.str = ...,
-        kinds: _abc.Iterable[_money_pb2.UsageKind.ValueType] | None = ...,
+        kinds: _abc.Iterable[_usage_record_pb2.UsageKind.ValueType] | None = ...,
         billing_month: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
@@ -618,13 +620,13 @@ class ExportUsageResponse(_message.Message):
 
     USAGE_RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def usage_records(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.UsageRecord]:
+    def usage_records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_record_pb2.UsageRecord]:
         """The records, oldest first."""
 
     def __init__(
         self,
         *,
-        usage_records: _abc.Iterable[_money_pb2.UsageRecord] | None = ...,
+        usage_records: _abc.Iterable[_usage_record_pb2.UsageRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -16,11 +16,13 @@ import grpc
 import structlog
 from opentelemetry.trace import Span, SpanKind
 
-from chassis import deadline, errors, identity, telemetry
+from chassis import errors, identity
 from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
-from chassis.failures import domain_error_of
 from chassis.identity import Caller
+from chassis.rpc import deadline
+from chassis.rpc.failures import domain_error_of
 from chassis.settings import ChassisSettings
+from chassis.telemetry import trace as telemetry
 
 log = structlog.get_logger()
 

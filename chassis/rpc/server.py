@@ -13,9 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from chassis import pki
-from chassis.contracts import pool_of
-from chassis.guard import Authenticate, EndlessCalls, Guard, Handler
 from chassis.process import DrainStage, Process
+from chassis.rpc.contracts import pool_of
+from chassis.rpc.guard import Authenticate, EndlessCalls, Guard, Handler
 from chassis.settings import ChassisSettings
 
 log = structlog.get_logger()

@@ -7,10 +7,10 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from chassis import deadline
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.errors import DeadlineExceeded, Unavailable
+from chassis.rpc import deadline
 
 _T = TypeVar("_T")
 

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from chassis.settings import ChassisSettings
-from chassis.telemetry import current_trace_id
+from chassis.telemetry.trace import current_trace_id
 
 # Libraries that tell at `info` what only their authors want to read.
 _QUIET_LIBRARIES = ("httpx", "httpcore", "nats", "grpc", "asyncio", "hpack")
