@@ -18,12 +18,13 @@ from bench.train.gpu_clock import DeviceClock, device_name
 from bench.train.gpu_shapes import GPU_SHAPES, LEARNING_RATE, OUR_SETTINGS, WARM_STEPS, GpuShape
 from bench.train.rows import BEGIN_ID, END_ID, PAD_ID, gpu_rows, write_rows, write_tokenizer
 from bench.train.shapes import GRADIENT_NORM_MAX, LORA_ALPHA, LORA_RANK, SEED, THREADS
-from services.trainer.train.distributed import ALONE
-from services.trainer.train.fit import fit_to_devices
-from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.spec import parse_spec, resolve_paths
-from services.trainer.train.start import set_up_torch, start_run
-from services.trainer.train.steps import settle_step, train_step
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.loop.start_run import set_up_torch, start_run
+from services.trainer.train.loop.step import settle_step, train_step
+from services.trainer.train.memory.fit import fit_to_devices
+from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import parse_spec
 
 
 class Heard:

@@ -40,8 +40,9 @@ from bench.train.shapes import (
     SHAPES,
     THREADS,
 )
-from services.trainer.train.loop import train
-from services.trainer.train.spec import parse_spec, resolve_paths
+from services.trainer.train.loop.run import train
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import parse_spec
 
 
 class Watch:

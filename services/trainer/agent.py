@@ -17,7 +17,7 @@ from chassis.rpc.channel import NO_DEADLINE
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.trainer.attempt import Attempt, Kit
 from services.trainer.following import attempt_for
-from services.trainer.train.preparation import preparation_version
+from services.trainer.train.data.preparation.fingerprint import preparation_version
 
 if TYPE_CHECKING:
     _Stream = grpc.aio.StreamStreamCall[node_service_pb2.HeartbeatRequest, node_service_pb2.HeartbeatResponse]

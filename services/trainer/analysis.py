@@ -28,7 +28,7 @@ from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from services.trainer.child import LAST_WORDS_LINES_MAX, LOG_LINE_CHARS_MAX
 from services.trainer.config import TrainerSettings
 from services.trainer.spawn import Spawned, spawn_module
-from services.trainer.train.preparation import preparation_version
+from services.trainer.train.data.preparation.fingerprint import preparation_version
 
 log = structlog.get_logger()
 

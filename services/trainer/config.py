@@ -86,7 +86,7 @@ class TrainerSettings(ChassisSettings):
     report_backoff_s_min: float = Field(default=0.1, gt=0, description="First pause before a report is repeated.")
     report_backoff_s_max: float = Field(default=5.0, gt=0, description="Longest pause before a report is repeated.")
 
-    analysis_module: str = Field(default="services.trainer.train.analyze", description="What an analysis runs.")
+    analysis_module: str = Field(default="services.trainer.train.analysis.main", description="What an analysis runs.")
     analysis_s_max: float = Field(default=3600.0, gt=0, description="Longest analysis of one dataset.")
     analysis_memory_bytes_max: int = Field(
         default=8 * 1024**3, ge=256 * 1024**2, description="What its processes hold, each."

@@ -34,7 +34,7 @@ NO_WARM_CHILDREN = {"FINEMESH_TRAINER_WARM_MEMORY_BYTES_MAX": "0"}
 def make_base(folder: Path, name: str = "tiny-llama") -> Path:
     """A small real base model from its recipe, kept in the user's cache between runs."""
     cache = Path.home() / ".cache" / "finemesh" / "recipes"
-    command = [sys.executable, "-m", "services.trainer.train.recipe", "--name", name, "--out", str(folder / name)]
+    command = [sys.executable, "-m", "services.trainer.train.recipes.main", "--name", name, "--out", str(folder / name)]
     subprocess.run([*command, "--cache", str(cache)], check=True, capture_output=True)
     return folder / name
 

@@ -16,11 +16,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
-from services.trainer.train import loop
-from services.trainer.train.recipe import make
-from services.trainer.train.recipes.shapes import RECIPES
-from services.trainer.train.run import Run
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.loop import run as loop
+from services.trainer.train.loop.state import Run
+from services.trainer.train.recipes.main import make
+from services.trainer.train.recipes.model_shapes import RECIPES
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 WORDS = [
     "open",

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from services.trainer.train import durable, main
+from services.trainer.train import main
+from services.trainer.train.disk import durable
 
 _FULL_BYTES = 1000
 

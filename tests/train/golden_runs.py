@@ -20,9 +20,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.trainer.train.loop import train
-from services.trainer.train.recipes.shapes import RECIPES, Recipe
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.loop.run import train
+from services.trainer.train.recipes.model_shapes import RECIPES, Recipe
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 Trace = dict[str, list[float]]
 

@@ -13,15 +13,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.trainer.train import scratch
-from services.trainer.train.batches import MicroBatch
-from services.trainer.train.in_place import keep_gradients_in_place
-from services.trainer.train.lora import add_adapter
-from services.trainer.train.loss import CHUNK_ROWS
-from services.trainer.train.model import CausalModel
-from services.trainer.train.optim import clip_gradients, make_optimizer
-from services.trainer.train.planner import Work, peak_bytes, shape_of
-from services.trainer.train.spec import LoraTraining
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.losses import cross_entropy
+from services.trainer.train.losses.cross_entropy import CHUNK_ROWS
+from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.memory.memory_planner import Work, peak_bytes, shape_of
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.in_place_gradients import keep_gradients_in_place
+from services.trainer.train.modeling.lora import add_adapter
+from services.trainer.train.modeling.optimizer import clip_gradients, make_optimizer
+from services.trainer.train.settings.spec import LoraTraining
 
 # About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer. The mixtures are as small, the experts
 # of one as wide as its intermediate_size and those of the other by far narrower.
@@ -62,7 +63,7 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # Those of a larger request before stay otherwise.
-    scratch._buffers.clear()
+    cross_entropy._buffers.clear()
     config = config_of(request["shape"])
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
     model = CausalModel(module=base, base=base, device="cpu", softcap=None)
@@ -81,7 +82,7 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
     batch = _batch(lines, length, config["vocab_size"])
     _step(model, optimizer, batch)
     tensors = [
-        *scratch._buffers.values(),
+        *cross_entropy._buffers.values(),
         *base.parameters(),
         *(tensor for state in optimizer.state.values() for tensor in state.values()),
     ]
@@ -121,7 +122,7 @@ def _batch(lines: int, length: int, vocabulary: int) -> MicroBatch:
 
 
 def _step(model: CausalModel, optimizer: Any, batch: MicroBatch) -> None:
-    model.loss_sum(batch, 1 / batch.labelled).backward()
+    Supervised().loss_sum(model, batch, 1 / batch.labelled).backward()
     clip_gradients(model.trainable.values(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.trainer.train.failures import Failure
+from services.trainer.train.settings.failures import Failure
 from tests.train.test_bad_input import Make, run, with_base
 
 WEIGHTS = "model.safetensors"

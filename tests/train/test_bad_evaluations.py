@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.durable import read_whole_folder
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.objective import Preferences, Supervised
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.disk.durable import read_whole_folder
+from services.trainer.train.loop.run import train
+from services.trainer.train.losses.objective import Preferences, Supervised
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import preferences, write_rows
 from tests.train.test_bad_input import Events, Make
 

@@ -13,11 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import SafetensorError
 
-from services.trainer.train import causes, durable, gradients, reference, steps
-from services.trainer.train.durable import read_whole_folder
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.disk import durable
+from services.trainer.train.disk.durable import read_whole_folder
+from services.trainer.train.loop import reference
+from services.trainer.train.loop import step as stepping
+from services.trainer.train.loop.run import train
+from services.trainer.train.runtime import failure_causes as causes
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import conversations, preferences, write_rows
 
 Events = list[dict[str, Any]]
@@ -238,13 +242,13 @@ def test_rows_beyond_the_limit_are_cut_or_left_out_and_told(make_job: Make) -> N
 def test_a_run_that_diverges_stops_names_the_step_and_keeps_the_last_good_checkpoint(
     make_job: Make, monkeypatch: pytest.MonkeyPatch, poison: float
 ) -> None:
-    whole = gradients.gradients_of_step
+    whole = stepping.gradients_of_step
 
     def poisoned(run: Any, step: int) -> Any:
         loss, *more = whole(run, step)
         return (poison if step == 5 else loss, *more)
 
-    monkeypatch.setattr(steps, "gradients_of_step", poisoned)
+    monkeypatch.setattr(stepping, "gradients_of_step", poisoned)
     workdir = make_job()
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)

@@ -9,16 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.train import checkpoint as checkpoints
-from services.trainer.train import loop
-from services.trainer.train.ahead import StepBatches
-from services.trainer.train.batches import MicroBatch
-from services.trainer.train.distributed import ALONE
-from services.trainer.train.durable import commit_folder
-from services.trainer.train.inputs import batches_of_step, prepare_inputs
-from services.trainer.train.loop import train
-from services.trainer.train.run import Run
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.checkpoint import writer as checkpoints
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.data.batches.run_batches import batches_of_step
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.disk.durable import commit_folder
+from services.trainer.train.loop import run as loop
+from services.trainer.train.loop.prefetch import StepBatches
+from services.trainer.train.loop.run import train
+from services.trainer.train.loop.state import Run
+from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import run_job
 
 Events = list[dict[str, Any]]
@@ -58,7 +60,7 @@ def test_a_checkpoint_written_late_holds_its_own_step_and_is_told_when_it_is_the
     monkeypatch.setattr(checkpoints, "commit_folder", late)
     workdir = make_job("late", **settings)
     # The first step after the checkpoint opens the next range; ranges of one step each tell it at once.
-    monkeypatch.setattr("services.trainer.train.loop.report_when_due", lambda run: run.progress.flush(run.position))
+    monkeypatch.setattr("services.trainer.train.loop.run.report_when_due", lambda run: run.progress.flush(run.position))
 
     def hear(event: dict[str, Any]) -> None:
         if event.get("end_step") == 3:

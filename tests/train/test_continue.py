@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.shard import save_shards
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.loop.run import train
+from services.trainer.train.modeling.fsdp import save_shards
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import preferences, write_rows
 
 Events = list[dict[str, Any]]

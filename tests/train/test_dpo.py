@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.train import reference, start
-from services.trainer.train.batches import micro_batches
-from services.trainer.train.distributed import ALONE
-from services.trainer.train.durable import sha256_file
-from services.trainer.train.export import read_trained_weights
-from services.trainer.train.failures import Failure
-from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.model import load_base
-from services.trainer.train.objective import answer_log_probs
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data.batches.micro_batch import micro_batches
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.disk.durable import sha256_file
+from services.trainer.train.loop import reference
+from services.trainer.train.loop import start_run as start
+from services.trainer.train.losses.objective import answer_log_probs
+from services.trainer.train.modeling.base_model import load_base
+from services.trainer.train.modeling.trained_weights import read_trained_weights
+from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import preferences, run_job, write_rows
 
 Events = list[dict[str, Any]]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from services.trainer.train.early import judge
-from services.trainer.train.methods import EarlyStopping
-from services.trainer.train.position import Position
+from services.trainer.train.checkpoint.position import Position
+from services.trainer.train.loop.early_stopping import judge
+from services.trainer.train.settings.methods import EarlyStopping
 from tests.train.conftest import run_job
 
 Events = list[dict[str, Any]]

@@ -13,15 +13,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.trainer.train import finish
-from services.trainer.train.export import read_trained_weights
-from services.trainer.train.failures import Failure
-from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.loop import train
-from services.trainer.train.lora import add_adapter
-from services.trainer.train.model import CausalModel
-from services.trainer.train.parity import TOLERANCE_REDUCED, check_parity
-from services.trainer.train.spec import LoraTraining, load_spec, resolve_paths
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.export.parity import TOLERANCE_REDUCED, check_parity
+from services.trainer.train.loop import finish
+from services.trainer.train.loop.run import train
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.lora import add_adapter
+from services.trainer.train.modeling.trained_weights import read_trained_weights
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import LoraTraining, resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 ROOT = Path(__file__).parents[2]
 Events = list[dict[str, Any]]

@@ -17,9 +17,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from services.trainer.train.loop import train
-from services.trainer.train.parity import ENGINE, EXPORTED, MERGED, TOLERANCE_FLOAT32_ENGINE
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.export.parity import ENGINE, EXPORTED, MERGED, TOLERANCE_FLOAT32_ENGINE
+from services.trainer.train.loop.run import train
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 ROOT = Path(__file__).parents[2]
 SCORER = [

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.train import start
-from services.trainer.train import steps as stepping
-from services.trainer.train.objective import Supervised
-from services.trainer.train.optim import clip_gradients, learning_rate_at
-from services.trainer.train.recipes.shapes import RECIPES
+from services.trainer.train.loop import start_run as start
+from services.trainer.train.loop import step as stepping
+from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at
+from services.trainer.train.recipes.model_shapes import RECIPES
 from tests.train.golden_runs import FOLDER, METHODS, Trace, furthest, golden_file, make_base, run
 
 # Relative. Other processors round otherwise, and the steps carry that on. Seen on one processor with AVX2, over all recipes, in

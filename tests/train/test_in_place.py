@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.trainer.train import loss as loss_module
-from services.trainer.train.batches import MicroBatch
-from services.trainer.train.in_place import keep_gradients_in_place
-from services.trainer.train.loss import cross_entropy_sum
-from services.trainer.train.methods import Dpo
-from services.trainer.train.model import CausalModel
-from services.trainer.train.objective import Objective, Preferences, Supervised
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.losses import cross_entropy as loss_module
+from services.trainer.train.losses.cross_entropy import cross_entropy_sum
+from services.trainer.train.losses.objective import Objective, Preferences, Supervised
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.in_place_gradients import keep_gradients_in_place
+from services.trainer.train.settings.methods import Dpo
 
 VOCABULARY, WIDTH = 512, 64
 PAD = 3

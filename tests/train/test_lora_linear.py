@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 
-from services.trainer.train.lora_linear import join_adapters
+from services.trainer.train.modeling.lora_linear import join_adapters
 
 
 def adapted(*, bias: bool = True, dropout: float = 0.0) -> Any:

@@ -14,14 +14,15 @@ from transformers import (
     AutoTokenizer,
 )
 
-from services.trainer.train import loss as loss_module
-from services.trainer.train.batches import micro_batches
-from services.trainer.train.failures import Failure
-from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.loop import train
-from services.trainer.train.loss import cross_entropy_sum, log_probs
-from services.trainer.train.model import load_base
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data.batches.micro_batch import micro_batches
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.loop.run import train
+from services.trainer.train.losses import cross_entropy as loss_module
+from services.trainer.train.losses.cross_entropy import cross_entropy_sum, log_probs
+from services.trainer.train.modeling.base_model import load_base
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import write_job
 
 ORIGINAL_CONTEXT = 48

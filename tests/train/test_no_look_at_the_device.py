@@ -15,13 +15,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from services.trainer.train import gradients, inputs, plan, steps
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.objective import Preferences, Supervised
-from services.trainer.train.recipes.shapes import RECIPES
-from services.trainer.train.run import Run
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data import schedule as plan
+from services.trainer.train.data.batches import run_batches
+from services.trainer.train.loop import step as stepping
+from services.trainer.train.loop.run import train
+from services.trainer.train.loop.state import Run
+from services.trainer.train.losses.objective import Preferences, Supervised
+from services.trainer.train.recipes.model_shapes import RECIPES
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import conversations, preferences, write_rows
 
 Events = list[dict[str, Any]]
@@ -57,7 +60,7 @@ def watched(monkeypatch: Patch) -> list[int]:
     """The numbers of micro-batches of the steps that were launched under watch."""
     counts: list[int] = []
     launching = threading.local()
-    launch, attempt = steps.launch_step, gradients._try
+    launch, attempt = stepping.launch_step, stepping._try
 
     def watch(run: Run, step: int) -> Any:
         launching.now = True
@@ -81,8 +84,8 @@ def watched(monkeypatch: Patch) -> list[int]:
 
         return look
 
-    monkeypatch.setattr(steps, "launch_step", watch)
-    monkeypatch.setattr(gradients, "_try", count)
+    monkeypatch.setattr(stepping, "launch_step", watch)
+    monkeypatch.setattr(stepping, "_try", count)
     for name in _BY_HAND:
         monkeypatch.setattr(torch.Tensor, name, refuse(name))
     return counts
@@ -110,7 +113,7 @@ def short(make: Make, method: str, **changes: Any) -> Path:
 def test_a_step_is_launched_without_a_look(
     training: dict[str, Any], method: str, layout: str, make_job: Make, watched: list[int], monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(inputs, "layout_for", lambda _device: layout)
+    monkeypatch.setattr(run_batches, "layout_for", lambda _device: layout)
     run(short(make_job, method, training=training))
     assert len(watched) == 2
     assert min(watched) > 1
@@ -164,7 +167,7 @@ def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
     """With reports every 6 steps, that is no later than the run would have looked anyway: steps 5 and 6 of 12 are launched one
     after the other, the gradients of step 5 are poisoned, and step 6 is sound again."""
     monkeypatch.setattr(plan, "REPORTS_PER_RUN", 2)
-    launch, before, launched = steps.launch_step, {}, []
+    launch, before, launched = stepping.launch_step, {}, []
     objective = {"sft": Supervised, "dpo": Preferences}[method]
     whole = objective.loss_sum
 
@@ -176,7 +179,7 @@ def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
     def poisoned(self: Any, model: Any, batch: Any, *more: Any) -> Any:
         return whole(self, model, batch, *more) * (poison if launched[-1][1] == 4 else 1.0)
 
-    monkeypatch.setattr(steps, "launch_step", watch)
+    monkeypatch.setattr(stepping, "launch_step", watch)
     monkeypatch.setattr(objective, "loss_sum", poisoned)
     workdir = make_job(
         evaluations=0, validation_file=None, method=method, checkpoint_every_steps=3, training={"type": "full"}

@@ -18,12 +18,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from services.trainer.train import ahead, objective, random_states, reference, start
-from services.trainer.train.batches import MicroBatch
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.objective import Supervised
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.checkpoint import random_states
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.loop import prefetch as ahead
+from services.trainer.train.loop import reference
+from services.trainer.train.loop import start_run as start
+from services.trainer.train.loop.run import train
+from services.trainer.train.losses import objective
+from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import held_port, preferences, write_rows
 
 Events = list[dict[str, Any]]

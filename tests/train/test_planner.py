@@ -17,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from services.trainer.train.distributed import ALONE
-from services.trainer.train.failures import Failure
-from services.trainer.train.fit import fit_to_devices, shape_of_base
-from services.trainer.train.inputs import prepare_inputs
-from services.trainer.train.loop import train
-from services.trainer.train.planner import USABLE_SHARE, Shape
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.loop.run import train
+from services.trainer.train.memory.fit import fit_to_devices, shape_of_base
+from services.trainer.train.memory.memory_planner import USABLE_SHARE, Shape
+from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 Events = list[dict[str, Any]]
 ERROR_MAX = 0.25

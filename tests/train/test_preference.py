@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from services.trainer.train import loss as loss_module
-from services.trainer.train.log_probs import row_sums, token_log_probs
-from services.trainer.train.methods import Dpo
-from services.trainer.train.preference import Answers, PreferenceLoss, preference_loss
+from services.trainer.train.losses import cross_entropy as loss_module
+from services.trainer.train.losses.log_probs import row_sums, token_log_probs
+from services.trainer.train.losses.preference_loss import Answers, PreferenceLoss, preference_loss
+from services.trainer.train.settings.methods import Dpo
 
 # Two pairs: sums of log-probabilities and lengths of the preferred answers and of the others.
 PREFERRED, OTHER = [-12.5, -3.25], [-11.0, -9.75]

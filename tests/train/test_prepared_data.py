@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train import chunks, inputs, prepare, tokenized_file
-from services.trainer.train.loop import train
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data import run_inputs as inputs
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.data.tokens import chunks, tokenized_file
+from services.trainer.train.loop.run import train
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 
 def ran(workdir: Path) -> tuple[list[dict[str, Any]], str]:

@@ -21,9 +21,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from services.trainer.train.inputs import Inputs, prepare_inputs
-from services.trainer.train.loop import train
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.data.run_inputs import Inputs, prepare_inputs
+from services.trainer.train.loop.run import train
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import preferences, write_rows
 
 # Float32 on both sides; the rows of a micro-batch are laid out otherwise, so sums round otherwise.

@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train import durable
-from services.trainer.train.analyze import analyze
-from services.trainer.train.checkpoint import Identity, find_checkpoint
-from services.trainer.train.durable import read_whole_folder
-from services.trainer.train.failures import Failure
-from services.trainer.train.loop import train
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.analysis.main import analyze
+from services.trainer.train.checkpoint.resume import find_checkpoint
+from services.trainer.train.data.run_inputs import Identity
+from services.trainer.train.disk import durable
+from services.trainer.train.disk.durable import read_whole_folder
+from services.trainer.train.loop.run import train
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import write_job
 
 Events = list[dict[str, Any]]

@@ -17,18 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.train import checkpoint as checkpoints
-from services.trainer.train import plan as planning
-from services.trainer.train import steps as stepping
-from services.trainer.train.checkpoint import find_checkpoint
-from services.trainer.train.failures import Failure
-from services.trainer.train.inputs import Inputs, batches_of_step, prepare_inputs, validation_batches
-from services.trainer.train.loop import train
-from services.trainer.train.plan import RunPlan
-from services.trainer.train.position import Position
-from services.trainer.train.progress import Progress
-from services.trainer.train.spec import load_spec, resolve_paths
-from services.trainer.train.start import start_run
+from services.trainer.train.checkpoint import resume
+from services.trainer.train.checkpoint.position import Position
+from services.trainer.train.checkpoint.resume import find_checkpoint
+from services.trainer.train.data import schedule as planning
+from services.trainer.train.data.batches.run_batches import batches_of_step, validation_batches
+from services.trainer.train.data.run_inputs import Inputs, prepare_inputs
+from services.trainer.train.data.schedule import RunPlan
+from services.trainer.train.loop import step as stepping
+from services.trainer.train.loop.progress_report import Progress
+from services.trainer.train.loop.run import train
+from services.trainer.train.loop.start_run import start_run
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import write_job
 
 Events = list[dict[str, Any]]
@@ -204,11 +206,11 @@ def test_a_checkpoint_of_another_permutation_is_refused(
 
 
 def without_random_states(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(checkpoints, "_restore_random", lambda *_: None)
+    patch.setattr(resume, "_restore_random", lambda *_: None)
 
 
 def without_optimizer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(checkpoints, "restore_optimizer", lambda *_: None)
+    patch.setattr(resume, "restore_optimizer", lambda *_: None)
 
 
 def schedule_one_behind(patch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from services.trainer.train.loop import train
-from services.trainer.train.optim import learning_rate_at
-from services.trainer.train.spec import Schedule, load_spec, resolve_paths
+from services.trainer.train.loop.run import train
+from services.trainer.train.modeling.optimizer import learning_rate_at
+from services.trainer.train.settings.spec import Schedule, resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 PEAK = 0.2
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from services.trainer.train import ahead
-from services.trainer.train.launch import work
-from services.trainer.train.objective import Preferences, Supervised
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.launcher import work
+from services.trainer.train.loop import prefetch as ahead
+from services.trainer.train.losses.objective import Preferences, Supervised
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 _LAYERS = 2
 _passes: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finemesh_client.cli.up import launcher_command
 
-RECIPE = "services.trainer.train.recipe"
+RECIPE = "services.trainer.train.recipes.main"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 LOG_TAIL_LINES = 30

@@ -1,5 +1,5 @@
 """The training child: `python -m services.trainer.train.main --workdir W`. Events on stdout, logs on stderr; W/spec.json says what
-to do (spec.py). Refuses to outlive its agent: it ends when its standard input does.
+to do (settings/spec_json.py). Refuses to outlive its agent: it ends when its standard input does.
 
 Exit codes: 0 finished or stopped, 2 failed by data or settings, 3 failed by the platform, 4 the agent is gone.
 """
@@ -15,11 +15,12 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from services.trainer.train.causes import explain, told
-from services.trainer.train.events import EXIT_ORPHANED, EventStream, claim_stdout
-from services.trainer.train.failures import Failure
-from services.trainer.train.launch import launch, leave_word, work
-from services.trainer.train.spec import load_spec, resolve_paths
+from services.trainer.train.launcher import launch, leave_word, work
+from services.trainer.train.runtime.event_stream import EXIT_ORPHANED, EventStream, claim_stdout
+from services.trainer.train.runtime.failure_causes import explain, told
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import resolve_paths
+from services.trainer.train.settings.spec_json import load_spec
 
 EXIT_OK = 0
 EXIT_USER = 2
@@ -74,7 +75,7 @@ def run(workdir: Path, emit: EventStream, stop: threading.Event) -> None:
         launch(spec, workdir, stop)
         return
     # Loading torch before the environment above is set would fix the libraries' choices.
-    from services.trainer.train.loop import train  # noqa: PLC0415
+    from services.trainer.train.loop.run import train  # noqa: PLC0415
 
     train(spec, workdir, emit, stop.is_set)
 
@@ -96,7 +97,7 @@ def _work(workdir: Path, emit: EventStream) -> int:
 
 def _await_work(emit: EventStream) -> Path:
     """A warm child: the libraries are loaded before there is work; one line of standard input brings it."""
-    from services.trainer.train import loop  # noqa: F401, PLC0415
+    from services.trainer.train.loop import run as loop  # noqa: F401, PLC0415
 
     emit("ready")
     line = sys.stdin.readline()

@@ -31,7 +31,7 @@ async def world(tmp_path: Path, tls_dir: Path) -> AsyncIterator[AgentWorld]:
 async def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real small base model with a real tokenizer; about twenty seconds when no earlier session made it."""
     out = tmp_path_factory.mktemp("base") / "tiny-llama"
-    command = ("-m", "services.trainer.train.recipe", "--name", "tiny-llama", "--out", str(out))
+    command = ("-m", "services.trainer.train.recipes.main", "--name", "tiny-llama", "--out", str(out))
     cache = str(ROOT / ".cache" / "base-models")
     process = await asyncio.create_subprocess_exec(sys.executable, *command, "--cache", cache, cwd=ROOT)
     assert await process.wait() == 0

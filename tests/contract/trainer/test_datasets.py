@@ -15,7 +15,7 @@ import pytest
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable, unpack
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
-from services.trainer.train.prepare import CACHED_FILE_BYTES_MIN
+from services.trainer.train.data.preparation.prepare import CACHED_FILE_BYTES_MIN
 from tests.contract.trainer.world import AgentWorld, eventually
 
 GOOD_ROWS = [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from services.gateway.content_check import ContentCheck, ParquetLimits
 from services.gateway.dataset_check import DatasetCheck, DatasetLimits, FoundErrors
 from services.gateway.parquet_check import check_tokens
-from services.trainer.train.data import LINE_BYTES_MAX, MESSAGES_MAX, ROWS_MAX
-from services.trainer.train.reader import RowReader
+from services.trainer.train.data.rows.row_reader import RowReader
+from services.trainer.train.data.rows.row_types import LINE_BYTES_MAX, MESSAGES_MAX, ROWS_MAX
 
 LIMITS = DatasetLimits(line_bytes_max=LINE_BYTES_MAX, lines_max=ROWS_MAX, messages_max=MESSAGES_MAX, errors_max=1000)
 USER = {"role": "user", "content": "Hi"}

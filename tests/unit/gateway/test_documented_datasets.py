@@ -13,8 +13,12 @@ import pytest
 from services.gateway.config import GatewaySettings
 from services.gateway.dataset_check import DatasetCheck, DatasetLimits
 from services.trainer.config import TrainerSettings
-from services.trainer.train import chunks, data, prepare, preview, spill, tokenized_file
-from services.trainer.train.reader import RowReader
+from services.trainer.train.analysis import row_preview as preview
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.data.rows import row_types as data
+from services.trainer.train.data.rows.row_reader import RowReader
+from services.trainer.train.data.tokens import chunks, tokenized_file
+from services.trainer.train.disk import spill
 
 TEXT = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(jsonl|text) (\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)

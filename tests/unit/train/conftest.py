@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.recipes.corpus import standard_library_docstrings
 from services.trainer.train.recipes.vocabulary import train_tokenizer, write_tokenizer
-from services.trainer.train.tokenizer import ModelFolder, open_model_folder
 
 
 @pytest.fixture(scope="session")

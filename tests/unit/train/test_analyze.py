@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.analyze import answer_request
+from services.trainer.train.analysis.main import answer_request
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(9)]
 
@@ -97,7 +97,7 @@ def test_a_request_that_is_none_gets_an_answer(request_bytes: bytes) -> None:
 def test_the_process_loads_no_torch(model_directory: Path, tmp_path: Path) -> None:
     request = {"base_model": {"directory": str(model_directory)}, "train_file": write(tmp_path / "t.jsonl", ROWS)}
     program = (
-        "import sys; from services.trainer.train.analyze import main; main(); "
+        "import sys; from services.trainer.train.analysis.main import main; main(); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     done = subprocess.run(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.train.spill import MEMORY_BYTES_MAX
+from services.trainer.train.disk.spill import MEMORY_BYTES_MAX
 
 ROOT = Path(__file__).parents[3]
 # An array may hold this much before it goes to the disk, and allocators hold on to some of what they were given back.
@@ -24,10 +24,11 @@ ALLOCATOR_BYTES = 16 * 1024**2
 _PREPARE = """
 import sys, threading
 from pathlib import Path
-from services.trainer.train import prepare, spill
-from services.trainer.train.place import Place
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.disk import spill
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
 spill.MEMORY_BYTES_MAX = int(sys.argv[3])
 
 def anonymous_bytes():

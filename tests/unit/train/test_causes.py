@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from services.trainer.train.causes import Board, explain, heard, told, vagueness
-from services.trainer.train.failures import Failure, Violation, platform_failure, user_failure
+from services.trainer.train.runtime.failure_causes import Board, explain, heard, told, vagueness
+from services.trainer.train.settings.failures import Failure, Violation, platform_failure, user_failure
 
 GONE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:26881")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.data import Conversation, Instruction, Message, Preference, Text, ToolCall
-from services.trainer.train.reader import RowReader
+from services.trainer.train.data.rows.row_reader import RowReader
+from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, Preference, Text, ToolCall
 
 GOOD = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
 

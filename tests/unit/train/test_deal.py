@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.train.distributed import ALONE, deal, seed_of_step
+from services.trainer.train.runtime.process_group import ALONE, deal, seed_of_step
 
 LENGTHS = st.dictionaries(st.integers(0, 10_000), st.integers(2, 4096), min_size=1, max_size=60)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.durable import (
+from services.trainer.train.disk.durable import (
     DiskFull,
     commit_folder,
     read_whole_folder,

@@ -12,10 +12,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.models.llama import modeling_llama
 
-from services.trainer.train.batches import MicroBatch, micro_batches
-from services.trainer.train.checkpoint import machine_of
-from services.trainer.train.distributed import ALONE
-from services.trainer.train.kernels import (
+from services.trainer.train.checkpoint.manifest import machine_of
+from services.trainer.train.data.batches.micro_batch import MicroBatch, micro_batches
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.loop.start_run import _what_counts, set_up_torch
+from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.kernels import (
     attention_for,
     compile_layers,
     full_precision,
@@ -24,11 +27,10 @@ from services.trainer.train.kernels import (
     use_kernels,
     use_liger,
 )
-from services.trainer.train.lora import add_adapter
-from services.trainer.train.model import CausalModel
-from services.trainer.train.spec import LoraTraining, parse_spec
-from services.trainer.train.start import _what_counts, set_up_torch
-from services.trainer.train.tokens import TokenRows
+from services.trainer.train.modeling.lora import add_adapter
+from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.spec import LoraTraining
+from services.trainer.train.settings.spec_json import parse_spec
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -203,10 +205,10 @@ def test_liger_changes_this_instance_and_neither_its_family_nor_the_loss(
 def test_reduced_precision_is_the_body_s_alone() -> None:
     """As full weights on CUDA: hidden states, the loss and all gradients stay float32."""
     model, batch = causal(llama()), packed()
-    exact = model.loss_sum(batch)
-    assert torch.equal(exact, replace(model, kernels=()).loss_sum(batch))
+    exact = Supervised().loss_sum(model, batch)
+    assert torch.equal(exact, Supervised().loss_sum(replace(model, kernels=()), batch))
     reduced = replace(model, autocast=True)
-    loss = reduced.loss_sum(batch)
+    loss = Supervised().loss_sum(reduced, batch)
     loss.backward()
     assert loss.dtype == reduced.labelled_hidden(batch)[0].dtype == torch.float32
     assert 0 < abs(loss.item() - exact.item()) < 0.01 * exact.item()
@@ -220,9 +222,9 @@ def test_compiled_layers_keep_their_names_and_their_sums() -> None:
     training = LoraTraining(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     model, batch = add_adapter(causal(llama()), training, "base"), packed()
     names = list(model.trainable)
-    plain = model.loss_sum(batch)
+    plain = Supervised().loss_sum(model, batch)
     compile_layers(model.base, backend="eager")
-    compiled = model.loss_sum(batch)
+    compiled = Supervised().loss_sum(model, batch)
     compiled.backward()
     assert list(model.trainable) == names
     assert compiled.item() == pytest.approx(plain.item(), abs=1e-4)

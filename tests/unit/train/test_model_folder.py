@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.data import Conversation, Message
-from services.trainer.train.failures import Failure
-from services.trainer.train.said import TemplateRefusal
-from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.data.rows.row_types import Conversation, Message
+from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.settings.failures import Failure
 
 NAMES = ("bos_token", "eos_token", "pad_token")
 OTHER = {"bos_token": "<|user|>"}

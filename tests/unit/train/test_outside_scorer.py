@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.failures import Failure
-from services.trainer.train.outside_scorer import score_outside
-from services.trainer.train.spec import Spec, parse_spec
+from services.trainer.train.export.engine_scorer import score_outside
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.spec import Spec
+from services.trainer.train.settings.spec_json import parse_spec
 
 ROWS = [[5, 6, 7], [8, 9]]
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.train.order import epoch_order
-from services.trainer.train.pack import pack
-from services.trainer.train.plan import plan_run
+from services.trainer.train.data.packing.pack import pack
+from services.trainer.train.data.packing.shuffle import epoch_order
+from services.trainer.train.data.schedule import plan_run
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))

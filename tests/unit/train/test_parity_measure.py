@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.trainer.train.parity import ENGINE, EXPORTED, MERGED, Comparison, held_by_mean, resembles_base
+from services.trainer.train.export.parity import ENGINE, EXPORTED, MERGED, Comparison, held_by_mean, resembles_base
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from services.trainer.train.parity import where_it_fits
+from services.trainer.train.export.parity import where_it_fits
 
 
 def room_on(*places: str) -> Callable[[str], str]:

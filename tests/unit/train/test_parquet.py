@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.train.analyze import answer_request
-from services.trainer.train.data import Tokens
-from services.trainer.train.reader import RowReader
+from services.trainer.train.analysis.main import answer_request
+from services.trainer.train.data.rows.row_reader import RowReader
+from services.trainer.train.data.rows.row_types import Tokens
 
 
 def write(path: Path, **columns: Any) -> Path:

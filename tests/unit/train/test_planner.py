@@ -4,8 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from services.trainer.train.failures import Failure
-from services.trainer.train.planner import USABLE_SHARE, Devices, Layout, Shape, Work, choose, peak_bytes, shape_of
+from services.trainer.train.memory.memory_planner import (
+    USABLE_SHARE,
+    Devices,
+    Layout,
+    Shape,
+    Work,
+    choose,
+    peak_bytes,
+    shape_of,
+)
+from services.trainer.train.settings.failures import Failure
 
 # The shape of a model with 8 billion weights.
 LARGE = Shape(

@@ -10,10 +10,10 @@ import pytest
 
 from services.trainer.analysis import preview_message
 from services.trainer.config import TrainerSettings
-from services.trainer.train.analyze import answer_request
-from services.trainer.train.prepare import Dataset, prepare_dataset
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import ModelFolder
+from services.trainer.train.analysis.main import answer_request
+from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import ModelFolder
 
 TALKS = [
     {

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer.train import plan as planning
-from services.trainer.train.pack import Groups
-from services.trainer.train.plan import REPORT_STEPS_MAX, RunPlan, Sequences, make_sequences, plan_run, reporting_plan
-from services.trainer.train.spec import _OUTSIDE_THE_DIGEST, parse_spec
-from services.trainer.train.tokens import TokenRows
+from services.trainer.train.data import schedule as planning
+from services.trainer.train.data.packing import sequences
+from services.trainer.train.data.packing.pack import Groups
+from services.trainer.train.data.packing.sequences import Sequences, make_sequences
+from services.trainer.train.data.schedule import REPORT_STEPS_MAX, RunPlan, plan_run, reporting_plan
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.settings.spec import _OUTSIDE_THE_DIGEST
+from services.trainer.train.settings.spec_json import parse_spec
 
 ROOT = Path(__file__).parents[3]
 COUNT = 23
@@ -125,10 +128,10 @@ def test_a_packing_plan_that_other_code_would_make_has_another_digest(monkeypatc
         return make_sequences(rows_of(LENGTHS), packing=True, max_seq_length=64)
 
     ours = made()
-    monkeypatch.setattr(planning, "pack", _reversed(planning.pack))
+    monkeypatch.setattr(sequences, "pack", _reversed(sequences.pack))
     assert made().digest != ours.digest
     monkeypatch.undo()
-    monkeypatch.setattr(planning, "PLAN_VERSION", planning.PLAN_VERSION + 1)
+    monkeypatch.setattr(sequences, "PLAN_VERSION", sequences.PLAN_VERSION + 1)
     assert made().digest != ours.digest
     monkeypatch.undo()
     other_rows = make_sequences(rows_of(LENGTHS, first_id=1), packing=True, max_seq_length=64)
@@ -144,9 +147,9 @@ def test_the_packing_plan_never_changes_from_version_to_version() -> None:
 _COUNT = """
 import sys
 from pathlib import Path
-from services.trainer.train.prepare import prepare_dataset
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.data.preparation.prepare import prepare_dataset
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
 settings = PrepareSettings(max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26")
 data = prepare_dataset(Path(sys.argv[1]), "train", open_model_folder(Path(sys.argv[2])), settings, pack_rows=True)
 print(data.sequences.digest, data.rows.count)

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train import prepare, shards, spill, tokenized_file
-from services.trainer.train.durable import UNFINISHED_PREFIX
-from services.trainer.train.failures import Failure
-from services.trainer.train.place import Place
-from services.trainer.train.prepare import Dataset, prepare_dataset
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import ModelFolder, open_model_folder
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.data.preparation import token_cache as shards
+from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
+from services.trainer.train.data.tokens import tokenized_file
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
+from services.trainer.train.disk import spill
+from services.trainer.train.disk.durable import UNFINISHED_PREFIX
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.failures import Failure
 
 ROOT = Path(__file__).parents[3]
 
@@ -184,10 +187,11 @@ def test_what_is_damaged_is_never_trusted(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from services.trainer.train import durable, prepare
-from services.trainer.train.place import Place
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.disk import durable
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 durable._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 settings = PrepareSettings(
@@ -218,10 +222,11 @@ def test_a_writer_that_was_killed_leaves_nothing_that_counts(
 _AT_ONCE = """
 import sys
 from pathlib import Path
-from services.trainer.train import prepare, tokenized_file
-from services.trainer.train.place import Place
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import open_model_folder
+from services.trainer.train.data.preparation import prepare
+from services.trainer.train.data.tokens import tokenized_file
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 made = []
 prepare.tokenize_file = lambda *rest: made.append(1) or tokenized_file.tokenize_file(*rest)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train import alive
-from services.trainer.train.plan import RunPlan
-from services.trainer.train.position import Position
-from services.trainer.train.progress import Progress, StepRecord
+from services.trainer.train.checkpoint.position import Position
+from services.trainer.train.data.schedule import RunPlan
+from services.trainer.train.loop.progress_report import Progress, StepRecord
+from services.trainer.train.runtime import event_stream as alive
 
 
 class Hearing:

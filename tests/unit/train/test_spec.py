@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.failures import Failure
-from services.trainer.train.methods import Dpo, EarlyStopping
-from services.trainer.train.spec import MICRO_BATCH_TOKENS, LoraTraining, parse_spec
+from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS
+from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.methods import Dpo, EarlyStopping
+from services.trainer.train.settings.spec import LoraTraining
+from services.trainer.train.settings.spec_json import parse_spec
 
 SMALLEST = {"job_id": "ft-1", "base_model": {"directory": "base"}, "train_file": "train.jsonl"}
 

@@ -4,13 +4,13 @@ from datetime import date
 
 import pytest
 
-from services.trainer.train.data import Conversation, Instruction, Message, RowErrors
-from services.trainer.train.failures import Failure
-from services.trainer.train.row_tokenizer import RowTokenizer
-from services.trainer.train.said import TemplateRefusal
-from services.trainer.train.template import ChatTemplate, check_generation_prompt
-from services.trainer.train.tokenizer import ModelFolder
-from services.trainer.train.tokens import TokenRows
+from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, RowErrors
+from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
+from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
+from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.data.tokens.tokenizer import ModelFolder
+from services.trainer.train.settings.failures import Failure
 
 TODAY = date(2024, 7, 26)
 CHATML = (

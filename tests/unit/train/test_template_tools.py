@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.data import Conversation, Message, ToolCall
-from services.trainer.train.messages import read_messages
-from services.trainer.train.said import TemplateRefusal, check_said
-from services.trainer.train.template import ChatTemplate
+from services.trainer.train.data.rows.messages import read_messages
+from services.trainer.train.data.rows.row_types import Conversation, Message, ToolCall
+from services.trainer.train.data.tokens.template import ChatTemplate
+from services.trainer.train.data.tokens.template_coverage import TemplateRefusal, check_said
 
 TODAY = date(2024, 7, 26)
 TEMPLATES = Path(__file__).parents[2] / "assets" / "templates"

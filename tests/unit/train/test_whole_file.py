@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.trainer.train.batches import Layout, group_ends, micro_batches
-from services.trainer.train.distributed import Group
-from services.trainer.train.tokens import TokenRows
-from services.trainer.train.whole_file import FileBatches
+from services.trainer.train.data.batches.file_batches import FileBatches
+from services.trainer.train.data.batches.micro_batch import Layout, group_ends, micro_batches
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.runtime.process_group import Group
 
 ROOT = Path(__file__).parents[3]
 LENGTHS = [1 + (number * number * 7) % 61 for number in range(200)]
@@ -79,8 +79,8 @@ _LOOK = """
 import sys
 from pathlib import Path
 import numpy as np
-from services.trainer.train.tokens import TokenRows
-from services.trainer.train.whole_file import FileBatches
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.data.batches.file_batches import FileBatches
 
 def anonymous_bytes():
     for line in Path("/proc/self/status").read_text().splitlines():

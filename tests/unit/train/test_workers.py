@@ -12,15 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
-from services.trainer.train import chunks, tokenized_file, workers
-from services.trainer.train.chunks import Chunk, ChunkRules, chunks_of
-from services.trainer.train.failures import Failure
-from services.trainer.train.place import Place
-from services.trainer.train.preparation import MODULES, preparation_version
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenized_file import tokenize_file
-from services.trainer.train.tokenizer import ModelFolder
-from services.trainer.train.workers import WorkerLost, Workers
+from services.trainer.train.data.preparation.fingerprint import FOLDERS, preparation_version
+from services.trainer.train.data.tokens import chunks, tokenized_file
+from services.trainer.train.data.tokens import tokenizing_workers as workers
+from services.trainer.train.data.tokens.chunks import Chunk, ChunkRules, chunks_of
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenized_file import tokenize_file
+from services.trainer.train.data.tokens.tokenizer import ModelFolder
+from services.trainer.train.data.tokens.tokenizing_workers import WorkerLost, Workers
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.failures import Failure
 
 ROOT = Path(__file__).parents[3]
 
@@ -139,9 +140,9 @@ def test_workers_end_with_their_context_and_one_that_is_killed_is_missed(model_f
 _ORPHANING = """
 import os, signal, sys, time
 from pathlib import Path
-from services.trainer.train.prepare_settings import PrepareSettings
-from services.trainer.train.tokenizer import open_model_folder
-from services.trainer.train.workers import Workers
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.tokenizing_workers import Workers
 settings = PrepareSettings(max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26")
 pool = Workers(2, settings.chunk_rules(open_model_folder(Path(sys.argv[1]))))
 print(*(process.pid for process in pool._processes), flush=True)
@@ -176,12 +177,14 @@ def test_a_message_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
 
 _LOADED = """
 import sys
-import services.trainer.train.prepare, services.trainer.train.parquet
-print(*sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("services.trainer.train.")))
+import services.trainer.train.data.preparation.prepare, services.trainer.train.data.rows.parquet
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("services.trainer.train.")))
 """
 
 
 def test_the_version_of_the_preparation_covers_all_code_that_it_loads() -> None:
     done = subprocess.run([sys.executable, "-c", _LOADED], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted(MODULES)
+    loaded = {Path(file).relative_to(ROOT).parent.as_posix() for file in done.stdout.split()}
+    # The package of data only says what it is.
+    assert loaded - {"services/trainer/train/data"} == set(FOLDERS)
     assert len(preparation_version()) == 16

@@ -11,10 +11,10 @@ from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer import event_map
 from services.trainer.config import TrainerSettings
 from services.trainer.event_map import RunView
-from services.trainer.train.events import EventStream
-from services.trainer.train.plan import REPORT_STEPS_MAX, plan_run
-from services.trainer.train.position import Position
-from services.trainer.train.progress import Progress, StepRecord
+from services.trainer.train.checkpoint.position import Position
+from services.trainer.train.data.schedule import REPORT_STEPS_MAX, plan_run
+from services.trainer.train.loop.progress_report import Progress, StepRecord
+from services.trainer.train.runtime.event_stream import EventStream
 
 
 def started(**fields: Any) -> dict[str, Any]:

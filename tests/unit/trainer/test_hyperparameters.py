@@ -17,7 +17,8 @@ from services.scheduler.spec import Hyperparameters
 from services.scheduler.spec_check import violations_of
 from services.scheduler.spec_defaults import complete
 from services.trainer.spec_map import Placement, child_spec
-from services.trainer.train.spec import Spec, parse_spec
+from services.trainer.train.settings.spec import Spec
+from services.trainer.train.settings.spec_json import parse_spec
 
 LIMITS = load_limits().of("finemesh/demo-llama", BaseFacts(context_tokens_max=131_072, adapter_rank_max=256))
 PLACEMENT = Placement(

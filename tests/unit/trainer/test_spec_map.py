@@ -10,9 +10,10 @@ from chassis.errors import InvalidArgument
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer.spec_map import Placement, child_spec, job_id_of, kind_of
-from services.trainer.train.methods import Dpo, EarlyStopping, StartFrom
-from services.trainer.train.place import Place
-from services.trainer.train.spec import Gang, LoraTraining, parse_spec
+from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.methods import Dpo, EarlyStopping, StartFrom
+from services.trainer.train.settings.spec import Gang, LoraTraining
+from services.trainer.train.settings.spec_json import parse_spec
 
 PLACEMENT = Placement(
     base_directory="/base",

@@ -17,17 +17,19 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from services.trainer.train.batches import micro_batches
-from services.trainer.train.data import Conversation, Instruction, Message, RowErrors
-from services.trainer.train.model import CausalModel
-from services.trainer.train.optim import learning_rate_at, make_optimizer, set_learning_rate
-from services.trainer.train.order import epoch_order
-from services.trainer.train.recipes.shapes import Recipe
+from services.trainer.train.data.batches.micro_batch import micro_batches
+from services.trainer.train.data.packing.shuffle import epoch_order
+from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, RowErrors
+from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
+from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from services.trainer.train.recipes.model_shapes import Recipe
 from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
-from services.trainer.train.row_tokenizer import RowTokenizer
-from services.trainer.train.spec import TEMPLATE_DATE_DEFAULT, Schedule
-from services.trainer.train.tokenizer import open_model_folder
-from services.trainer.train.tokens import TokenRows
+from services.trainer.train.settings.bounds import TEMPLATE_DATE_DEFAULT
+from services.trainer.train.settings.spec import Schedule
 
 THREADS = 2
 ROW_TOKENS_MAX = 192
@@ -111,7 +113,7 @@ def _pretrain(module: Any, recipe: Recipe, parts: list[TokenRows], report: Repor
     for step in range(recipe.pretrain_steps):
         rows, indices = next(batches)
         (batch,) = micro_batches(rows, indices, tokens_max=2 * STEP_TOKENS, layout="padded", device="cpu")
-        loss = model.loss_sum(batch) / batch.labelled
+        loss = Supervised().loss_sum(model, batch) / batch.labelled
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.trainable.values(), 1.0)
         set_learning_rate(

@@ -1,0 +1,141 @@
+"""Weights of an earlier job, or of a repository of a hub, as the start of a new run: an adapter, or all weights. The optimizer starts
+anew.
+
+It knows no position: what an earlier run had still to do is none of this one's business.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from services.trainer.train.checkpoint.manifest import SHARDS, STATE
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.modeling.fsdp import load_weights
+from services.trainer.train.modeling.trained_weights import ADAPTER_CONFIG, read_trained_weights, weights_file
+from services.trainer.train.runtime.process_group import Group
+from services.trainer.train.settings.failures import Failure, user_failure
+from services.trainer.train.settings.spec import Spec
+
+_CONFIG = "config.json"
+# What a config says besides the computation: by whom it was written, how weights lie on disk, what a server shall do.
+_OF_NO_SHAPE = frozenset(
+    {
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "use_cache",
+        "initializer_range",
+        "id2label",
+        "label2id",
+    }
+)
+_OF_THE_BASE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+# What a config does not mention: an adapter is its two matrices and a scale.
+_PLAIN_ADAPTER: dict[str, Any] = {
+    "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {},
+    "modules_to_save": None, "layer_replication": None, "lora_bias": False, "bias": "none",
+}  # fmt: skip
+_ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", *_PLAIN_ADAPTER)
+
+
+def base_directory(spec: Spec) -> Path:
+    """The model folder to load: a job that trained all weights shipped a whole one."""
+    start = spec.start_from
+    if start is not None and spec.training.type == "full" and (Path(start.directory) / _CONFIG).is_file():
+        return Path(start.directory)
+    return Path(spec.base_model.directory)
+
+
+def check_shape(spec: Spec) -> None:
+    """Whether the whole model that a stranger published computes what this base computes, before it is loaded. An earlier job's was
+    made of this base. Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
+    start = spec.start_from
+    if start is None or not start.repository or spec.training.type != "full":
+        return
+    found, expected = (_config_of(Path(folder), spec) for folder in (start.directory, spec.base_model.directory))
+    for name in sorted((found | expected).keys() - _OF_NO_SHAPE - _OF_THE_BASE):
+        if found.get(name) != expected.get(name):
+            raise _unfit(spec, f"its {name} is {found.get(name)!r:.80}; the base model's is {expected.get(name)!r:.80}")
+
+
+def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        ).to_dict()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unfit(spec, f"config.json cannot be read: {error!s:.200}") from error
+    return config
+
+
+def _check_adapter(model: CausalModel, spec: Spec) -> None:
+    """Beside the one that this run put on its base: peft notes more in its config for fused experts."""
+    assert spec.start_from is not None
+    try:
+        config = json.loads((Path(spec.start_from.directory) / ADAPTER_CONFIG).read_bytes())
+        found = {**_PLAIN_ADAPTER, **{name: config[name] for name in config if name in _ADAPTER_KEYS}}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unfit(spec, f"{ADAPTER_CONFIG} cannot be read: {error!s:.200}") from error
+    expected = model.module.peft_config["default"].to_dict() | {"peft_type": "LORA"}
+    for name in _ADAPTER_KEYS:
+        value = expected[name]
+        # peft writes what is not used as nothing, an empty list or an empty object.
+        if (found.get(name) or None) != (value or None):
+            raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r:.80}")
+
+
+def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
+    """Puts the weights of the earlier job in. Raises Failure(user, MODEL_INVALID) for those of another base, rank or modules."""
+    start = spec.start_from
+    if start is None:
+        return
+    if base_directory(spec) == Path(start.directory):
+        if start.repository:
+            _keep_tokens_of_base(model, spec)
+        return
+    folder = Path(start.directory)
+    _check_base(spec, folder)
+    if start.repository and spec.training.type == "lora":
+        _check_adapter(model, spec)
+    in_shards = (folder / SHARDS).is_dir()
+    name = SHARDS if in_shards else weights_file(spec)
+    if not in_shards and not (folder / name).is_file():
+        raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
+    try:
+        if in_shards:
+            load_weights(folder / SHARDS, model.trainable, group)
+        else:
+            read_trained_weights(model, spec, folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _unfit(spec, f"{name}: {error}") from error
+
+
+def _check_base(spec: Spec, folder: Path) -> None:
+    """Two bases may have layers of the same shapes. A checkpoint says which one it belongs to; an exported adapter does not."""
+    if not (folder / STATE).is_file():
+        return
+    try:
+        revision = json.loads((folder / STATE).read_bytes())["identity"]["base_revision"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unfit(spec, f"{STATE} cannot be read: {error}") from error
+    if revision != spec.base_model.revision:
+        raise _unfit(spec, f"they belong to base model revision {revision!r}, not {spec.base_model.revision!r}")
+
+
+def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:
+    """The tokenizer and the way of asking are the base's, and so is where an answer ends."""
+    expected = _config_of(Path(spec.base_model.directory), spec)
+    for name in _OF_THE_BASE & expected.keys():
+        setattr(model.base.config, name, expected[name])
+
+
+def _unfit(spec: Spec, why: str) -> Failure:
+    assert spec.start_from is not None
+    return user_failure(
+        "MODEL_INVALID",
+        f"the weights of {spec.start_from.named} do not fit this base model and these settings: {why}",
+    )

@@ -1,0 +1,79 @@
+"""The micro-batches of a run: those of one step, dealt to the processes, and those of a whole file. It knows no model."""
+
+from services.trainer.train.data.batches.file_batches import FileBatches
+from services.trainer.train.data.batches.micro_batch import (
+    MicroBatch,
+    lay_out,
+    layout_for,
+    micro_batches,
+    row_groups,
+    row_lengths,
+    without_labels,
+)
+from services.trainer.train.data.preparation.prepare import Dataset
+from services.trainer.train.data.run_inputs import Inputs
+from services.trainer.train.runtime.process_group import ALONE, Group, deal
+
+
+def batches_of_step(
+    inputs: Inputs, step: int, group: Group = ALONE, tokens_max: int | None = None
+) -> tuple[list[MicroBatch], int]:
+    """This process's micro-batches of a step, and how many tokens the whole step holds, pads not counted. `tokens_max` takes
+    the place of the spec's."""
+    sequences = inputs.train.sequences
+    width = inputs.train.rows.rows_per_example
+    chosen = inputs.plan.sequences_of_step(step, sequences.count)
+    indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence][::width]]
+    batches = _share(inputs, inputs.train, indices, group, tokens_max or inputs.spec.micro_batch_tokens)
+    return batches, int(sequences.token_counts[chosen].sum())
+
+
+def validation_batches(inputs: Inputs, group: Group = ALONE, tokens_max: int | None = None) -> FileBatches:
+    """This process's part of the validation file, which there must be. `tokens_max` takes the place of the spec's."""
+    assert inputs.validation is not None
+    return batches_of_file(inputs, inputs.validation, group, tokens_max)
+
+
+def batches_of_file(
+    inputs: Inputs, dataset: Dataset, group: Group = ALONE, tokens_max: int | None = None
+) -> FileBatches:
+    """This process's part of all rows of a file."""
+    spec = inputs.spec
+    return FileBatches(
+        dataset.rows,
+        tokens_max=tokens_max or spec.micro_batch_tokens,
+        layout=layout_for(spec.device),
+        device=spec.device,
+        group=group,
+    )
+
+
+def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
+    """The least of some micro-batches of the training file, with nothing to learn."""
+    rows, width = inputs.train.rows, inputs.train.rows.rows_per_example
+    lengths = row_lengths(rows, [row for batch in batches for row in batch.rows[::width]], width)
+    shortest = min(lengths, key=lambda index: lengths[index])
+    layout = layout_for(inputs.spec.device)
+    return without_labels(lay_out(rows, [shortest], layout=layout, device=inputs.spec.device, width=width))
+
+
+def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
+    """The rows that fall to this process, as micro-batches. All processes get equally many: those that are done early compute
+    without labels what the others wait for, since sharded weights are gathered by all at once."""
+    layout, device = layout_for(inputs.spec.device), inputs.spec.device
+    rows, width = dataset.rows, dataset.rows.rows_per_example
+
+    def lay(share: list[int]) -> list[MicroBatch]:
+        return micro_batches(rows, share, tokens_max=tokens_max, layout=layout, device=device, width=width)
+
+    if group.size == 1:
+        return lay(indices)
+    lengths = row_lengths(rows, indices, width)
+    shares = deal(lengths, group.size)
+    counts = [len(row_groups(rows, share, tokens_max=tokens_max, layout=layout, width=width)) for share in shares]
+    batches = lay(shares[group.rank])
+    missing = max(counts) - len(batches)
+    if missing:
+        (idle,) = lay([min(indices, key=lambda index: lengths[index])])
+        batches += [without_labels(idle)] * missing
+    return batches

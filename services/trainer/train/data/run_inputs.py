@@ -1,0 +1,123 @@
+"""All that a run knows before its first step: its data, its schedule and its identity. It holds no weights and takes no step."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
+from services.trainer.train.data.schedule import RunPlan, plan_run
+from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, resolve_max_seq_length
+from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
+from services.trainer.train.runtime.event_stream import Emit
+from services.trainer.train.settings.failures import Violation, user_failure
+from services.trainer.train.settings.spec import Spec
+
+# In the work folder, where no cache is named.
+SHARDS = "shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a checkpoint must share with the run that goes on from it."""
+
+    spec_digest: str
+    packing_digest: str
+    base_revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that is known before the first step."""
+
+    spec: Spec
+    workdir: Path
+    folder: ModelFolder
+    train: Dataset
+    validation: Dataset | None
+    max_seq_length: int
+    plan: RunPlan
+    identity: Identity
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is evaluated."""
+        return self.validation is not None and self.spec.evaluations > 0
+
+    @property
+    def validation_tokens(self) -> int:
+        return self.validation.rows.token_count if self.validation else 0
+
+
+def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
+    folder = open_model_folder(Path(spec.base_model.directory))
+    settings = PrepareSettings(
+        max_seq_length=resolve_max_seq_length(spec.max_seq_length, folder),
+        packing=spec.packing,
+        train_on_inputs=spec.train_on_inputs,
+        template_date=spec.template_date,
+        place=replace(spec.place, scratch=spec.place.scratch or workdir, cache=spec.place.cache or workdir / SHARDS),
+        tell=lambda told: emit("preparing", **asdict(told)),
+    )
+    train_data = _dataset(Path(spec.train_file), "train", folder, settings, spec.method, emit)
+    validation = None
+    if spec.validation_file is not None:
+        validation = _dataset(Path(spec.validation_file), "validation", folder, settings, spec.method, emit)
+    plan = plan_run(
+        train_data.sequences.count,
+        sequences_per_step=spec.sequences_per_step,
+        epochs=spec.epochs,
+        evaluations=spec.evaluations,
+        checkpoints=spec.checkpoints,
+        checkpoint_every_steps=spec.checkpoint_every_steps,
+        seed=spec.seed,
+        may_end_at_evaluations=spec.early_stopping is not None,
+    )
+    return Inputs(
+        spec=spec,
+        workdir=workdir,
+        folder=folder,
+        train=train_data,
+        validation=validation,
+        max_seq_length=settings.max_seq_length,
+        plan=plan,
+        identity=Identity(
+            spec_digest=spec.digest(),
+            packing_digest=train_data.sequences.digest,
+            base_revision=spec.base_model.revision,
+        ),
+    )
+
+
+def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, method: str, emit: Emit) -> Dataset:
+    dataset = prepare_dataset(path, name, folder, settings, pack_rows=name == "train")
+    if isinstance(dataset, DatasetRefusal):
+        violations = [
+            Violation(field=f"{name} line {error.line}: {error.path}", description=f"expected {error.expected}")
+            for error in dataset.errors
+        ]
+        raise user_failure("DATASET_INVALID", f"the {name} file has {dataset.error_count} invalid entries", violations)
+    if (dataset.format == "preference") != (method == "dpo"):
+        wanted = "rows of preferences" if method == "dpo" else "no preferences, which the method dpo learns from"
+        raise user_failure(
+            "DATASET_INVALID",
+            f"the {name} file has rows of the {dataset.format} format, and the method {method} takes {wanted}",
+        )
+    rows = dataset.rows
+    if rows.truncated_rows:
+        emit(
+            "warning",
+            code="ROWS_TRUNCATED",
+            message=f"{rows.truncated_rows} rows of the {name} file are longer than {settings.max_seq_length} tokens "
+            f"and lose their end, the first in line {rows.truncated_line}; the longest has {rows.longest_row_tokens}",
+        )
+    if rows.skipped_rows:
+        emit(
+            "warning",
+            code="ROWS_SKIPPED",
+            message=f"{rows.skipped_rows} rows of the {name} file have no token to train on and are left out, "
+            f"the first in line {rows.skipped_line}",
+        )
+    return dataset

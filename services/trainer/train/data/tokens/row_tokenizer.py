@@ -1,0 +1,192 @@
+"""Turns rows into token ids with a mark on every token that carries loss: the one path for analysis, preview, quote and training.
+
+It knows no file, no packing, no batches and no torch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from services.trainer.train.data.rows.row_types import (
+    Conversation,
+    Instruction,
+    Preference,
+    Row,
+    RowErrors,
+    Text,
+    Tokens,
+)
+from services.trainer.train.data.tokens.template import ChatTemplate, Span
+from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
+from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
+from services.trainer.train.data.tokens.tokenizer import ModelFolder, without_offset_trimming
+from services.trainer.train.settings.failures import Failure, Violation, user_failure
+from services.trainer.train.settings.spec import TrainOnInputs
+
+# Texts are encoded together up to these; an encoding holds a hundred bytes and more for each of its tokens.
+ENCODED_TEXTS_MAX = 1024
+ENCODED_CHARACTERS_MAX = 1024**2
+
+
+class RowTokenizer:
+    """Renders and tokenises rows for one base model. `template` may be None when no row is a conversation."""
+
+    def __init__(self, folder: ModelFolder, template: ChatTemplate | None, train_on_inputs: TrainOnInputs) -> None:
+        self._tokenizer = folder.tokenizer
+        self._exact_offsets = without_offset_trimming(folder.tokenizer)
+        self._template = template
+        self._eos_id = folder.eos_id
+        self._vocabulary_size = folder.vocabulary_size
+        # "auto" means: formats that tell a prompt from an answer train on the answer, the others on everything.
+        self._train_on_inputs = train_on_inputs is True
+        self._inputs_must_not_train = train_on_inputs is False
+
+    def tokenize(self, rows: Iterable[Row], max_seq_length: int, errors: RowErrors) -> TokenRows:
+        """`block` for rows that are all there is."""
+        kept = KeptRows(None)
+        kept.append(self.block(list(rows), max_seq_length, errors))
+        return kept.token_rows()
+
+    def block(self, rows: Sequence[Row], max_seq_length: int, errors: RowErrors) -> TokenBlock:
+        """Rows beyond `max_seq_length` tokens lose their end; rows left without a labelled token, and rows of weight 0, are
+        skipped."""
+        kept: list[TokenRow] = []
+        truncated: list[int] = []
+        skipped: list[int] = []
+        seen = longest = 0
+        for row in self.tokenized(rows, errors):
+            seen += 1
+            longest = max(longest, len(row.ids))
+            if len(row.ids) > max_seq_length:
+                truncated.append(row.line)
+            cut = row.cut(max_seq_length)
+            if cut.is_trained:
+                kept.append(cut)
+            else:
+                skipped.append(row.line)
+        return token_block(kept, rows=seen, truncated=truncated, skipped=skipped, longest_row_tokens=longest)
+
+    def tokenized(self, rows: Sequence[Row], errors: RowErrors) -> Iterator[TokenRow]:
+        """Whole rows of one format, in their order; what a template refuses becomes an error."""
+        if not rows:
+            return
+        match rows[0]:
+            case Conversation():
+                yield from self._conversations([row for row in rows if isinstance(row, Conversation)], errors)
+            case Instruction():
+                yield from self._instructions([row for row in rows if isinstance(row, Instruction)])
+            case Text():
+                yield from self._texts([row for row in rows if isinstance(row, Text)])
+            case Tokens():
+                yield from self._tokens([row for row in rows if isinstance(row, Tokens)], errors)
+            case Preference():
+                raise TypeError("preferences are tokenised as pairs of conversations, by preference_pairs.py")
+
+    def _conversations(self, rows: list[Conversation], errors: RowErrors) -> Iterator[TokenRow]:
+        rendered: list[tuple[Conversation, str, list[Span]]] = []
+        assert self._template is not None
+        told: tuple[int, str, str] | None = None
+        for row in rows:
+            try:
+                text, spans = self._template.trained_spans(row, train_on_inputs=self._train_on_inputs)
+            except TemplateRefusal as refusal:
+                told, before = (row.line, _path(row, refusal.place), str(refusal)), told
+                if told != before:
+                    # What is wrong with a question is wrong with both of its answers, and said once.
+                    errors.add(*told)
+                continue
+            rendered.append((row, text, spans))
+        # The template writes every special token itself, as it does at inference.
+        texts = [text for _, text, _ in rendered]
+        encodings = _encoded(self._exact_offsets, texts, special_tokens=False, offsets=True)
+        for encoding, (row, _, spans) in zip(encodings, rendered, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            yield TokenRow(line=row.line, ids=ids, labelled=_marks(encoding, spans), weight=row.weight)
+
+    def _instructions(self, rows: list[Instruction]) -> Iterator[TokenRow]:
+        # Prompt and completion are tokenised apart, because at inference the prompt stands alone.
+        prompts = _encoded(self._tokenizer, [row.prompt for row in rows], special_tokens=True)
+        completions = _encoded(self._tokenizer, [row.completion for row in rows], special_tokens=False)
+        for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+            prompt_ids = _without_end(prompt.ids, self._eos_id)
+            answer_ids = [*completion.ids, self._eos_id]
+            marks = np.ones(len(prompt_ids) + len(answer_ids), np.bool_)
+            marks[: len(prompt_ids)] = self._train_on_inputs
+            ids = np.array([*prompt_ids, *answer_ids], np.int32)
+            yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
+
+    def _texts(self, rows: list[Text]) -> Iterator[TokenRow]:
+        """A text is all answer: it has no input that could be left out."""
+        if self._inputs_must_not_train:
+            raise _no_inputs("rows of text")
+        encodings = _encoded(self._tokenizer, [row.text for row in rows], special_tokens=True)
+        for row, encoding in zip(rows, encodings, strict=True):
+            ids = np.array([*_without_end(encoding.ids, self._eos_id), self._eos_id], np.int32)
+            yield TokenRow(line=row.line, ids=ids, labelled=np.ones(len(ids), np.bool_), weight=row.weight)
+
+    def _tokens(self, rows: list[Tokens], errors: RowErrors) -> Iterator[TokenRow]:
+        """Ids as they came. Labels that the file gives hold, unless everything is to be trained."""
+        for row in rows:
+            ids = row.ids
+            if ids.max() >= self._vocabulary_size:
+                expected = f"ids from 0 to {self._vocabulary_size - 1}, the vocabulary of the base model"
+                errors.add(row.line, f"$.input_ids[{int(ids.argmax())}]", expected)
+                continue
+            if row.labelled is None and self._inputs_must_not_train:
+                raise _no_inputs("token rows without labels")
+            everything = row.labelled is None or self._train_on_inputs
+            marks = np.ones(len(ids), np.bool_) if everything else np.array(row.labelled, np.bool_)
+            yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
+
+
+def _path(row: Conversation, place: int | str | None) -> str:
+    """Where a part of the conversation stands in its line."""
+    if place == TOOLS:
+        return "$.input.tools" if row.answer else "$.tools"
+    if not isinstance(place, int):
+        return f"$.{row.answer or 'messages'}"
+    if not row.answer:
+        return f"$.messages[{place}]"
+    return f"$.input.messages[{place}]" if place < row.asked else f"$.{row.answer}[{place - row.asked}]"
+
+
+def _no_inputs(what: str) -> Failure:
+    rule = f"must be auto or true: {what} do not tell inputs from outputs"
+    return user_failure(
+        "INVALID_FIELD", f"train_on_inputs {rule}", [Violation(field="train_on_inputs", description=rule)]
+    )
+
+
+def _encoded(
+    tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool, offsets: bool = False
+) -> Iterator[Encoding]:
+    """In the order of the texts, some at a time. The way without offsets gives the same ids and is faster."""
+    encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == ENCODED_TEXTS_MAX or characters >= ENCODED_CHARACTERS_MAX:
+            yield from encode(batch, add_special_tokens=special_tokens)
+            batch, characters = [], 0
+    if batch:
+        yield from encode(batch, add_special_tokens=special_tokens)
+
+
+def _without_end(ids: list[int], eos_id: int) -> list[int]:
+    """Some tokenizers close every text; a prompt goes on."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == eos_id else ids
+
+
+def _marks(encoding: Encoding, spans: list[Span]) -> NDArray[np.bool_]:
+    """A token is labelled when it begins inside a span: one that the prompt shares is the prompt's."""
+    marks = np.zeros(len(encoding.ids), np.bool_)
+    if not spans:
+        return marks
+    starts = np.array([start for start, _ in encoding.offsets], np.int64)
+    for start, end in spans:
+        marks |= (starts >= start) & (starts < end)
+    return marks

@@ -1,0 +1,62 @@
+"""Asks a program of the node what an exported model says: the serving engine is another service's library, so it runs as a process
+of its own, named by the operator, and speaks JSON.
+
+It gets one request on standard input,
+  {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}
+and answers on the last line of standard output with one of
+  {"log_probs": [[null, x, ...], ...]}    for every token of every row its log-probability after the tokens before it, null
+                                          for the first one and where the engine has none
+  {"refused": "why"}                      it does not take this kind of model
+The files of kind "full" are float32, and it computes in that; an adapter is scored in whatever its base is served in.
+`services.inference.engines.score` is such a program. This module knows no engine and no tolerance.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+from services.trainer.train.settings.failures import Failure, platform_failure
+from services.trainer.train.settings.spec import LoraTraining, Spec
+
+SECONDS_MAX = 900.0
+LAST_WORDS_CHARS = 400
+
+
+def score_outside(spec: Spec, export: Path, rows: list[list[int]]) -> list[list[float | None]] | str:
+    """Log-probabilities by row and position (None where there is none), or why the engine refuses. Raises Failure(platform)
+    when the program fails: that says nothing about the model, and another node may do better."""
+    request = {
+        "base_model": spec.base_model.directory,
+        "export": str(export),
+        "kind": "adapter" if isinstance(spec.training, LoraTraining) else "full",
+        "rank": spec.training.r if isinstance(spec.training, LoraTraining) else 0,
+        "rows": rows,
+    }
+    try:
+        # In our process group: it dies with us.
+        done = subprocess.run(
+            spec.parity_command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _failed(f"{error}") from error
+    if done.returncode:
+        raise _failed(f"exit code {done.returncode}: {done.stderr[-LAST_WORDS_CHARS:]}")
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+        if "refused" in answer:
+            return str(answer["refused"])
+        log_probs = [[None if value is None else float(value) for value in row] for row in answer["log_probs"]]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise _failed(f"its answer cannot be read: {error!r}") from error
+    if [len(row) for row in log_probs] != [len(row) for row in rows]:
+        raise _failed("it did not answer for every token")
+    return log_probs
+
+
+def _failed(why: str) -> Failure:
+    return platform_failure("TRAINING_FAILED", f"the scoring program of this node failed: {why}")

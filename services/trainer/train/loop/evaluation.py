@@ -1,0 +1,132 @@
+"""When a run evaluates, how well it does on the validation rows, and what it tells and remembers of that.
+
+Dropout is off, and no random state is touched. It knows no optimizer and no file.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+import torch
+
+from services.trainer.train.data.batches.file_batches import FileBatches
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.data.batches.run_batches import validation_batches
+from services.trainer.train.loop.async_checkpoint import kept_checkpoint, settle_checkpoint
+from services.trainer.train.loop.early_stopping import judge_evaluation
+from services.trainer.train.loop.state import Run
+from services.trainer.train.losses.objective import Evaluation, Objective
+from services.trainer.train.memory.out_of_memory import fits, halve, release
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.runtime.event_stream import sign_of_life
+from services.trainer.train.runtime.process_group import ALONE, Group
+from services.trainer.train.settings.failures import Stopped, user_failure
+
+
+def evaluate_before_the_first_step(run: Run) -> None:
+    """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
+    if run.position.step or not run.inputs.looks:
+        return
+    found = _evaluate(run, "the look at the validation file before the first step")
+    run.position = replace(run.position, initial_validation_loss=found.loss)
+    run.emit("evaluation", evaluation=0, step=0, epoch=0.0, validation_tokens=0, **asdict(found))
+
+
+def evaluate_when_due(run: Run) -> None:
+    inputs = run.inputs
+    for number, at_step in inputs.plan.evaluations:
+        if at_step != run.position.step or number <= run.position.evaluations_done or run.position.stopped_early:
+            continue
+        # Files are written one after another: a checkpoint on its way may carry the best weights that this one replaces.
+        settle_checkpoint(run)
+        started_s = time.monotonic()
+        found = _evaluate(run, f"evaluation {number} after step {at_step}")
+        duration_s = time.monotonic() - started_s
+        run.position = replace(
+            run.position,
+            evaluations_done=number,
+            validation_loss=found.loss,
+            reward_accuracy=found.reward_accuracy,
+            reward_margin=found.reward_margin,
+            metered_validation_tokens=run.position.metered_validation_tokens + inputs.validation_tokens,
+        )
+        judge_evaluation(run, number, found.loss)
+        run.progress.note_evaluation(duration_s)
+        run.emit(
+            "evaluation",
+            evaluation=number,
+            step=at_step,
+            epoch=round(at_step / inputs.plan.steps_per_epoch, 4),
+            validation_tokens=inputs.validation_tokens,
+            duration_s=round(duration_s, 3),
+            **asdict(found),
+            best_step=run.position.best_step,
+            best_loss=run.position.best_loss,
+            stopped_early=run.position.stopped_early,
+        )
+
+
+def _evaluate(run: Run, name: str) -> Evaluation:
+    """Raises Failure(user) for a loss that is no number, or one far beyond that of a model that guesses."""
+    objective = run.validation_objective
+    found = None
+    while found is None:
+        batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
+        tell = sign_of_life(run.emit, "evaluating", len(batches))
+        found = evaluate(run.model, objective, batches, run.stopping, tell, run.group)
+        if found is None:
+            _halve(run, name, divisible=batches.is_divisible)
+    if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
+        raise user_failure(
+            "TRAINING_INPUT_INVALID",
+            f"training diverged: {name} came out with loss {found.loss}; {kept_checkpoint(run)}; "
+            "lower the learning rate, or look for what is unlike the training file",
+        )
+    return found
+
+
+def _halve(run: Run, name: str, *, divisible: bool) -> None:
+    release()
+    spent = run.evaluation_tokens
+    run.evaluation_tokens = halve(spent, f"in {name}", divisible=divisible)
+    run.position = replace(run.position, evaluation_tokens=run.evaluation_tokens)
+    run.emit(
+        "warning",
+        code="OUT_OF_MEMORY_RETRIED",
+        message=f"out of memory in {name}: micro-batches of evaluations have at most {run.evaluation_tokens} tokens from here on "
+        f"instead of {spent}; it is done again",
+    )
+
+
+def evaluate(
+    model: CausalModel,
+    objective: Objective,
+    batches: FileBatches,
+    stopping: Callable[[], bool],
+    tell: Callable[[int], None],
+    group: Group = ALONE,
+) -> Evaluation | None:
+    """Means over the batches of all processes; None when memory ran out. `tell` hears of each batch that is done.
+    Raises Stopped between batches."""
+    sums: list[list[float]] = []
+
+    def look(batch: MicroBatch) -> None:
+        sums.append(objective.sums(model, batch))
+        tell(1)
+
+    def heeding() -> Iterator[MicroBatch]:
+        for batch in batches:
+            if stopping():
+                raise Stopped
+            yield batch
+
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            enough = fits(model, group, heeding(), look, batches.idle)
+    finally:
+        model.module.train()
+    if not enough:
+        return None
+    return objective.evaluation(group.total([sum(column) for column in zip(*sums, strict=True)]))

@@ -1,0 +1,152 @@
+"""What happens at a step: the optimizer's update, and when it is due, the report.
+
+The host launches a step without a look at the device and reads its numbers once the next one is under way. So an update that must
+not be applied is left out on the device itself, and all that come after it. It knows no evaluation, no checkpoint and no export.
+"""
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from services.trainer.train.checkpoint.random_states import restore_torch_states, torch_states
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.data.batches.run_batches import idle_batch
+from services.trainer.train.loop.async_checkpoint import kept_checkpoint
+from services.trainer.train.loop.device_read import Look
+from services.trainer.train.loop.progress_report import StepRecord
+from services.trainer.train.loop.state import Launched, Run
+from services.trainer.train.memory.out_of_memory import fits, halve, release
+from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at, update
+from services.trainer.train.runtime.process_group import seed_of_step
+from services.trainer.train.settings.failures import Failure, user_failure
+
+
+def train_step(run: Run, step: int) -> None:
+    """One optimizer step on the sequences that the plan names, and then a look at the one before it. Raises Failure(user) when
+    that one diverged; its poisoned update was not applied, nor was any other after it."""
+    try:
+        launched = launch_step(run, step)
+    finally:
+        settle_step(run)
+    run.launched = launched
+
+
+def launch_step(run: Run, step: int) -> Launched:
+    """Everything of a step but a look at its numbers."""
+    spec, plan = run.inputs.spec, run.inputs.plan
+    started_s = time.monotonic()
+    rate = learning_rate_at(step, plan.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
+    loss, tokens = gradients_of_step(run, step)
+    loss, norm = (
+        torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
+        for number in (loss, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
+    )
+    # Neither is true of NaN.
+    sound = (norm < math.inf) & (loss <= run.objective.loss_max(run.model.head_weight.shape[0]))
+    run.poisoned = ~sound if run.poisoned is None else run.poisoned | ~sound
+    update(run.optimizer, rate, skipped=run.poisoned)
+    run.optimizer.zero_grad(set_to_none=True)
+    return Launched(
+        step=step, learning_rate=rate, tokens=tokens, started_s=started_s, numbers=Look(torch.stack([loss, norm]))
+    )
+
+
+def settle_step(run: Run) -> None:
+    """Looks at the step that was launched last: what follows a step asks for that first. Raises Failure(user)."""
+    launched = run.launched
+    if launched is None:
+        return
+    run.launched = None
+    loss, norm = launched.numbers.read()
+    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
+        raise _diverged(run, launched, loss, norm)
+    plan = run.inputs.plan
+    finished = launched.step + 1
+    epoch, epoch_step = divmod(finished, plan.steps_per_epoch)
+    run.position = replace(
+        run.position,
+        step=finished,
+        epoch=epoch,
+        epoch_step=epoch_step,
+        metered_train_tokens=run.position.metered_train_tokens + launched.tokens,
+        loss=loss,
+    )
+    record = StepRecord(
+        step=finished, loss=loss, learning_rate=launched.learning_rate, grad_norm=norm, train_tokens=launched.tokens
+    )
+    run.progress.add(record, launched.started_s, time.monotonic())
+
+
+def report_when_due(run: Run) -> None:
+    if run.position.step in run.inputs.plan.report_set:
+        run.progress.flush(run.position)
+
+
+def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
+    return user_failure(
+        "TRAINING_INPUT_INVALID",
+        f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
+        f"{launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower the learning rate or raise the warm-up",
+    )
+
+
+def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
+    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many tokens the
+    step has. The gradients are those of that mean and the same on every process. Raises Failure(platform, JOB_TOO_LARGE) when
+    not even single rows fit."""
+    while True:
+        random_states = torch_states()
+        batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
+        loss = _try(run, step, batches)
+        if loss is not None:
+            run.group.add_gradients(run.model.trainable.values())
+            return run.group.add(loss), tokens
+        run.optimizer.zero_grad(set_to_none=True)
+        release()
+        restore_torch_states(random_states)
+        _halve(run, step, batches)
+
+
+def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
+    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is everybody's. It
+    may have run out before, so that a process has no `batches`."""
+    group = run.group
+    objective = run.objective
+    units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])
+    if batches is None or without:
+        return None
+    if group.size > 1:
+        torch.manual_seed(seed_of_step(run.inputs.spec.seed, step, group.rank))
+    # FSDP takes the mean over the processes where we want the sum.
+    scale = (group.size if group.sharded else 1) / units
+    # It stays where it is made: to look at it after every micro-batch would let a GPU run dry.
+    loss = torch.zeros((), dtype=torch.float64, device=run.model.device)
+
+    def learn(batch: MicroBatch) -> None:
+        nonlocal loss
+        batch_loss = objective.loss_sum(run.model, batch, scale)
+        batch_loss.backward()
+        loss += batch_loss.detach().double() / (scale * units)
+
+    return loss if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, batches)) else None
+
+
+def _halve(run: Run, step: int, batches: list[MicroBatch] | None) -> None:
+    spent = run.micro_batch_tokens
+    fewest = run.inputs.train.rows.rows_per_example
+    # What could not even be laid out may hold more than single rows.
+    divisible = run.group.any(batches is None or any(len(batch.rows) > fewest for batch in batches))
+    where = f"at step {step + 1}"
+    if batches:
+        where += f" (longest row here {max(batch.input_ids.shape[-1] for batch in batches)} tokens)"
+    run.micro_batch_tokens = halve(spent, where, divisible=divisible)
+    run.position = replace(run.position, micro_batch_tokens=run.micro_batch_tokens)
+    run.emit(
+        "warning",
+        code="OUT_OF_MEMORY_RETRIED",
+        message=f"out of memory at step {step + 1}: micro-batches have at most {run.micro_batch_tokens} tokens from here on "
+        f"instead of {spent}, and there are about twice as many of them; the step is done again with the same rows",
+    )

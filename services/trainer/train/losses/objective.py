@@ -1,0 +1,173 @@
+"""What a run learns from: labelled tokens, or preferences between two answers. Each turns a micro-batch into a loss to sum, and
+says what that sum is a mean over. It knows no optimizer, no step and no schedule.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.losses.cross_entropy import cross_entropy_sum
+from services.trainer.train.losses.log_probs import row_sums, token_log_probs
+from services.trainer.train.losses.preference_loss import Answers, PreferenceLoss, preference_loss
+from services.trainer.train.modeling.base_model import CausalModel
+from services.trainer.train.settings.methods import Dpo
+
+EXPLODED_GUESSES = 10.0
+# Nats by which the wrong answer's reward is ahead, on average.
+EXPLODED_REWARD = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Means over the validation file: `loss` per labelled token or per pair (nats); of the pairs, the share whose preferred
+    answer has the larger reward, and by how much its reward is larger."""
+
+    loss: float
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
+
+
+class Objective(Protocol):
+    def loss_max(self, vocabulary: int) -> float:
+        """A mean loss beyond which the model is being destroyed, long before a number overflows."""
+        ...
+
+    def units(self, batch: MicroBatch) -> float:
+        """What the loss of a step is a mean over; 0 for a batch without labels."""
+        ...
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+        """A scalar to take the gradient of as it is: `scale` times the sum over the batch's units."""
+        ...
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        """For an evaluation: what is added up over batches and processes. The first number is the loss, the last the units."""
+        ...
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation: ...
+
+
+class Supervised:
+    """The cross-entropy of labelled tokens."""
+
+    def loss_max(self, vocabulary: int) -> float:
+        # A model that knows nothing loses the logarithm of its vocabulary per token.
+        return EXPLODED_GUESSES * math.log(vocabulary)
+
+    def units(self, batch: MicroBatch) -> float:
+        return batch.labelled
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+        return model.call(_token_loss_sum, model, batch, scale)
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        return [self.loss_sum(model, batch).item(), self.units(batch)]
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation:
+        loss, units = totals
+        return Evaluation(loss=loss / units)
+
+
+class Reference(Protocol):
+    """What an answer's log-probability is compared with."""
+
+    def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
+        """Sums over the labelled tokens of each row, float32 [rows], without a gradient."""
+        ...
+
+
+class AdapterOff:
+    """The base under the adapter that is trained: the same weights in memory, with the adapter switched off."""
+
+    def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
+        was_training = model.module.training
+        # No dropout: a reference is one model, not a new one at every look.
+        model.module.eval()
+        try:
+            with torch.no_grad(), model.module.disable_adapter():
+                return answer_log_probs(model, batch)
+        finally:
+            # Also when memory runs out here: what follows is done again, with dropout.
+            model.module.train(was_training)
+
+
+class Preferences:
+    """Rows 2i and 2i + 1 of a micro-batch are the preferred and the other answer to one question. `reference` is None when the
+    method needs none."""
+
+    def __init__(self, dpo: Dpo, reference: Reference | None) -> None:
+        self._dpo = dpo
+        self._reference = reference
+
+    def loss_max(self, vocabulary: int) -> float:
+        return EXPLODED_REWARD
+
+    def units(self, batch: MicroBatch) -> float:
+        return len(batch.rows) // 2 if batch.labelled else 0
+
+    def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+        if not batch.labelled:
+            # Nothing to learn, but where weights are shared out every process has to take part in each pass.
+            if self._reference is not None:
+                self._reference.log_probs(model, batch)
+            return answer_log_probs(model, batch).sum() * 0.0
+        return self._weighted(self._compare(model, batch).losses, batch) * scale
+
+    def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
+        if not batch.labelled:
+            self.loss_sum(model, batch)
+            return [0.0, 0.0, 0.0, 0.0]
+        compared = self._compare(model, batch)
+        margins = compared.preferred_rewards - compared.other_rewards
+        loss = self._weighted(compared.losses, batch).item()
+        return [loss, (margins > 0).float().sum().item(), margins.sum().item(), self.units(batch)]
+
+    def evaluation(self, totals: Sequence[float]) -> Evaluation:
+        loss, won, margin, pairs = totals
+        return Evaluation(loss=loss / pairs, reward_accuracy=won / pairs, reward_margin=margin / pairs)
+
+    def _compare(self, model: CausalModel, batch: MicroBatch) -> PreferenceLoss:
+        reference = None if self._reference is None else self._reference.log_probs(model, batch)
+        policy = answer_log_probs(model, batch)
+        lengths = batch.label_counts
+        preferred, other = (
+            Answers(
+                policy=policy[side::2],
+                reference=None if reference is None else reference[side::2],
+                lengths=lengths[side::2],
+            )
+            for side in (0, 1)
+        )
+        return preference_loss(preferred, other, self._dpo)
+
+    def _weighted(self, losses: Any, batch: MicroBatch) -> Any:
+        weights = batch.row_weights
+        return losses.sum() if weights is None else (losses * weights[::2]).sum()
+
+
+def answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
+    """Sums of log-probabilities over the labelled tokens of each row, float32 [rows]; the head sees those tokens only."""
+    return model.call(_answer_log_probs, model, batch)
+
+
+def _answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
+    hidden, targets = model.labelled_hidden(batch)
+    scores = token_log_probs(hidden, model.head_weight, targets, model.softcap, in_place=model.in_place)
+    return row_sums(scores, batch.label_rows, len(batch.rows))
+
+
+def _token_loss_sum(model: CausalModel, batch: MicroBatch, scale: float) -> Any:
+    hidden, targets = model.labelled_hidden(batch)
+    return cross_entropy_sum(
+        hidden,
+        model.head_weight,
+        targets,
+        model.softcap,
+        batch.label_weights,
+        scale=scale,
+        in_place=model.in_place,
+    )

@@ -1,0 +1,71 @@
+"""Fits a run into the memory of its devices before anything is loaded: reads the model's shape and asks the planner.
+
+It knows no weights; a run whose device does not say how large it is goes as its settings say.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from services.trainer.train.data.run_inputs import Inputs
+from services.trainer.train.losses.cross_entropy import CHUNK_ROWS, CHUNK_ROWS_CUDA
+from services.trainer.train.memory import memory_planner as planner
+from services.trainer.train.memory.memory_planner import Devices, Kind, Layout, Shape, Work
+from services.trainer.train.runtime.process_group import Group
+from services.trainer.train.settings.spec import LoraTraining
+
+_HEAD = "lm_head.weight"
+# A shape that leaves out biases still tells a model's size; one that misses a kind of layers does not.
+_UNEXPLAINED_SHARE_MAX = 0.05
+
+
+def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
+    """The same on every process. None when the device's size or the model's shape is not known. Raises Failure(user,
+    JOB_TOO_LARGE) when no layout fits."""
+    spec = inputs.spec
+    shape = shape_of_base(Path(spec.base_model.directory))
+    if spec.device_memory_bytes is None or shape is None:
+        return None
+    kind: Kind = "cuda" if spec.device.startswith("cuda") else "cpu"
+    rows, sequences = inputs.train.rows, inputs.train.sequences
+    work = Work(
+        rank=spec.training.r if isinstance(spec.training, LoraTraining) else None,
+        sequence_tokens=int(rows.lengths.max()) * rows.rows_per_example,
+        step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
+        micro_batch_tokens=spec.micro_batch_tokens,
+        head_rows=CHUNK_ROWS_CUDA if kind == "cuda" else CHUNK_ROWS,
+        looks=spec.evaluations > 0 or spec.stores_reference,
+    )
+    devices = Devices(
+        count=group.size,
+        memory_bytes=group.least(spec.device_memory_bytes),
+        kind=kind,
+    )
+    # One process has nobody to share its weights with.
+    asked = None if spec.parallelism == "auto" or group.size == 1 else spec.parallelism
+    return planner.choose(shape, work, devices, asked)
+
+
+def shape_of_base(directory: Path) -> Shape | None:
+    """None where config.json names other fields than most families do, or says less than there is."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        sizes = _stored_sizes(directory)
+        shape = planner.shape_of({"tie_word_embeddings": _HEAD not in sizes} | config.get("text_config", config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        return None
+    stored = sum(size for name, size in sizes.items() if not (shape.tied and name == _HEAD))
+    return shape if abs(shape.parameters - stored) <= _UNEXPLAINED_SHARE_MAX * stored else None
+
+
+def _stored_sizes(directory: Path) -> dict[str, int]:
+    """Elements of each tensor, from the headers alone, of the files that transformers loads: some bases come in a second form, too."""
+    sizes: dict[str, int] = {}
+    for path in directory.glob("model*.safetensors"):
+        file: Any
+        with safe_open(path, framework="pt") as file:
+            sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return sizes

@@ -1,0 +1,286 @@
+"""How much memory a run needs and how to lay it out on given devices: pure arithmetic on a model's shape.
+
+Counted are weights, what the optimizer keeps, the gradients, what the forward pass saves for the backward pass, and the vocabulary
+head's chunk; in the terms of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), with the
+terms of this engine's modules in place of theirs. It knows no torch, no file and no device but its size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS_MIN
+from services.trainer.train.settings.failures import Failure, Violation, user_failure
+
+Parallelism = Literal["replicated", "sharded"]
+Kind = Literal["cpu", "cuda"]
+
+# What is left for allocators, kernels' work space and the libraries themselves.
+USABLE_SHARE = 0.9
+# A chunk's logits, and beside them what they are made of where the weights have 16 bits.
+LOGITS_COPIES = {"cpu": 1, "cuda": 2}
+_FLOAT32, _BFLOAT16 = 4, 2
+_MOMENTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A decoder of transformers: counts and widths, from its config.json. `mlp_width` is that of each expert where there are several."""
+
+    layers: int
+    width: int
+    mlp_width: int
+    query_width: int
+    key_value_width: int
+    vocabulary: int
+    tied: bool
+    experts: int = 1
+    experts_per_token: int = 1
+
+    @property
+    def layer_parameters(self) -> int:
+        attention = 2 * self.width * (self.query_width + self.key_value_width)
+        mlp = 3 * self.width * self.mlp_width * self.experts
+        router = self.width * self.experts if self.experts > 1 else 0
+        return attention + mlp + router + 2 * self.width
+
+    @property
+    def outer_parameters(self) -> int:
+        return self.vocabulary * self.width * (1 if self.tied else 2) + self.width
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_parameters + self.outer_parameters
+
+    def adapter_parameters(self, rank: int) -> int:
+        """On every linear layer but the head."""
+        widths = 4 * self.width + 2 * self.query_width + 2 * self.key_value_width
+        widths += 3 * (self.width + self.mlp_width) * self.experts
+        return rank * self.layers * widths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is trained: `rank` of the adapter, None for all weights. `sequence_tokens` is the longest row (for preferences the
+    longest pair); `step_tokens` what an optimizer step takes on all devices together; `head_rows` the rows of logits that the
+    vocabulary head makes at once. Who `looks` scores rows without learning from them, in micro-batches of the whole setting."""
+
+    rank: int | None
+    sequence_tokens: int
+    step_tokens: int
+    micro_batch_tokens: int
+    head_rows: int
+    looks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """`memory_bytes` of each of `count` like devices. On `cuda` a frozen base is held in 16 bits."""
+
+    count: int
+    memory_bytes: int
+    kind: Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a run lies on its devices, one process on each; `accumulation` is micro-batches of a process in a step, and
+    `peak_bytes` what each device needs for it."""
+
+    processes: int
+    parallelism: Parallelism
+    micro_batch_tokens: int
+    accumulation: int
+    activation_checkpointing: bool
+    peak_bytes: int
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """From the fields of config.json that the families share. Raises KeyError or TypeError where one is missing."""
+    heads = int(config["num_attention_heads"])
+    head_width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
+    # Where experts have a width of their own, intermediate_size is that of layers without experts.
+    expert_width = config.get("moe_intermediate_size") if experts > 1 else None
+    return Shape(
+        layers=int(config["num_hidden_layers"]),
+        width=int(config["hidden_size"]),
+        mlp_width=int(expert_width or config["intermediate_size"]),
+        query_width=heads * head_width,
+        key_value_width=int(config.get("num_key_value_heads") or heads) * head_width,
+        vocabulary=int(config["vocab_size"]),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        experts=experts,
+        experts_per_token=int(config.get("num_experts_per_tok") or 1),
+    )
+
+
+def peak_bytes(
+    shape: Shape,
+    work: Work,
+    *,
+    kind: Kind,
+    micro_batch_tokens: int,
+    checkpointing: bool,
+    processes: int = 1,
+    shards: int = 1,
+) -> int:
+    """The most that one device holds at once: at the vocabulary head, when all is saved and nothing is used up; at the end of the
+    backward pass, when every gradient is there; or in an evaluation."""
+    tokens = min(max(micro_batch_tokens, work.sequence_tokens), max(work.step_tokens, work.sequence_tokens))
+    held = _weights(shape, work, kind) + _moments(shape, work) + _copies(shape, work, kind, shards)
+    logits = _logits(shape, work, tokens, kind)
+    gradients = _FLOAT32 * _trainable(shape, work)
+    whole_unit = 0
+    if shards > 1:
+        held, gradients = -(-held // shards), -(-gradients // shards)
+        # One layer, or what is around the layers, is whole at a time; with its gradient when it is trained.
+        unit = max(shape.layer_parameters, shape.outer_parameters)
+        whole_unit = unit * _weight_bytes(work, kind) * (2 if work.rank is None else 1)
+    width = _weight_bytes(work, kind)
+    layer = _layer_elements(shape, work, tokens) * width
+    inputs = tokens * shape.width * width * (shape.layers + 1)
+    passing = tokens * (3 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)) * width
+    if checkpointing:
+        at_head = inputs + _head(shape, work, tokens)
+        in_backward = inputs + layer + passing
+    else:
+        at_head = shape.layers * layer + _head(shape, work, tokens)
+        in_backward = max(shape.layers * layer + _head_gradient(shape, work), layer + gradients) + passing
+    # The embeddings come last. Whole weights take their gradients where they are kept; of shared ones the embeddings' is made
+    # beside that of the head, which may be the same.
+    beside = work.rank is None and shards > 1
+    at_embeddings = gradients + (_FLOAT32 * shape.vocabulary * shape.width if beside else 0)
+    accumulates = work.step_tokens > tokens * processes
+    if accumulates:
+        # Those of the micro-batches before are there all the time.
+        in_step = gradients + max(at_head, in_backward)
+    else:
+        in_step = max(at_head, in_backward + (gradients if checkpointing else 0))
+    in_step = max(in_step, at_embeddings)
+    return held + logits + whole_unit + max(in_step, _looking(shape, work, kind) if work.looks else 0)
+
+
+def choose(shape: Shape, work: Work, devices: Devices, parallelism: Parallelism | None = None) -> Layout:
+    """The first that fits, the fastest first: whole copies before shards, saved activations before recomputed ones, large
+    micro-batches before small ones. `parallelism` settles the first question. Raises Failure(user, JOB_TOO_LARGE) with the
+    numbers when nothing fits."""
+    usable = int(devices.memory_bytes * USABLE_SHARE)
+    smallest = 0
+    for division, shards in _divisions(devices.count, parallelism):
+        for checkpointing in (False, True):
+            for tokens in _micro_batches(work):
+                needed = peak_bytes(
+                    shape,
+                    work,
+                    kind=devices.kind,
+                    micro_batch_tokens=tokens,
+                    checkpointing=checkpointing,
+                    processes=devices.count,
+                    shards=shards,
+                )
+                smallest = min(smallest or needed, needed)
+                if needed <= usable:
+                    return Layout(
+                        processes=devices.count,
+                        parallelism=division,
+                        micro_batch_tokens=tokens,
+                        accumulation=max(1, -(-work.step_tokens // (tokens * devices.count))),
+                        activation_checkpointing=checkpointing,
+                        peak_bytes=needed,
+                    )
+    raise _too_large(shape, work, devices, smallest)
+
+
+def _divisions(count: int, asked: Parallelism | None) -> list[tuple[Parallelism, int]]:
+    divisions: list[tuple[Parallelism, int]] = [("replicated", 1)]
+    if count > 1:
+        divisions.append(("sharded", count))
+    return [division for division in divisions if asked in (None, division[0])]
+
+
+def _micro_batches(work: Work) -> list[int]:
+    """The setting and its halves, down to one longest row."""
+    sizes = [work.micro_batch_tokens]
+    while sizes[-1] // 2 >= max(work.sequence_tokens, MICRO_BATCH_TOKENS_MIN):
+        sizes.append(sizes[-1] // 2)
+    shortest = max(work.sequence_tokens, MICRO_BATCH_TOKENS_MIN)
+    return sizes if shortest >= sizes[-1] else [*sizes, shortest]
+
+
+def _weight_bytes(work: Work, kind: Kind) -> int:
+    return _BFLOAT16 if kind == "cuda" and work.rank is not None else _FLOAT32
+
+
+def _trainable(shape: Shape, work: Work) -> int:
+    return shape.parameters if work.rank is None else shape.adapter_parameters(work.rank)
+
+
+def _weights(shape: Shape, work: Work, kind: Kind) -> int:
+    # No copy for the reference of preferences: that is the base with its adapter off, or numbers that were computed before.
+    adapter = 0 if work.rank is None else _FLOAT32 * shape.adapter_parameters(work.rank)
+    return shape.parameters * _weight_bytes(work, kind) + adapter
+
+
+def _copies(shape: Shape, work: Work, kind: Kind, shards: int) -> int:
+    """Full weights on CUDA that are not shared out are multiplied in 16 bits, and the backward pass wants the same numbers."""
+    return _BFLOAT16 * shape.parameters if kind == "cuda" and work.rank is None and shards == 1 else 0
+
+
+def _moments(shape: Shape, work: Work) -> int:
+    return _MOMENTS * _FLOAT32 * _trainable(shape, work)
+
+
+def _layer_elements(shape: Shape, work: Work, tokens: int) -> int:
+    """What one layer saves: two norms with their inputs, query, key, value, the attention's answer, and of the MLP gate, activation, up
+    and their product; an adapter adds its narrow activations, and that of fused experts also all of their weights: peft adds itself
+    to them before they are multiplied."""
+    mlp = 4 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)
+    attention = 2 * shape.query_width + 2 * shape.key_value_width
+    adapters = 0 if work.rank is None else 7 * work.rank
+    adapted = 0 if work.rank is None or shape.experts == 1 else 3 * shape.experts * shape.width * shape.mlp_width
+    return tokens * (4 * shape.width + attention + mlp + adapters) + adapted
+
+
+def _expert_copies(shape: Shape) -> int:
+    """Per token: each of its experts takes a copy of the inputs, and its answer is kept until it is weighed."""
+    return 2 * shape.width * shape.experts_per_token if shape.experts > 1 else 0
+
+
+def _logits(shape: Shape, work: Work, tokens: int, kind: Kind) -> int:
+    """The buffer that chunk after chunk goes through; it stays."""
+    return min(work.head_rows, tokens) * shape.vocabulary * _FLOAT32 * LOGITS_COPIES[kind]
+
+
+def _head(shape: Shape, work: Work, tokens: int) -> int:
+    """The hidden states with their gradient, and the gradient of the head itself when it is trained."""
+    return 2 * tokens * shape.width * _FLOAT32 + _head_gradient(shape, work)
+
+
+def _head_gradient(shape: Shape, work: Work) -> int:
+    return shape.vocabulary * shape.width * _FLOAT32 if work.rank is None else 0
+
+
+def _looking(shape: Shape, work: Work, kind: Kind) -> int:
+    """A pass that keeps nothing for a backward pass: one layer at a time, then the head's chunk. Its micro-batches stay as the
+    setting says, so that an evaluation comes out the same on any device."""
+    tokens = max(work.micro_batch_tokens, work.sequence_tokens)
+    return max(_layer_elements(shape, work, tokens) * _weight_bytes(work, kind), _head(shape, work, tokens))
+
+
+def _too_large(shape: Shape, work: Work, devices: Devices, needed: int) -> Failure:
+    trains = "all weights" if work.rank is None else f"an adapter of rank {work.rank}"
+    usable = int(devices.memory_bytes * USABLE_SHARE)
+    advice = "lower max_seq_length, train an adapter instead of all weights, or ask for more or larger devices"
+    return user_failure(
+        "JOB_TOO_LARGE",
+        f"training {trains} of a model with {shape.parameters / 1e6:.1f} million weights on rows of {work.sequence_tokens} tokens "
+        f"needs at least {_gib(needed)} on each of {devices.count} devices, where {_gib(usable)} of {_gib(devices.memory_bytes)} "
+        f"can be used; {advice}",
+        [Violation(field="max_seq_length", description=advice)],
+        {"needed_bytes": str(needed), "available_bytes": str(usable), "devices": str(devices.count)},
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,124 @@
+"""Settings of a run beside the plain ones: learning from preferences, ending early, starting from earlier weights.
+
+Frozen and bounded like the spec that holds them. It reads no file and knows no torch.
+"""
+
+from dataclasses import dataclass
+
+from services.trainer.train.settings.json_reader import Reader
+
+BETA_DEFAULT = 0.1
+BETA_MAX = 10.0
+RPO_ALPHA_MAX = 10.0
+SIMPO_GAMMA_MAX = 10.0
+PATIENCE_MAX = 100
+MIN_DELTA_MAX = 100.0
+WARMUP_EVALUATIONS_MAX = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo:
+    """What losses/preference_loss.py makes a loss of. Zero turns `rpo_alpha` and `simpo_gamma` off."""
+
+    beta: float = BETA_DEFAULT
+    normalize_logratios_by_length: bool = False
+    reference_free: bool = False
+    rpo_alpha: float = 0.0
+    simpo_gamma: float = 0.0
+
+    @property
+    def by_length(self) -> bool:
+        return self.normalize_logratios_by_length or self.simpo_gamma > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        return not (self.reference_free or self.simpo_gamma > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """The run ends after `patience` evaluations in a row that are not better than the best by more than `min_delta` nats; the
+    first `warmup_evaluations` count nothing. The weights of the best evaluation ship."""
+
+    patience: int
+    min_delta: float
+    warmup_evaluations: int
+
+    @property
+    def evaluations_min(self) -> int:
+        """With fewer it could never end a run."""
+        return self.patience + self.warmup_evaluations + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFrom:
+    """Weights of an earlier job in `directory`: a checkpoint of it (`step`), or the model that it made (`revision`); or those of a
+    `repository` of a model hub at one commit (`revision`). `sha256` is the digest of their files' digests."""
+
+    directory: str
+    tuning_job: str
+    step: int
+    revision: str
+    sha256: str
+    repository: str = ""
+
+    @property
+    def named(self) -> str:
+        return self.repository or self.tuning_job or "the earlier job"
+
+
+def read_dpo(parent: Reader) -> Dpo | None:
+    """`dpo` goes with the method of that name and with no other."""
+    if parent.raw("method", "sft") != "dpo":
+        if parent.raw("dpo", None) is not None:
+            parent.refuse("dpo", 'belongs to the method "dpo"')
+        return None
+    reader = parent.child("dpo", {})
+    dpo = Dpo(
+        beta=reader.number("beta", 0.0, BETA_MAX, BETA_DEFAULT, above_low=True),
+        normalize_logratios_by_length=reader.flag("normalize_logratios_by_length", False),
+        reference_free=reader.flag("reference_free", False),
+        rpo_alpha=reader.number("rpo_alpha", 0.0, RPO_ALPHA_MAX, 0.0),
+        simpo_gamma=reader.number("simpo_gamma", 0.0, SIMPO_GAMMA_MAX, 0.0),
+    )
+    reader.finish()
+    return dpo
+
+
+def read_early_stopping(parent: Reader) -> EarlyStopping | None:
+    if parent.raw("early_stopping", None) is None:
+        return None
+    reader = parent.child("early_stopping")
+    stopping = EarlyStopping(
+        patience=reader.integer("patience", 1, PATIENCE_MAX, 2),
+        min_delta=reader.number("min_delta", 0.0, MIN_DELTA_MAX, 0.0),
+        warmup_evaluations=reader.integer("warmup_evaluations", 0, WARMUP_EVALUATIONS_MAX, 1),
+    )
+    reader.finish()
+    return stopping
+
+
+def refuse_idle_stopping(reader: Reader, stopping: EarlyStopping | None, evaluations_total: int) -> None:
+    """Early stopping that no run of so many evaluations could ever meet is a mistake."""
+    if stopping is not None and evaluations_total < stopping.evaluations_min:
+        reader.refuse(
+            "early_stopping",
+            f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations over the run on a "
+            f"validation file; there are {evaluations_total}",
+        )
+
+
+def read_start_from(parent: Reader, path_length_max: int) -> StartFrom | None:
+    if parent.raw("start_from", None) is None:
+        return None
+    reader = parent.child("start_from")
+    start = StartFrom(
+        directory=reader.text("directory", path_length_max),
+        tuning_job=reader.text("tuning_job", 300, ""),
+        step=reader.integer("step", 0, 2**53, 0),
+        revision=reader.text("revision", 200, ""),
+        sha256=reader.text("sha256", 64, ""),
+        repository=reader.text("repository", 200, ""),
+    )
+    reader.finish()
+    return start
