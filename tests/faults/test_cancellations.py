@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 from finemesh.billing.v1 import usage_record_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
@@ -47,7 +48,7 @@ def trained_steps(usage: list[usage_record_pb2.UsageRecord]) -> list[int]:
 async def test_a_cancelled_stream_frees_its_slot_and_is_metered_once(mesh: Mesh) -> None:
     whole = await mesh.client.chat.answer(BASE, [user("tell a long story")], sampling(**GREEDY))
     assert whole.usage.output_tokens > 20
-    stream = mesh.client.chat.stream(BASE, [user("tell a long story")], sampling(**GREEDY))
+    stream: Any = mesh.client.chat.stream(BASE, [user("tell a long story")], sampling(**GREEDY))
     async with aclosing(stream) as parts:
         heard = [await anext(parts) for _ in range(2)]
     # The engine has one slot: this one can be answered only when the stream has left it.

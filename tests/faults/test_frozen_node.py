@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable
+from typing import Any
 
 import psutil
 import pytest
@@ -62,7 +64,7 @@ async def assert_refused(mesh: Mesh, name: str, stale_token: int) -> None:
     settings = ChassisSettings(service_name="trainer", tls_dir=mesh.stack.folder.tls)
     channel = open_channel(settings, mesh.stack.addresses["scheduler"], "scheduler")
     stub = node_service_pb2_grpc.NodeServiceStub(channel)
-    ids = {"tuning_job": name, "lease_token": stale_token}
+    ids: dict[str, Any] = {"tuning_job": name, "lease_token": stale_token}
     project, job_id = name.split("/")[1], name.split("/")[3]
     artifact = artifact_pb2.Artifact(
         key=f"jobs/{project}/{job_id}/checkpoints/99-{stale_token}/",
@@ -73,7 +75,7 @@ async def assert_refused(mesh: Mesh, name: str, stale_token: int) -> None:
     checkpoint = node_pb2.CheckpointManifest(step=99, artifact=artifact, manifest_sha256="0" * 64)
     failed = node_service_pb2.AttemptFailed(error=pb.JobError(reason="TRAINING_FAILED", message="stale"))
     stopped = node_service_pb2.AttemptStopped(step=99)
-    calls = [
+    calls: list[Awaitable[object]] = [
         stub.StartAttempt(node_service_pb2.StartAttemptRequest(**ids)),
         stub.ReportProgress(node_service_pb2.ReportProgressRequest(**ids, metrics=metrics, usage=usage)),
         stub.CommitCheckpoint(node_service_pb2.CommitCheckpointRequest(**ids, checkpoint=checkpoint)),

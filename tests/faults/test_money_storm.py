@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import nats
@@ -35,6 +36,11 @@ from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
 from finemesh_client.journal import ACCOUNTS, Recomputed, recompute
 from tests.faults.storm import JOBS, ORGANIZATIONS, UNHELD, Event, job_name, make_storm
 
+if TYPE_CHECKING:
+    from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceAsyncStub
+    from finemesh.billing.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+    from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceAsyncStub
+
 SEED = 20_262
 CREDIT_NANOS_USD = 1000 * 10**9
 QUIET_TIMEOUT_S = 180
@@ -54,9 +60,9 @@ class Town:
     """Billing with its NATS and PostgreSQL, and its callers."""
 
     stack: Stack
-    billing: BillingServiceStub
-    holds: HoldServiceStub
-    ledger: LedgerServiceStub
+    billing: BillingServiceAsyncStub
+    holds: HoldServiceAsyncStub
+    ledger: LedgerServiceAsyncStub
 
     async def rows(self, statement: str, *values: object) -> list[asyncpg.Record]:
         url = self.stack.environment("billing")["FINEMESH_BILLING_DATABASE_URL"]

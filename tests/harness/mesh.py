@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -39,7 +40,7 @@ def make_base(folder: Path, name: str = "tiny-llama") -> Path:
     return folder / name
 
 
-def make_rows(count: int, seed: int = 0) -> list[dict[str, object]]:
+def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Conversations with a rule to learn: the answer is the question's second word, said twice."""
     words = ["river", "stone", "cloud", "ember", "meadow", "harbor", "lantern", "willow", "copper", "violet"]
     rows = []
@@ -51,7 +52,7 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, object]]:
     return rows
 
 
-def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -66,7 +67,7 @@ class Mesh:
     training_file: str
     validation_file: str
 
-    def spec(self, output_name: str, **hyperparameters: object) -> pb.TuningSpec:
+    def spec(self, output_name: str, **hyperparameters: Any) -> pb.TuningSpec:
         """About 60 steps with twelve checkpoints and six evaluations; short sequences, so that little is packed."""
         given = {
             "epochs": 6,
@@ -82,10 +83,10 @@ class Mesh:
             validation_file=self.validation_file,
             output_name=output_name,
             lora=pb.LoraTraining(rank=8),
-            hyperparameters=pb.Hyperparameters(**{**given, **hyperparameters}),  # type: ignore[arg-type]
+            hyperparameters=pb.Hyperparameters(**{**given, **hyperparameters}),
         )
 
-    async def run_job(self, output_name: str, **hyperparameters: object) -> pb.TuningJob:
+    async def run_job(self, output_name: str, **hyperparameters: Any) -> pb.TuningJob:
         job = await self.client.jobs.create(self.spec(output_name, **hyperparameters))
         return await self.ended(job.name)
 

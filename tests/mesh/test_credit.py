@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -80,10 +81,10 @@ async def test_credit_ends_and_comes_back(mesh: Mesh) -> None:
     config = client.config
     async with openai.AsyncOpenAI(base_url=config.http_url, api_key=config.api_key) as openai_client:
         chat = openai_client.chat.completions
-        hello = [{"role": "user", "content": "hello"}]
+        hello: list[Any] = [{"role": "user", "content": "hello"}]
         for stream in (False, True):
             with pytest.raises(openai.APIStatusError, match="credit is used up") as told:
-                await chat.create(model=BASE, messages=hello, max_tokens=2, stream=stream)  # type: ignore[call-overload]
+                await chat.create(model=BASE, messages=hello, max_tokens=2, stream=stream)
             assert (told.value.status_code, told.value.code) == (402, "insufficient_quota")
         # What was owed is paid first; enough stays for the rest of the test.
         await client.billing.top_up(10_000 * MINUTE_NANOS_USD, request_id="again")

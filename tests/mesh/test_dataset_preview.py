@@ -25,7 +25,7 @@ from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
 CUT_AFTER = 32
 UNLABELLED = -100
 # Two answers of which the first teaches nothing, and one that does not fit.
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "messages": [
             {"role": "user", "content": "name a river"},
@@ -100,7 +100,7 @@ async def test_a_preview_is_what_the_training_sees(mesh: Mesh, tmp_path: Path) -
     (span,) = weighed["trained_spans"]
     assert "".join(weighed["tokens"][span["start"] : span["end"]]) == "the river<|end|>"
 
-    answer = str(ROWS[1]["messages"][1]["content"])  # type: ignore[index]
+    answer = str(ROWS[1]["messages"][1]["content"])
     ids, labels = expected(
         [("<|begin|><|user|>say much<|end|><|assistant|>", False), (f"{answer}<|end|>", True)], tokenizer
     )

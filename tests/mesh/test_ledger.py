@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import nats
@@ -129,7 +130,7 @@ async def test_a_customer_verifies_exports_and_recomputes_alone(office: Office, 
     assert json.loads(await office.run("export-journal", "-o", "-", "--after-position", "1")) == second
 
     # Without any server.
-    nowhere = {"FINEMESH_ADDRESS": "http://127.0.0.1:1", "FINEMESH_API_KEY": "none"}
+    nowhere: dict[str, Any] = {"FINEMESH_ADDRESS": "http://127.0.0.1:1", "FINEMESH_API_KEY": "none"}
     alone = await office.run("verify", "--offline", str(journal), **nowhere)
     assert f"head {second['hash']}" in alone
     assert "prepaid $20.00, receivable -$0.00005, revenue $0.00005" in alone

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -20,7 +21,7 @@ from tests.harness.dummies import DUMMIES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _stack(data: Path, **options: object) -> Stack:
+def _stack(data: Path, **options: Any) -> Stack:
     return Stack(StackOptions(data=data, services=DUMMIES, **options))
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -30,6 +31,10 @@ from tests.harness.books import write_books
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.servers import NatsServer
 
+if TYPE_CHECKING:
+    from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceAsyncStub
+    from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceAsyncStub
+
 WAIT_S_MAX = 60.0
 _numbers = count(1)
 
@@ -39,9 +44,9 @@ class Mesh:
     """`billing` calls as the gateway does, `holds` as the scheduler; `publish` sends events as they would."""
 
     settings: BillingSettings
-    billing: BillingServiceStub
-    holds: HoldServiceStub
-    misplaced: HoldServiceStub
+    billing: "BillingServiceAsyncStub"
+    holds: "HoldServiceAsyncStub"
+    misplaced: "HoldServiceAsyncStub"
     # By the service whose certificate they have.
     channels: dict[str, grpc.aio.Channel]
     pool: Pool
@@ -92,7 +97,7 @@ class Customer:
                 TopUpRequest(amount_nanos_usd=amount_nanos_usd, request_id=f"r{next(_numbers)}")
             )
 
-    async def hold(self, number: int = 1, **price: object) -> CreateHoldResponse:
+    async def hold(self, number: int = 1, **price: Any) -> CreateHoldResponse:
         return await self.mesh.holds.CreateHold(
             CreateHoldRequest(
                 resource=self.job(number),
@@ -103,15 +108,15 @@ class Customer:
         )
 
 
-def job_price(**changes: object) -> EstimatePriceRequest:
-    numbers: dict[str, object] = {
+def job_price(**changes: Any) -> EstimatePriceRequest:
+    numbers: dict[str, Any] = {
         "base_model": "finemesh/demo-llama",
         "training_tokens": 1000,
         "epochs": 2,
         "validation_tokens": 100,
         "evaluations": 1,
     }
-    return EstimatePriceRequest(**{**numbers, **changes})  # type: ignore[arg-type]
+    return EstimatePriceRequest(**{**numbers, **changes})
 
 
 @pytest.fixture(scope="module")

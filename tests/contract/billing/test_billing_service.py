@@ -165,4 +165,4 @@ async def test_usage_pages_refuse_what_is_not_theirs(customer: Customer, mesh: M
         assert not (await mesh.billing.ListUsageRecords(pb.ListUsageRecordsRequest())).usage_records
         for changes in ({"page_size": -1}, {"page_token": "forged"}):
             with pytest.raises(InvalidArgument):
-                await mesh.billing.ListUsageRecords(pb.ListUsageRecordsRequest(**changes))  # type: ignore[arg-type]
+                await mesh.billing.ListUsageRecords(pb.ListUsageRecordsRequest(**changes))

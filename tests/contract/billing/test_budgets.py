@@ -78,11 +78,12 @@ async def test_roles_and_walls(customer: Customer, stranger: Customer, mesh: Mes
         with customer.calling("member"), pytest.raises(PermissionDenied, match="ROLE_MISSING"):
             await call(request)
     set_request.parent = f"projects/{customer.project}"
-    for call, request in (
+    walled: tuple[tuple[Any, Any], ...] = (
         (stub.SetBudget, set_request),
         (stub.ListBudgets, pb.ListBudgetsRequest(parent=set_request.parent)),
         (stub.DeleteBudget, pb.DeleteBudgetRequest(name=made.name)),
-    ):
+    )
+    for call, request in walled:
         with stranger.calling("admin"), pytest.raises(NotFound):
             await call(request)
     assert await listed(stranger) == []

@@ -41,7 +41,7 @@ def train(customer: Customer, start: int, end: int, tokens: int) -> usage_events
 
 
 def ended(
-    customer: Customer, ending: tuning_events_pb2.TuningJobEnding, count: int
+    customer: Customer, ending: "tuning_events_pb2.TuningJobEnding.ValueType", count: int
 ) -> tuning_events_pb2.TuningJobEnded:
     return tuning_events_pb2.TuningJobEnded(
         tuning_job=customer.job(),

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import nats
@@ -27,13 +27,16 @@ from finemesh_client.journal import Recomputed, recompute
 from tests.contract.billing.conftest import Customer, Mesh
 from tests.harness.servers import NatsServer, PostgresServer
 
+if TYPE_CHECKING:
+    from finemesh.billing.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+
 USD = 10**9
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")
 LETTERS = "SELECT count(*) FROM dead_letters WHERE position($1::bytea IN payload) > 0"
 
 
 @pytest.fixture
-def ledger(mesh: Mesh) -> LedgerServiceStub:
+def ledger(mesh: Mesh) -> "LedgerServiceAsyncStub":
     return LedgerServiceStub(mesh.channels["gateway"])
 
 
@@ -89,7 +92,7 @@ async def answers(call: Any) -> list[Any]:
     return [answer async for answer in call]
 
 
-async def test_one_s_own_ledger_is_verified_with_progress(customer: Customer, ledger: LedgerServiceStub) -> None:
+async def test_one_s_own_ledger_is_verified_with_progress(customer: Customer, ledger: "LedgerServiceAsyncStub") -> None:
     await spend(customer)
     with customer.calling():
         told = await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest()))
@@ -103,7 +106,7 @@ async def test_one_s_own_ledger_is_verified_with_progress(customer: Customer, le
 
 
 async def test_a_difference_is_named_and_all_is_verified_by_operators(
-    customer: Customer, stranger: Customer, mesh: Mesh, ledger: LedgerServiceStub, postgres: PostgresServer
+    customer: Customer, stranger: Customer, mesh: Mesh, ledger: "LedgerServiceAsyncStub", postgres: PostgresServer
 ) -> None:
     await spend(customer)
     await spend(stranger)
@@ -137,7 +140,7 @@ async def test_a_difference_is_named_and_all_is_verified_by_operators(
 
 
 async def test_ledgers_of_others_need_the_operator(
-    customer: Customer, stranger: Customer, ledger: LedgerServiceStub
+    customer: Customer, stranger: Customer, ledger: "LedgerServiceAsyncStub"
 ) -> None:
     name = f"organizations/{stranger.organization}"
     with customer.calling("admin", "member"):
@@ -176,7 +179,7 @@ async def test_ledgers_of_others_need_the_operator(
     ],
 )
 async def test_streams_name_the_field_that_is_wrong(
-    customer: Customer, ledger: LedgerServiceStub, request_type: Any, fields: dict[str, Any], field: str
+    customer: Customer, ledger: "LedgerServiceAsyncStub", request_type: Any, fields: dict[str, Any], field: str
 ) -> None:
     method = ledger.VerifyLedger if request_type is pb.VerifyLedgerRequest else ledger.ExportJournal
     with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
@@ -185,7 +188,7 @@ async def test_streams_name_the_field_that_is_wrong(
 
 
 async def test_one_verification_at_a_time(
-    customer: Customer, mesh: Mesh, ledger: LedgerServiceStub, postgres: PostgresServer
+    customer: Customer, mesh: Mesh, ledger: "LedgerServiceAsyncStub", postgres: PostgresServer
 ) -> None:
     await spend(customer)
     async with superuser(postgres, mesh) as connection, connection.transaction():
@@ -202,7 +205,7 @@ async def test_one_verification_at_a_time(
 
 
 async def test_a_verification_that_is_given_up_leaves_room_for_the_next(
-    customer: Customer, ledger: LedgerServiceStub
+    customer: Customer, ledger: "LedgerServiceAsyncStub"
 ) -> None:
     await spend(customer)
     with customer.calling():
@@ -220,7 +223,7 @@ async def test_a_verification_that_is_given_up_leaves_room_for_the_next(
 
 
 async def test_the_journal_recomputes_to_the_balance_and_beancount_finds_it_balanced(
-    customer: Customer, stranger: Customer, mesh: Mesh, ledger: LedgerServiceStub, tmp_path: Path
+    customer: Customer, stranger: Customer, mesh: Mesh, ledger: "LedgerServiceAsyncStub", tmp_path: Path
 ) -> None:
     await spend(customer)
     await stranger.pay_in(3 * USD)
@@ -268,8 +271,11 @@ def trained(customer: Customer, number: int) -> usage_events_pb2.TrainingUsageRe
     )
 
 
-async def own_letters(customer: Customer, ledger: LedgerServiceStub, page_size: int = 1000) -> list[pb.DeadLetter]:
-    request, found = pb.ListDeadLettersRequest(page_size=page_size), []
+async def own_letters(
+    customer: Customer, ledger: "LedgerServiceAsyncStub", page_size: int = 1000
+) -> list[pb.DeadLetter]:
+    found: list[pb.DeadLetter] = []
+    request = pb.ListDeadLettersRequest(page_size=page_size)
     with customer.calling("operator"):
         while True:
             page = await ledger.ListDeadLetters(request)
@@ -287,7 +293,7 @@ async def own_letters(customer: Customer, ledger: LedgerServiceStub, page_size: 
 
 @pytest.mark.parametrize("page_size", [1, 3, 1000])
 async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cause_is_gone(
-    customer: Customer, mesh: Mesh, ledger: LedgerServiceStub, nats_server: NatsServer, page_size: int
+    customer: Customer, mesh: Mesh, ledger: "LedgerServiceAsyncStub", nats_server: NatsServer, page_size: int
 ) -> None:
     await customer.pay_in(50 * USD)
     for number in range(1, 6):
@@ -329,7 +335,7 @@ async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cau
 
 
 async def test_the_good_calls_of_a_message_are_booked_and_the_bad_ones_set_aside(
-    customer: Customer, mesh: Mesh, ledger: LedgerServiceStub
+    customer: Customer, mesh: Mesh, ledger: "LedgerServiceAsyncStub"
 ) -> None:
     await mesh.publish(served(customer, ("gen-1", 10), ("gen-2", -5), ("gen-3", 30), ("gen-4", 10**15)))
     await mesh.until("SELECT count(*) FROM usage_records WHERE project_id = $1", 2, customer.project)
@@ -345,7 +351,9 @@ async def test_the_good_calls_of_a_message_are_booked_and_the_bad_ones_set_aside
 
 
 @pytest.mark.parametrize("event_id", ["", "nonsense", "6f1f8a54"])
-async def test_a_replay_needs_the_id_of_an_event(customer: Customer, ledger: LedgerServiceStub, event_id: str) -> None:
+async def test_a_replay_needs_the_id_of_an_event(
+    customer: Customer, ledger: "LedgerServiceAsyncStub", event_id: str
+) -> None:
     with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
         await ledger.ReplayDeadLetter(pb.ReplayDeadLetterRequest(event_id=event_id))
     assert [violation.field for violation in refused.value.violations] == ["event_id"]
@@ -353,7 +361,7 @@ async def test_a_replay_needs_the_id_of_an_event(customer: Customer, ledger: Led
 
 @pytest.mark.parametrize("token", ["nonsense", "WyJ4IiwxLCJ4Il0"])
 async def test_a_page_token_of_another_list_is_refused(
-    customer: Customer, ledger: LedgerServiceStub, token: str
+    customer: Customer, ledger: "LedgerServiceAsyncStub", token: str
 ) -> None:
     with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
         await ledger.ListDeadLetters(pb.ListDeadLettersRequest(page_token=token))

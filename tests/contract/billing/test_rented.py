@@ -1,6 +1,7 @@
 """Machines by the clock over the real bus: minutes of an endpoint and hours of a cluster become usage that is owed."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,7 +18,7 @@ def now() -> Timestamp:
 
 
 async def test_hours_and_minutes_come_once_and_are_owed(customer: Customer, mesh: Mesh) -> None:
-    owner = {"project_id": customer.project, "organization_id": customer.organization}
+    owner: dict[str, Any] = {"project_id": customer.project, "organization_id": customer.organization}
     hour = usage_events_pb2.ClusterHourRecorded(
         work_key="cl_1:1:0",
         cluster=f"projects/{customer.project}/clusters/cl_1",

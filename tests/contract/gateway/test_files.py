@@ -158,7 +158,7 @@ async def test_a_broken_stream_leaves_nothing(world: World, how: str):
     """Many times over: a server that takes the break for the end of the stream does so only now and then."""
     for chunks in range(24):
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{world.public_port}")
-        call = channel.stream_unary(
+        call: Any = channel.stream_unary(
             "/finemesh.files.v1.FileService/UploadFile",
             request_serializer=file_service_pb2.UploadFileRequest.SerializeToString,
         )(metadata=world.bearer(), timeout=0.05 if how == "deadline" else None)
@@ -177,7 +177,7 @@ async def test_a_broken_stream_leaves_nothing(world: World, how: str):
 
 
 async def test_the_same_request_id_returns_the_same_file(world: World):
-    fields = {"request_id": "r1", "sha256": SHA256}
+    fields: dict[str, Any] = {"request_id": "r1", "sha256": SHA256}
     first = await world.upload(CONTENT, **fields)
     assert await world.upload(CONTENT, **fields) == first
     assert await world.upload(CONTENT, parent=f"projects/{world.acme.project_id}", **fields) == first
@@ -227,6 +227,7 @@ async def test_a_foreign_or_deleted_file_is_not_there(world: World):
     async with refused("NOT_FOUND"):
         await world.files.DeleteFile(request, metadata=world.bearer())
     entry = await world.pool.fetchrow("SELECT action, resource, project_id, trace_id FROM audit_log")
+    assert entry is not None
     assert (entry["action"], entry["resource"], entry["project_id"]) == (
         "file.delete",
         file.name,
@@ -271,7 +272,8 @@ async def test_other_services_learn_where_a_sound_file_lies(world: World):
     assert (world.artifacts / answer.artifact.key).read_bytes() == CONTENT
     with pytest.raises(Exception, match="FILE_NOT_READY") as told:
         await resolve(file_artifact_service_pb2.ResolveFileRequest(name=broken.name))
-    assert told.value.violations[0].field == "line 1: $"
+    problem: Any = told.value
+    assert problem.violations[0].field == "line 1: $"
     stranger = Caller(service="", tenant=world.other.project_id, account="o", subject="k")
     with acting_as(stranger), pytest.raises(Exception, match="NOT_FOUND"):
         await resolve(file_artifact_service_pb2.ResolveFileRequest(name=file.name))

@@ -3,16 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
 import pytest_asyncio
+from openai.types.chat import ChatCompletionMessageParam
 
 from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from tests.contract.gateway.world import World, gateway_world
 
-HELLO = [{"role": "user", "content": "Hi"}]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 MODEL = "acme/reader"
 
 
@@ -195,8 +197,9 @@ async def test_models_are_listed_and_found_by_id(world: World, client: openai.As
 
 @pytest.mark.parametrize(("field", "value"), [("n", 2), ("tools", [{"type": "function", "function": {"name": "f"}}])])
 async def test_what_is_not_offered_is_refused_by_name(client: openai.AsyncOpenAI, field, value):
+    asked: dict[str, Any] = {field: value}
     with pytest.raises(openai.BadRequestError) as told:
-        await client.chat.completions.create(model=MODEL, messages=HELLO, **{field: value})
+        await client.chat.completions.create(model=MODEL, messages=HELLO, **asked)
     assert told.value.param == field
 
 

@@ -42,6 +42,7 @@ async def test_a_new_key_works_and_its_secret_is_nowhere(world: World):
     assert list(made.key.roles) == [identity_pb2.ROLE_MEMBER]
     assert keys.is_well_formed(made.secret)
     row = await world.pool.fetchrow("SELECT * FROM api_keys WHERE display_name = 'ci'")
+    assert row is not None
     assert made.secret not in repr(dict(row))
     assert await audit(world) == [("key.create", made.key.name)]
 
@@ -54,8 +55,8 @@ async def test_a_member_makes_no_keys_and_no_projects(world: World):
         request = identity_service_pb2.CreateProjectRequest(slug="more")
         await world.identities.CreateProject(request, metadata=world.bearer(member))
     async with refused("ROLE_MISSING"):
-        request = identity_service_pb2.RevokeApiKeyRequest(name="projects/p/keys/k")
-        await world.identities.RevokeApiKey(request, metadata=world.bearer(member))
+        revoke = identity_service_pb2.RevokeApiKeyRequest(name="projects/p/keys/k")
+        await world.identities.RevokeApiKey(revoke, metadata=world.bearer(member))
 
 
 async def test_no_key_gives_a_role_that_it_lacks(world: World):

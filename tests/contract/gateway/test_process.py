@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -20,6 +21,9 @@ from finemesh.files.v1.file_service_pb2_grpc import FileServiceStub
 from finemesh.identity.v1 import identity_service_pb2
 from finemesh.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 from tests.contract.gateway.world import CONVERSATION
+
+if TYPE_CHECKING:
+    from finemesh.files.v1.file_service_pb2_grpc import FileServiceAsyncStub
 
 SIZE_BYTES = 200 * 1000 * 1000
 GROWTH_BYTES_MAX = 64 * 1024 * 1024
@@ -65,7 +69,7 @@ def reset_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-async def upload(stub: FileServiceStub, metadata: tuple, pieces: int) -> file_pb2.File:
+async def upload(stub: "FileServiceAsyncStub", metadata: tuple, pieces: int) -> file_pb2.File:
     async def messages() -> AsyncIterator[file_service_pb2.UploadFileRequest]:
         yield file_service_pb2.UploadFileRequest(header=file_service_pb2.UploadFileHeader(display_name="large"))
         for _ in range(pieces):
@@ -74,7 +78,7 @@ async def upload(stub: FileServiceStub, metadata: tuple, pieces: int) -> file_pb
     return (await stub.UploadFile(messages(), metadata=metadata)).file
 
 
-async def download(stub: FileServiceStub, metadata: tuple, name: str) -> str:
+async def download(stub: "FileServiceAsyncStub", metadata: tuple, name: str) -> str:
     digest = hashlib.sha256()
     request = file_service_pb2.DownloadFileRequest(name=name)
     async for part in stub.DownloadFile(request, metadata=metadata):

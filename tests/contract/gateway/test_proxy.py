@@ -1,6 +1,8 @@
 """The byte proxy over real servers: identity, errors, streams, deadlines, and what does not pass."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from finemesh.models.v1 import model_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
 from services.gateway import keys
 from tests.contract.gateway.world import World, gateway_world, refused
+from tests.harness.raw_calls import raw_call
 
 JOB = tuning_service_pb2.GetTuningJobRequest(name="projects/p/tuningJobs/ft-1")
 
@@ -56,10 +59,11 @@ async def test_identity_cannot_be_forged(world: World):
     ],
 )
 async def test_without_a_key_nothing_passes(world: World, metadata, reason):
-    for call in (
+    calls: tuple[Awaitable[object], ...] = (
         world.jobs.GetTuningJob(JOB, metadata=metadata),
         world.jobs.WatchTuningJob(tuning_service_pb2.WatchTuningJobRequest(), metadata=metadata).read(),
-    ):
+    )
+    for call in calls:
         async with refused(reason, "UNAUTHENTICATED"):
             await call
     assert world.tuning.caller is None
@@ -106,7 +110,7 @@ async def test_the_deadline_travels_and_is_shaved(world: World):
 async def test_a_stream_passes_as_it_comes_and_its_end_too(world: World):
     world.inference.gate.clear()
     request = inference_service_pb2.StreamChatRequest(model="m")
-    call = world.generations.StreamChat(request, metadata=world.bearer())
+    call: Any = world.generations.StreamChat(request, metadata=world.bearer())
     assert (await call.read()).text_delta == "Hello"
     world.inference.gate.set()
     assert (await call.read()).text_delta == " world"
@@ -117,7 +121,9 @@ async def test_a_stream_passes_as_it_comes_and_its_end_too(world: World):
 
 async def test_an_error_in_the_middle_of_a_stream_is_typed(world: World):
     world.inference.failure_later = Unavailable("ENGINE_FAILED", "the engine stopped", retry_after_s=1)
-    call = world.generations.StreamChat(inference_service_pb2.StreamChatRequest(model="m"), metadata=world.bearer())
+    call: Any = world.generations.StreamChat(
+        inference_service_pb2.StreamChatRequest(model="m"), metadata=world.bearer()
+    )
     assert (await call.read()).text_delta == "Hello"
     async with refused("ENGINE_FAILED", "UNAVAILABLE"):
         await call.read()
@@ -126,7 +132,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_typed(world: World):
 @pytest.mark.parametrize("how", ["cancel", "close"])
 async def test_a_client_that_leaves_ends_the_stream_upstream(world: World, how: str):
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{world.public_port}")
-    call = channel.unary_stream(
+    call: Any = channel.unary_stream(
         "/finemesh.tuning.v1.TuningService/WatchTuningJob",
         request_serializer=tuning_service_pb2.WatchTuningJobRequest.SerializeToString,
     )(tuning_service_pb2.WatchTuningJobRequest(), metadata=world.bearer())
@@ -162,7 +168,7 @@ async def test_a_client_stream_passes_and_a_broken_one_never_looks_complete(worl
         await world.models.received.acquire()
     for number in range(30):
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{world.public_port}")
-        call = channel.stream_unary(
+        call: Any = channel.stream_unary(
             "/finemesh.models.v1.ModelService/ImportBaseModel",
             request_serializer=model_service_pb2.ImportBaseModelRequest.SerializeToString,
         )(metadata=world.bearer())
@@ -211,14 +217,14 @@ async def test_a_key_has_a_rate(database_url, tls_dir, tmp_path):
 )
 async def test_what_is_not_public_is_not_there(world: World, method: str):
     async with refused("NOT_OFFERED", "UNIMPLEMENTED"):
-        await world.channel.unary_unary(method)(b"", metadata=world.bearer())
+        await raw_call(world.channel, method)(b"", metadata=world.bearer())
 
 
 async def test_the_mesh_door_takes_only_peers_of_the_mesh(world: World):
     port = int((world.artifacts.parent / "mesh.port").read_text())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError):
-            await channel.unary_unary("/finemesh.artifacts.v1.FileArtifactService/ResolveFile")(b"", timeout=2)
+            await raw_call(channel, "/finemesh.artifacts.v1.FileArtifactService/ResolveFile")(b"", timeout=2)
 
 
 async def test_reflection_and_health_name_the_public_services_only(world: World):

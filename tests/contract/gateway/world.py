@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -47,6 +47,14 @@ from services.gateway.config import GatewaySettings
 from services.gateway.domain import ROLES, ApiKey, Organization, Project
 from services.gateway.main import main
 from services.gateway.store import MIGRATIONS, Store
+
+if TYPE_CHECKING:
+    from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceAsyncStub
+    from finemesh.files.v1.file_service_pb2_grpc import FileServiceAsyncStub
+    from finemesh.identity.v1.identity_service_pb2_grpc import IdentityServiceAsyncStub
+    from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+    from finemesh.models.v1.model_service_pb2_grpc import ModelServiceAsyncStub
+    from finemesh.tuning.v1.tuning_service_pb2_grpc import TuningServiceAsyncStub
 
 CONVERSATION = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Ho"}]}\n'
 
@@ -213,27 +221,27 @@ class World:
     http_port: int
 
     @property
-    def files(self) -> FileServiceStub:
+    def files(self) -> "FileServiceAsyncStub":
         return FileServiceStub(self.channel)
 
     @property
-    def identities(self) -> IdentityServiceStub:
+    def identities(self) -> "IdentityServiceAsyncStub":
         return IdentityServiceStub(self.channel)
 
     @property
-    def jobs(self) -> TuningServiceStub:
+    def jobs(self) -> "TuningServiceAsyncStub":
         return TuningServiceStub(self.channel)
 
     @property
-    def base_models(self) -> ModelServiceStub:
+    def base_models(self) -> "ModelServiceAsyncStub":
         return ModelServiceStub(self.channel)
 
     @property
-    def generations(self) -> InferenceServiceStub:
+    def generations(self) -> "InferenceServiceAsyncStub":
         return InferenceServiceStub(self.channel)
 
     @property
-    def file_artifacts(self) -> FileArtifactServiceStub:
+    def file_artifacts(self) -> "FileArtifactServiceAsyncStub":
         return FileArtifactServiceStub(self.mesh)
 
     def bearer(self, tenant: Tenant | None = None) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -159,7 +160,11 @@ async def world(
     root = tmp_path_factory.mktemp("inference")
     scheduler = ScriptedScheduler()
     shared: ChassisSettings = make_settings()  # type: ignore[operator]
-    given = {"database_url": shared.database_url, "nats_url": shared.nats_url, "tls_dir": shared.tls_dir}
+    given: dict[str, Any] = {
+        "database_url": shared.database_url,
+        "nats_url": shared.nats_url,
+        "tls_dir": shared.tls_dir,
+    }
     as_scheduler = ChassisSettings(service_name="scheduler", port_file=root / "scheduler.port", **given)
 
     async def wire_scheduler(process: Process) -> None:

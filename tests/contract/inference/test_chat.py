@@ -4,6 +4,7 @@ and usage metered exactly."""
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 import pytest
@@ -54,7 +55,7 @@ async def test_a_stream_that_is_left_early_is_metered_for_what_it_used(world: Wo
     long = generation.SamplingParameters(temperature=0, output_tokens_max=400)
     with world.caller():
         call = stub.StreamChat(inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=long))
-        first = await call.read()
+        first: Any = await call.read()
         call.cancel()
     async with asyncio.timeout(60):
         while first.generation_id not in (records := await metered(world)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ async def test_files_that_could_carry_code_or_are_broken_are_refused(
 
 @pytest.mark.parametrize("path", ["../evil.json", "a/b.json", "/etc/passwd.json", ".hidden.json", ""])
 async def test_paths_cannot_leave_the_models_folder(world: World, path: str) -> None:
-    async def parts() -> object:
+    async def parts() -> AsyncIterator[models.ImportBaseModelRequest]:
         yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id="finemesh/escape"))
         yield models.ImportBaseModelRequest(file=models.ImportBaseModelFile(path=path, size_bytes=1, sha256="0"))
 

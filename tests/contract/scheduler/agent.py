@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from types import TracebackType
+from typing import Any
 
 from chassis.rpc.channel import NO_DEADLINE, open_channel
 from chassis.settings import ChassisSettings
@@ -152,7 +153,7 @@ class Agent:
     async def stop(self, assignment: node_pb2.Assignment, step: int) -> None:
         await self._finish(assignment, stopped=node_service_pb2.AttemptStopped(step=step))
 
-    async def _finish(self, assignment: node_pb2.Assignment, **result: object) -> None:
+    async def _finish(self, assignment: node_pb2.Assignment, **result: Any) -> None:
         await self.stub.FinishAttempt(
             node_service_pb2.FinishAttemptRequest(
                 lease_token=assignment.lease.token, tuning_job=assignment.lease.tuning_job, **result
@@ -171,7 +172,7 @@ class Agent:
             yield node_service_pb2.HeartbeatRequest(node=self.node, incarnation=self.incarnation, lease_tokens=tokens)
             await asyncio.sleep(self._interval_s)
 
-    async def _until(self, look):  # type: ignore[no-untyped-def]
+    async def _until(self, look):
         async with asyncio.timeout(WAIT_S_MAX):
             while (found := look()) is None:
                 self._changed.clear()

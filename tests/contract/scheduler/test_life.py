@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
@@ -139,7 +140,7 @@ async def test_a_report_is_bounded_and_a_longer_range_arrives_in_parts_each_step
                 raise AWAY
             return answer
 
-        stub = SimpleNamespace(ReportProgress=report, FinishAttempt=agent.stub.FinishAttempt)
+        stub: Any = SimpleNamespace(ReportProgress=report, FinishAttempt=agent.stub.FinishAttempt)
         settings = TrainerSettings(report_interval_s=0, report_backoff_s_max=0.1)
         reporter = Reporter(stub, assignment.lease, settings, SystemClock())
         await reporter.progress(ProgressReport(metrics=metrics, usage=usage, warnings=["told once"]))

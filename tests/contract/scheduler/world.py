@@ -127,7 +127,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
     async with living(make_settings("gateway", drain_grace_s=1.0), wire_peers):
         ports = found[0]
         base = make_settings("scheduler")
-        given = {
+        given: dict[str, Any] = {
             "database_url": base.database_url,
             "nats_url": base.nats_url,
             "tls_dir": base.tls_dir,

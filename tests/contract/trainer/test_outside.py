@@ -123,7 +123,7 @@ async def test_curves_reach_the_server_that_the_job_names(world: AgentWorld, wan
 async def test_a_wrong_key_is_a_warning_without_it(world: AgentWorld) -> None:
     with running_wandb("another-key") as server:
         await world.start_agent(wandb_init_s_max=10)
-        script = {"steps": 100_000, "checkpoint_every": 10, "step_s": 0.05}
+        script: dict[str, Any] = {"steps": 100_000, "checkpoint_every": 10, "step_s": 0.05}
         await world.scheduler.assign(assignment(world, wandb=server.url, **script))
         await world.scheduler.wait_until(lambda: bool(warnings(world)), SLOW_S)
         assert warnings(world)[0].startswith("WANDB_FAILED: ")

@@ -84,7 +84,7 @@ async def read(pool: Pool, organization: str) -> Read:
         assert entry["hash"] == last, f"the chain breaks at {position}"
         books.apply(entry["kind"], entry["resource"], entry["moved"])
     head = await pool.fetchrow("SELECT position, hash FROM chains WHERE organization_id = $1", organization)
-    assert (head is None and not entries) or (head["position"], head["hash"]) == (len(entries), last)
+    assert (tuple(head) if head else (0, GENESIS)) == (len(entries), last)
     accounts = await pool.fetch(
         "SELECT account, balance_nanos_usd FROM accounts WHERE organization_id = $1", organization
     )

@@ -113,8 +113,8 @@ async def test_served_tokens_are_priced_by_direction(world: World) -> None:
 @pytest.mark.parametrize("together", [True, False])
 async def test_a_call_that_is_reported_again_at_another_time_is_the_same(world: World, together: bool) -> None:
     first, again, other = (served("o", ("gen-1", 10, tokens)) for tokens in (10, 10, 11))
-    again.records[0].usage_time.CopyFrom(at(2))  # type: ignore[attr-defined]
-    again.records[0].api_key_id = "key_1"  # type: ignore[attr-defined]
+    again.records[0].usage_time.CopyFrom(at(2))
+    again.records[0].api_key_id = "key_1"
     reports = usage_events_pb2.InferenceUsageRecorded()
     for message in (first, again, other):
         reports.MergeFrom(message)
@@ -133,6 +133,7 @@ async def test_a_call_that_is_reported_again_at_another_time_is_the_same(world: 
 async def test_a_minute_costs_its_devices(world: World) -> None:
     await world.deliver(minute("o", 0, hardware="nvidia-h100-80gb", devices=8))
     row = await world.pool.fetchrow("SELECT quantity, unit_price_nanos_usd, amount_nanos_usd FROM usage_records")
+    assert row is not None
     assert tuple(row) == (8, 56_000_000, 448_000_000)
 
 
@@ -149,7 +150,7 @@ def _training(**changes: object) -> Message:
 def _served(**changes: object) -> Message:
     message = served("o", ("gen-1", 10, 10))
     for name, value in changes.items():
-        setattr(message.records[0], name, value)  # type: ignore[attr-defined]
+        setattr(message.records[0], name, value)
     return message
 
 

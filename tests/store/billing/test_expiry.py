@@ -129,8 +129,8 @@ async def test_renewals_and_sweeps_at_once_agree(world: World) -> None:
     resources = [resource("o", job) for job in jobs]
     sweeps = [sweeper(world).sweep() for _ in range(3)]
     renewals = [renew(world, each) for each in reversed(resources)]
-    answers = await asyncio.gather(*renewals, *sweeps)
-    told = {each for answer in answers[: len(renewals)] for each in answer}  # type: ignore[union-attr]
+    answers: list[Any] = await asyncio.gather(*renewals, *sweeps)
+    told = {each for answer in answers[: len(renewals)] for each in answer}
     rows = await world.pool.fetch("SELECT resource, state, expire_time FROM holds")
     assert {row["resource"] for row in rows if row["state"] == "expired"} == told
     assert all(row["expire_time"] > world.clock.now() for row in rows if row["state"] == "held")

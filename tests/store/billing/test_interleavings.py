@@ -10,6 +10,7 @@ import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ class Caller:
         for step in steps:
             before = await self._length(step.organization)
             try:
-                answer: Any = await insisting(lambda step=step: self._attempt(step))
+                answer: Any = await insisting(partial(self._attempt, step))
             except DomainError as refusal:
                 answer = refusal
             self.heard.append(Heard(step, answer, before, await self._length(step.organization)))
@@ -193,7 +194,7 @@ async def test_whatever_dies_and_whoever_is_first_the_money_adds_up(world: World
     await asyncio.gather(*(caller.run(plan(chance)) for caller in callers))
     heard = [each for caller in callers for each in caller.heard]
     for organization in ORGANIZATIONS:
-        found = await insisting(lambda organization=organization: read(world.pool, organization))
+        found = await insisting(partial(read, world.pool, organization))
         own = [each for each in heard if each.step.organization == organization]
         check_balances(found)
         check_answers(found, own)

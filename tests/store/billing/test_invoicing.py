@@ -381,7 +381,7 @@ async def test_which_invoices_are_closed_changes_no_entry(world: World, postgres
     """A replay meets other open months than the first time, and still writes the same ledger."""
     message = served("o", ("gen-1", 10**6, 20), ("gen-2", 10**6, 5), ("gen-3", 10**6, 7))
     for record, moment in zip(
-        message.records,  # type: ignore[attr-defined]
+        message.records,
         (NOW, datetime(2026, 12, 2, tzinfo=UTC), datetime(2026, 11, 30, 23, tzinfo=UTC)),
         strict=True,
     ):

@@ -32,6 +32,7 @@ async def test_a_started_hour_costs_its_nodes_once(world: World) -> None:
     summed = await world.pool.fetchrow(
         "SELECT kind, sum(quantity), sum(amount_nanos_usd) FROM usage_sums GROUP BY kind"
     )
+    assert summed is not None
     assert tuple(summed) == ("cluster_hours", 3, 3 * price)
 
 

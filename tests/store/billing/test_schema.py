@@ -259,7 +259,9 @@ async def test_an_end_that_is_stored_is_not_moved(world: World, tmp_path: Path, 
 @asynccontextmanager
 async def superuser(world: World, postgres: PostgresServer) -> AsyncIterator[asyncpg.Connection]:
     """The world's own schema with all rights."""
-    database, schema = await world.pool.fetchrow("SELECT current_database(), current_schema()")
+    where = await world.pool.fetchrow("SELECT current_database(), current_schema()")
+    assert where is not None
+    database, schema = where
     connection = await asyncpg.connect(postgres.cluster.url(database=database))
     try:
         await connection.execute(f"SET search_path = {schema}")

@@ -107,6 +107,7 @@ async def test_an_old_ledger_becomes_a_chain(
             chain = links(Link(), entries[organization])
             assert [Link(position=row["position"], hash=row["hash"]) for row in rows] == chain
             sums = await pool.fetchrow("SELECT * FROM usage_sums WHERE organization_id = $1", organization)
+            assert sums is not None
             assert (sums["quantity"], sums["amount_nanos_usd"], sums["record_count"]) == (1, 1_000_000, 1)
             linked = await pool.fetchval(
                 "SELECT transaction_id FROM usage_records WHERE organization_id = $1", organization

@@ -212,7 +212,9 @@ def whole_run(organization: str, job: str = "ft-1") -> list[Message]:
     return steps + [evaluate(organization, number, job) for number in range(1, 7)]
 
 
-def served(organization: str, *calls: tuple[str, int, int], model: str = "acme/bot") -> Message:
+def served(
+    organization: str, *calls: tuple[str, int, int], model: str = "acme/bot"
+) -> usage_events_pb2.InferenceUsageRecorded:
     """Calls as (generation id, input tokens, output tokens)."""
     return usage_events_pb2.InferenceUsageRecorded(
         records=[

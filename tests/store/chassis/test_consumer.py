@@ -2,10 +2,10 @@
 
 import asyncio
 import random
+from typing import Any
 
 import asyncpg
 import pytest
-from google.protobuf.message import Message
 from nats.aio.msg import Msg
 
 from chassis.bus.consumer import Consumer
@@ -22,7 +22,7 @@ from tests.store.chassis.world import Counted, Ignored, Newer, World
 EFFECTS = "SELECT count(*) FROM effects"
 
 
-async def _record(connection: Connection, message: Message, event: EventInfo) -> None:
+async def _record(connection: Connection, message: Any, event: EventInfo) -> None:
     await connection.execute("INSERT INTO effects (name, amount) VALUES ($1, $2)", message.name, message.amount)
 
 
@@ -115,7 +115,7 @@ async def test_crash_between_effect_and_ack(world: World, monkeypatch: pytest.Mo
 async def test_failed_handler_leaves_nothing_and_is_tried_again(world: World) -> None:
     attempts = 0
 
-    async def fail_once(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def fail_once(connection: Connection, message: Any, event: EventInfo) -> None:
         nonlocal attempts
         attempts += 1
         await _record(connection, message, event)
@@ -134,7 +134,7 @@ async def test_failed_handler_leaves_nothing_and_is_tried_again(world: World) ->
 async def test_permanent_error_is_set_aside_at_once(world: World) -> None:
     attempts = 0
 
-    async def refuse(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def refuse(connection: Connection, message: Any, event: EventInfo) -> None:
         nonlocal attempts
         attempts += 1
         raise DataLoss("DATA_CORRUPT", "the digest is wrong")
@@ -145,6 +145,7 @@ async def test_permanent_error_is_set_aside_at_once(world: World) -> None:
     await world.until("SELECT count(*) FROM dead_letters", 1)
     await _idle(world)
     row = await world.pool.fetchrow("SELECT subject, payload, headers, reason, error, failures FROM dead_letters")
+    assert row is not None
     assert row["subject"] == "probe.counted"
     assert Counted.FromString(row["payload"]).amount == 3
     assert row["headers"]["ce-type"] == "chassis_test.Counted"
@@ -156,7 +157,7 @@ async def test_permanent_error_is_set_aside_at_once(world: World) -> None:
 async def test_defect_is_set_aside_after_the_limit(world: World) -> None:
     attempts = 0
 
-    async def break_down(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def break_down(connection: Connection, message: Any, event: EventInfo) -> None:
         nonlocal attempts
         attempts += 1
         raise ZeroDivisionError("a defect")
@@ -172,7 +173,7 @@ async def test_defect_is_set_aside_after_the_limit(world: World) -> None:
 async def test_dependency_that_is_away_never_kills_an_event(world: World) -> None:
     attempts = 0
 
-    async def wait_for_peer(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def wait_for_peer(connection: Connection, message: Any, event: EventInfo) -> None:
         nonlocal attempts
         attempts += 1
         if attempts <= 6:
@@ -222,6 +223,7 @@ async def test_in_a_family_that_is_handled_whole_unknown_events_wait_for_a_versi
     await world.until("SELECT count(*) FROM dead_letters", 1)
     await world.until(EFFECTS, 1)
     letter = await world.pool.fetchrow("SELECT event_id, reason, error FROM dead_letters")
+    assert letter is not None
     assert letter["reason"] == "EVENT_INVALID"
     assert "handles no event of type" in letter["error"]
     newer = Consumer(world.pool, world.bus, "prober", {**handlers, Ignored: _note}, clock=SystemClock())
@@ -229,14 +231,14 @@ async def test_in_a_family_that_is_handled_whole_unknown_events_wait_for_a_versi
     assert await world.pool.fetchval("SELECT count(*) FROM effects WHERE name = 'from the future'") == 1
 
 
-async def _note(connection: Connection, message: Message, event: EventInfo) -> None:
+async def _note(connection: Connection, message: Any, event: EventInfo) -> None:
     await connection.execute("INSERT INTO effects (name, amount) VALUES ($1, 0)", message.name)
 
 
 async def test_trace_goes_on_with_the_event(world: World) -> None:
     traces: list[str] = []
 
-    async def note(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def note(connection: Connection, message: Any, event: EventInfo) -> None:
         traces.append(current_trace_id())
 
     world.spawn(_relay(world).run)
@@ -251,7 +253,7 @@ async def test_trace_goes_on_with_the_event(world: World) -> None:
 async def test_stop_finishes_the_events_in_hand(world: World) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def slow(connection: Connection, message: Any, event: EventInfo) -> None:
         begun.set()
         await go_on.wait()
         await _record(connection, message, event)

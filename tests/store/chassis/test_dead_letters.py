@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -30,11 +31,11 @@ EVENT = EventInfo(
 )
 
 
-async def record(connection: Connection, message: Message, event: EventInfo) -> None:
+async def record(connection: Connection, message: Any, event: EventInfo) -> None:
     await connection.execute("INSERT INTO effects (name, amount) VALUES ($1, $2)", message.name, message.amount)
 
 
-async def refuse(connection: Connection, message: Message, event: EventInfo) -> None:
+async def refuse(connection: Connection, message: Any, event: EventInfo) -> None:
     await record(connection, message, event)
     raise InvalidArgument("EVENT_INVALID", f"{message.amount} cannot be")
 
@@ -168,7 +169,7 @@ async def test_pages_hold_every_letter_once_oldest_first(world: World) -> None:
 async def test_a_replay_has_the_effect_once_and_is_remembered(world: World) -> None:
     events: list[EventInfo] = []
 
-    async def note(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def note(connection: Connection, message: Any, event: EventInfo) -> None:
         events.append(event)
         await record(connection, message, event)
 
@@ -190,7 +191,7 @@ async def test_a_replay_has_the_effect_once_and_is_remembered(world: World) -> N
 async def test_two_replays_at_once_have_one_effect(world: World) -> None:
     begun = asyncio.Event()
 
-    async def slow(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def slow(connection: Connection, message: Any, event: EventInfo) -> None:
         begun.set()
         await asyncio.sleep(0.1)
         await record(connection, message, event)
@@ -218,7 +219,7 @@ async def test_a_replay_that_fails_keeps_the_letter_with_the_new_error(world: Wo
 
 
 async def test_a_replay_while_something_is_away_changes_nothing(world: World) -> None:
-    async def wait_for_peer(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def wait_for_peer(connection: Connection, message: Any, event: EventInfo) -> None:
         raise Unavailable("DEPENDENCY_UNAVAILABLE", "away")
 
     await put_aside(world, Counted(name="a"))
@@ -256,7 +257,7 @@ async def test_a_letter_that_nobody_can_read_stays(world: World) -> None:
 
 
 async def test_a_replay_that_sets_a_part_aside_again_says_so(world: World) -> None:
-    async def half(connection: Connection, message: Message, event: EventInfo) -> None:
+    async def half(connection: Connection, message: Any, event: EventInfo) -> None:
         await record(connection, message, event)
         if message.amount > 1:
             await set_aside(

@@ -105,13 +105,15 @@ async def test_a_key_is_found_by_the_hash_of_its_secret(connection: Any):
         "org_1",
         "acme",
     )
-    assert (holder.roles, holder.revoked) == ({"member", "admin"}, False)
+    assert (holder.roles, holder.revoked) == (frozenset({"member", "admin"}), False)
     assert await store.revoke_key(connection, "proj_1", "key_1", NOW)
     assert not await store.revoke_key(connection, "proj_1", "key_1", NOW + timedelta(days=1))
     revoked = await store.key(connection, "proj_1", "key_1")
     assert revoked is not None
     assert revoked.revoke_time == NOW
-    assert (await store.find_key(connection, keys.digest(SECRET))).revoked
+    revoked_holder = await store.find_key(connection, keys.digest(SECRET))
+    assert revoked_holder is not None
+    assert revoked_holder.revoked
     assert await store.find_key(connection, keys.digest(keys.new_secret())) is None
     assert await store.count_live_keys(connection, "proj_1") == 0
 
@@ -147,7 +149,13 @@ async def test_a_claimed_removal_cannot_be_taken_back(connection: Any):
 
 async def test_a_request_id_is_claimed_once_and_forgotten_when_old(connection: Any):
     store = Store()
-    claim = {"project_id": "proj_1", "method": "Create", "request_id": "r", "fingerprint": bytes(32), "now": NOW}
+    claim: dict[str, Any] = {
+        "project_id": "proj_1",
+        "method": "Create",
+        "request_id": "r",
+        "fingerprint": bytes(32),
+        "now": NOW,
+    }
     assert await store.claim_request(connection, resource_id="a", **claim)
     assert not await store.claim_request(connection, resource_id="b", **claim)
     repeated = await store.repeated(connection, "proj_1", "Create", "r")

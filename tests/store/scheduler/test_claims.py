@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 from chassis.errors import Internal, Unavailable
 from finemesh.billing.v1 import billing_service_pb2
@@ -49,13 +50,15 @@ class Counter:
 
 def validator(world: World, holds: Holds) -> Validator:
     """It renews its claim when a test moves the clock on, and not before."""
-    peers = SimpleNamespace(holds=holds)
+    peers: Any = SimpleNamespace(holds=holds)
+    counter: Any = Counter()
     settings = world.settings.model_copy(update={"claim_duration_s": 0.3})
-    return Validator(world.store, world.jobs, Counter(), peers, Hub(), world.clock, world.ids, settings)
+    return Validator(world.store, world.jobs, counter, peers, Hub(), world.clock, world.ids, settings)
 
 
 def releaser(world: World, holds: Holds) -> Releaser:
-    return Releaser(world.store, SimpleNamespace(holds=holds), world.clock, world.ids, world.settings)
+    peers: Any = SimpleNamespace(holds=holds)
+    return Releaser(world.store, peers, world.clock, world.ids, world.settings)
 
 
 async def cancel(world: World, ref: JobRef) -> None:

@@ -1,6 +1,7 @@
 """Stale hands are refused: a report under an old token answers LEASE_STALE and changes no row of any table."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ async def test_the_users_failure_and_ours_end_differently(world: World) -> None:
     assert names == [Ending.USER_FAILURE, Ending.PLATFORM_FAILURE]
 
 
-def type_name(ending: int) -> str:
+def type_name(ending: Any) -> str:
     from finemesh.events.v1 import tuning_events_pb2
 
     return tuning_events_pb2.TuningJobEnding.Name(ending).removeprefix("TUNING_JOB_ENDING_")

@@ -1,6 +1,7 @@
 """Holds of unfinished jobs are renewed in pages, and a job whose hold is over ends once, wherever it stands."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,8 @@ class Holds:
 
 def renewer(world: World, holds: Holds, batch_max: int = 2) -> Renewer:
     settings = world.settings.model_copy(update={"hold_renewal_batch_max": batch_max})
-    return Renewer(world.store, world.attempts, SimpleNamespace(holds=holds), world.clock, settings)
+    peers: Any = SimpleNamespace(holds=holds)
+    return Renewer(world.store, world.attempts, peers, world.clock, settings)
 
 
 async def cancel(world: World, ref: JobRef, transition: JobTransition) -> None:

@@ -2,6 +2,7 @@
 given up at a limit."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,7 +15,7 @@ from tests.store.scheduler.test_fencing import FAILURE, type_name
 from tests.store.scheduler.world import World, checkpoint, metric, model, train
 
 
-async def assignment(world: World, lease: LeaseRef) -> object:
+async def assignment(world: World, lease: LeaseRef) -> Any:
     (record,) = await lease_store.list_assignments(world.pool, "n1", "i1")
     assert record.lease_token == lease.lease_token
     return record

@@ -198,7 +198,7 @@ class World:
         tables = await self.pool.fetch(
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename"
         )
-        found = {}
+        found: dict[str, list[tuple[object, ...]]] = {}
         for (table,) in tables:
             rows = await self.pool.fetch(f"SELECT * FROM {table}")  # noqa: S608 - names come from the catalogue
             found[table] = sorted(tuple(map(repr, row.values())) for row in rows)

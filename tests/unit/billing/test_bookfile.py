@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from services.billing.bookfile import BookInvalid, read_book
-from services.billing.pricebook import BookConflict, PriceBook, PriceUnknown, Shelf
-from services.billing.pricing import OWING_ENDINGS
+from services.billing.pricebook import BookConflict, PriceBook, Shelf
+from services.billing.pricing import OWING_ENDINGS, PriceUnknown
 from tests.unit.billing.wrong_books import GOOD, GOOD_IN_FULL, WRONG, WrongBook
 
 BOOKS = Path(__file__).parents[3] / "services/billing/books"

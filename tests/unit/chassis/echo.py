@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -15,7 +16,7 @@ from chassis.settings import ChassisSettings
 SERVICE = "test.echo.v1.EchoService"
 
 
-def settings_of(service: str, tls_dir: Path, **values: object) -> ChassisSettings:
+def settings_of(service: str, tls_dir: Path, **values: Any) -> ChassisSettings:
     return ChassisSettings(service_name=service, tls_dir=tls_dir, **values)
 
 
@@ -37,8 +38,11 @@ class Echo:
             yield request
 
 
-def add_echo_to_server(echo: Echo, server: object) -> None:
-    coders = {"request_deserializer": StringValue.FromString, "response_serializer": StringValue.SerializeToString}
+def add_echo_to_server(echo: Echo, server: Any) -> None:
+    coders: dict[str, Any] = {
+        "request_deserializer": StringValue.FromString,
+        "response_serializer": StringValue.SerializeToString,
+    }
     server.add_registered_method_handlers(
         SERVICE,
         {
@@ -52,11 +56,14 @@ def add_echo_to_server(echo: Echo, server: object) -> None:
 
 class EchoStub:
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        coders = {"request_serializer": StringValue.SerializeToString, "response_deserializer": StringValue.FromString}
-        self.Say = channel.unary_unary(f"/{SERVICE}/Say", **coders)
-        self.Count = channel.unary_stream(f"/{SERVICE}/Count", **coders)
-        self.Join = channel.stream_unary(f"/{SERVICE}/Join", **coders)
-        self.Talk = channel.stream_stream(f"/{SERVICE}/Talk", **coders)
+        coders: dict[str, Any] = {
+            "request_serializer": StringValue.SerializeToString,
+            "response_deserializer": StringValue.FromString,
+        }
+        self.Say: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = channel.unary_unary(f"/{SERVICE}/Say", **coders)
+        self.Count: grpc.aio.UnaryStreamMultiCallable[Any, Any] = channel.unary_stream(f"/{SERVICE}/Count", **coders)
+        self.Join: grpc.aio.StreamUnaryMultiCallable[Any, Any] = channel.stream_unary(f"/{SERVICE}/Join", **coders)
+        self.Talk: grpc.aio.StreamStreamMultiCallable[Any, Any] = channel.stream_stream(f"/{SERVICE}/Talk", **coders)
 
 
 @contextlib.asynccontextmanager

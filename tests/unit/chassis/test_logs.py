@@ -1,6 +1,7 @@
 """What a log line must not say: a traceback tells where something failed, never what the variables held."""
 
 import logging
+from typing import Literal
 
 import pytest
 import structlog
@@ -11,7 +12,7 @@ from chassis.telemetry import logs
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_tracebacks_keep_the_values_of_variables_to_themselves(
-    log_format: str, capsys: pytest.CaptureFixture[str]
+    log_format: Literal["console", "json"], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level

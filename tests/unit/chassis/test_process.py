@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -125,7 +126,7 @@ async def test_spans_reach_a_collector_when_an_endpoint_is_set(tmp_path: Path) -
     names: list[str] = []
 
     class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-        async def Export(self, request: object, context: object) -> object:
+        async def Export(self, request: Any, context: object) -> object:
             for resource in request.resource_spans:
                 names.extend(span.name for scope in resource.scope_spans for span in scope.spans)
             return trace_service_pb2.ExportTraceServiceResponse()

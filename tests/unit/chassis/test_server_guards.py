@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ from chassis.rpc import deadline
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
+from tests.harness.raw_calls import raw_call
 
 from .echo import SERVICE, Echo, add_echo_to_server, living, settings_of, stub_of
 
@@ -64,7 +66,7 @@ class Witness(Echo):
 
 @contextlib.asynccontextmanager
 async def serving(
-    settings: ChassisSettings, echo: Echo, **options: object
+    settings: ChassisSettings, echo: Echo, **options: Any
 ) -> AsyncIterator[tuple[Process, ServerBuilder]]:
     async with living(settings) as process:
         endless = options.pop("endless", ())
@@ -119,7 +121,7 @@ async def test_without_a_certificate_nobody_gets_in(tls_dir: Path) -> None:
         options = [("grpc.ssl_target_name_override", "back")]
         async with grpc.aio.secure_channel(f"127.0.0.1:{server.port}", trust, options=options) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(f"/{SERVICE}/Say")(b"", timeout=5)
+                await raw_call(channel, f"/{SERVICE}/Say")(b"", timeout=5)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -133,7 +135,7 @@ async def test_a_peer_with_another_name_is_not_taken_for_the_service(tls_dir: Pa
 
 
 async def test_a_public_server_asks_its_authenticator_and_nobody_else(tls_dir: Path) -> None:
-    async def authenticate(metadata: object, method: str) -> Caller:
+    async def authenticate(metadata: Mapping[str, str], method: str) -> Caller:
         if metadata.get("authorization") != "Bearer right":
             raise Unauthenticated("API_KEY_INVALID", "no such key")
         return Caller(service="", tenant="p1")
@@ -144,7 +146,7 @@ async def test_a_public_server_asks_its_authenticator_and_nobody_else(tls_dir: P
         serving(settings, echo, public=True, authenticate=authenticate, trusted_forwarders={""}) as (_, server),
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        say = channel.unary_unary(f"/{SERVICE}/Say")
+        say = raw_call(channel, f"/{SERVICE}/Say")
         forged = (("authorization", "Bearer wrong"), (identity.TENANT_KEY, "p2"))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await say(b"", metadata=forged)
@@ -162,7 +164,7 @@ async def test_a_public_server_with_a_certificate_asks_for_none(tls_dir: Path) -
         serving(settings_of("back", tls_dir, **files), Echo(), public=True) as (_, server),
         grpc.aio.secure_channel(f"localhost:{server.port}", trust) as channel,
     ):
-        assert await channel.unary_unary(f"/{SERVICE}/Say")(b"") == b""
+        assert await raw_call(channel, f"/{SERVICE}/Say")(b"") == b""
 
 
 async def test_health_and_reflection_are_open_to_any_peer(tls_dir: Path) -> None:
@@ -220,7 +222,7 @@ async def test_a_call_without_a_deadline_gets_the_servers(tls_dir: Path) -> None
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/{SERVICE}/Say")(b"")
+            await raw_call(channel, f"/{SERVICE}/Say")(b"")
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert echo.ended.is_set()
 
@@ -244,7 +246,7 @@ async def test_a_method_that_nobody_implements_is_not_offered(tls_dir: Path) -> 
     ):
         for method in (f"/{SERVICE}/Nothing", "/grpc.health.v1.Health/List"):
             with pytest.raises(Unimplemented) as caught:
-                await channel.unary_unary(method)(b"")
+                await raw_call(channel, method)(b"")
             assert caught.value.reason == "NOT_OFFERED"
 
 
@@ -255,7 +257,8 @@ async def test_leaving_a_stream_cancels_the_call(tls_dir: Path) -> None:
         stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
     ):
         stream = stub.Count(StringValue())
-        async with contextlib.aclosing(aiter(stream)) as responses:
+        iterator: Any = aiter(stream)
+        async with contextlib.aclosing(iterator) as responses:
             async for _ in responses:
                 break
         async with asyncio.timeout(WAIT_S_MAX):
@@ -299,7 +302,7 @@ async def test_both_halves_of_a_stream_by_hand(tls_dir: Path) -> None:
         serving(settings_of("back", tls_dir), Echo()) as (_, server),
         stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
     ):
-        talk = stub.Talk()
+        talk: Any = stub.Talk()
         await talk.write(StringValue(value="one"))
         assert (await talk.read()).value == "one"
         await talk.done_writing()
@@ -333,7 +336,8 @@ async def test_a_drain_lets_calls_finish_and_cancels_those_that_do_not(tls_dir: 
         serving(settings_of("back", tls_dir, drain_grace_s=0.5), echo) as (process, server),
         stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
     ):
-        call = asyncio.create_task(stub.Say(StringValue()))
+        saying: Any = stub.Say(StringValue())
+        call = asyncio.create_task(saying)
         await echo.began.wait()
         process.stop()
         with pytest.raises((Cancelled, Unavailable)):
@@ -343,7 +347,7 @@ async def test_a_drain_lets_calls_finish_and_cancels_those_that_do_not(tls_dir: 
 
 async def test_a_proxy_handler_is_guarded_like_any_other(tls_dir: Path) -> None:
     class Mirror(grpc.GenericRpcHandler):
-        def service(self, details: grpc.HandlerCallDetails) -> object:
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
             if not details.method.startswith("/proxied."):
                 return None
 
@@ -359,12 +363,12 @@ async def test_a_proxy_handler_is_guarded_like_any_other(tls_dir: Path) -> None:
         server.announce("proxied.v1.Service")
         target = f"127.0.0.1:{await server.start()}"
         async with open_channel(settings_of("front", tls_dir), target, "back") as channel:
-            assert await channel.unary_unary("/proxied.v1.Service/A")(b"") == b"front /proxied.v1.Service/A"
+            assert await raw_call(channel, "/proxied.v1.Service/A")(b"") == b"front /proxied.v1.Service/A"
             with pytest.raises(Unimplemented):
-                await channel.unary_unary("/other.v1.Service/A")(b"")
+                await raw_call(channel, "/other.v1.Service/A")(b"")
         async with open_channel(settings_of("stranger", tls_dir), target, "back") as channel:
             with pytest.raises(PermissionDenied):
-                await channel.unary_unary("/proxied.v1.Service/A")(b"")
+                await raw_call(channel, "/proxied.v1.Service/A")(b"")
 
 
 async def test_the_port_file_and_a_taken_port(tls_dir: Path, tmp_path: Path) -> None:
@@ -378,7 +382,7 @@ async def test_the_port_file_and_a_taken_port(tls_dir: Path, tmp_path: Path) -> 
 
 async def test_synchronous_handlers_are_refused_when_registered(tls_dir: Path) -> None:
     class Blocking(Echo):
-        def Say(self, request: StringValue, context: object) -> StringValue:
+        def Say(self, request: StringValue, context: object) -> StringValue:  # type: ignore[override]
             return request
 
     settings = settings_of("back", tls_dir)

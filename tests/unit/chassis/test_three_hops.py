@@ -13,6 +13,7 @@ from chassis.errors import DomainError, FieldViolation, Internal, Unavailable
 from chassis.identity import Caller
 from chassis.rpc.server import ServerBuilder
 from chassis.telemetry import trace as telemetry
+from tests.harness.raw_calls import raw_call
 
 from .echo import SERVICE, Echo, EchoStub, add_echo_to_server, living, settings_of, stub_of
 
@@ -157,7 +158,7 @@ async def test_the_largest_error_reaches_a_client_with_stock_limits(tls_dir: Pat
         async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel:
             for _ in range(20):  # Between its soft and its hard limit gRPC refuses at random.
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await channel.unary_unary(f"/{SERVICE}/Say")(b"")
+                    await raw_call(channel, f"/{SERVICE}/Say")(b"")
                 assert errors.unpack(caught.value).violations
 
 

@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 
 from chassis.bus.verdict import Verdict, dependency_is_away, judge
 from chassis.db.pool import database_is_away
-from chassis.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from chassis.errors import Aborted, DataLoss, DomainError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from chassis.settings import ChassisSettings
 
 SETTINGS = ChassisSettings(
@@ -15,7 +15,7 @@ SETTINGS = ChassisSettings(
 
 
 @pytest.mark.parametrize("error", [InvalidArgument("INVALID_FIELD", "x"), DataLoss("DATA_CORRUPT", "x")])
-def test_what_can_never_succeed_is_dead_at_once(error: Exception) -> None:
+def test_what_can_never_succeed_is_dead_at_once(error: DomainError) -> None:
     assert judge(error, failures=1, settings=SETTINGS) == Verdict(dead=True, reason=error.reason)
 
 
@@ -26,7 +26,7 @@ def test_unreadable_bytes_are_dead_at_once() -> None:
 @pytest.mark.parametrize(
     "error", [NotFound("NOT_FOUND", "x"), FailedPrecondition("STATE_CONFLICT", "x"), Aborted("LEASE_STALE", "x")]
 )
-def test_what_may_succeed_later_waits_longer_each_time(error: Exception) -> None:
+def test_what_may_succeed_later_waits_longer_each_time(error: DomainError) -> None:
     waits = [judge(error, failures=failures, settings=SETTINGS).retry_in_s for failures in (1, 2, 3)]
     assert waits == [0.5, 1.0, 1.5]
     assert judge(error, failures=4, settings=SETTINGS) == Verdict(dead=True, reason=error.reason)
@@ -62,7 +62,7 @@ def test_only_a_dependency_that_is_away_excuses() -> None:
         asyncpg.InterfaceError("cannot call Connection.fetch(): connection has been released back to the pool"),
     ],
 )
-def test_database_away(error: Exception) -> None:
+def test_database_away(error: DomainError) -> None:
     assert database_is_away(error)
 
 
@@ -77,5 +77,5 @@ def test_database_away(error: Exception) -> None:
         ValueError(),
     ],
 )
-def test_not_the_databases_absence(error: Exception) -> None:
+def test_not_the_databases_absence(error: DomainError) -> None:
     assert not database_is_away(error)

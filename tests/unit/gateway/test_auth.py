@@ -49,7 +49,7 @@ class World:
 async def test_a_key_speaks_for_its_project():
     caller = await World().authenticator.caller(f"Bearer {SECRET}")
     assert (caller.tenant, caller.account, caller.subject, caller.namespace) == ("proj_1", "org_1", "key_1", "acme")
-    assert (caller.roles, caller.service) == ({"member"}, "")
+    assert (caller.roles, caller.service) == (frozenset({"member"}), "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ class Workshop:
         self.opened.append(engine)
         return engine  # type: ignore[return-value]
 
-    def use(self, revision: str, owner: str = "") -> object:
+    def use(self, revision: str, owner: str = "") -> AbstractAsyncContextManager[Engine]:
         async def folder() -> Path:
             return Path(revision)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -141,7 +142,8 @@ def test_a_violation_names_the_range_and_what_was_given() -> None:
 @pytest.mark.parametrize("name", ["learning_rate", "warmup_ratio", "weight_decay", "gradient_norm_max"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_no_numbers_are_refused(name: str, value: float) -> None:
-    spec = replace(SPEC, hyperparameters=replace(Hyperparameters(), **{name: value}))
+    change: dict[str, Any] = {name: value}
+    spec = replace(SPEC, hyperparameters=replace(Hyperparameters(), **change))
     assert fields(spec) == [f"spec.hyperparameters.{name}"]
 
 
