@@ -8,6 +8,7 @@ from pydantic import Field
 from chassis.settings import ChassisSettings
 from services.inference.engines.base import EngineSettings
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 

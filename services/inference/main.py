@@ -20,32 +20,34 @@ from chassis.objects import ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
-from finemesh.artifacts.v1 import model_artifact_service_pb2_grpc
-from finemesh.endpoints.v1 import endpoint_service_pb2_grpc
+from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import add_ModelArtifactServiceServicer_to_server
+from finemesh.endpoints.v1.endpoint_service_pb2_grpc import add_EndpointServiceServicer_to_server
 from finemesh.events.v1 import billing_events_pb2, tuning_events_pb2
-from finemesh.inference.v1 import inference_service_pb2_grpc
-from finemesh.models.v1 import model_service_pb2_grpc
-from services.inference.catalogue import Catalogue
-from services.inference.config import InferenceSettings
-from services.inference.endpoint_keeper import EndpointKeeper
-from services.inference.endpoint_service import EndpointService
-from services.inference.engine_pool import EnginePool
+from finemesh.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from finemesh.models.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from services.inference.api.endpoint_service import EndpointService
+from services.inference.api.inference_service import InferenceService
+from services.inference.api.model_artifact_service import ModelArtifactService
+from services.inference.api.model_service import ModelService
+from services.inference.config import MIGRATIONS, InferenceSettings
+from services.inference.endpoints.creation import Creation
+from services.inference.endpoints.reconciler import EndpointReconciler
+from services.inference.endpoints.router import Router
+from services.inference.endpoints.transitions import Transitions
 from services.inference.engines.choice import open_engine
-from services.inference.events import Registry
-from services.inference.inference_service import InferenceService
-from services.inference.metering import Meter
-from services.inference.model_service import ModelArtifactService, ModelService
-from services.inference.purse import Purse
-from services.inference.serving import Serving
-from services.inference.store import MIGRATIONS
-from services.inference.weights_cache import WeightsCache
+from services.inference.metering.meter import Meter
+from services.inference.models.base_import import BaseImporter
+from services.inference.models.registry import Registry
+from services.inference.serving.calls import Serving
+from services.inference.serving.engine_pool import EnginePool
+from services.inference.serving.target import Targets
+from services.inference.serving.weights_cache import WeightsCache
+from services.inference.spending.spend_guard import SpendGuard
 
 PUBLIC_CALLERS = {"gateway"}
 
 
-async def main(process: Process) -> None:
-    settings = process.settings
-    assert isinstance(settings, InferenceSettings)
+async def main(process: Process, settings: InferenceSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
 
     pool, bus = await asyncio.gather(open_pool(settings), connect(settings))
@@ -62,70 +64,67 @@ async def main(process: Process) -> None:
         settings.artifacts_url, part_bytes=settings.part_bytes, parts_in_flight_max=settings.parts_in_flight_max
     )
     cache = WeightsCache(settings.data_dir / "weights", objects, chunk_bytes_max=settings.chunk_bytes_max)
-    engines = EnginePool(
-        open_engine=functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s),
-        engines_max=settings.engines_max,
-        clock=clock,
-    )
+    opener = functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s)
+    engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
-    catalogue = Catalogue(pool)
-    serving = Serving(engines=engines, cache=cache, meter=meter, settings=settings, clock=clock)
+    targets = Targets(pool)
+    serving = Serving(targets, engines, cache, meter, settings=settings, clock=clock)
 
-    purse = Purse(pool, poll_s=settings.spending_poll_s, clock=clock)
-    await purse.load()
-    process.spawn("purse", purse.run)
+    spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
+    await spend_guard.load()
+    process.spawn("spend_guard", spend_guard.run)
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
-    keeper = EndpointKeeper(
-        pool=pool,
-        outbox=outbox,
-        catalogue=catalogue,
-        serving=serving,
-        purse=purse,
-        scheduler=scheduler,
-        settings=settings,
-        clock=clock,
+    router = Router(pool, targets)
+    transitions = Transitions(outbox, clock)
+    reconciler = EndpointReconciler(
+        pool, outbox, transitions, router, serving, spend_guard, scheduler, settings=settings, clock=clock
     )
-    process.spawn("endpoints", keeper.run)
-    registry = Registry(
-        outbox=outbox, catalogue=catalogue, serving=serving, warm_up=settings.warm_up, clock=clock, ids=ids
-    )
+    process.spawn("endpoint_reconciler", reconciler.run)
+    registry = Registry(outbox, warm_up=serving.warm_up_model if settings.warm_up else None, ids=ids)
     handlers: dict[type[Message], Handler] = {
         tuning_events_pb2.TuningJobEnded: registry.job_ended,
-        billing_events_pb2.CreditStateChanged: purse.credit_changed,
-        billing_events_pb2.SpendCapStateChanged: purse.cap_changed,
+        billing_events_pb2.CreditStateChanged: spend_guard.credit_changed,
+        billing_events_pb2.SpendCapStateChanged: spend_guard.cap_changed,
     }
     consumer = Consumer(pool, bus, "inference", handlers, clock=clock, outbox=outbox)
     process.spawn("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
+    importer = BaseImporter(pool, objects, settings=settings, clock=clock, ids=ids)
+    creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler"})
     server.add(
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server,
-        ModelService(pool=pool, objects=objects, settings=settings, clock=clock, ids=ids),
+        add_ModelServiceServicer_to_server,
+        ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
         "finemesh.models.v1.ModelService",
-        PUBLIC_CALLERS,
+        allow=PUBLIC_CALLERS,
     )
     server.add(
-        endpoint_service_pb2_grpc.add_EndpointServiceServicer_to_server,
-        EndpointService(pool=pool, keeper=keeper, purse=purse, settings=settings, clock=clock, ids=ids),
+        add_EndpointServiceServicer_to_server,
+        EndpointService(pool, creation, transitions, reconciler, spend_guard, clock=clock),
         "finemesh.endpoints.v1.EndpointService",
-        PUBLIC_CALLERS,
+        allow=PUBLIC_CALLERS,
     )
     server.add(
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
-        InferenceService(catalogue=catalogue, serving=serving, purse=purse, pool=pool, settings=settings, ids=ids),
+        add_InferenceServiceServicer_to_server,
+        InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids),
         "finemesh.inference.v1.InferenceService",
-        PUBLIC_CALLERS,
+        allow=PUBLIC_CALLERS,
     )
     server.add(
-        model_artifact_service_pb2_grpc.add_ModelArtifactServiceServicer_to_server,
-        ModelArtifactService(catalogue, settings),
+        add_ModelArtifactServiceServicer_to_server,
+        ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
         "finemesh.artifacts.v1.ModelArtifactService",
-        {"scheduler"},
+        allow={"scheduler"},
     )
     await server.start()
 
 
+def start() -> int:
+    settings = InferenceSettings()
+    return run(lambda process: main(process, settings), settings)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, InferenceSettings()))
+    sys.exit(start())

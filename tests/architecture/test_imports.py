@@ -50,9 +50,11 @@ PURE = (
     "services/gateway/keys.py",
     "services/gateway/rate_limit.py",
     "services/gateway/domain.py",
-    "services/inference/domain.py",
-    "services/inference/lifecycle.py",
-    "services/inference/spending.py",
+    "services/inference/models/domain.py",
+    "services/inference/endpoints/domain.py",
+    "services/inference/endpoints/lifecycle.py",
+    "services/inference/metering/domain.py",
+    "services/inference/spending/states.py",
 )
 
 

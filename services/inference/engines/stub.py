@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.inference.engines.adapter_check import check_adapter
-from services.inference.engines.adapters import Adapter, AdapterTable
+from services.inference.engines.adapters.adapter_check import check_adapter
+from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
 from services.inference.engines.base import (
     Chunk,
     EngineBusy,

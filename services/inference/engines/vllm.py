@@ -30,8 +30,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.inference.engines.adapter_check import check_adapter, has_experts, module_shapes, takes_adapters
-from services.inference.engines.adapters import Adapter, AdapterTable
+from services.inference.engines.adapters.adapter_check import check_adapter, has_experts, module_shapes, takes_adapters
+from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
+from services.inference.engines.adapters.lora_rows import RowGroup, expand, group_rows, shrink
 from services.inference.engines.base import (
     AdapterInvalid,
     Chunk,
@@ -46,7 +47,6 @@ from services.inference.engines.base import (
     Usage,
     completion_tokens_allowed,
 )
-from services.inference.engines.lora_rows import RowGroup, expand, group_rows, shrink
 from services.inference.engines.model_files import context_tokens, read_config
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompt import PromptRenderer

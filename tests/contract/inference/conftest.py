@@ -189,7 +189,7 @@ async def world(
             outbox_poll_s=0.05,
             **given,
         )
-        async with living(settings, main) as port:
+        async with living(settings, lambda process: main(process, settings)) as port:
             gateway = ChassisSettings(service_name="gateway", **given)
             channel = open_channel(gateway, f"127.0.0.1:{port}", "inference")
             made = World(channel=channel, settings=settings, scheduler=scheduler)

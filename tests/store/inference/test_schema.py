@@ -11,7 +11,8 @@ import pytest_asyncio
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool
 from chassis.db.queries import statements
-from services.inference import store
+from services.inference.config import MIGRATIONS
+from services.inference.endpoints.store import EndpointStore
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
@@ -21,7 +22,7 @@ CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "schema
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pool(make_settings: object) -> AsyncIterator[Pool]:
     pool = await open_pool(make_settings("inference"))  # type: ignore[operator]
-    await migrate(pool, [store.MIGRATIONS])
+    await migrate(pool, [MIGRATIONS])
     yield pool
     await pool.close()
 
@@ -47,17 +48,19 @@ async def test_migrations_produce_the_documented_schema(pool: Pool) -> None:
 
 
 async def test_every_query_fits_the_schema(pool: Pool) -> None:
-    found = statements(Path(store.__file__).parent / "queries.sql")
+    files = sorted((ROOT / "services/inference").rglob("queries.sql"))
+    assert {file.parent.name for file in files} == {"endpoints", "models", "spending"}
     async with pool.acquire() as connection:
-        for name, sql in found.items():
-            assert await connection.prepare(sql), name
+        for file in files:
+            for name, sql in statements(file).items():
+                assert await connection.prepare(sql), f"{file.parent.name}: {name}"
 
 
 async def test_an_endpoint_moves_only_from_the_states_that_its_table_names(pool: Pool) -> None:
     from datetime import UTC, datetime
 
-    from services.inference.domain import Endpoint
-    from services.inference.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
+    from services.inference.endpoints.domain import Endpoint
+    from services.inference.endpoints.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
 
     now = datetime(2026, 11, 1, tzinfo=UTC)
     async with pool.acquire() as connection:
@@ -81,10 +84,9 @@ async def test_an_endpoint_moves_only_from_the_states_that_its_table_names(pool:
                     billed_minutes=0,
                     period_minutes=0,
                 )
-                await store.add_endpoint(connection, endpoint, request_id=None, request_sha256="")
+                await EndpointStore(connection).add(endpoint, request_id=None, request_sha256="")
                 await connection.execute("UPDATE endpoints SET state = $2 WHERE id = $1", endpoint.id, str(state))
-                moved = await store.move_endpoint(
-                    connection,
+                moved = await EndpointStore(connection).move(
                     endpoint.id,
                     sources=transition.sources,
                     destination=transition.destination,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.inference.engines.adapter_check import check_adapter, module_shapes, takes_adapters
+from services.inference.engines.adapters.adapter_check import check_adapter, module_shapes, takes_adapters
 from services.inference.engines.base import AdapterInvalid, EngineSettings
 
 BASE = {

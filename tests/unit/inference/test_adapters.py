@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engines.adapters import Adapter, AdapterTable
+from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
 from services.inference.engines.base import AdapterInvalid, AdapterNotLoaded, EngineBusy
 
 PATH = Path("adapters")

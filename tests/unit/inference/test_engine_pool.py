@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from chassis.clock import SystemClock
-from services.inference.engine_pool import EngineKey, EnginePool
 from services.inference.engines.base import Engine, EngineBusy, EngineFailed, EngineSettings
+from services.inference.serving.engine_pool import EngineKey, EnginePool
 
 
 class FakeEngine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from services.inference.lifecycle import DELETABLE, HOLDING, TRANSITIONS, EndpointState
+from services.inference.endpoints.lifecycle import DELETABLE, HOLDING, TRANSITIONS, EndpointState
 
 CHART = Path(__file__).parents[3] / "docs" / "serving.md"
 ARROW = re.compile(r"^ +(\w+) --> (\w+): (\w+)$", re.MULTILINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.inference.engines.lora_rows import expand, group_rows, shrink
+from services.inference.engines.adapters.lora_rows import expand, group_rows, shrink
 
 SLOTS, RANK, WIDE_IN, WIDE_OUT = 3, 4, 8, 6
 

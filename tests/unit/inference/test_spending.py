@@ -1,4 +1,4 @@
-"""The last word counts, in whatever order words come, and an error says what to do about it."""
+"""The latest state counts, in whatever order states come, and an error says what to do about it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.purse import refusal
-from services.inference.spending import Capped, CapWord, CreditWord, NoCredit, Spending
+from services.inference.spending.states import (
+    Capped,
+    CapState,
+    CreditState,
+    NoCredit,
+    SpendingStates,
+    spending_error,
+)
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 MONTH_END = datetime(2026, 12, 1, tzinfo=UTC)
 STATES = ("SUFFICIENT", "LOW", "EXHAUSTED")
 
 
-def credit(state: str, revision: int = 1) -> CreditWord:
-    return CreditWord(organization_id="o", state=state, revision=revision)
+def credit(state: str, revision: int = 1) -> CreditState:
+    return CreditState(organization_id="o", state=state, revision=revision)
 
 
-def cap(capped: bool, *, key: str = "", revision: int = 1, project: str = "p") -> CapWord:
-    return CapWord(
+def cap(capped: bool, *, key: str = "", revision: int = 1, project: str = "p") -> CapState:
+    return CapState(
         project_id=project,
         api_key_id=key,
         capped=capped,
@@ -31,9 +37,9 @@ def cap(capped: bool, *, key: str = "", revision: int = 1, project: str = "p") -
     )
 
 
-def problem(*words: CreditWord | CapWord, key: str = "k", now: datetime = NOW) -> NoCredit | Capped | None:
-    spending = Spending()
-    spending.hear(words)
+def problem(*states: CreditState | CapState, key: str = "k", now: datetime = NOW) -> NoCredit | Capped | None:
+    spending = SpendingStates()
+    spending.update(states)
     return spending.problem(organization_id="o", project_id="p", api_key_id=key, now=now)
 
 
@@ -42,7 +48,7 @@ def test_only_exhausted_credit_stops(state: str, may_spend: bool) -> None:
     assert (problem(credit(state)) is None) == may_spend
 
 
-def test_of_whom_nothing_was_heard_may_spend() -> None:
+def test_of_whom_nothing_is_known_may_spend() -> None:
     assert problem() is None
     assert problem(cap(True, project="another")) is None
 
@@ -61,8 +67,8 @@ def test_a_cap_ends_with_its_month() -> None:
 
 
 @given(st.permutations(list(enumerate(STATES * 3, start=1))), st.data())
-def test_the_last_revision_counts_in_any_order_and_number(words: list[tuple[int, str]], data: st.DataObject) -> None:
-    repeated = words + data.draw(st.lists(st.sampled_from(words)))
+def test_the_last_revision_counts_in_any_order_and_number(states: list[tuple[int, str]], data: st.DataObject) -> None:
+    repeated = states + data.draw(st.lists(st.sampled_from(states)))
     assert isinstance(problem(*(credit(state, revision) for revision, state in repeated)), NoCredit)
     undone = [*repeated, (len(STATES) * 3 + 1, "LOW")]
     shuffled = data.draw(st.permutations(undone))
@@ -70,7 +76,7 @@ def test_the_last_revision_counts_in_any_order_and_number(words: list[tuple[int,
 
 
 def test_the_errors_say_what_to_do() -> None:
-    empty, capped = refusal(NoCredit()), refusal(Capped(cap=cap(True, key="key_7")))
+    empty, capped = spending_error(NoCredit()), spending_error(Capped(cap=cap(True, key="key_7")))
     assert (empty.reason, capped.reason) == ("BALANCE_INSUFFICIENT", "SPEND_CAP_EXCEEDED")
     assert "add credit" in empty.message
     assert "key_7" in capped.message

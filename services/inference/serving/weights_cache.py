@@ -1,4 +1,7 @@
-"""Local copies of weights, complete and checked or not there at all. It knows no model and no engine."""
+"""Keeps local copies of weights, complete and checked or not there at all. Not pure: disk, artifact store.
+
+It knows no model and no engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from chassis.errors import DataLoss
 from chassis.objects import ObjectStore
-from services.inference.domain import StoredFile, Weights
+from services.inference.models.domain import StoredFile, Weights
 
 
 class WeightsCache:

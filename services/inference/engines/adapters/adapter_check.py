@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.inference.engines.adapters.safetensors_file import FileProblem, Matrix, check_finite, read_header
 from services.inference.engines.base import AdapterInvalid, EngineSettings
-from services.inference.engines.safetensors_file import FileProblem, Matrix, check_finite, read_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -1,4 +1,4 @@
-"""What inference knows: base models, tuned models, endpoints. It knows neither messages of the wire nor tables."""
+"""What the catalogue and the registry hold: base models, tuned models and their weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+
+from chassis.errors import FieldViolation, InvalidArgument, NotFound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,42 +68,15 @@ class TunedModel:
     created_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """A dedicated endpoint. `lease_token` is that of its devices, None while it holds none."""
-
-    id: str
-    project_id: str
-    organization_id: str
-    endpoint_id: str
-    model: str
-    hardware_type: str
-    gpu_count: int
-    state: str
-    status_message: str
-    lease_token: int | None
-    device_indices: tuple[int, ...]
-    ready_at: datetime | None
-    stopped_at: datetime | None
-    created_at: datetime
-    billed_minutes: int
-    period_minutes: int
+def unknown_model(model: str) -> NotFound:
+    """The error for a model that is not there for this caller; a foreign one answers the same."""
+    message = f"no model {model[:200]!r} for this project; `finemesh models list` shows what there is"
+    return NotFound("MODEL_UNKNOWN", message, metadata={"model": model[:200]})
 
 
-@dataclass(frozen=True, kw_only=True)
-class UsageOfCall:
-    """Tokens that one generation used, and for whom."""
-
-    generation_id: str
-    project_id: str
-    organization_id: str
-    model_id: str
-    base_model: str
-    input_tokens: int
-    output_tokens: int
-    ended_at: datetime
-    # The key that called; empty where there is none.
-    api_key_id: str = ""
+def model_invalid(field: str, problem: str, reason: str = "MODEL_INVALID") -> InvalidArgument:
+    """The error for a file of a model, or a field of its import, that is not taken."""
+    return InvalidArgument(reason, f"{field}: {problem}", violations=[FieldViolation(field, problem)])
 
 
 def revision_of(files: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
-"""From a target to tokens: engine, adapter, generation, metering. It knows no message of the wire.
+"""Runs a call from its target to tokens: engine, adapter, generation, metering.
 
-Engine errors become the platform's typed errors here and nowhere else.
+It knows no message of the wire. Engine errors become the platform's typed errors here and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from chassis.errors import (
     Unavailable,
 )
 from chassis.identity import Caller
-from services.inference.catalogue import Target
 from services.inference.config import InferenceSettings
-from services.inference.domain import UsageOfCall
-from services.inference.engine_pool import EnginePool
 from services.inference.engines.base import (
     AdapterInvalid,
     AdapterNotLoaded,
@@ -35,8 +32,12 @@ from services.inference.engines.base import (
     RequestInvalid,
     Sampling,
 )
-from services.inference.metering import Meter
-from services.inference.weights_cache import WeightsCache
+from services.inference.metering.domain import UsageOfCall
+from services.inference.metering.meter import Meter
+from services.inference.models.domain import TunedModel
+from services.inference.serving.engine_pool import EnginePool
+from services.inference.serving.target import Target, Targets
+from services.inference.serving.weights_cache import WeightsCache
 
 BUSY_RETRY_S = 1.0
 FAILED_RETRY_S = 2.0
@@ -58,7 +59,7 @@ class Call:
     stream: bool
 
 
-def to_domain_error(error: EngineError) -> DomainError:
+def domain_error_of(error: EngineError) -> DomainError:
     """The typed error for something that an engine raised on purpose."""
     match error:
         case RequestInvalid():
@@ -81,15 +82,23 @@ def engine_errors() -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        raise to_domain_error(error) from error
+        raise domain_error_of(error) from error
 
 
 class Serving:
     """Runs calls on engines and meters what they used, also when the caller leaves early."""
 
     def __init__(
-        self, *, engines: EnginePool, cache: WeightsCache, meter: Meter, settings: InferenceSettings, clock: Clock
+        self,
+        targets: Targets,
+        engines: EnginePool,
+        cache: WeightsCache,
+        meter: Meter,
+        *,
+        settings: InferenceSettings,
+        clock: Clock,
     ) -> None:
+        self._targets = targets
         self._engines = engines
         self._cache = cache
         self._meter = meter
@@ -112,6 +121,10 @@ class Serving:
         """Starts the engine and loads the adapter before the first call asks for them."""
         async with self.engine(target):
             return
+
+    async def warm_up_model(self, model: TunedModel) -> None:
+        """Warms up what serves a tuned model."""
+        await self.warm_up(await self._targets.of_tuned(model))
 
     async def drop(self, target: Target) -> None:
         """Stops the target's engine."""

@@ -10,13 +10,16 @@ from chassis.errors import FieldViolation, InvalidArgument
 from chassis.identity import current_caller
 from chassis.ids import Ids
 from finemesh.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
-from services.inference import convert, store
-from services.inference.catalogue import Catalogue
+from services.inference.api import convert
+from services.inference.api.pages import NEWEST
 from services.inference.config import InferenceSettings
+from services.inference.endpoints.lifecycle import EndpointState
+from services.inference.endpoints.router import Router
+from services.inference.endpoints.store import EndpointStore
 from services.inference.engines.base import Chunk, Message
-from services.inference.lifecycle import EndpointState
-from services.inference.purse import Purse
-from services.inference.serving import Call, Render, Serving
+from services.inference.models.store import ModelStore
+from services.inference.serving.calls import Call, Render, Serving
+from services.inference.spending.spend_guard import SpendGuard
 
 ROLES = ("system", "user", "assistant")
 LISTED_MAX = 1000
@@ -27,17 +30,17 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def __init__(
         self,
-        *,
-        catalogue: Catalogue,
-        serving: Serving,
-        purse: Purse,
         pool: Pool,
+        router: Router,
+        serving: Serving,
+        spend_guard: SpendGuard,
+        *,
         settings: InferenceSettings,
         ids: Ids,
     ) -> None:
-        self._catalogue = catalogue
-        self._purse = purse
+        self._router = router
         self._serving = serving
+        self._spend_guard = spend_guard
         self._pool = pool
         self._settings = settings
         self._ids = ids
@@ -52,8 +55,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             generation_id=call.generation_id,
             model=request.model,
             message=generation_pb2.ChatMessage(role="assistant", content=text),
-            finish_reason=convert.to_finish_reason(last.finish_reason),
-            usage=convert.to_usage(last.usage),
+            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
+            usage=convert.usage_to_proto(last.usage),
             revision=call.target.revision,
         )
 
@@ -69,8 +72,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 yield inference_service_pb2.StreamChatResponse(
                     generation_id=call.generation_id,
                     text_delta=chunk.text,
-                    finish_reason=convert.to_finish_reason(done),
-                    usage=convert.to_usage(chunk.usage) if done else None,
+                    finish_reason=convert.finish_reason_to_proto(done),
+                    usage=convert.usage_to_proto(chunk.usage) if done else None,
                     revision=revision,
                 )
                 revision = ""
@@ -85,8 +88,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             generation_id=call.generation_id,
             model=request.model,
             text=text,
-            finish_reason=convert.to_finish_reason(last.finish_reason),
-            usage=convert.to_usage(last.usage),
+            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
+            usage=convert.usage_to_proto(last.usage),
         )
 
     async def StreamComplete(
@@ -100,19 +103,18 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 yield inference_service_pb2.StreamCompleteResponse(
                     generation_id=call.generation_id,
                     text_delta=chunk.text,
-                    finish_reason=convert.to_finish_reason(done),
-                    usage=convert.to_usage(chunk.usage) if done else None,
+                    finish_reason=convert.finish_reason_to_proto(done),
+                    usage=convert.usage_to_proto(chunk.usage) if done else None,
                 )
 
     async def ListServedModels(
         self, request: inference_service_pb2.ListServedModelsRequest, context: object
     ) -> inference_service_pb2.ListServedModelsResponse:
         caller = current_caller()
-        newest = (store.END_OF_TIME, store.LAST_ID)
         async with self._pool.acquire() as connection:
-            bases = await store.list_base_models(connection, "", LISTED_MAX)
-            models = await store.list_models(connection, caller.tenant, newest, LISTED_MAX)
-            endpoints = await store.list_endpoints(connection, caller.tenant, newest, LISTED_MAX)
+            bases = await ModelStore(connection).list_bases("", LISTED_MAX)
+            models = await ModelStore(connection).page(caller.tenant, NEWEST, LISTED_MAX)
+            endpoints = await EndpointStore(connection).page(caller.tenant, NEWEST, LISTED_MAX)
         found = [(b.model_id, "base", b.created_at, "finemesh") for b in bases]
         found += [(m.model_id, "tuned", m.created_at, caller.namespace) for m in models]
         ready = [e for e in endpoints if e.state == EndpointState.READY]
@@ -132,7 +134,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         """The call with its target; a typed error for a caller who may not spend, an unknown model, or sampling outside
         its ranges."""
         caller = current_caller()
-        self._purse.check(caller)
+        self._spend_guard.check(caller)
         if len(wanted.stop) > self._settings.stops_max:
             problem = f"at most {self._settings.stops_max} stop texts"
             raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("sampling.stop", problem)])
@@ -140,10 +142,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             generation_id=self._ids.new("gen"),
             caller=caller,
             model=model,
-            target=await self._catalogue.target(caller.tenant, model),
+            target=await self._router.target(caller.tenant, model),
             render=render,
             output_tokens_max=wanted.output_tokens_max if wanted.HasField("output_tokens_max") else None,
-            sampling=lambda limit: convert.to_sampling(wanted, limit),
+            sampling=lambda limit: convert.sampling_from_proto(wanted, limit),
             stream=stream,
         )
 
@@ -169,7 +171,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             violations.append(FieldViolation("messages", f"must be 1 to {self._settings.messages_max} messages"))
         if violations:
             raise InvalidArgument("INVALID_FIELD", violations[0].description, violations=violations)
-        return convert.to_messages(messages)
+        return convert.messages_from_proto(messages)
 
     @staticmethod
     def _prompt(prompt: str) -> str:

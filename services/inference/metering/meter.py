@@ -1,4 +1,4 @@
-"""Usage of calls on its way to the outbox, many records in one transaction. It knows no price.
+"""Carries the usage of calls to the outbox, many records in one transaction. Not pure: database.
 
 A call ends for its caller only when its record is committed: what was served is metered, also after a crash.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from chassis.bus.outbox import Outbox
 from chassis.db.pool import Pool, transaction
-from services.inference import convert
-from services.inference.domain import UsageOfCall
+from services.inference.metering import convert
+from services.inference.metering.domain import UsageOfCall
 
 
 class Meter:
@@ -65,7 +65,7 @@ class Meter:
         async with transaction(self._pool) as connection:
             await self._outbox.add(
                 connection,
-                convert.to_usage_event(usages),
+                convert.usages_to_proto(usages),
                 subject_name=f"projects/{usages[0].project_id}",
                 key=usages[0].generation_id,
             )

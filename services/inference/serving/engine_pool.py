@@ -102,7 +102,7 @@ class EnginePool:
         if not idle:
             raise EngineBusy(f"all {self._engines_max} engines are in use (engines_max)")
         oldest = min(idle, key=lambda key: shared[key].used_at)
-        log.info("engine makes room", revision=oldest.revision)
+        log.info("engine_evicted", revision=oldest.revision)
         await self.remove(oldest)
 
     async def _start(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> Engine:
@@ -117,7 +117,7 @@ class EnginePool:
             if engine is not None:
                 await engine.stop()
             raise
-        log.info("engine started", revision=key.revision, owner=key.owner, seconds=self._clock.monotonic() - began)
+        log.info("engine_started", revision=key.revision, owner=key.owner, seconds=self._clock.monotonic() - began)
         slot = self._slots.get(key)
         if slot is not None:
             slot.watcher = asyncio.create_task(self._watch(key, slot, engine))
@@ -126,7 +126,7 @@ class EnginePool:
     async def _watch(self, key: EngineKey, slot: _Slot, engine: Engine) -> None:
         """Takes a dead engine out, so that the next call starts a new one."""
         failure = await engine.wait_failed()
-        log.error("engine failed", revision=key.revision, owner=key.owner, error=str(failure))
+        log.error("engine_failed", revision=key.revision, owner=key.owner, error=str(failure))
         if self._slots.get(key) is slot:
             del self._slots[key]
         await engine.stop()

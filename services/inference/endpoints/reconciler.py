@@ -1,6 +1,7 @@
-"""Drives every endpoint to where it shall be: devices from the scheduler, an engine, minutes, and back.
+"""Drives every endpoint to the state that its owner wants. Not pure: database, gRPC, events.
 
-Load, process, apply: nothing waits for the network or an engine inside a transaction, and each change is guarded by the
+It asks the scheduler for devices, starts an engine, bills minutes and in the end gives everything back. Each step loads,
+processes and applies: nothing waits for the network or an engine inside a transaction, and each change is guarded by the
 state and the lease token that it was decided on. It knows no message of a caller.
 """
 
@@ -15,41 +16,46 @@ import structlog
 
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Connection, Pool, database_is_away, transaction
+from chassis.db.pool import Pool, database_is_away, transaction
 from chassis.errors import Aborted, DeadlineExceeded, DomainError, NotFound, Unavailable
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
-from services.inference import convert, store
-from services.inference.catalogue import Catalogue, Target
 from services.inference.config import InferenceSettings
-from services.inference.domain import Endpoint
-from services.inference.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
-from services.inference.purse import Purse
-from services.inference.serving import Serving
+from services.inference.endpoints import convert
+from services.inference.endpoints.domain import Endpoint
+from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
+from services.inference.endpoints.router import Router
+from services.inference.endpoints.store import EndpointStore
+from services.inference.endpoints.transitions import Transitions
+from services.inference.serving.calls import Serving
+from services.inference.serving.target import Target
+from services.inference.spending.spend_guard import SpendGuard
 
 STATUS_CHARS_MAX = 1000
 log = structlog.get_logger()
 
 
-class EndpointKeeper:
+class EndpointReconciler:
     """One loop over all endpoints that hold or want devices. Slow work (an engine's start) runs beside it."""
 
     def __init__(
         self,
-        *,
         pool: Pool,
         outbox: Outbox,
-        catalogue: Catalogue,
+        transitions: Transitions,
+        router: Router,
         serving: Serving,
-        purse: Purse,
+        spend_guard: SpendGuard,
         scheduler: grpc.aio.Channel,
+        *,
         settings: InferenceSettings,
         clock: Clock,
     ) -> None:
         self._pool = pool
         self._outbox = outbox
-        self._catalogue = catalogue
+        self._transitions = transitions
+        self._router = router
         self._serving = serving
-        self._purse = purse
+        self._spend_guard = spend_guard
         self._allocations = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
         self._settings = settings
         self._clock = clock
@@ -69,7 +75,7 @@ class EndpointKeeper:
                 except Exception as error:
                     if not database_is_away(error):
                         raise
-                    log.warning("endpoints wait for the database", error=repr(error))
+                    log.warning("endpoints_wait_for_database", error=repr(error))
                 try:
                     async with asyncio.timeout(self._settings.endpoint_poll_s):
                         await self._woken.wait()
@@ -82,19 +88,23 @@ class EndpointKeeper:
 
     async def _round(self) -> None:
         async with self._pool.acquire() as connection:
-            moving = await store.list_moving(connection, self._settings.endpoints_batch_max)
-            resumable = await store.list_resumable(connection, self._clock.now(), self._settings.endpoints_batch_max)
+            moving = await EndpointStore(connection).list_moving(self._settings.endpoints_batch_max)
+            resumable = await EndpointStore(connection).list_resumable(
+                self._clock.now(), self._settings.endpoints_batch_max
+            )
         await asyncio.gather(*(self._look_after(endpoint) for endpoint in (*moving, *resumable)))
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """One step for one endpoint; a peer that is away is waited for."""
         state = EndpointState(endpoint.state)
-        why_parked = self._purse.why_parked(endpoint)
+        why_refused = self._spend_guard.why_refused(
+            organization_id=endpoint.organization_id, project_id=endpoint.project_id
+        )
         try:
             match state:
-                case EndpointState.PENDING | EndpointState.STARTING | EndpointState.READY if why_parked:
-                    await self._park(endpoint, why_parked)
-                case EndpointState.PARKED if not why_parked:
+                case EndpointState.PENDING | EndpointState.STARTING | EndpointState.READY if why_refused:
+                    await self._park(endpoint, why_refused)
+                case EndpointState.PARKED if not why_refused:
                     await self._unpark(endpoint)
                 case EndpointState.PENDING:
                     await self._allocate(endpoint)
@@ -106,22 +116,21 @@ class EndpointKeeper:
                 case EndpointState.STOPPING:
                     await self._stop(endpoint)
         except (Unavailable, DeadlineExceeded) as error:
-            log.warning("endpoint waits", endpoint=endpoint.id, error=str(error))
+            log.warning("endpoint_waits", endpoint=endpoint.id, error=str(error))
         except DomainError as error:
             await self._fail(endpoint, str(error))
 
     async def _allocate(self, endpoint: Endpoint) -> None:
-        answer = await self._allocations.CreateAllocation(convert.to_allocation_request(endpoint))
+        answer = await self._allocations.CreateAllocation(convert.allocation_request_to_proto(endpoint))
         if not answer.HasField("allocation"):
             async with transaction(self._pool) as connection:
-                await store.set_status(connection, endpoint.id, f"waits for {answer.waiting_for}")
+                await EndpointStore(connection).set_status(endpoint.id, f"waits for {answer.waiting_for}")
             return
         given = answer.allocation
         async with transaction(self._pool) as connection:
-            moved = await self.move(connection, endpoint, EndpointEvent.ALLOCATE, "the engine starts")
+            moved = await self._transitions.move(connection, endpoint, EndpointEvent.ALLOCATE, "the engine starts")
             if moved is not None:
-                await store.set_allocation(
-                    connection,
+                await EndpointStore(connection).set_allocation(
                     endpoint.id,
                     lease_token=given.lease_token,
                     device_indices=tuple(given.device_indices),
@@ -139,17 +148,17 @@ class EndpointKeeper:
 
     async def _bring_up(self, endpoint: Endpoint) -> None:
         try:
-            await self._serving.warm_up(await self._catalogue.endpoint_target(endpoint))
+            await self._serving.warm_up(await self._router.endpoint_target(endpoint))
         except DomainError as error:
             await self._fail(endpoint, str(error))
             return
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.SERVE)
+            await self._transitions.move(connection, endpoint, EndpointEvent.SERVE)
         self.wake()
 
     async def _keep(self, endpoint: Endpoint) -> None:
         """Renews the devices, bills started minutes, and begins again when the engine or the devices are gone."""
-        target = await self._catalogue.endpoint_target(endpoint)
+        target = await self._router.endpoint_target(endpoint)
         await self._bill(endpoint)
         await self._renew(endpoint)
         if not self._serving.is_running(target):
@@ -167,7 +176,7 @@ class EndpointKeeper:
     async def _lose(self, endpoint: Endpoint, why: str) -> None:
         await self._release(endpoint)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.LOSE, why)
+            await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
 
     async def _bill(self, endpoint: Endpoint) -> None:
@@ -180,11 +189,11 @@ class EndpointKeeper:
         if due <= 0:
             return
         async with transaction(self._pool) as connection:
-            if not await store.bill_minutes(connection, endpoint, due):
+            if not await EndpointStore(connection).bill_minutes(endpoint, due):
                 return
             for number in range(due):
                 begun = endpoint.ready_at + (endpoint.period_minutes + number) * minute
-                event = convert.to_minute_event(endpoint, endpoint.billed_minutes + number, begun)
+                event = convert.endpoint_minute_to_proto(endpoint, endpoint.billed_minutes + number, begun)
                 await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
         self._outbox.wake()
 
@@ -192,20 +201,22 @@ class EndpointKeeper:
         """Bills what was started, frees the engine and the devices, then says STOPPED."""
         await self._wind_up(endpoint)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.STOPPED)
+            await self._transitions.move(connection, endpoint, EndpointEvent.STOPPED)
         self.wake()
 
     async def _park(self, endpoint: Endpoint, why: str) -> None:
         """As a stop, but it stays on the list of those that start again by themselves."""
-        log.warning("endpoint parked", endpoint=endpoint.id, why=why)
+        log.warning("endpoint_parked", endpoint=endpoint.id, why=why)
         await self._wind_up(endpoint)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.PARK, why[:STATUS_CHARS_MAX])
+            await self._transitions.move(connection, endpoint, EndpointEvent.PARK, why[:STATUS_CHARS_MAX])
 
     async def _unpark(self, endpoint: Endpoint) -> None:
-        log.info("endpoint resumes", endpoint=endpoint.id)
+        log.info("endpoint_resumed", endpoint=endpoint.id)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.UNPARK, "may spend again; waits for devices")
+            await self._transitions.move(
+                connection, endpoint, EndpointEvent.UNPARK, "may spend again; waits for devices"
+            )
         self.wake()
 
     async def _wind_up(self, endpoint: Endpoint) -> None:
@@ -217,10 +228,10 @@ class EndpointKeeper:
             await self._release(endpoint)
 
     async def _fail(self, endpoint: Endpoint, why: str) -> None:
-        log.error("endpoint failed", endpoint=endpoint.id, error=why)
+        log.error("endpoint_failed", endpoint=endpoint.id, error=why)
         await self._release(endpoint)
         async with transaction(self._pool) as connection:
-            await self.move(connection, endpoint, EndpointEvent.FAIL, why[:STATUS_CHARS_MAX])
+            await self._transitions.move(connection, endpoint, EndpointEvent.FAIL, why[:STATUS_CHARS_MAX])
 
     async def _release(self, endpoint: Endpoint) -> None:
         """Stops the engine and gives the devices back; both may be gone already."""
@@ -237,28 +248,6 @@ class EndpointKeeper:
     async def _target_or_none(self, endpoint: Endpoint) -> Target | None:
         """The endpoint's target; None when its model was deleted meanwhile."""
         try:
-            return await self._catalogue.endpoint_target(endpoint)
+            return await self._router.endpoint_target(endpoint)
         except NotFound:
             return None
-
-    async def move(
-        self, connection: Connection, endpoint: Endpoint, event: EndpointEvent, status_message: str = ""
-    ) -> Endpoint | None:
-        """One transition with its event, inside the caller's transaction; None when the state does not allow it."""
-        transition = TRANSITIONS[event]
-        moved = await store.move_endpoint(
-            connection,
-            endpoint.id,
-            sources=transition.sources,
-            destination=transition.destination,
-            status_message=status_message,
-            now=self._clock.now(),
-        )
-        if moved is not None:
-            await self.announce(connection, moved, from_state=endpoint.state)
-        return moved
-
-    async def announce(self, connection: Connection, endpoint: Endpoint, *, from_state: str) -> None:
-        """Tells the mesh of an endpoint's new state."""
-        event = convert.to_state_event(endpoint, from_state, self._clock.now())
-        await self._outbox.add(connection, event, subject_name=event.endpoint)

@@ -1,0 +1,154 @@
+"""Between the messages of callers and domain objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from chassis.names import format_name
+from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
+from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2
+from finemesh.inference.v1 import generation_pb2
+from finemesh.models.v1 import model_pb2, model_service_pb2
+from services.inference.endpoints.convert import endpoint_name
+from services.inference.endpoints.creation import WantedEndpoint
+from services.inference.endpoints.domain import Endpoint
+from services.inference.engines.base import FinishReason, Message, Sampling, Usage
+from services.inference.models.base_import import ImportHeader, ImportPart
+from services.inference.models.convert import model_name
+from services.inference.models.domain import BaseModel, ModelKind, StoredFile, TunedModel, Weights
+from services.inference.timestamps import timestamp
+
+FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+}
+KINDS: Mapping[ModelKind, model_pb2.ModelKind.ValueType] = {
+    ModelKind.ADAPTER: model_pb2.MODEL_KIND_ADAPTER,
+    ModelKind.FULL: model_pb2.MODEL_KIND_FULL,
+}
+
+
+def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
+    """The public view of a base model."""
+    return model_pb2.BaseModel(
+        name=format_name(model_pb2.BaseModel, base_model=model.model_id),
+        model_id=model.model_id,
+        revision=model.weights.revision,
+        architecture=model.architecture,
+        parameter_count=model.parameter_count,
+        context_tokens_max=model.context_tokens_max,
+        size_bytes=model.size_bytes,
+        source=model.source,
+        create_time=timestamp(model.created_at),
+    )
+
+
+def model_to_proto(model: TunedModel) -> model_pb2.Model:
+    """The public view of a tuned model."""
+    return model_pb2.Model(
+        name=model_name(model),
+        model_id=model.model_id,
+        kind=KINDS[model.kind],
+        base_model=model.base_model,
+        base_revision=model.base_revision,
+        revision=model.weights.revision,
+        adapter_rank=model.adapter_rank,
+        tuning_job=model.tuning_job,
+        files=[model_pb2.ModelFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in model.weights.files],
+        lineage=dict(model.lineage),
+        create_time=timestamp(model.created_at),
+    )
+
+
+def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
+    """The public view of an endpoint."""
+    return endpoint_pb2.Endpoint(
+        name=endpoint_name(endpoint),
+        endpoint_id=endpoint.endpoint_id,
+        model=endpoint.model,
+        hardware_type=endpoint.hardware_type,
+        gpu_count=endpoint.gpu_count,
+        state=endpoint_pb2.EndpointState.Value(f"ENDPOINT_STATE_{endpoint.state}"),
+        status_message=endpoint.status_message,
+        create_time=timestamp(endpoint.created_at),
+        ready_time=timestamp(endpoint.ready_at),
+        stop_time=timestamp(endpoint.stopped_at),
+        billed_minutes=endpoint.billed_minutes,
+    )
+
+
+def weights_to_proto(weights: Weights) -> artifact_pb2.Artifact:
+    """Where weights lie."""
+    files = [artifact_pb2.ArtifactFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in weights.files]
+    return artifact_pb2.Artifact(key=weights.key, files=files)
+
+
+def resolved_base_to_proto(
+    model: BaseModel, adapter_rank_max: int
+) -> model_artifact_service_pb2.ResolveBaseModelResponse:
+    """The mesh's view of a base model."""
+    return model_artifact_service_pb2.ResolveBaseModelResponse(
+        artifact=weights_to_proto(model.weights),
+        revision=model.weights.revision,
+        parameter_count=model.parameter_count,
+        context_tokens_max=model.context_tokens_max,
+        adapter_rank_max=adapter_rank_max,
+    )
+
+
+def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) -> ImportPart:
+    """One part of an import; None for a part that this version does not know."""
+    match message.WhichOneof("part"):
+        case "header":
+            return ImportHeader(model_id=message.header.model_id, source=message.header.source)
+        case "file":
+            file = message.file
+            return StoredFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+        case "chunk":
+            return message.chunk
+    return None
+
+
+def wanted_endpoint_from_proto(request: endpoint_service_pb2.CreateEndpointRequest) -> WantedEndpoint:
+    """What the caller asks for, with the fingerprint of the request without its id."""
+    unnumbered = endpoint_service_pb2.CreateEndpointRequest()
+    unnumbered.CopyFrom(request)
+    unnumbered.request_id = ""
+    return WantedEndpoint(
+        endpoint_name=request.endpoint_name,
+        model=request.model,
+        hardware_type=request.hardware_type,
+        gpu_count=request.gpu_count or 1,
+        request_id=request.request_id,
+        fingerprint=hashlib.sha256(unnumbered.SerializeToString(deterministic=True)).hexdigest(),
+    )
+
+
+def messages_from_proto(messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
+    """The conversation as an engine takes it."""
+    return [Message(role=message.role, content=message.content) for message in messages]
+
+
+def sampling_from_proto(wanted: generation_pb2.SamplingParameters, output_tokens: int) -> Sampling:
+    """Sampling with defaults for what was not set."""
+    return Sampling(
+        temperature=wanted.temperature if wanted.HasField("temperature") else 1.0,
+        top_p=wanted.top_p if wanted.HasField("top_p") else 1.0,
+        top_k=wanted.top_k if wanted.HasField("top_k") else 0,
+        completion_tokens_max=output_tokens,
+        stop=tuple(wanted.stop),
+        seed=wanted.seed if wanted.HasField("seed") else None,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+    )
+
+
+def finish_reason_to_proto(reason: FinishReason | None) -> generation_pb2.FinishReason.ValueType:
+    """Why a generation ended; unspecified while it goes on."""
+    return FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def usage_to_proto(usage: Usage) -> generation_pb2.TokenUsage:
+    """Tokens of a call for its caller."""
+    return generation_pb2.TokenUsage(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)

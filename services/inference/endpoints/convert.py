@@ -1,0 +1,53 @@
+"""Between endpoints and the messages to other services: events, and requests for devices."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from chassis.names import format_name
+from finemesh.allocations.v1 import allocation_service_pb2
+from finemesh.endpoints.v1 import endpoint_pb2
+from finemesh.events.v1 import endpoint_events_pb2, usage_events_pb2
+from services.inference.endpoints.domain import Endpoint
+from services.inference.timestamps import timestamp
+
+
+def endpoint_name(endpoint: Endpoint) -> str:
+    """`projects/{project}/endpoints/{endpoint}`."""
+    return format_name(endpoint_pb2.Endpoint, project=endpoint.project_id, endpoint=endpoint.id)
+
+
+def endpoint_state_to_proto(
+    endpoint: Endpoint, from_state: str, now: datetime
+) -> endpoint_events_pb2.EndpointStateChanged:
+    """What other services hear of an endpoint."""
+    return endpoint_events_pb2.EndpointStateChanged(
+        endpoint=endpoint_name(endpoint),
+        project_id=endpoint.project_id,
+        from_state=from_state,
+        to_state=endpoint.state,
+        event_time=timestamp(now),
+    )
+
+
+def endpoint_minute_to_proto(
+    endpoint: Endpoint, minute: int, started_at: datetime
+) -> usage_events_pb2.EndpointMinuteRecorded:
+    """One started minute; the key follows from endpoint, lease and minute."""
+    return usage_events_pb2.EndpointMinuteRecorded(
+        work_key=f"{endpoint.id}:{endpoint.lease_token}:{minute}",
+        endpoint=endpoint_name(endpoint),
+        project_id=endpoint.project_id,
+        organization_id=endpoint.organization_id,
+        hardware_type=endpoint.hardware_type,
+        device_count=endpoint.gpu_count,
+        minute=minute,
+        usage_time=timestamp(started_at),
+    )
+
+
+def allocation_request_to_proto(endpoint: Endpoint) -> allocation_service_pb2.CreateAllocationRequest:
+    """What an endpoint asks the scheduler for."""
+    return allocation_service_pb2.CreateAllocationRequest(
+        owner=endpoint_name(endpoint), hardware_type=endpoint.hardware_type, device_count=endpoint.gpu_count
+    )

@@ -1,0 +1,127 @@
+"""Reads and writes endpoints. It decides nothing: which transition is allowed comes from the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from chassis.db.pool import Connection
+from chassis.db.queries import affected, load_queries
+from services.inference.endpoints.domain import Endpoint
+from services.inference.endpoints.lifecycle import EndpointState
+
+QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+class EndpointStore:
+    """Endpoints over one connection, inside the caller's transaction if there is one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def count(self, project_id: str) -> int:
+        """Live endpoints of a project."""
+        return int(await QUERIES.count_endpoints(self._connection, project_id=project_id))
+
+    async def add(self, endpoint: Endpoint, *, request_id: str | None, request_sha256: str) -> bool:
+        """Creates an endpoint; False when its request or its id exists already."""
+        status = await QUERIES.add_endpoint(
+            self._connection,
+            id=endpoint.id,
+            project_id=endpoint.project_id,
+            organization_id=endpoint.organization_id,
+            endpoint_id=endpoint.endpoint_id,
+            model=endpoint.model,
+            hardware_type=endpoint.hardware_type,
+            gpu_count=endpoint.gpu_count,
+            created_at=endpoint.created_at,
+            request_id=request_id,
+            request_sha256=request_sha256,
+        )
+        return affected(status) == 1
+
+    async def find_request(self, project_id: str, request_id: str) -> tuple[str, str] | None:
+        """(endpoint id, fingerprint of the request) of an earlier call with this request id."""
+        row = await QUERIES.get_endpoint_request(self._connection, project_id=project_id, request_id=request_id)
+        return (row["id"], row["request_sha256"]) if row else None
+
+    async def find(self, project_id: str, *, id: str = "", endpoint_id: str = "") -> Endpoint | None:
+        """A live endpoint of a project, by its id or by the id that chat calls use."""
+        if id:
+            row = await QUERIES.get_endpoint(self._connection, project_id=project_id, id=id)
+        else:
+            row = await QUERIES.get_endpoint_by_id(self._connection, project_id=project_id, endpoint_id=endpoint_id)
+        return _endpoint_of(row) if row else None
+
+    async def page(self, project_id: str, before: tuple[datetime, str], page_size: int) -> list[Endpoint]:
+        """Live endpoints of a project, newest first."""
+        rows = QUERIES.list_endpoints(
+            self._connection, project_id=project_id, before_time=before[0], before_id=before[1], page_size=page_size
+        )
+        return [_endpoint_of(row) async for row in rows]
+
+    async def list_moving(self, batch_max: int) -> list[Endpoint]:
+        """Endpoints of all projects that the reconciler has to look after."""
+        return [_endpoint_of(row) async for row in QUERIES.list_moving_endpoints(self._connection, batch_max=batch_max)]
+
+    async def list_resumable(self, now: datetime, batch_max: int) -> list[Endpoint]:
+        """Parked endpoints for which somebody may spend again."""
+        rows = QUERIES.list_resumable_endpoints(self._connection, now=now, batch_max=batch_max)
+        return [_endpoint_of(row) async for row in rows]
+
+    async def move(
+        self,
+        id: str,
+        *,
+        sources: Iterable[EndpointState],
+        destination: EndpointState,
+        status_message: str,
+        now: datetime,
+    ) -> Endpoint | None:
+        """The guarded transition; None when the endpoint is in none of the sources."""
+        row = await QUERIES.move_endpoint(
+            self._connection,
+            id=id,
+            sources=[str(source) for source in sources],
+            destination=str(destination),
+            status_message=status_message,
+            now=now,
+        )
+        return _endpoint_of(row) if row else None
+
+    async def set_allocation(
+        self, id: str, *, lease_token: int, device_indices: tuple[int, ...], hardware_type: str
+    ) -> None:
+        """Notes the devices that the scheduler gave."""
+        await QUERIES.set_allocation(
+            self._connection,
+            id=id,
+            lease_token=lease_token,
+            device_indices=list(device_indices),
+            hardware_type=hardware_type,
+        )
+
+    async def set_status(self, id: str, status_message: str) -> None:
+        """Says in words why an endpoint waits."""
+        await QUERIES.set_endpoint_status(self._connection, id=id, status_message=status_message)
+
+    async def bill_minutes(self, endpoint: Endpoint, minutes: int) -> bool:
+        """Counts started minutes; False when somebody else counted or the lease is another one."""
+        status = await QUERIES.bill_minutes(
+            self._connection,
+            id=endpoint.id,
+            lease_token=endpoint.lease_token,
+            seen_minutes=endpoint.period_minutes,
+            minutes=minutes,
+        )
+        return affected(status) == 1
+
+    async def delete(self, project_id: str, id: str, now: datetime) -> bool:
+        """Deletes an endpoint that holds no devices; False when there is none."""
+        return affected(await QUERIES.delete_endpoint(self._connection, project_id=project_id, id=id, now=now)) == 1
+
+
+def _endpoint_of(row: Any) -> Endpoint:
+    return Endpoint(**{**dict(row), "device_indices": tuple(row["device_indices"])})

@@ -1,0 +1,127 @@
+"""Imports a base model: spools its files, reads its facts, stores it, then lists it. Not pure: disk, store, database.
+
+Until the last step nothing is visible. It refuses to know the messages that carry the parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis.clock import Clock
+from chassis.db.pool import Pool, transaction
+from chassis.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from chassis.ids import Ids
+from chassis.objects import ObjectStore
+from services.inference.config import InferenceSettings
+from services.inference.models.domain import BaseModel, StoredFile, Weights, revision_of
+from services.inference.models.model_facts import read_facts
+from services.inference.models.spool import ModelSpool
+from services.inference.models.store import ModelStore
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SOURCE = re.compile(r"[!-~]{0,300}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportHeader:
+    """What an import begins with: the model's id, and where its files come from."""
+
+    model_id: str
+    source: str
+
+
+# The header, then for each file its announcement and its chunks; None is a part that nobody knows.
+ImportPart = ImportHeader | StoredFile | bytes | None
+
+
+class BaseImporter:
+    """At most `imports_max` imports at a time, each in a local folder of its own."""
+
+    def __init__(
+        self, pool: Pool, objects: ObjectStore, *, settings: InferenceSettings, clock: Clock, ids: Ids
+    ) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._settings = settings
+        self._clock = clock
+        self._ids = ids
+        self._running = asyncio.Semaphore(settings.imports_max)
+
+    async def run(self, parts: AsyncIterator[ImportPart]) -> BaseModel:
+        """The imported model; a typed error names the part that is wrong."""
+        if self._running.locked():
+            raise ResourceExhausted(
+                "CAPACITY_EXHAUSTED",
+                f"{self._settings.imports_max} imports are under way (imports_max); try again later",
+                retry_after_s=10,
+            )
+        async with self._running:
+            folder = self._settings.data_dir / "imports" / self._ids.new("import")
+            await asyncio.to_thread(folder.mkdir, parents=True)
+            try:
+                return await self._import(parts, folder)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _import(self, parts: AsyncIterator[ImportPart], folder: Path) -> BaseModel:
+        header = check_header(await anext(parts, None))
+        spool = await self._spool(parts, folder)
+        facts = await asyncio.to_thread(read_facts, folder, spool.files)
+        revision = revision_of({file.path: file.sha256 for file in spool.files})
+        key = f"base/{header.model_id}/{revision}/"
+        for file in spool.files:
+            await self._objects.put(key + file.path, self._read(folder / file.path))
+        model = BaseModel(
+            model_id=header.model_id,
+            weights=Weights(revision=revision, key=key, files=tuple(spool.files)),
+            architecture=facts.architecture,
+            parameter_count=facts.parameter_count,
+            context_tokens_max=facts.context_tokens_max,
+            size_bytes=sum(file.size_bytes for file in spool.files),
+            created_at=self._clock.now(),
+            source=header.source,
+        )
+        async with transaction(self._pool) as connection:
+            await ModelStore(connection).save_base(model)
+        return model
+
+    async def _spool(self, parts: AsyncIterator[ImportPart], folder: Path) -> ModelSpool:
+        """All files of the import on local disk, each checked."""
+        limits = self._settings
+        spool = ModelSpool(folder, bytes_max=limits.model_bytes_max, files_max=limits.model_files_max)
+        try:
+            async for part in parts:
+                match part:
+                    case StoredFile():
+                        await spool.begin(part.path, part.size_bytes, part.sha256)
+                    case bytes():
+                        await spool.write(part)
+                    case _:
+                        raise InvalidArgument("INVALID_FIELD", "after the header an import has only files and chunks")
+            await spool.end_file()
+        finally:
+            await spool.close()
+        return spool
+
+    async def _read(self, path: Path) -> AsyncIterator[bytes]:
+        with path.open("rb") as source:
+            while chunk := await asyncio.to_thread(source.read, self._settings.chunk_bytes_max):
+                yield chunk
+
+
+def check_header(part: ImportPart) -> ImportHeader:
+    """The header of an import; InvalidArgument for another part, or a field that is not taken."""
+    if not isinstance(part, ImportHeader):
+        raise InvalidArgument("INVALID_FIELD", "the first message of an import must be its header")
+    if not MODEL_ID.fullmatch(part.model_id):
+        problem = "must be two parts of letters, digits, '-', '_' and '.', for example finemesh/demo-llama"
+        raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.model_id", problem)])
+    if not SOURCE.fullmatch(part.source):
+        problem = "must be at most 300 visible ASCII characters"
+        raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.source", problem)])
+    return part

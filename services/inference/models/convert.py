@@ -1,0 +1,46 @@
+"""Between the registry's models and the events that other services send and hear of them."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from chassis.names import format_name
+from finemesh.events.v1 import model_events_pb2, tuning_events_pb2
+from finemesh.models.v1 import model_pb2
+from services.inference.models.domain import ModelKind, StoredFile, TunedModel, Weights
+from services.inference.timestamps import timestamp
+
+
+def model_name(model: TunedModel) -> str:
+    """`projects/{project}/models/{model}`."""
+    return format_name(model_pb2.Model, project=model.project_id, model=model.id)
+
+
+def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> TunedModel:
+    """The model that a job made, under its new id."""
+    made = event.model
+    files = tuple(StoredFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in made.artifact.files)
+    return TunedModel(
+        id=id,
+        project_id=event.project_id,
+        model_id=made.model_id,
+        kind=ModelKind(made.kind),
+        base_model=made.base_model,
+        base_revision=made.base_revision,
+        weights=Weights(revision=made.revision, key=made.artifact.key, files=files),
+        adapter_rank=made.adapter_rank,
+        tuning_job=event.tuning_job,
+        lineage=dict(made.lineage),
+        created_at=event.end_time.ToDatetime(tzinfo=UTC),
+    )
+
+
+def model_registered_to_proto(model: TunedModel) -> model_events_pb2.ModelRegistered:
+    """What other services hear of a new model."""
+    return model_events_pb2.ModelRegistered(
+        model=model_name(model),
+        model_id=model.model_id,
+        revision=model.weights.revision,
+        tuning_job=model.tuning_job,
+        event_time=timestamp(model.created_at),
+    )

@@ -1,0 +1,67 @@
+-- name: add_base_model(model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source, created_at)!
+-- Adds a revision to the catalogue as the current one, or makes an old one current again.
+INSERT INTO base_models (model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max,
+    size_bytes, source, current, created_at)
+VALUES (:model_id, :revision, :artifact_key, :files, :architecture, :parameter_count, :context_tokens_max,
+    :size_bytes, :source, true, :created_at)
+ON CONFLICT (model_id, revision) DO UPDATE
+SET current = true, source = coalesce(nullif(excluded.source, ''), base_models.source);
+
+-- name: retire_base_models(model_id, revision)!
+-- Makes every other revision of a model an old one.
+UPDATE base_models SET current = false WHERE model_id = :model_id AND revision <> :revision AND current;
+
+-- name: lock_catalogue(model_id)$
+-- Lets one import of a model at a time change which revision is current.
+SELECT pg_advisory_xact_lock(hashtext('base_models'), hashtext(:model_id))::text;
+
+-- name: get_base_model(model_id)^
+-- The current revision of a base model.
+SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
+    created_at
+FROM base_models WHERE model_id = :model_id AND current;
+
+-- name: get_base_revision(model_id, revision)^
+-- One revision of a base model, current or old: adapters stay with the one that they were trained on.
+SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
+    created_at
+FROM base_models WHERE model_id = :model_id AND revision = :revision;
+
+-- name: list_base_models(after, page_size)
+-- Current base models by id, after a given one.
+SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
+    created_at
+FROM base_models WHERE current AND model_id > :after ORDER BY model_id LIMIT :page_size;
+
+-- name: add_model(id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank, tuning_job, lineage, created_at)!
+-- Registers what a job made, once.
+INSERT INTO models (id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files,
+    adapter_rank, tuning_job, lineage, created_at)
+VALUES (:id, :project_id, :model_id, :kind, :base_model, :base_revision, :revision, :artifact_key, :files,
+    :adapter_rank, :tuning_job, :lineage, :created_at)
+ON CONFLICT (tuning_job) DO NOTHING;
+
+-- name: get_model(project_id, id)^
+-- A live tuned model of a project.
+SELECT id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank,
+    tuning_job, lineage, created_at
+FROM models WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL;
+
+-- name: get_model_by_id(project_id, model_id)^
+-- A live tuned model of a project by the id that chat calls use.
+SELECT id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank,
+    tuning_job, lineage, created_at
+FROM models WHERE project_id = :project_id AND model_id = :model_id AND deleted_at IS NULL;
+
+-- name: list_models(project_id, before_time, before_id, page_size)
+-- Live tuned models of a project, newest first, before a given one.
+SELECT id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank,
+    tuning_job, lineage, created_at
+FROM models
+WHERE project_id = :project_id AND deleted_at IS NULL
+    AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
+ORDER BY created_at DESC, id DESC LIMIT :page_size;
+
+-- name: delete_model(project_id, id, now)!
+-- Takes a tuned model out of the registry.
+UPDATE models SET deleted_at = :now WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL;

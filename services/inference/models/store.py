@@ -1,0 +1,129 @@
+"""Reads and writes the catalogue of base models and the registry of tuned ones. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from chassis.db.pool import Connection
+from chassis.db.queries import affected, load_queries
+from services.inference.models.domain import BaseModel, ModelKind, StoredFile, TunedModel, Weights
+
+QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+class ModelStore:
+    """Base models and tuned models over one connection, inside the caller's transaction if there is one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def save_base(self, model: BaseModel) -> None:
+        """Makes this revision the current one of its id."""
+        await QUERIES.lock_catalogue(self._connection, model_id=model.model_id)
+        await QUERIES.retire_base_models(self._connection, model_id=model.model_id, revision=model.weights.revision)
+        await QUERIES.add_base_model(
+            self._connection,
+            model_id=model.model_id,
+            revision=model.weights.revision,
+            artifact_key=model.weights.key,
+            files=_rows_of(model.weights.files),
+            architecture=model.architecture,
+            parameter_count=model.parameter_count,
+            context_tokens_max=model.context_tokens_max,
+            size_bytes=model.size_bytes,
+            source=model.source,
+            created_at=model.created_at,
+        )
+
+    async def find_base(self, model_id: str, revision: str = "") -> BaseModel | None:
+        """The current revision of a base model, or a named one."""
+        if revision:
+            row = await QUERIES.get_base_revision(self._connection, model_id=model_id, revision=revision)
+        else:
+            row = await QUERIES.get_base_model(self._connection, model_id=model_id)
+        return _base_of(row) if row else None
+
+    async def list_bases(self, after: str, page_size: int) -> list[BaseModel]:
+        """Current base models by id."""
+        rows = QUERIES.list_base_models(self._connection, after=after, page_size=page_size)
+        return [_base_of(row) async for row in rows]
+
+    async def add(self, model: TunedModel) -> bool:
+        """Registers what a job made; False when that was done before."""
+        status = await QUERIES.add_model(
+            self._connection,
+            id=model.id,
+            project_id=model.project_id,
+            model_id=model.model_id,
+            kind=model.kind,
+            base_model=model.base_model,
+            base_revision=model.base_revision,
+            revision=model.weights.revision,
+            artifact_key=model.weights.key,
+            files=_rows_of(model.weights.files),
+            adapter_rank=model.adapter_rank,
+            tuning_job=model.tuning_job,
+            lineage=dict(model.lineage),
+            created_at=model.created_at,
+        )
+        return affected(status) == 1
+
+    async def find(self, project_id: str, *, id: str = "", model_id: str = "") -> TunedModel | None:
+        """A live tuned model of a project, by its id or by the id that chat calls use."""
+        if id:
+            row = await QUERIES.get_model(self._connection, project_id=project_id, id=id)
+        else:
+            row = await QUERIES.get_model_by_id(self._connection, project_id=project_id, model_id=model_id)
+        return _tuned_of(row) if row else None
+
+    async def page(self, project_id: str, before: tuple[datetime, str], page_size: int) -> list[TunedModel]:
+        """Live tuned models of a project, newest first."""
+        rows = QUERIES.list_models(
+            self._connection, project_id=project_id, before_time=before[0], before_id=before[1], page_size=page_size
+        )
+        return [_tuned_of(row) async for row in rows]
+
+    async def delete(self, project_id: str, id: str, now: datetime) -> bool:
+        """Takes a tuned model out of the registry; False when there is none."""
+        return affected(await QUERIES.delete_model(self._connection, project_id=project_id, id=id, now=now)) == 1
+
+
+def _rows_of(files: Iterable[StoredFile]) -> list[dict[str, object]]:
+    return [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
+
+
+def _weights_of(row: Any) -> Weights:
+    files = tuple(StoredFile(**file) for file in row["files"])
+    return Weights(revision=row["revision"], key=row["artifact_key"], files=files)
+
+
+def _base_of(row: Any) -> BaseModel:
+    return BaseModel(
+        model_id=row["model_id"],
+        weights=_weights_of(row),
+        architecture=row["architecture"],
+        parameter_count=row["parameter_count"],
+        context_tokens_max=row["context_tokens_max"],
+        size_bytes=row["size_bytes"],
+        source=row["source"],
+        created_at=row["created_at"],
+    )
+
+
+def _tuned_of(row: Any) -> TunedModel:
+    return TunedModel(
+        id=row["id"],
+        project_id=row["project_id"],
+        model_id=row["model_id"],
+        kind=ModelKind(row["kind"]),
+        base_model=row["base_model"],
+        base_revision=row["base_revision"],
+        weights=_weights_of(row),
+        adapter_rank=row["adapter_rank"],
+        tuning_job=row["tuning_job"],
+        lineage=row["lineage"],
+        created_at=row["created_at"],
+    )

@@ -1,0 +1,25 @@
+"""From billing's events to what is known of credit and caps."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from finemesh.events.v1 import billing_events_pb2
+from services.inference.spending.states import CapState, CreditState
+
+
+def credit_state_from_proto(event: billing_events_pb2.CreditStateChanged) -> CreditState:
+    """What billing says of an organization's credit."""
+    return CreditState(organization_id=event.organization_id, state=event.to_state, revision=event.revision)
+
+
+def cap_state_from_proto(event: billing_events_pb2.SpendCapStateChanged) -> CapState:
+    """What billing says of a cap."""
+    return CapState(
+        project_id=event.project_id,
+        api_key_id=event.api_key_id,
+        capped=event.capped,
+        until_time=event.until_time.ToDatetime(tzinfo=UTC),
+        cap_nanos_usd=event.cap_nanos_usd,
+        revision=event.revision,
+    )
