@@ -22,7 +22,7 @@ class Echo(grpc.GenericRpcHandler):
         async def get(request: bytes, context: object) -> bytes:
             return answer
 
-        self._handler = grpc.unary_unary_rpc_method_handler(get)
+        self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(get)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handler if handler_call_details.method == METHOD else None

@@ -21,7 +21,7 @@ async def run(address: str, method: str, request: bytes, calls: int, concurrency
     latencies: list[float] = []
     left = calls
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(method)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
 
         async def caller() -> None:
             nonlocal left

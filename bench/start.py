@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench.report import last_line, machine, spread
 from deploy.local.stack import Stack, StackOptions
@@ -35,10 +36,11 @@ async def start_seconds(options: StackOptions) -> float:
     return took_s
 
 
-async def first_step_seconds(folder: Path, node: dict[str, str]) -> tuple[list[float], list[float]]:
+async def first_step_seconds(folder: Path, node: dict[str, Any]) -> tuple[list[float], list[float]]:
     """To the report of a job's first training step, for some jobs one after the other: from a job's creation, with
     analysis, hold and placement, and from its lease."""
-    since_creation, since_lease = [], []
+    since_creation: list[float] = []
+    since_lease: list[float] = []
     async with running_mesh(folder, **node) as mesh:
         for number in range(FIRST_STEP_ROUNDS):
             if node == WARM_NODE:

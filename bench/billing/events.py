@@ -105,6 +105,7 @@ async def run_round(on: Stage, round_number: int, events: int, events_per_s: flo
                 " EXISTS (SELECT FROM holds WHERE state = 'held') AS unsettled,"
                 " ARRAY(SELECT event_id::text FROM inbox WHERE handled_at > now() - interval '2 seconds') AS handled"
             )
+            assert row is not None
             now = time.time()
             for event_id in row["handled"]:
                 booked_at.setdefault(event_id, now)

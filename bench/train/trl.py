@@ -61,7 +61,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         pairs = training_pairs(shape, task["examples"])
         rows = rows_of(pairs)
         trainer = preference_trainer(task, pairs, watch)
-        columns = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
+        columns: tuple[str, ...] = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
     else:
         rows = training_rows(shape, task["examples"])
         trainer = supervised_trainer(task, rows, watch)

@@ -90,7 +90,7 @@ async def test_credit_ends_and_comes_back(mesh: Mesh) -> None:
         await client.billing.top_up(10_000 * MINUTE_NANOS_USD, request_id="again")
         resumed = await reaches(mesh, made.name, endpoint_pb2.ENDPOINT_STATE_READY)
         assert resumed.model == BASE
-        whole = await chat.create(model=made.endpoint_id, messages=hello, max_tokens=2)  # type: ignore[arg-type]
+        whole = await chat.create(model=made.endpoint_id, messages=hello, max_tokens=2)
         assert whole.choices[0].message.content
     assert "EXHAUSTED" not in await cli(mesh, "balance")
     await client.endpoints.stop(made.name)

@@ -107,7 +107,7 @@ def run_job(workdir: Path, stop_after: int | None = None) -> list[dict[str, Any]
     its loop, in its own thread, is through with that step's evaluation and checkpoint. The event of the checkpoint would not do: it
     is told when the files are there, which may be steps later."""
     events: list[dict[str, Any]] = []
-    done, whole = 0, loop.checkpoint_when_due
+    done, whole = 0, vars(loop)["checkpoint_when_due"]
 
     def emit(kind: str, /, **fields: Any) -> None:
         events.append({"type": kind, **fields})

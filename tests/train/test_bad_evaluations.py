@@ -33,7 +33,7 @@ def failed(job: Any) -> tuple[Failure, Events]:
     events: Events = []
     spec = resolve_paths(load_spec(job / "spec.json"), job)
     with pytest.raises(Failure) as caught:
-        train(spec, job, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+        train(spec, job, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return caught.value, events
 
 

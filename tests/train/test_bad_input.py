@@ -31,7 +31,7 @@ Make = Callable[..., Path]
 def run(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -40,7 +40,7 @@ def with_rows(workdir: Path, rows: list[Any]) -> Path:
     return workdir
 
 
-def with_base(workdir: Path, change: Callable[[Path], None]) -> Path:
+def with_base(workdir: Path, change: Callable[[Path], object]) -> Path:
     """The job on a changed copy of its base model."""
     spec = json.loads((workdir / "spec.json").read_text())
     base = workdir / "base"
@@ -253,7 +253,7 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_the_last_good_checkp
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
     with pytest.raises(Failure, match=r"diverged at step 6.*checkpoint is at step 4") as caught:
-        train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+        train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     assert (caught.value.kind, caught.value.reason) == ("user", "TRAINING_INPUT_INVALID")
     assert (caught.value.step, caught.value.last_checkpoint_step) == (5, 4)
     # The update was not applied, and what was trained before is metered.

@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_reference_writes_it_again(
     make_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"type": "full"}
-    expected, whole = run_job(make_pairs("whole", training=training)), reference.save_file
+    expected, whole = run_job(make_pairs("whole", training=training)), vars(reference)["save_file"]
 
     class Killed(BaseException):
         """Nothing on the way catches it."""

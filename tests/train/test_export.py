@@ -35,7 +35,7 @@ FAMILIES = (
 def run_in_process(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -118,7 +118,7 @@ def test_the_parity_report_goes_with_the_model(make_job: Callable[..., Path]) ->
 def test_an_export_that_is_broken_before_the_gate_fails_the_run_with_the_report(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, training: dict[str, Any]
 ) -> None:
-    whole = finish.check_parity
+    whole = vars(finish)["check_parity"]
 
     def check_broken(model: Any, spec: Any, export: Path, *more: Any, **named: Any) -> Any:
         (path,) = export.glob("*.safetensors")
@@ -130,7 +130,7 @@ def test_an_export_that_is_broken_before_the_gate_fails_the_run_with_the_report(
     workdir = make_job(training=training, learning_rate=1e-2)
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
     with pytest.raises(Failure, match=r"the exported weights score .* the first is token \d+ of row \d+") as caught:
-        train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+        train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     assert (caught.value.kind, caught.value.reason, caught.value.step) == ("platform", "PARITY_FAILED", 12)
     assert not [event for event in events if event["type"] in ("exported", "finished")]
     report = json.loads(caught.value.details["parity.exported"])

@@ -52,7 +52,7 @@ CASES = [
 def exported_by(workdir: Path) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return next(event for event in events if event["type"] == "exported")
 
 

@@ -36,7 +36,7 @@ def inputs_of(workdir: Path) -> Any:
 def run_in_process(workdir: Path) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 

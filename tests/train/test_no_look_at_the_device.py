@@ -94,7 +94,7 @@ def watched(monkeypatch: Patch) -> list[int]:
 def run(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -168,7 +168,7 @@ def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
     after the other, the gradients of step 5 are poisoned, and step 6 is sound again."""
     monkeypatch.setattr(plan, "REPORTS_PER_RUN", 2)
     launch, before, launched = stepping.launch_step, {}, []
-    objective = {"sft": Supervised, "dpo": Preferences}[method]
+    objective: Any = {"sft": Supervised, "dpo": Preferences}[method]
     whole = objective.loss_sum
 
     def watch(run: Run, step: int) -> Any:
@@ -189,7 +189,7 @@ def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
     with pytest.raises(Failure, match=r"diverged at step 5: .*checkpoint is at step 3") as caught:
-        train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+        train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     assert (caught.value.kind, caught.value.step, caught.value.last_checkpoint_step) == ("user", 4, 3)
     assert max(event["end_step"] for event in events if event["type"] == "progress") == 4
     assert [step for _, step in launched] == [0, 1, 2, 3, 4, 5]

@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {"micro_batch_tokens": 512, "training": {"type": "lor
 def run(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -145,7 +145,7 @@ def test_rows_laid_ahead_that_find_no_room_are_laid_again_in_the_step(
 ) -> None:
     """While a step is at its peak the copy of the next one's rows may find none; when its own turn comes there is room."""
     expected = run(make_job("roomy", **SETTINGS))
-    whole = ahead.batches_of_step
+    whole = vars(ahead)["batches_of_step"]
 
     def beside(*arguments: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
@@ -163,7 +163,7 @@ def test_rows_that_find_no_room_halve_micro_batches_as_a_step_does(
 ) -> None:
     """With dropout, which is drawn as if there had been room for these micro-batches only."""
     expected = run(make_job("halves", **{**SETTINGS, "micro_batch_tokens": 256}))
-    whole = ahead.batches_of_step
+    whole = vars(ahead)["batches_of_step"]
 
     def lay(inputs: Any, step: int, group: Any, tokens_max: int) -> Any:
         if tokens_max > 256:
@@ -305,7 +305,7 @@ def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
 ) -> None:
     """In a step on the way there on one process, later on the way back on the other, and in an evaluation."""
     training = {"type": "full"} if kind == "full" else {"type": "lora", "r": 4, "dropout": 0.0}
-    settings = {"training": training, "micro_batch_tokens": 512, "threads": 1, "learning_rate": 1e-3}
+    settings: dict[str, Any] = {"training": training, "micro_batch_tokens": 512, "threads": 1, "learning_rate": 1e-3}
     if kind == "preferences":
         settings |= {"method": "dpo"}
 

@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 def run(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 

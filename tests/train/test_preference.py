@@ -83,8 +83,10 @@ def test_simpo_is_equation_6_whatever_else_is_asked_for() -> None:
 
 
 def test_a_hopeless_pair_has_a_finite_loss() -> None:
-    answers = [Answers(policy=torch.tensor([sum_]), reference=None, lengths=torch.tensor([1])) for sum_ in (-1e4, 0.0)]
-    assert preference_loss(*answers, Dpo(beta=1.0, reference_free=True)).losses.item() == pytest.approx(1e4)
+    worse, better = (
+        Answers(policy=torch.tensor([sum_]), reference=None, lengths=torch.tensor([1])) for sum_ in (-1e4, 0.0)
+    )
+    assert preference_loss(worse, better, Dpo(beta=1.0, reference_free=True)).losses.item() == pytest.approx(1e4)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

@@ -22,7 +22,7 @@ def ran(workdir: Path) -> tuple[list[dict[str, Any]], str]:
     """The events of a run and the digest of what it made."""
     events: list[dict[str, Any]] = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     (exported,) = [event for event in events if event["type"] == "exported"]
     weights = workdir / exported["path"] / "adapter_model.safetensors"
     return events, hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -62,7 +62,7 @@ def finish(child: "subprocess.Popen[str]") -> Events:
 def run_in_process(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -228,8 +228,12 @@ def test_a_torn_checkpoint_is_never_chosen(
         with monkeypatch.context() as patch:
             _die_in_second_commit(patch, stage)
             spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
+
+            def tell(kind: str, /, *, _to: Events = seen, **more: Any) -> None:
+                _to.append({"type": kind, **more})
+
             with pytest.raises(Killed):
-                train(spec, workdir, lambda kind, _to=seen, **more: _to.append({"type": kind, **more}), lambda: False)
+                train(spec, workdir, tell, lambda: False)
         torn = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.startswith("tmp-")]
         assert bool(torn) == (stage != "renamed")
         seen += run_in_process(workdir)

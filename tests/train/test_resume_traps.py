@@ -56,7 +56,7 @@ def write(workdir: Path, base: Path, **changes: Any) -> Path:
 def run(workdir: Path) -> Events:
     events: Events = []
     spec = resolve_paths(load_spec(workdir / "spec.json"), workdir)
-    train(spec, workdir, lambda kind, **fields: events.append({"type": kind, **fields}), lambda: False)
+    train(spec, workdir, lambda kind, /, **fields: events.append({"type": kind, **fields}), lambda: False)
     return events
 
 
@@ -154,7 +154,8 @@ def test_a_resumed_run_stands_at_the_random_states_of_its_checkpoint(reference: 
 
 
 def states() -> str:
-    name, keys, *rest = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = state
     return json.dumps([random.getstate(), [name, keys.tolist(), *rest], torch.get_rng_state().tolist()])
 
 
@@ -214,7 +215,7 @@ def without_optimizer(patch: pytest.MonkeyPatch) -> None:
 
 
 def schedule_one_behind(patch: pytest.MonkeyPatch) -> None:
-    whole = stepping.learning_rate_at
+    whole = vars(stepping)["learning_rate_at"]
     patch.setattr(stepping, "learning_rate_at", lambda step, *more: whole(max(0, step - 1), *more))
 
 

@@ -45,7 +45,7 @@ def arm_when_due(kind: type[Any], method: str, name: str, faults: dict[tuple[str
 
 
 def watch_rows(faults: dict[tuple[str, int], str]) -> None:
-    whole = ahead.batches_of_step
+    whole = vars(ahead)["batches_of_step"]
 
     def lay(*arguments: Any) -> Any:
         _passes["rows"] += 1
@@ -53,7 +53,7 @@ def watch_rows(faults: dict[tuple[str, int], str]) -> None:
             no_memory()
         return whole(*arguments)
 
-    ahead.batches_of_step = lay
+    vars(ahead)["batches_of_step"] = lay
 
 
 def watch_layers() -> None:

@@ -291,7 +291,7 @@ def test_a_full_disk_is_ours_and_not_a_file_that_cannot_be_read(
         assert [path.name for path in (tmp_path / "cache").iterdir()] == ["locks"]
     monkeypatch.setattr(spill, "MEMORY_BYTES_MAX", 0)
     assert made(train_file, model_folder, settings_for(None)) == good
-    monkeypatch.setattr(spill.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(Failure, match="the disk is full") as failed:
         made(train_file, model_folder, settings_for(None))
     assert (failed.value.kind, failed.value.details) == ("platform", {"cause": "disk_full"})

@@ -97,7 +97,7 @@ def tokenize(
     return tokenizer.tokenize([row], length, RowErrors())
 
 
-def pieces(folder: ModelFolder, rows: TokenRows) -> list[tuple[str, bool]]:
+def pieces(folder: ModelFolder, rows: TokenRows) -> list[tuple[str | None, bool]]:
     ids, labelled = rows.row(0)
     return [(folder.tokenizer.id_to_token(i), bool(on)) for i, on in zip(ids.tolist(), labelled, strict=True)]
 

@@ -180,7 +180,7 @@ def test_training_on_inputs_takes_tools_and_results_too() -> None:
 def test_the_text_is_the_one_of_transformers(source: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    entries = [USER, {**CALLS, "content": "", "tool_calls": [call(1)]}, RESULTS[0], ANSWER]
+    entries: list[dict[str, Any]] = [USER, {**CALLS, "content": "", "tool_calls": [call(1)]}, RESULTS[0], ANSWER]
     messages = messages_of(*entries)
     # As the server does before it renders: arguments are objects.
     parsed = {**call(1), "function": {"name": "add", "arguments": {"b": 1, "a": 1}}}

@@ -44,7 +44,7 @@ def pair(number: int) -> dict[str, Any]:
 
 
 BROKEN = {"messages": [{"role": "user", "content": "nobody answers"}]}
-FILES = {
+FILES: dict[str, list[Any]] = {
     "conversations": [chat(number) for number in range(90)],
     "instructions": [{"prompt": f"p{n}", "completion": "c " * (n % 50 + 1)} for n in range(1, 90)],
     "texts": [{"text": f"text {n} " * (n % 9 + 1), "weight": 0.5} for n in range(90)],

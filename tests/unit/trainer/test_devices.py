@@ -14,7 +14,7 @@ class NvmlError(Exception):
     pass
 
 
-def fake_nvml(*gpus: tuple[str | bytes, int, str], driver: bool = True) -> Any:
+def fake_nvml(*gpus: tuple[str | bytes, int, str | bytes], driver: bool = True) -> Any:
     def init() -> None:
         if not driver:
             raise NvmlError("NVML Shared Library Not Found")

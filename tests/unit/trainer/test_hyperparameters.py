@@ -42,11 +42,11 @@ class Setting:
     default: Any
     taken: tuple[Any, ...]
     refused: tuple[Any, ...]
-    engine: Callable[[Spec], Any]
+    engine: Callable[[Any], Any]
     beside: tuple[tuple[str, Any], ...] = ()
 
 
-def fraction(path: str, engine: Callable[[Spec], Any], high: float = 1.0, default: float = 0.0) -> Setting:
+def fraction(path: str, engine: Callable[[Any], Any], high: float = 1.0, default: float = 0.0) -> Setting:
     return Setting(
         path=path, default=default, taken=(0.5, high), refused=(-1e-9, high + 1e-6, NAN, INFINITE), engine=engine
     )

@@ -125,9 +125,9 @@ async def test_the_cache_downloads_once_and_survives_the_loss_of_the_store(tmp_p
     (tmp_path / "store" / "m" / "sub").mkdir()
     (tmp_path / "store" / "m" / "sub" / "two").write_bytes(content)
     await cache.place("m/", files, tmp_path / "first")
-    for path in (tmp_path / "store").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    for stored in (tmp_path / "store").rglob("*"):
+        if stored.is_file():
+            stored.unlink()
     await cache.place("m/", files, tmp_path / "second")
     assert (tmp_path / "second" / "sub" / "two").read_bytes() == content
     assert len([path for path in (tmp_path / "cache" / "objects").rglob("*") if path.is_file()]) == 1
