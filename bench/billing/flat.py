@@ -26,10 +26,9 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool, transaction
 from chassis.ids import SystemIds
 from finemesh.events.v1 import usage_events_pb2
-from services.billing import store
-from services.billing.config import BillingSettings
+from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import Events
-from services.billing.shelf import open_shelf
+from services.billing.prices.catalogue import open_catalogue
 from services.inference.config import InferenceSettings
 from tests.harness.servers import running_postgres
 
@@ -82,11 +81,11 @@ async def main() -> None:
         async with running_postgres(Path(name) / "postgres") as postgres, postgres.scratch() as url:
             settings = BillingSettings(database_url=url)
             pool = await open_pool(settings)
-            await migrate(pool, [store.MIGRATIONS])
+            await migrate(pool, [MIGRATIONS])
             async with transaction(pool) as connection:
-                shelf = await open_shelf(connection, settings.price_books_dir, current=settings.price_book)
+                catalogue = await open_catalogue(connection, settings.price_books_dir, current=settings.price_book)
             outbox = Outbox(settings, clock=clock, ids=SystemIds(clock))
-            books = Books(pool, Events(shelf, settings.fact_limits, outbox, clock=clock))
+            books = Books(pool, Events(catalogue, settings.fact_limits, outbox, clock=clock))
             costs: list[float] = []
             for mark in MARKS:
                 await books.fill(mark)

@@ -21,14 +21,14 @@ from chassis.identity import Caller, acting_as
 from chassis.rpc.channel import open_channel
 from deploy.local.postgres import programs
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
-from services.billing import store
+from services.billing.config import MIGRATIONS
 
 ROUNDS = 3
 CLIENTS = 64
 CALLS = 3000
 PEER_S = 8
 ORGANIZATIONS = 16
-QUERIES = store.MIGRATIONS.parent
+ROOMS = MIGRATIONS.parent
 
 # What one call sends, in its order; each parameter as an expression of pgbench's variables o (organization) and n.
 RESOURCE = "('projects/bare_' || :o::text || '/tuningJobs/ft-' || :n::text)"
@@ -99,7 +99,7 @@ _TPS = re.compile(r"tps = ([0-9.]+)")
 
 def statement(name: str, values: dict[str, str]) -> str:
     """One query of billing's files with pgbench's expressions for its parameters; the lock's row becomes variables."""
-    for file in sorted(QUERIES.glob("queries*.sql")):
+    for file in sorted(ROOMS.rglob("queries.sql")):
         for block in re.split(r"(?m)^-- name: ", file.read_text(encoding="utf-8"))[1:]:
             if re.match(rf"{name}\b", block):
                 lines = [line for line in block.splitlines()[1:] if not line.startswith("--")]

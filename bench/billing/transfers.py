@@ -17,9 +17,10 @@ from statistics import median
 from bench.report import last_line, machine, spread
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool, transaction
-from services.billing import ledger, store
-from services.billing.config import BillingSettings
-from services.billing.ledger import Transaction, TransactionKind
+from services.billing.config import MIGRATIONS, BillingSettings
+from services.billing.ledger import entries
+from services.billing.ledger.entries import Transaction, TransactionKind
+from services.billing.ledger.store import LedgerStore
 from tests.harness.servers import running_postgres
 
 ROUNDS = 5
@@ -37,7 +38,7 @@ def transfers(size: int) -> list[Transaction]:
     """Charges for served usage, all of one organization."""
     now = datetime.now(UTC)
     made = [
-        ledger.usage_charge(
+        entries.usage_charge(
             TransactionKind.INFERENCE,
             organization_id=ACCOUNT,
             project_id="proj_hot",
@@ -52,10 +53,10 @@ def transfers(size: int) -> list[Transaction]:
     return [entry for entry in made if entry is not None]
 
 
-async def book(pool: Pool, entries: list[Transaction]) -> None:
+async def book(pool: Pool, batch: list[Transaction]) -> None:
     async with transaction(pool) as connection:
-        standings = await store.lock_organizations(connection, [ACCOUNT])
-        await store.post(connection, standings, entries)
+        standings = await LedgerStore(connection).lock([ACCOUNT])
+        await LedgerStore(connection).post(standings, batch)
 
 
 async def postings_per_s(pool: Pool, total: int, batch: int, clients: int) -> float:
@@ -63,8 +64,8 @@ async def postings_per_s(pool: Pool, total: int, batch: int, clients: int) -> fl
     batches = iter([transfers(batch) for _ in range(total // batch)])
 
     async def client() -> None:
-        for entries in batches:
-            await book(pool, entries)
+        for each in batches:
+            await book(pool, each)
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -76,7 +77,7 @@ async def main() -> None:
         async with running_postgres(Path(name) / "postgres") as postgres, postgres.scratch() as url:
             settings = BillingSettings(database_url=url)
             pool = await open_pool(settings)
-            await migrate(pool, [store.MIGRATIONS])
+            await migrate(pool, [MIGRATIONS])
             await postings_per_s(pool, BATCH * WRITERS, BATCH, WRITERS)
             ours: list[float] = []
             alone: dict[int, list[float]] = {clients: [] for clients in PEER_CLIENTS}

@@ -6,14 +6,17 @@ from pathlib import Path
 from pydantic import Field
 
 from chassis.settings import ChassisSettings
-from services.billing.facts import FactLimits
-from services.billing.invoice import InvoiceTerms, Party
-from services.billing.pricing import Limits
+from services.billing.limits import FactLimits, Limits
+from services.billing.terms import InvoiceTerms, Party
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class BillingSettings(ChassisSettings):
     service_name: str = "billing"
-    price_books_dir: Path = Field(default=Path(__file__).parent / "books", description="Folder of price books, *.yaml.")
+    price_books_dir: Path = Field(
+        default=Path(__file__).parent / "prices" / "books", description="Folder of price books, *.yaml."
+    )
     price_book: str = Field(default="default", description="Name of the book that prices new work.")
 
     job_tokens_max: int = Field(default=10**14, ge=1, description="Largest token count of one epoch or evaluation.")

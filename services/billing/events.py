@@ -12,11 +12,22 @@ from chassis.clock import Clock
 from chassis.db.pool import Connection
 from chassis.errors import InvalidArgument
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
-from services.billing import booking, convert, facts, rented, served, spending, store
-from services.billing.caps import Spender
-from services.billing.facts import FactInvalid, FactLimits
-from services.billing.pricebook import Shelf
-from services.billing.refusal import refusing
+from services.billing.api.errors import typed_errors
+from services.billing.budgets.caps import Spender
+from services.billing.budgets.review import review_spending
+from services.billing.holds.store import HoldStore
+from services.billing.limits import FactLimits
+from services.billing.prices.catalogue import Catalogue
+from services.billing.usage import bounds, capacity, inference, training
+from services.billing.usage.bounds import FactInvalid
+from services.billing.usage.convert import (
+    cluster_fact_from_proto,
+    endpoint_fact_from_proto,
+    inference_fact_from_proto,
+    job_ending_from_proto,
+    training_fact_from_proto,
+)
+from services.billing.usage.records import InferenceFact
 
 DURABLE = "billing"
 # Usage of a kind that this version does not know is money, too: it waits among the dead letters for the next version.
@@ -26,8 +37,8 @@ FAMILIES = ("usage",)
 class Events:
     """Handlers for a Consumer; each runs in the transaction that records the event as handled."""
 
-    def __init__(self, shelf: Shelf, limits: FactLimits, outbox: Outbox, *, clock: Clock) -> None:
-        self._shelf = shelf
+    def __init__(self, catalogue: Catalogue, limits: FactLimits, outbox: Outbox, *, clock: Clock) -> None:
+        self._catalogue = catalogue
         self._limits = limits
         self._outbox = outbox
         self._clock = clock
@@ -45,11 +56,11 @@ class Events:
     async def training_usage(
         self, connection: Connection, message: usage_events_pb2.TrainingUsageRecorded, event: EventInfo
     ) -> None:
-        with refusing():
-            fact, job_id = convert.training_fact(message)
+        with typed_errors():
+            fact, job_id = training_fact_from_proto(message)
             now = self._clock.now()
-            facts.check_training(fact, job_id, now, self._limits)
-            settled = await booking.book_training(connection, self._shelf, fact, now)
+            bounds.check_training(fact, job_id, now, self._limits)
+            settled = await training.book_training(connection, self._catalogue, fact, now)
         if settled:
             await self._review_job(connection, fact.resource, now)
 
@@ -58,22 +69,22 @@ class Events:
     ) -> None:
         """Books the calls that can be booked; the others are set aside together, as an event of their own."""
         now = self._clock.now()
-        claims: list[facts.InferenceFact] = []
+        claims: list[InferenceFact] = []
         claimed: list[usage_events_pb2.InferenceUsage] = []
         refused: list[tuple[usage_events_pb2.InferenceUsage, str]] = []
         for record in message.records:
             try:
-                fact = convert.inference_fact(record)
-                facts.check_inference(fact, now, self._limits)
+                fact = inference_fact_from_proto(record)
+                bounds.check_inference(fact, now, self._limits)
             except FactInvalid as error:
                 refused.append((record, str(error)))
             else:
                 claims.append(fact)
                 claimed.append(record)
-        unbooked = await served.book_inference(connection, self._shelf, claims, now)
+        unbooked = await inference.book_inference(connection, self._catalogue, claims, now)
         spenders = {Spender(fact.project_id, fact.api_key_id) for fact in claims}
         organization_ids = {fact.organization_id for fact in claims}
-        await spending.review(connection, self._outbox, organization_ids, now, spenders=spenders)
+        await review_spending(connection, self._outbox, organization_ids, now, spenders=spenders)
         refused += [(claimed[each.index], each.error) for each in unbooked]
         if not refused:
             return
@@ -93,37 +104,37 @@ class Events:
     async def endpoint_minute(
         self, connection: Connection, message: usage_events_pb2.EndpointMinuteRecorded, event: EventInfo
     ) -> None:
-        with refusing():
-            fact = convert.endpoint_fact(message)
+        with typed_errors():
+            fact = endpoint_fact_from_proto(message)
             now = self._clock.now()
-            facts.check_endpoint(fact, now, self._limits)
-            await rented.book_endpoint_minute(connection, self._shelf, fact, now)
+            bounds.check_endpoint(fact, now, self._limits)
+            await capacity.book_endpoint_minute(connection, self._catalogue, fact, now)
         spenders = [Spender(fact.project_id)]
-        await spending.review(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
+        await review_spending(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
 
     async def cluster_hour(
         self, connection: Connection, message: usage_events_pb2.ClusterHourRecorded, event: EventInfo
     ) -> None:
-        with refusing():
-            fact = convert.cluster_fact(message)
+        with typed_errors():
+            fact = cluster_fact_from_proto(message)
             now = self._clock.now()
-            facts.check_cluster(fact, now, self._limits)
-            await rented.book_cluster_hour(connection, self._shelf, fact, now)
+            bounds.check_cluster(fact, now, self._limits)
+            await capacity.book_cluster_hour(connection, self._catalogue, fact, now)
         spenders = [Spender(fact.project_id)]
-        await spending.review(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
+        await review_spending(connection, self._outbox, [fact.organization_id], now, spenders=spenders)
 
     async def job_ended(
         self, connection: Connection, message: tuning_events_pb2.TuningJobEnded, event: EventInfo
     ) -> None:
-        with refusing():
-            ending = convert.job_ending(message)
+        with typed_errors():
+            ending = job_ending_from_proto(message)
             now = self._clock.now()
-            facts.check_ending(ending, now, self._limits)
-            settled = await booking.book_ending(connection, self._shelf, ending, now)
+            bounds.check_ending(ending, now, self._limits)
+            settled = await training.book_ending(connection, self._catalogue, ending, now)
         if settled:
             await self._review_job(connection, ending.resource, now)
 
     async def _review_job(self, connection: Connection, resource: str, now: datetime) -> None:
-        hold = await store.get_hold(connection, resource)
+        hold = await HoldStore(connection).get(resource)
         assert hold is not None, "what was settled was held"
-        await spending.review(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
+        await review_spending(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])

@@ -19,17 +19,16 @@ from finemesh.billing.v1 import (
     ledger_service_pb2_grpc,
 )
 from finemesh.holds.v1 import hold_service_pb2_grpc
-from services.billing import store
-from services.billing.budget_service import BudgetService
-from services.billing.closer import Closer
-from services.billing.config import BillingSettings
+from services.billing.api.billing_service import BillingService
+from services.billing.api.budget_service import BudgetService
+from services.billing.api.hold_service import HoldService
+from services.billing.api.invoice_service import InvoiceService
+from services.billing.api.ledger_service import LedgerService
+from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
-from services.billing.expiry import Sweeper
-from services.billing.hold_service import HoldService
-from services.billing.invoice_service import InvoiceService
-from services.billing.ledger_service import LedgerService
-from services.billing.service import BillingService
-from services.billing.shelf import open_shelf
+from services.billing.holds.expiry import Sweeper
+from services.billing.invoices.closer import Closer
+from services.billing.prices.catalogue import open_catalogue
 
 
 async def main(process: Process, settings: BillingSettings) -> None:
@@ -37,27 +36,27 @@ async def main(process: Process, settings: BillingSettings) -> None:
 
     pool = await open_pool(settings)
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
-    await migrate(pool, [store.MIGRATIONS])
+    await migrate(pool, [MIGRATIONS])
     async with transaction(pool) as connection:
-        shelf = await open_shelf(connection, settings.price_books_dir, current=settings.price_book)
+        catalogue = await open_catalogue(connection, settings.price_books_dir, current=settings.price_book)
 
     bus = await connect(settings)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
     outbox = Outbox(settings, clock=clock, ids=SystemIds(clock))
-    events = Events(shelf, settings.fact_limits, outbox, clock=clock)
+    events = Events(catalogue, settings.fact_limits, outbox, clock=clock)
     consumer = Consumer(pool, bus, DURABLE, events.handlers, clock=clock, outbox=outbox, families=FAMILIES)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
     process.spawn("consumer", consumer.run)
     relay = Relay(pool, bus, outbox, clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
-    process.spawn("sweeper", Sweeper(pool, shelf, outbox, settings, clock=clock).run)
+    process.spawn("sweeper", Sweeper(pool, catalogue, outbox, settings, clock=clock).run)
     process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
-        BillingService(pool, shelf, settings, outbox, clock=clock),
+        BillingService(pool, catalogue, settings, outbox, clock=clock),
         "finemesh.billing.v1.BillingService",
         allow={"gateway"},
     )
@@ -69,7 +68,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
-        HoldService(pool, shelf, settings, outbox, clock=clock),
+        HoldService(pool, catalogue, settings, outbox, clock=clock),
         "finemesh.holds.v1.HoldService",
         allow={"scheduler"},
     )

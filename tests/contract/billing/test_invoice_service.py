@@ -28,7 +28,7 @@ from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, usage_record_p
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1.invoice_service_pb2_grpc import InvoiceServiceStub
 from finemesh.events.v1 import usage_events_pb2
-from services.billing import document_requests
+from services.billing.api import requests
 from services.billing.config import BillingSettings
 from tests.contract.billing.conftest import Customer, Mesh
 
@@ -461,8 +461,8 @@ async def test_only_the_gateway_speaks_for_users(customer: Customer, mesh: Mesh)
 
 def test_what_does_not_fit_into_a_message_is_a_size_limit() -> None:
     settings = BillingSettings(message_size_bytes_max=4096)
-    document_requests.check_size(3000, settings)
+    requests.check_size(3000, settings)
     with pytest.raises(ResourceExhausted) as refused:
-        document_requests.check_size(4096, settings)
+        requests.check_size(4096, settings)
     assert refused.value.reason == "SIZE_LIMIT"
     assert refused.value.metadata["limit"] == "message_size_bytes_max"

@@ -9,9 +9,8 @@ import pytest_asyncio
 
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool, transaction
-from services.billing import store
-from services.billing.config import BillingSettings
-from services.billing.shelf import open_shelf
+from services.billing.config import MIGRATIONS, BillingSettings
+from services.billing.prices.catalogue import open_catalogue
 from tests.harness.books import write_books
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import World
@@ -22,11 +21,11 @@ async def fresh_world(postgres: PostgresServer) -> AsyncIterator[World]:
     async with postgres.scratch() as url:
         settings = BillingSettings(database_url=url)
         pool = await open_pool(settings)
-        await migrate(pool, [store.MIGRATIONS])
+        await migrate(pool, [MIGRATIONS])
         with TemporaryDirectory() as folder:
             async with transaction(pool) as connection:
-                shelf = await open_shelf(connection, write_books(Path(folder) / "books"), current="default")
-        yield World(pool=pool, shelf=shelf)
+                catalogue = await open_catalogue(connection, write_books(Path(folder) / "books"), current="default")
+        yield World(pool=pool, catalogue=catalogue)
         await pool.close()
 
 

@@ -5,12 +5,13 @@ it, credit notes. Verification must find nothing in it.
 from datetime import UTC, datetime, timedelta
 
 from chassis.db.pool import transaction
-from services.billing import crediting, expiry, invoicing
+from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.crediting import Correction
-from services.billing.expiry import Sweeper
-from services.billing.invoice import Month
-from services.billing.pricing import Limits
+from services.billing.holds.expiry import Sweeper
+from services.billing.holds.store import HoldStore
+from services.billing.invoices import crediting, invoicing
+from services.billing.invoices.crediting import Correction
+from services.billing.limits import Limits
 from tests.store.billing.world import (
     LARGE,
     USD,
@@ -65,9 +66,9 @@ async def expire(world: World) -> None:
     await world.deliver(train("a", 0, 20, FORGOTTEN))
     async with transaction(world.pool) as connection:
         open_jobs = [resource(organization, OPEN) for organization in ("a", "b")]
-        assert not await expiry.renew_holds(connection, open_jobs, world.clock.now() + timedelta(days=60))
+        assert not await HoldStore(connection).renew(open_jobs, world.clock.now() + timedelta(days=60))
     world.clock.jump(timedelta(days=1).total_seconds())
-    await Sweeper(world.pool, world.shelf, world.outbox, SETTINGS, clock=world.clock).sweep()
+    await Sweeper(world.pool, world.catalogue, world.outbox, SETTINGS, clock=world.clock).sweep()
     assert (await world.hold_row("a", FORGOTTEN))["state"] == "expired"
 
 

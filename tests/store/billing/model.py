@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chassis.db.pool import Pool
-from services.billing.chain import GENESIS, entry_text, text_hash
+from services.billing.ledger.chain import GENESIS, entry_text, text_hash
 
 
 @dataclass

@@ -7,12 +7,13 @@ from itertools import combinations
 import pytest
 
 from chassis.db.pool import transaction
-from services.billing import cost_store, invoicing, usage_pages
+from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.cost_store import CostRow, Dimension
-from services.billing.invoice import Month
-from services.billing.records import UsageKind, UsageRecord
-from services.billing.usage_pages import UsageFilter
+from services.billing.invoices import invoicing
+from services.billing.usage.costs import CostRow, Dimension
+from services.billing.usage.pages import UsageFilter
+from services.billing.usage.records import UsageKind, UsageRecord
+from services.billing.usage.store import UsageStore
 from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, whole_run
 
 FIRST, LAST = date(2026, 11, 1), date(2026, 11, 30)
@@ -26,8 +27,7 @@ async def costs(
     days: tuple[date, date] = (FIRST, LAST),
 ) -> list[CostRow]:
     async with world.pool.acquire() as connection:
-        return await cost_store.list_costs(
-            connection,
+        return await UsageStore(connection).list_costs(
             organization,
             project_id=project,
             start_day=days[0],
@@ -121,7 +121,7 @@ async def newest(
     position, pages = None, 0
     async with world.pool.acquire() as connection:
         while True:
-            page = await usage_pages.newest(connection, wanted, after=position, row_max=row_max, scan_max=scan_max)
+            page = await UsageStore(connection).list_newest(wanted, after=position, row_max=row_max, scan_max=scan_max)
             records += page.records
             pages += 1
             assert len(page.records) <= row_max
@@ -135,7 +135,7 @@ async def oldest(world: World, wanted: UsageFilter, scan_max: int) -> list[Usage
     position = None
     async with world.pool.acquire() as connection:
         while True:
-            page = await usage_pages.oldest(connection, wanted, after=position, scan_max=scan_max)
+            page = await UsageStore(connection).list_oldest(wanted, after=position, scan_max=scan_max)
             records += page.records
             if page.next is None:
                 return records
@@ -197,7 +197,7 @@ async def test_a_month_has_its_late_records_and_not_those_of_others(world: World
     for month, expected in ((11, ["ep_1:7:0", "ep_1:7:1"]), (12, ["ep_1:7:2"]), (10, [])):
         wanted = UsageFilter(project_id="o-p", billing_month=date(2026, month, 1))
         async with world.pool.acquire() as connection:
-            wanted = await usage_pages.within_month(connection, wanted, "o")
+            wanted = await UsageStore(connection).within_month(wanted, "o")
         assert [record.work_key for record in await oldest(world, wanted, 2)] == expected
 
 
@@ -222,7 +222,7 @@ async def test_a_month_has_the_records_of_the_jobs_on_its_invoice_whenever_they_
         wanted = UsageFilter(project_id="o-p", billing_month=date(2026, month, 1))
         async with world.pool.acquire() as connection:
             invoice = await invoicing.read(connection, terms, "o", Month(year=2026, month=month))
-            wanted = await usage_pages.within_month(connection, wanted, "o")
+            wanted = await UsageStore(connection).within_month(wanted, "o")
         for scan_max in (1, 2, 1000):
             found = await oldest(world, wanted, scan_max)
             assert [record.work_key for record in found] == expected

@@ -7,12 +7,15 @@ import pytest
 
 from chassis.db.pool import transaction
 from chassis.errors import AlreadyExists, FailedPrecondition, OutOfRange
-from services.billing import crediting, document_store, invoicing, ledger
+from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.crediting import Correction
-from services.billing.invoice import CreditNote, Month
-from services.billing.ledger import TransactionKind
-from services.billing.pricing import Limits
+from services.billing.invoices import crediting, invoicing
+from services.billing.invoices.crediting import Correction
+from services.billing.invoices.invoice import CreditNote
+from services.billing.invoices.store import InvoiceStore
+from services.billing.ledger.entries import TransactionKind
+from services.billing.ledger.ids import transaction_id
+from services.billing.limits import Limits
 from tests.store.billing.world import USD, World, minute
 
 NOVEMBER = Month(year=2026, month=11)
@@ -51,7 +54,7 @@ async def test_a_credit_note_moves_what_was_earned_back_to_prepaid_once(world: W
     note = await give_back(world)
     assert await give_back(world) == note
     assert (note.number, note.billing_month) == (1, date(2026, 11, 1))
-    assert note.transaction_id == ledger.transaction_id(TransactionKind.CREDIT_NOTE, "o", "r")
+    assert note.transaction_id == transaction_id(TransactionKind.CREDIT_NOTE, "o", "r")
     balances = await world.balances("o")
     assert (balances["revenue"], balances["prepaid"]) == (EARNED - USD, 31 * USD)
     # What is owed stays owed; what is available rises by what was given back.
@@ -124,7 +127,7 @@ async def test_a_note_after_the_close_corrects_the_closed_invoice_on_the_next_on
     async with world.pool.acquire() as connection:
         assert not (await invoicing.read(connection, TERMS, "o", NOVEMBER)).credit_notes
         december = await invoicing.read(connection, TERMS, "o", Month(year=2026, month=12))
-        assert await document_store.list_open_months(connection, "o", before=None, row_max=5) == [date(2026, 12, 1)]
+        assert await InvoiceStore(connection).list_open_months("o", before=None, row_max=5) == [date(2026, 12, 1)]
     # A month that only gives back has a total below zero, and is closed like any other.
     assert (december.total_nanos_usd, december.total.units, december.total.nanos) == (-USD, -1, 0)
     world.clock.jump(40 * 86_400)

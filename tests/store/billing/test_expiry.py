@@ -9,9 +9,11 @@ import pytest
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition, InvalidArgument
 from finemesh.events.v1 import billing_events_pb2
-from services.billing import cost_store, expiry, store
 from services.billing.config import BillingSettings
-from services.billing.expiry import LOOKS_MISSED_MAX, Sweeper, Watch
+from services.billing.holds.expiry import LOOKS_MISSED_MAX, Sweeper, Watch
+from services.billing.holds.store import HoldStore
+from services.billing.ledger.store import LedgerStore
+from services.billing.usage.store import UsageStore
 from tests.store.billing.world import USD, World, ended, resource, train, waiting, whole_run
 
 TTL = timedelta(days=1)
@@ -20,12 +22,12 @@ EXPIRED = billing_events_pb2.HoldExpired
 
 def sweeper(world: World, **settings: Any) -> Sweeper:
     given = BillingSettings(**{"hold_grace_s": 0.0, **settings})
-    return Sweeper(world.pool, world.shelf, world.outbox, given, clock=world.clock)
+    return Sweeper(world.pool, world.catalogue, world.outbox, given, clock=world.clock)
 
 
 async def renew(world: World, *resources: str) -> list[str]:
     async with transaction(world.pool) as connection:
-        return await expiry.renew_holds(connection, resources, world.clock.now() + TTL)
+        return await HoldStore(connection).renew(resources, world.clock.now() + TTL)
 
 
 async def test_a_hold_whose_job_was_forgotten_is_given_back_whole(world: World) -> None:
@@ -48,8 +50,8 @@ async def test_a_hold_whose_job_was_forgotten_is_given_back_whole(world: World) 
     assert row["adjustment_nanos_usd"] == -20 * 1000 * 6100
     async with world.pool.acquire() as connection:
         day = world.clock.now().date()
-        (cost,) = await cost_store.list_costs(
-            connection, "o", project_id="", start_day=day - TTL, end_day=day, dimensions=(), row_max=10
+        (cost,) = await UsageStore(connection).list_costs(
+            "o", project_id="", start_day=day - TTL, end_day=day, dimensions=(), row_max=10
         )
     assert cost.amount_nanos_usd == 0
     (event,) = await world.events(EXPIRED)
@@ -115,7 +117,7 @@ async def test_renewed_holds_live_on_and_others_are_named(world: World) -> None:
     assert found == {"ft-1": "held", "ft-2": "released", "ft-3": "expired"}
     # A renewal never brings an end nearer, and one that comes late but in time counts.
     async with transaction(world.pool) as connection:
-        assert await expiry.renew_holds(connection, [resource("o", "ft-1")], world.clock.now()) == []
+        assert await HoldStore(connection).renew([resource("o", "ft-1")], world.clock.now()) == []
     assert (await world.hold_row("o"))["expire_time"] > world.clock.now()
     assert await renew(world, resource("o", "ft-3")) == [resource("o", "ft-3")]
 
@@ -144,11 +146,11 @@ async def test_a_sweep_that_waits_for_an_organization_keeps_no_hold_from_being_r
     await world.hold("o")
     world.clock.jump(TTL.total_seconds())
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, ["o"])
+        await LedgerStore(connection).lock(["o"])
         sweeping = asyncio.create_task(sweeper(world).sweep())
         await waiting(world)
         # Were its hold locked by the sweep, both would wait for each other, and the database would end one of them.
-        assert await expiry.renew_holds(connection, [resource("o")], world.clock.now() + TTL) == []
+        assert await HoldStore(connection).renew([resource("o")], world.clock.now() + TTL) == []
     await sweeping
     assert (await world.hold_row("o"))["state"] == "held"
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from chassis.db.pool import transaction
 from chassis.errors import AlreadyExists, DomainError, FailedPrecondition, OutOfRange
-from services.billing import holding
-from services.billing.pricing import Limits, Work
+from services.billing.ledger.top_up import add_credit
+from services.billing.limits import Limits
+from services.billing.prices.pricing import Work
 from tests.store.billing.world import LARGE, SMALL, USD, World, ended, evaluate, minute, train, whole_run
 
 _numbers = count(1)
@@ -63,7 +64,7 @@ async def test_credit_that_is_used_makes_room_for_more(world: World) -> None:
 
     async def top_up(amount: int, request_id: str) -> None:
         async with transaction(world.pool) as connection:
-            await holding.top_up(
+            await add_credit(
                 connection,
                 organization_id="o",
                 amount_nanos_usd=amount,

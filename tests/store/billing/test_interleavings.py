@@ -22,15 +22,17 @@ from chassis.clock import ManualClock
 from chassis.db.pool import transaction
 from chassis.errors import DomainError
 from chassis.ids import SystemIds
-from services.billing import crediting, expiry, settlement
+from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
-from services.billing.crediting import Correction
 from services.billing.events import Events
-from services.billing.expiry import Sweeper
-from services.billing.facts import FactLimits
-from services.billing.pricing import Limits, Metered, Work, quote
-from services.billing.settlement import Ending
-from services.billing.verification import Verification
+from services.billing.holds import settlement
+from services.billing.holds.expiry import Sweeper
+from services.billing.holds.settlement import Ending
+from services.billing.holds.store import HoldStore
+from services.billing.invoices import crediting
+from services.billing.invoices.crediting import Correction
+from services.billing.limits import FactLimits, Limits
+from services.billing.prices.pricing import Metered, Work, quote
 from tests.store.billing.crashes import Doom, FragilePool, insisting
 from tests.store.billing.model import Read, of_kind, read
 from tests.store.billing.world import LARGE, NOW, SMALL, USD, World, at, ended, hour, minute, resource, served, train
@@ -107,7 +109,7 @@ class Caller:
                 # As the scheduler does: holds of all organizations in one call.
                 # It puts off no end that the sweep looks at.
                 resources = [resource(organization, job) for job in JOBS for organization in ORGANIZATIONS]
-                return await expiry.renew_holds(connection, resources, NOW + timedelta(days=1))
+                return await HoldStore(connection).renew(resources, NOW + timedelta(days=1))
             if step.kind == "top_up":
                 return await self.world.top_up_on(connection, step.organization, amount(step), step.which)
             if step.kind == "hold":
@@ -120,7 +122,7 @@ class Caller:
             if step.kind == "release":
                 return await self.world.release_on(connection, step.organization, step.which)
             message = event(step)
-            events = Events(self.world.shelf, FactLimits(), self._outbox(self.world.clock), clock=self.world.clock)
+            events = Events(self.world.catalogue, FactLimits(), self._outbox(self.world.clock), clock=self.world.clock)
             info = EventInfo(id=uuid.uuid4(), type="", source="test", subject="", time=NOW, deliveries=1)
             await events.handlers[type(message)](connection, message, info)
             return None
@@ -130,7 +132,7 @@ class Caller:
         clock = ManualClock(NOW + timedelta(days=2))
         settings = BillingSettings(hold_grace_s=0)
         pool: Any = self.pool
-        await Sweeper(pool, self.world.shelf, self._outbox(clock), settings, clock=clock).sweep()
+        await Sweeper(pool, self.world.catalogue, self._outbox(clock), settings, clock=clock).sweep()
 
     def _outbox(self, clock: ManualClock) -> Outbox:
         return Outbox(BillingSettings(), clock=clock, ids=SystemIds(clock))
@@ -296,7 +298,7 @@ async def check_settlements(world: World, found: Read, heard: list[Heard]) -> No
         ending = Ending(name.lower())
         complete = job in told and (len(tokens[job]) >= count or not settlement.needs_all_usage(ending))
         assert not (complete and row["state"] == "held"), f"{job} has all that it waits for and is not settled"
-        book = world.shelf.version(row["price_book_version"])
+        book = world.catalogue.version(row["price_book_version"])
         rate = book.tuning_rate(work.base_model, work.method, 0)
         assert row["held_nanos_usd"] == quote(book.tuning_rule, rate, work).total_nanos_usd
         if row["state"] == "settled":

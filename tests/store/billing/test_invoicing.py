@@ -15,17 +15,19 @@ from chassis.identity import Caller, acting_as
 from finemesh.billing.v1 import invoice_pb2
 from finemesh.billing.v1.invoice_service_pb2 import ListInvoicesRequest
 from finemesh.events.v1 import billing_events_pb2
-from services.billing import crediting, document_store, invoicing, store
-from services.billing import served as served_module
-from services.billing.closer import Closer
+from services.billing.api.invoice_service import InvoiceService
+from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.crediting import Correction
-from services.billing.document_store import ClosedInvoice
-from services.billing.facts import InferenceFact
-from services.billing.invoice import Month, Party
-from services.billing.invoice_service import InvoiceService
-from services.billing.ledger import usage_record_id
-from services.billing.pricing import Limits
+from services.billing.invoices import crediting, invoicing
+from services.billing.invoices.closer import Closer
+from services.billing.invoices.crediting import Correction
+from services.billing.invoices.store import ClosedInvoice, InvoiceStore
+from services.billing.ledger.ids import usage_record_id
+from services.billing.ledger.store import LedgerStore
+from services.billing.limits import Limits
+from services.billing.terms import Party
+from services.billing.usage import inference
+from services.billing.usage.records import InferenceFact
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
 from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, waiting, whole_run
@@ -250,12 +252,12 @@ async def test_the_customer_is_who_the_profile_names_when_the_invoice_is_closed(
     party = Party(legal_name="Acme GmbH", address_lines=("Weg 1", "Berlin"), tax_id="DE1", email="a@b.example")
     await world.deliver(minute("o", 0))
     async with world.pool.acquire() as connection:
-        await document_store.save_profile(connection, "o", party, NOW)
+        await InvoiceStore(connection).save_profile("o", party, NOW)
     jump_to(world, GRACE_OVER)
     await close(world, "o")
     async with world.pool.acquire() as connection:
-        await document_store.save_profile(connection, "o", Party(legal_name="Other"), NOW)
-        assert (await document_store.get_profile(connection, "o")).legal_name == "Other"
+        await InvoiceStore(connection).save_profile("o", Party(legal_name="Other"), NOW)
+        assert (await InvoiceStore(connection).get_profile("o")).legal_name == "Other"
     customer = (await read(world, "o")).customer
     assert (customer.legal_name, list(customer.address_lines), customer.tax_id) == (
         "Acme GmbH",
@@ -306,7 +308,7 @@ async def test_the_closer_closes_what_is_due_after_the_grace_and_stops_for_nobod
         output_tokens=5,
     )
     async with transaction(world.pool) as connection:
-        await served_module.book_inference(connection, world.shelf, [odd], NOW)
+        await inference.book_inference(connection, world.catalogue, [odd], NOW)
     # A month with tokens of a job that is still running has no charges.
     await world.top_up("f", 5 * USD)
     await world.hold("f")
@@ -395,7 +397,7 @@ async def test_which_invoices_are_closed_changes_no_entry(world: World, postgres
                 await close(each, "o")
             await each.deliver(message)
             async with each.pool.acquire() as connection:
-                ledgers.append([row async for row in store.dump_ledger(connection)])
+                ledgers.append([row async for row in LedgerStore(connection).dump()])
     assert ledgers[0] == ledgers[1]
     # One entry for each month of use, whichever invoice has it.
     assert await world.pool.fetchval("SELECT count(*) FROM transactions WHERE kind = 'inference'") == 2

@@ -10,9 +10,9 @@ import pytest
 
 from chassis.db.pool import transaction
 from chassis.db.queries import statements
-from services.billing import store
-from services.billing.pricebook import BookConflict
-from services.billing.shelf import open_shelf
+from services.billing.prices.catalogue import open_catalogue
+from services.billing.prices.pricebook import BookConflict
+from services.billing.prices.store import PriceStore
 from tests.harness.books import book_text
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, ended, minute, train
@@ -56,7 +56,9 @@ async def test_migrations_produce_the_documented_schema(world: World) -> None:
     assert ours == documented
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "services/billing").glob("queries*.sql")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "services/billing").rglob("queries.sql")), ids=lambda file: file.parent.name
+)
 async def test_every_query_fits_the_schema(world: World, file: Path) -> None:
     queries = statements(file)
     assert queries
@@ -207,7 +209,7 @@ async def test_a_price_book_that_was_in_force_cannot_change(world: World, tmp_pa
 
     async def open_again() -> list[str]:
         async with transaction(world.pool) as connection:
-            return (await open_shelf(connection, tmp_path, current="default")).versions()
+            return (await open_catalogue(connection, tmp_path, current="default")).versions()
 
     file.write_text(text.replace("minimum: {usd: 5.00", "minimum: {usd: 4.00"))
     with pytest.raises(BookConflict, match=r"^default-2026-2\.yaml, line 6: .* write a new version"):
@@ -222,8 +224,8 @@ async def test_a_price_book_that_was_in_force_cannot_change(world: World, tmp_pa
     # A version whose file is gone still settles what it priced.
     file.unlink()
     async with transaction(world.pool) as connection:
-        shelf = await open_shelf(connection, tmp_path, current="default")
-    assert shelf.version("default-2026-2").tuning_rule.minimum_nanos_usd == 5 * USD
+        catalogue = await open_catalogue(connection, tmp_path, current="default")
+    assert catalogue.version("default-2026-2").tuning_rule.minimum_nanos_usd == 5 * USD
 
 
 async def test_a_price_book_does_not_end_before_the_use_that_it_priced(world: World, tmp_path: Path) -> None:
@@ -234,11 +236,11 @@ async def test_a_price_book_does_not_end_before_the_use_that_it_priced(world: Wo
     file.write_text(text + "\neffective_until: 2026-11-23\n")
     with pytest.raises(BookConflict, match=r"^default-2026-2\.yaml, line 7: .* priced use of 2026-11-23.* 2026-11-24"):
         async with transaction(world.pool) as connection:
-            await open_shelf(connection, tmp_path, current="default")
+            await open_catalogue(connection, tmp_path, current="default")
     file.write_text(text + "\neffective_until: 2026-11-24\n")
     async with transaction(world.pool) as connection:
-        shelf = await open_shelf(connection, tmp_path, current="default")
-    assert shelf.version("default-2026-2").effective_until is not None
+        catalogue = await open_catalogue(connection, tmp_path, current="default")
+    assert catalogue.version("default-2026-2").effective_until is not None
 
 
 @pytest.mark.parametrize("moved", ["effective_until: 2026-12-20", "effective_until: 2026-11-25", ""])
@@ -249,11 +251,11 @@ async def test_an_end_that_is_stored_is_not_moved(world: World, tmp_path: Path, 
     file.write_text(text + "\neffective_until: 2026-12-01\n")
     for _ in range(2):
         async with transaction(world.pool) as connection:
-            await open_shelf(connection, tmp_path, current="other")
+            await open_catalogue(connection, tmp_path, current="other")
     file.write_text(text + f"\n{moved}\n")
     with pytest.raises(BookConflict, match=r"^other-1\.yaml, line \d+: .* ends on 2026-12-01.* write that end back"):
         async with transaction(world.pool) as connection:
-            await open_shelf(connection, tmp_path, current="other")
+            await open_catalogue(connection, tmp_path, current="other")
 
 
 @asynccontextmanager
@@ -272,4 +274,4 @@ async def superuser(world: World, postgres: PostgresServer) -> AsyncIterator[asy
 
 async def _stored(world: World) -> dict[str, str]:
     async with world.pool.acquire() as connection:
-        return await store.list_price_books(connection)
+        return await PriceStore(connection).list_books()

@@ -12,11 +12,13 @@ from chassis.db.pool import Connection, transaction
 from chassis.db.queries import statements
 from chassis.errors import FailedPrecondition
 from finemesh.events.v1 import billing_events_pb2, usage_events_pb2
-from services.billing import budget_store, spending, store
-from services.billing.caps import Budget, Spender
+from services.billing.budgets.caps import Budget, Spender
+from services.billing.budgets.review import review_spending
+from services.billing.budgets.store import BudgetStore
+from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.expiry import Sweeper
-from services.billing.invoice import Month
+from services.billing.holds.expiry import Sweeper
+from services.billing.ledger.store import LedgerStore
 from tests.store.billing.world import LARGE, NOW, USD, World, at, ended, minute, served, whole_run
 
 CREDIT = billing_events_pb2.CreditStateChanged
@@ -29,13 +31,13 @@ MILLION = 10**6
 
 async def review(world: World, organization: str, key: str = "") -> None:
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, [organization])
+        await LedgerStore(connection).lock([organization])
         await review_on(connection, world, organization, key)
 
 
 async def review_on(connection: Connection, world: World, organization: str, key: str) -> None:
     spenders = [Spender(f"{organization}-p", key)]
-    await spending.review(connection, world.outbox, [organization], world.clock.now(), spenders=spenders)
+    await review_spending(connection, world.outbox, [organization], world.clock.now(), spenders=spenders)
 
 
 async def top_up(world: World, organization: str, amount: int, request_id: str = "first") -> None:
@@ -47,9 +49,8 @@ async def set_cap(
     world: World, organization: str, cap: int, key: str = "", percents: Sequence[int] = (50, 80, 100)
 ) -> None:
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, [organization])
-        await budget_store.set_budget(
-            connection,
+        await LedgerStore(connection).lock([organization])
+        await BudgetStore(connection).set_budget(
             organization_id=organization,
             project_id=f"{organization}-p",
             api_key_id=key,
@@ -62,8 +63,8 @@ async def set_cap(
 
 async def remove_cap(world: World, organization: str, key: str = "") -> None:
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, [organization])
-        await budget_store.remove_budget(connection, f"{organization}-p", key, world.clock.now())
+        await LedgerStore(connection).lock([organization])
+        await BudgetStore(connection).remove_budget(f"{organization}-p", key, world.clock.now())
         await review_on(connection, world, organization, key)
 
 
@@ -71,9 +72,9 @@ async def budgets(world: World, organization: str) -> dict[str, Budget]:
     month = Month.of(world.clock.now()).start.date()
     project = f"{organization}-p"
     async with world.pool.acquire() as connection:
-        keys = await budget_store.list_budget_keys(connection, organization, project)
+        keys = await BudgetStore(connection).list_budget_keys(organization, project)
         spenders = [Spender(project, key) for key in keys]
-        found = await budget_store.list_budgets(connection, [organization], spenders, month)
+        found = await BudgetStore(connection).list_budgets([organization], spenders, month)
     return {each.api_key_id: each for each in found}
 
 
@@ -114,10 +115,10 @@ async def test_a_settlement_gives_credit_back(world: World) -> None:
 async def test_low_credit_warns_below_its_threshold(world: World) -> None:
     await top_up(world, "o", 10 * USD)
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, ["o"])
-        await budget_store.set_low_balance(connection, "o", 6 * USD)
-        assert await budget_store.get_low_balance(connection, "o") == 6 * USD
-        assert await budget_store.get_low_balance(connection, "nobody") == 0
+        await LedgerStore(connection).lock(["o"])
+        await BudgetStore(connection).set_low_balance("o", 6 * USD)
+        assert await BudgetStore(connection).get_low_balance("o") == 6 * USD
+        assert await BudgetStore(connection).get_low_balance("nobody") == 0
     await review(world, "o")
     await world.hold("o")
     await review(world, "o")
@@ -131,8 +132,8 @@ async def test_low_credit_warns_below_its_threshold(world: World) -> None:
 
 async def test_an_organization_without_entries_is_not_judged(world: World) -> None:
     async with transaction(world.pool) as connection:
-        await store.lock_organizations(connection, ["o"])
-        await budget_store.set_low_balance(connection, "o", USD)
+        await LedgerStore(connection).lock(["o"])
+        await BudgetStore(connection).set_low_balance("o", USD)
     await review(world, "o")
     assert await world.events(CREDIT) == []
     # The first use that nothing covers speaks for it.
@@ -318,7 +319,7 @@ async def test_a_jobs_end_frees_the_cap_of_its_key(world: World) -> None:
     """However it ends: settled by its events, or by nobody renewing its hold."""
     await top_up(world, "o", 100 * USD)
     await set_cap(world, "o", 5 * USD, "key_a")
-    sweeper = Sweeper(world.pool, world.shelf, world.outbox, BillingSettings(hold_grace_s=0), clock=world.clock)
+    sweeper = Sweeper(world.pool, world.catalogue, world.outbox, BillingSettings(hold_grace_s=0), clock=world.clock)
     for job in ("ft-1", "ft-2"):
         await world.hold("o", job, api_key_id="key_a")
         await review(world, "o", "key_a")
@@ -391,13 +392,13 @@ async def test_a_budget_reads_no_row_that_it_does_not_count(world: World) -> Non
     assert await rows_read(world, [Spender("o-p"), *everybody]) <= 10 * keys
     async with world.pool.acquire() as connection:
         month = Month.of(NOW).start.date()
-        found = await budget_store.list_budgets(connection, ["o"], [Spender("o-p"), *everybody], month)
+        found = await BudgetStore(connection).list_budgets(["o"], [Spender("o-p"), *everybody], month)
     assert [budget.spent_nanos_usd for budget in found] == [(keys + 1) * 50_000_000] + keys * [50_000_000]
 
 
 async def rows_read(world: World, spenders: Sequence[Spender]) -> int:
     """Rows that the query of these budgets reads, in tables and in what it keeps for itself."""
-    sql = statements(ROOT / "services/billing/queries_budgets.sql")["list_budgets"]
+    sql = statements(ROOT / "services/billing/budgets/queries.sql")["list_budgets"]
     projects, keys = [spender.project_id for spender in spenders], [spender.api_key_id for spender in spenders]
     month = Month.of(NOW).start.date()
     plan = await world.pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", ["o"], projects, keys, month)

@@ -8,11 +8,12 @@ import pytest
 
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool, transaction
-from services.billing import ledger, store
-from services.billing.chain import Link, links
-from services.billing.config import BillingSettings
-from services.billing.ledger import Account, Posting, Transaction, TransactionKind
-from services.billing.shelf import open_shelf
+from services.billing.config import MIGRATIONS, BillingSettings
+from services.billing.ledger import entries
+from services.billing.ledger.chain import Link, links
+from services.billing.ledger.entries import Account, Posting, Transaction, TransactionKind
+from services.billing.ledger.ids import transaction_id
+from services.billing.prices.catalogue import open_catalogue
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, minute, resource
 
@@ -51,16 +52,16 @@ async def test_an_old_ledger_becomes_a_chain(
 ) -> None:
     folder = tmp_path / "billing" / "migrations"
     folder.mkdir(parents=True)
-    shutil.copy(store.MIGRATIONS / "0001_ledger.sql", folder)
+    shutil.copy(MIGRATIONS / "0001_ledger.sql", folder)
     async with postgres.scratch() as url:
         settings = BillingSettings(database_url=url)
         pool = await open_pool(settings)
         await migrate(pool, [folder])
-        entries = {
+        booked = {
             organization: [
-                ledger.top_up(organization_id=organization, amount_nanos_usd=USD, request_id="1", now=BEFORE),
+                entries.top_up(organization_id=organization, amount_nanos_usd=USD, request_id="1", now=BEFORE),
                 Transaction(
-                    id=ledger.transaction_id(TransactionKind.ENDPOINT, f"{organization}-p", "ep_1:7:0"),
+                    id=transaction_id(TransactionKind.ENDPOINT, f"{organization}-p", "ep_1:7:0"),
                     kind=TransactionKind.ENDPOINT,
                     organization_id=organization,
                     resource=f"projects/{organization}-p/endpoints/ep_1",
@@ -75,7 +76,7 @@ async def test_an_old_ledger_becomes_a_chain(
             for organization in organizations
         }
         for organization in organizations:
-            for entry in entries[organization]:
+            for entry in booked[organization]:
                 await _write_as_before(pool, entry)
             await pool.execute(
                 "INSERT INTO price_books VALUES ('default-2026-1', 'default', $1) ON CONFLICT DO NOTHING",
@@ -99,12 +100,12 @@ async def test_an_old_ledger_becomes_a_chain(
                 f"{organization}-p",
                 BEFORE,
             )
-        await migrate(pool, [store.MIGRATIONS])
+        await migrate(pool, [MIGRATIONS])
         for organization in organizations:
             rows = await pool.fetch(
                 "SELECT position, hash FROM transactions WHERE organization_id = $1 ORDER BY 1", organization
             )
-            chain = links(Link(), entries[organization])
+            chain = links(Link(), booked[organization])
             assert [Link(position=row["position"], hash=row["hash"]) for row in rows] == chain
             sums = await pool.fetchrow("SELECT * FROM usage_sums WHERE organization_id = $1", organization)
             assert sums is not None
@@ -112,10 +113,10 @@ async def test_an_old_ledger_becomes_a_chain(
             linked = await pool.fetchval(
                 "SELECT transaction_id FROM usage_records WHERE organization_id = $1", organization
             )
-            assert linked == entries[organization][1].id
+            assert linked == booked[organization][1].id
         async with transaction(pool) as connection:
-            shelf = await open_shelf(connection, settings.price_books_dir, current="default")
-        world = World(pool=pool, shelf=shelf)
+            catalogue = await open_catalogue(connection, settings.price_books_dir, current="default")
+        world = World(pool=pool, catalogue=catalogue)
         # The minute that is booked already changes nothing, and the next one continues the chain.
         await world.deliver(minute("o", 0))
         await world.deliver(minute("o", 1))

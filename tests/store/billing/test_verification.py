@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from chassis.db.pool import Connection, Pool
 from finemesh.billing.v1 import invoice_pb2
-from services.billing.audit import Difference
-from services.billing.verification import Progress, Verification
+from services.billing.audit.difference import Difference
+from services.billing.audit.verification import Progress, Verification
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
 from tests.store.billing.corruptions import ENTRY, EVERYTHING, Corruption
@@ -247,7 +247,7 @@ async def test_names_and_addresses_are_those_of_the_day_it_was_closed(undone: Co
 
 
 async def test_lines_are_worded_as_they_were_when_it_was_closed(undone: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.billing.invoice._description", lambda charge: f"Work on {charge.model}")
+    monkeypatch.setattr("services.billing.invoices.invoice._description", lambda charge: f"Work on {charge.model}")
     assert (await undone.verify()).difference is None
 
 

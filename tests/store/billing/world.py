@@ -16,13 +16,15 @@ from chassis.clock import ManualClock
 from chassis.db.pool import Connection, Pool, transaction
 from chassis.ids import SeededIds
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
-from services.billing import holding, store
 from services.billing.config import BillingSettings
 from services.billing.events import Events
-from services.billing.facts import FactLimits
-from services.billing.pricebook import Shelf
-from services.billing.pricing import Limits, Work
-from services.billing.records import Hold
+from services.billing.holds import holding
+from services.billing.holds.hold import Hold
+from services.billing.ledger.store import LedgerStore
+from services.billing.ledger.top_up import add_credit
+from services.billing.limits import FactLimits, Limits
+from services.billing.prices.catalogue import Catalogue
+from services.billing.prices.pricing import Work
 
 NOW = datetime(2026, 11, 23, 5, 0, tzinfo=UTC)
 USD = 10**9
@@ -54,7 +56,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 @dataclass(kw_only=True)
 class World:
     pool: Pool
-    shelf: Shelf
+    catalogue: Catalogue
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
     # One for the whole test: another one would give the same ids again.
     outbox: Outbox = field(init=False)
@@ -67,7 +69,7 @@ class World:
             return await self.top_up_on(connection, organization, amount, request_id)
 
     async def top_up_on(self, connection: Connection, organization: str, amount: int, request_id: str) -> uuid.UUID:
-        transaction_id, _ = await holding.top_up(
+        transaction_id, _ = await add_credit(
             connection,
             organization_id=organization,
             amount_nanos_usd=amount,
@@ -86,7 +88,7 @@ class World:
     ) -> Hold:
         return await holding.create_hold(
             connection,
-            self.shelf.at(self.clock.now()),
+            self.catalogue.at(self.clock.now()),
             resource=resource(organization, job),
             organization_id=organization,
             project_id=f"{organization}-p",
@@ -112,7 +114,7 @@ class World:
                 await self.handle(connection, message)
 
     async def handle(self, connection: Connection, message: Message) -> None:
-        handlers = Events(self.shelf, FactLimits(), self.outbox, clock=self.clock).handlers
+        handlers = Events(self.catalogue, FactLimits(), self.outbox, clock=self.clock).handlers
         info = EventInfo(
             id=uuid.uuid4(), type=message.DESCRIPTOR.full_name, source="test", subject="", time=NOW, deliveries=1
         )
@@ -141,7 +143,7 @@ class World:
             rows = await self.pool.fetch(f"SELECT to_jsonb(t)::text AS line FROM {table} AS t ORDER BY 1")  # noqa: S608
             lines += [f"{table} {row['line']}" for row in rows]
         async with self.pool.acquire() as connection:
-            return lines + [repr(row) async for row in store.dump_ledger(connection)]
+            return lines + [repr(row) async for row in LedgerStore(connection).dump()]
 
     async def chain(self) -> list[str]:
         """The ledger in the order of booking, with its hashes."""

@@ -3,16 +3,16 @@
 import hashlib
 from datetime import UTC, date, datetime
 
-from services.billing import ledger
-from services.billing.audit import Difference
-from services.billing.audit_documents import CreditNoteRow, CreditNotesAudit, InvoiceRow
+from services.billing.audit.difference import Difference
+from services.billing.audit.document_audit import CreditNoteRow, CreditNotesAudit, InvoiceRow
+from services.billing.ledger import entries
 
 NOW = datetime(2026, 12, 5, tzinfo=UTC)
 NOVEMBER = "organizations/o/invoices/2026-11"
 
 
 def note(number: int, amount: int, invoice: str = NOVEMBER, organization: str = "o") -> CreditNoteRow:
-    entry = ledger.credit_note(
+    entry = entries.credit_note(
         organization_id=organization, request_id=f"r{number}", amount_nanos_usd=amount, resource="", now=NOW
     )
     return CreditNoteRow(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from services.billing.audit_usage import UsageAudit, UsageRow
-from services.billing.bookfolder import read_folder
+from services.billing.audit.usage_audit import UsageAudit, UsageRow
+from services.billing.prices.catalogue import read_folder
 
 BOOKS = {
-    version: book for version, (book, _) in read_folder(Path(__file__).parents[3] / "services/billing/books").items()
+    version: book
+    for version, (book, _) in read_folder(Path(__file__).parents[3] / "services/billing/prices/books").items()
 }
 # default-2026-2 takes over from default-2026-1 on this day.
 TAKES_OVER = datetime(2026, 12, 1, tzinfo=UTC)

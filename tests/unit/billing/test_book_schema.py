@@ -11,12 +11,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from services.billing.bookfile import BookInvalid, read_book
-from services.billing.booknode import AMOUNT_USD_MAX, BILLIONS_MAX, ENTRIES_MAX, WORDS_CHARS_MAX
-from services.billing.pricing import FACTORS_DONE, METHODS, OWING_ENDINGS
+from services.billing.prices.parse import read_book
+from services.billing.prices.pricing import FACTORS_DONE, METHODS, OWING_ENDINGS
+from services.billing.prices.yaml import AMOUNT_USD_MAX, BILLIONS_MAX, ENTRIES_MAX, WORDS_CHARS_MAX, BookInvalid
 from tests.unit.billing.wrong_books import GOOD, GOOD_IN_FULL, WRONG, WrongBook
 
-BOOKS = Path(__file__).parents[3] / "services/billing/books"
+BOOKS = Path(__file__).parents[3] / "services/billing/prices/books"
 SCHEMA = json.loads((BOOKS / "schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
 # What a schema of one document cannot say; all else that the reader refuses, the schema refuses too.

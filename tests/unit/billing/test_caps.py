@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.caps import (
+from services.billing.budgets.caps import (
     ALERT_PERCENTS_DEFAULT,
     Budget,
     CapExceeded,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from services.billing import ledger
-from services.billing.chain import GENESIS, Link, entry_hash, links
-from services.billing.ledger import Account, Posting, Transaction, TransactionKind
+from services.billing.ledger import entries
+from services.billing.ledger.chain import GENESIS, Link, entry_hash, links
+from services.billing.ledger.entries import Account, Posting, Transaction, TransactionKind
 
 ENTRY = Transaction(
     id=uuid.UUID("00000000-0000-0000-0000-00000000002a"),
@@ -61,12 +61,12 @@ def test_the_order_of_postings_does_not_count() -> None:
 
 
 def test_links_go_on_from_the_head_and_seal_what_came_before() -> None:
-    entries = [
-        ledger.top_up(organization_id="o", amount_nanos_usd=5, request_id=str(number), now=ENTRY.transaction_time)
+    booked = [
+        entries.top_up(organization_id="o", amount_nanos_usd=5, request_id=str(number), now=ENTRY.transaction_time)
         for number in range(3)
     ]
-    made = links(Link(), entries)
+    made = links(Link(), booked)
     assert [link.position for link in made] == [1, 2, 3]
-    assert links(made[0], entries[1:]) == made[1:]
-    changed = links(Link(), [ENTRY, *entries[1:]])
+    assert links(made[0], booked[1:]) == made[1:]
+    changed = links(Link(), [ENTRY, *booked[1:]])
     assert all(one.hash != other.hash for one, other in zip(made, changed, strict=True))

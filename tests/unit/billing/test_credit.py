@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.credit import BANDS, Credit, CreditState, change_of, state_of
-from services.billing.ledger import Balances
+from services.billing.budgets.credit import BANDS, Credit, CreditState, change_of, state_of
+from services.billing.ledger.entries import Balances
 
 amounts = st.integers(min_value=0, max_value=10**18)
 balances = st.builds(

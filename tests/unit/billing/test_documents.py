@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pypdf import PdfReader
 
 from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
-from services.billing.documents.csv_file import HEADER, dollars, text, to_csv
-from services.billing.documents.page import to_html
-from services.billing.documents.pdf import to_pdf
-from services.billing.documents.sheet import amount, sheet_of
+from services.billing.invoices.documents.csv_file import HEADER, dollars, text, to_csv
+from services.billing.invoices.documents.page import to_html
+from services.billing.invoices.documents.pdf import to_pdf
+from services.billing.invoices.documents.sheet import amount, sheet_of
 
 CENT = 10**7
 USD = 10**9

@@ -8,17 +8,17 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.invoice import (
+from services.billing.calendar import Month
+from services.billing.invoices.invoice import (
     Charge,
     CreditNote,
     Invoice,
     LineKind,
-    Month,
     build_lines,
     credit_note_number,
     invoice_number,
 )
-from services.billing.pricing import NANOS_USD_PER_CENT, NANOS_USD_PER_USD, round_to_cent
+from services.billing.prices.pricing import NANOS_USD_PER_CENT, NANOS_USD_PER_USD, round_to_cent
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 OCTOBER = Month(year=2026, month=10)

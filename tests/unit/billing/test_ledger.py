@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing import ledger, settlement
-from services.billing.ledger import Account, BalanceInsufficient, Balances, Transaction, TransactionKind
-from services.billing.pricing import Metered, RuleTerm, TuningRule, Work, quote
-from services.billing.settlement import Ending
+from services.billing.holds import settlement
+from services.billing.holds.settlement import Ending
+from services.billing.ledger import entries
+from services.billing.ledger.entries import Account, BalanceInsufficient, Balances, Transaction, TransactionKind
+from services.billing.ledger.ids import hold_id, transaction_id
+from services.billing.prices.pricing import Metered, RuleTerm, TuningRule, Work, quote
 
 NOW = datetime(2026, 11, 23, 5, 0, tzinfo=UTC)
 JOB = "projects/p/tuningJobs/ft-1"
@@ -38,7 +40,7 @@ def moved(entry: Transaction | None) -> dict[Account, int]:
 
 @given(amounts)
 def test_a_top_up_moves_money_from_outside_to_prepaid(amount: int) -> None:
-    entry = ledger.top_up(organization_id="o", amount_nanos_usd=amount, request_id="r", now=NOW)
+    entry = entries.top_up(organization_id="o", amount_nanos_usd=amount, request_id="r", now=NOW)
     assert moved(entry) == {Account.FUNDING: -amount, Account.PREPAID: amount}
 
 
@@ -46,13 +48,13 @@ def test_a_top_up_moves_money_from_outside_to_prepaid(amount: int) -> None:
 def test_a_hold_takes_what_is_free_and_never_more(prepaid: int, receivable: int, amount: int) -> None:
     balances = Balances(prepaid_nanos_usd=prepaid, receivable_nanos_usd=receivable)
     if amount <= prepaid + receivable:
-        entry = ledger.hold(
+        entry = entries.hold(
             balances, organization_id="o", resource=JOB, amount_nanos_usd=amount, price_book_version="b", now=NOW
         )
         assert moved(entry) == {Account.PREPAID: -amount, Account.HELD: amount}
     else:
         with pytest.raises(BalanceInsufficient) as refused:
-            ledger.hold(
+            entries.hold(
                 balances, organization_id="o", resource=JOB, amount_nanos_usd=amount, price_book_version="b", now=NOW
             )
         assert refused.value.shortfall_nanos_usd == amount - max(0, prepaid + receivable) > 0
@@ -70,7 +72,7 @@ def test_free_and_owed_are_never_negative_and_never_both(prepaid: int, receivabl
 @given(st.integers(0, 10**18), st.data())
 def test_a_settlement_splits_the_hold_between_revenue_and_prepaid(held: int, data: st.DataObject) -> None:
     charge = data.draw(st.integers(0, held))
-    entry = ledger.settle(
+    entry = entries.settle(
         organization_id="o",
         resource=JOB,
         held_nanos_usd=held,
@@ -88,13 +90,11 @@ def test_a_settlement_splits_the_hold_between_revenue_and_prepaid(held: int, dat
 
 
 def test_ids_follow_from_the_work() -> None:
-    one = ledger.transaction_id(TransactionKind.SETTLEMENT, JOB)
-    assert one == ledger.transaction_id(TransactionKind.SETTLEMENT, JOB)
-    assert one != ledger.transaction_id(TransactionKind.HOLD, JOB)
-    assert ledger.transaction_id(TransactionKind.TOP_UP, "a", "b-c") != ledger.transaction_id(
-        TransactionKind.TOP_UP, "a-b", "c"
-    )
-    assert ledger.hold_id(JOB) == ledger.hold_id(JOB) != ledger.hold_id(JOB + "2")
+    one = transaction_id(TransactionKind.SETTLEMENT, JOB)
+    assert one == transaction_id(TransactionKind.SETTLEMENT, JOB)
+    assert one != transaction_id(TransactionKind.HOLD, JOB)
+    assert transaction_id(TransactionKind.TOP_UP, "a", "b-c") != transaction_id(TransactionKind.TOP_UP, "a-b", "c")
+    assert hold_id(JOB) == hold_id(JOB) != hold_id(JOB + "2")
 
 
 def settled(ending: Ending, work: Work, metered: Metered, held: int | None = None) -> settlement.Settlement:
@@ -162,10 +162,10 @@ def test_every_ending_has_its_row() -> None:
 
 @given(amounts)
 def test_a_credit_note_gives_back_what_was_earned(amount: int) -> None:
-    entry = ledger.credit_note(organization_id="o", request_id="r", amount_nanos_usd=amount, resource=JOB, now=NOW)
+    entry = entries.credit_note(organization_id="o", request_id="r", amount_nanos_usd=amount, resource=JOB, now=NOW)
     assert moved(entry) == {Account.REVENUE: -amount, Account.PREPAID: amount}
     assert entry.kind is TransactionKind.CREDIT_NOTE
-    again = ledger.credit_note(organization_id="o", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
+    again = entries.credit_note(organization_id="o", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
     assert again.id == entry.id
-    other = ledger.credit_note(organization_id="p", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
+    other = entries.credit_note(organization_id="p", request_id="r", amount_nanos_usd=1, resource="", now=NOW)
     assert other.id != entry.id

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.bookfile import read_book
-from services.billing.pricebook import PriceBook, price_job
-from services.billing.pricing import (
+from services.billing.limits import Limits
+from services.billing.prices.parse import read_book
+from services.billing.prices.pricebook import PriceBook, price_job
+from services.billing.prices.pricing import (
     NANOS_USD_PER_CENT,
-    Limits,
     PriceUnknown,
     QuantityInvalid,
     Work,
@@ -21,7 +21,7 @@ from services.billing.pricing import (
     round_to_cent,
 )
 
-BOOKS = Path(__file__).parents[3] / "services/billing/books"
+BOOKS = Path(__file__).parents[3] / "services/billing/prices/books"
 USD = 10**9
 
 LLAMA = Work(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing import settlement
-from services.billing.pricing import (
+from services.billing.holds import settlement
+from services.billing.holds.settlement import OWED, Ending, Owes, Settlement
+from services.billing.prices.pricing import (
     COMPLETED,
     OWING_ENDINGS,
     Metered,
@@ -22,7 +23,6 @@ from services.billing.pricing import (
     terms_of_metered,
     terms_of_whole,
 )
-from services.billing.settlement import OWED, Ending, Owes, Settlement
 
 USD = 10**9
 

@@ -22,9 +22,9 @@ from finemesh_client.journal import (
     recompute,
     write_line,
 )
-from services.billing import chain
-from services.billing.chain import Link
-from services.billing.ledger import Account, Posting, Transaction, TransactionKind
+from services.billing.ledger import chain
+from services.billing.ledger.chain import Link
+from services.billing.ledger.entries import Account, Posting, Transaction, TransactionKind
 
 DOCS = Path(__file__).parents[3] / "docs/ledger.md"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,0 +1,189 @@
+"""InvoiceService: invoices as documents, corrections and reports of cost, of the caller's own organization and project.
+
+Only an operator closes invoices and gives money back, for any organization. Money is decided in `invoicing.py` and
+`crediting.py`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from chassis import paging
+from chassis.bus.outbox import Outbox
+from chassis.clock import Clock
+from chassis.db.pool import Pool, transaction
+from chassis.errors import ResourceExhausted
+from chassis.identity import current_caller
+from chassis.names import NAME_CHARS_MAX, own_parent
+from finemesh.billing.v1 import invoice_service_pb2 as pb
+from finemesh.billing.v1 import invoice_service_pb2_grpc
+from finemesh.identity.v1 import identity_pb2
+from services.billing.api import requests
+from services.billing.api.convert import costs_to_proto, dimensions_from_proto, usage_record_to_proto
+from services.billing.calendar import Month
+from services.billing.config import BillingSettings
+from services.billing.invoices import crediting, invoicing
+from services.billing.invoices.convert import (
+    closed_head_to_proto,
+    closed_invoice_to_proto,
+    credit_note_to_proto,
+    party_to_proto,
+)
+from services.billing.invoices.documents.formats import Document, render
+from services.billing.invoices.store import InvoiceStore
+from services.billing.usage.pages import Position
+from services.billing.usage.store import UsageStore
+
+OPERATOR, ADMIN = "operator", "admin"
+
+
+class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
+    def __init__(self, pool: Pool, settings: BillingSettings, outbox: Outbox, *, clock: Clock) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._outbox = outbox
+        self._clock = clock
+        # Documents are drawn one at a time, beside the loop: they take a millisecond a line, and a call that its caller
+        # gave up must not leave a second one running.
+        self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="documents")
+
+    async def ListInvoices(self, request: pb.ListInvoicesRequest, context: Any) -> pb.ListInvoicesResponse:
+        account = requests.own_account(current_caller())
+        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
+        scope = f"invoices:{account}"
+        before = requests.month_before(paging.decode_token(request.page_token, scope=scope, kinds=(str,)))
+        async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+            heads = await invoicing.list_heads(
+                connection, account, before=before, running=Month.of(self._clock.now()), row_max=size + 1
+            )
+        page = heads[:size]
+        more = len(heads) > size
+        token = paging.encode_token((page[-1].name.rpartition("/")[2],), scope=scope) if more else ""
+        return pb.ListInvoicesResponse(invoices=page, next_page_token=token)
+
+    async def RenderInvoice(self, request: pb.RenderInvoiceRequest, context: Any) -> pb.RenderInvoiceResponse:
+        account = requests.own_account(current_caller())
+        requests.check_choice("format", request.format, pb.InvoiceFormat.values())
+        month = requests.month_of(request.name, account, self._clock.now())
+        async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+            found = await invoicing.read(connection, self._settings.invoice_terms, account, month)
+        loop = asyncio.get_running_loop()
+        document: Document = await loop.run_in_executor(self._drawing, render, found, request.format)
+        requests.check_size(len(document.content), self._settings)
+        return pb.RenderInvoiceResponse(
+            content=document.content, content_type=document.content_type, filename=document.filename
+        )
+
+    async def CloseInvoice(self, request: pb.CloseInvoiceRequest, context: Any) -> pb.CloseInvoiceResponse:
+        current_caller().require_role(OPERATOR)
+        organization_id, month = requests.invoice_of(request.name)
+        async with transaction(self._pool) as connection:
+            closed = await invoicing.close(
+                connection,
+                self._outbox,
+                self._settings.invoice_terms,
+                organization_id=organization_id,
+                month=month,
+                now=self._clock.now(),
+            )
+        self._outbox.wake()
+        # It is closed now, so what does not fit into a message is answered without its lines and not refused.
+        fits = len(closed.content) <= requests.size_bytes_max(self._settings)
+        answer = closed_invoice_to_proto(closed) if fits else closed_head_to_proto(organization_id, closed)
+        return pb.CloseInvoiceResponse(invoice=answer)
+
+    async def CreateCreditNote(self, request: pb.CreateCreditNoteRequest, context: Any) -> pb.CreateCreditNoteResponse:
+        current_caller().require_role(OPERATOR)
+        correction = requests.correction_from_proto(request, self._settings)
+        async with transaction(self._pool) as connection:
+            note = await crediting.give_back(
+                connection, self._outbox, correction, now=self._clock.now(), limits=self._settings.limits
+            )
+        self._outbox.wake()
+        return pb.CreateCreditNoteResponse(credit_note=credit_note_to_proto(note))
+
+    async def ListCreditNotes(self, request: pb.ListCreditNotesRequest, context: Any) -> pb.ListCreditNotesResponse:
+        account = requests.own_account(current_caller())
+        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
+        scope = f"creditNotes:{account}"
+        cursor = paging.decode_token(request.page_token, scope=scope, kinds=(int,))
+        async with self._pool.acquire() as connection:
+            notes = await InvoiceStore(connection).list_credit_notes(
+                account, before=int(cursor[0]) if cursor else None, row_max=size + 1
+            )
+        page = notes[:size]
+        token = paging.encode_token((page[-1].number,), scope=scope) if len(notes) > size else ""
+        return pb.ListCreditNotesResponse(
+            credit_notes=[credit_note_to_proto(note) for note in page], next_page_token=token
+        )
+
+    async def GetBillingProfile(
+        self, request: pb.GetBillingProfileRequest, context: Any
+    ) -> pb.GetBillingProfileResponse:
+        account = requests.own_account(current_caller())
+        async with self._pool.acquire() as connection:
+            profile = await InvoiceStore(connection).get_profile(account)
+        return pb.GetBillingProfileResponse(profile=party_to_proto(profile))
+
+    async def UpdateBillingProfile(
+        self, request: pb.UpdateBillingProfileRequest, context: Any
+    ) -> pb.UpdateBillingProfileResponse:
+        caller = current_caller()
+        account = requests.own_account(caller)
+        caller.require_role(ADMIN)
+        profile = requests.profile_from_proto(request.profile, self._settings)
+        async with self._pool.acquire() as connection:
+            await InvoiceStore(connection).save_profile(account, profile, self._clock.now())
+        return pb.UpdateBillingProfileResponse(profile=party_to_proto(profile))
+
+    async def QueryCosts(self, request: pb.QueryCostsRequest, context: Any) -> pb.QueryCostsResponse:
+        account = requests.own_account(current_caller())
+        rows_max = self._settings.cost_rows_max
+        start_day, end_day = requests.days_of(
+            request.start_day, request.end_day, self._clock.now(), self._settings.cost_days_max
+        )
+        dimensions = dimensions_from_proto(request.group_by)
+        requests.check_text("project_id", request.project_id, NAME_CHARS_MAX)
+        async with self._pool.acquire() as connection:
+            rows = await UsageStore(connection).list_costs(
+                account,
+                project_id=request.project_id,
+                start_day=start_day,
+                end_day=end_day,
+                dimensions=dimensions,
+                row_max=rows_max + 1,
+            )
+        if len(rows) > rows_max:
+            raise _too_many_rows(rows_max)
+        answer = costs_to_proto(rows)
+        requests.check_size(answer.ByteSize(), self._settings)
+        return answer
+
+    async def ExportUsage(self, request: pb.ExportUsageRequest, context: Any) -> AsyncIterator[pb.ExportUsageResponse]:
+        """A connection is held for each batch and not for the export: a slow reader costs nobody anything."""
+        project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
+        wanted = requests.export_filter_from_proto(request, project_id)
+        if wanted.billing_month is not None:
+            account = requests.own_account(current_caller())
+            async with self._pool.acquire() as connection:
+                wanted = await UsageStore(connection).within_month(wanted, account)
+        position: Position | None = None
+        while True:
+            async with self._pool.acquire() as connection:
+                page = await UsageStore(connection).list_oldest(
+                    wanted, after=position, scan_max=self._settings.export_batch_max
+                )
+            if page.records:
+                yield pb.ExportUsageResponse(usage_records=[usage_record_to_proto(record) for record in page.records])
+            if page.next is None:
+                return
+            position = page.next
+
+
+def _too_many_rows(rows_max: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        "SIZE_LIMIT",
+        f"the report has more than {rows_max} rows: take fewer days or sum by less",
+        metadata={"limit": "cost_rows_max", "limit_rows": str(rows_max)},
+    )

@@ -1,0 +1,157 @@
+"""LedgerService: the ledger for whoever wants to recompute it, and what could not be booked. It changes no entry; a dead
+letter that is run again is booked by the handler that books every event.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from chassis import paging
+from chassis.bus import dead_letters
+from chassis.bus.consumer import Consumer
+from chassis.bus.outbox import Outbox
+from chassis.clock import Clock
+from chassis.db.pool import Pool
+from chassis.errors import FieldViolation, InvalidArgument, PermissionDenied, ResourceExhausted
+from chassis.identity import current_caller
+from chassis.names import parse_name
+from finemesh.billing.v1 import ledger_service_pb2 as pb
+from finemesh.billing.v1 import ledger_service_pb2_grpc
+from finemesh.identity.v1 import identity_pb2
+from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
+from services.billing.audit.verification import Verification
+from services.billing.config import BillingSettings
+from services.billing.ledger.store import LedgerStore
+
+OPERATOR_ROLE = "operator"
+EVERY_ORGANIZATION = "organizations/-"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LETTERS = "dead letters"
+
+
+class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
+    def __init__(
+        self, pool: Pool, consumer: Consumer, outbox: Outbox, settings: BillingSettings, *, clock: Clock
+    ) -> None:
+        self._pool = pool
+        self._consumer = consumer
+        self._outbox = outbox
+        self._settings = settings
+        self._clock = clock
+        self._verifications = asyncio.Semaphore(settings.verifications_max)
+
+    async def VerifyLedger(
+        self, request: pb.VerifyLedgerRequest, context: Any
+    ) -> AsyncIterator[pb.VerifyLedgerResponse]:
+        organization_id = _organization(request.organization)
+        if self._verifications.locked():
+            raise ResourceExhausted(
+                "CAPACITY_EXHAUSTED",
+                f"{self._settings.verifications_max} verification(s) run already; try again when one is done",
+                metadata={"limit": "verifications_max"},
+            )
+        async with self._verifications:
+            verification = Verification(
+                self._pool,
+                organization_id,
+                batch_rows=self._settings.verify_batch_rows,
+                timeout_s=self._settings.verify_statement_timeout_s,
+                names_scan_max=self._settings.invoice_names_scan_max,
+            )
+            told_s = self._clock.monotonic()
+            async for _ in verification.run():
+                if self._clock.monotonic() - told_s >= self._settings.verify_progress_s:
+                    told_s = self._clock.monotonic()
+                    yield progress_to_proto(verification.progress)
+        yield progress_to_proto(verification.progress, done=True)
+
+    async def ExportJournal(
+        self, request: pb.ExportJournalRequest, context: Any
+    ) -> AsyncIterator[pb.ExportJournalResponse]:
+        organization_id = _organization(request.organization)
+        if organization_id is None:
+            raise _invalid("organization", "must name one organization")
+        if request.after_position < 0:
+            raise _invalid("after_position", "must not be negative")
+        position, row_max = request.after_position, self._settings.journal_batch_rows
+        while True:
+            # A short read each: a slow client must not hold a connection.
+            async with self._pool.acquire() as connection:
+                rows = await LedgerStore(connection).list_journal(
+                    organization_id, after_position=position, row_max=row_max
+                )
+            if rows:
+                position = rows[-1].position
+                yield pb.ExportJournalResponse(entries=[journal_entry_to_proto(row) for row in rows])
+            if len(rows) < row_max:
+                return
+
+    async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
+        current_caller().require_role(OPERATOR_ROLE)
+        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
+        after = _position(paging.decode_token(request.page_token, scope=_LETTERS, kinds=(int, str)))
+        answer = pb.ListDeadLettersResponse()
+        # Events can be large: a page ends with its number of rows or when it fills half a message.
+        size_bytes, bytes_max = 0, self._settings.message_size_bytes_max // 2
+        while True:
+            async with self._pool.acquire() as connection:
+                letters = await dead_letters.list_dead_letters(
+                    connection, self._consumer.durable, after=after, row_max=self._settings.dead_letter_batch_rows
+                )
+            for letter in letters:
+                if len(answer.dead_letters) == size or size_bytes > bytes_max:
+                    assert after is not None
+                    answer.next_page_token = paging.encode_token(_cursor(*after), scope=_LETTERS)
+                    return answer
+                event = self._consumer.read(letter.event_type, letter.payload)
+                shown = dead_letter_to_proto(letter, event, json_bytes_max=bytes_max // 2)
+                answer.dead_letters.append(shown)
+                size_bytes += shown.ByteSize()
+                after = letter.create_time, letter.event_id
+            if len(letters) < self._settings.dead_letter_batch_rows:
+                return answer
+
+    async def ReplayDeadLetter(self, request: pb.ReplayDeadLetterRequest, context: Any) -> pb.ReplayDeadLetterResponse:
+        current_caller().require_role(OPERATOR_ROLE)
+        try:
+            event_id = uuid.UUID(request.event_id)
+        except ValueError:
+            raise _invalid("event_id", "must be the id of an event, a UUID") from None
+        outcome = await dead_letters.replay(self._pool, self._consumer, event_id)
+        self._outbox.wake()
+        return pb.ReplayDeadLetterResponse(booked=outcome.done, error=outcome.error)
+
+
+def _organization(name: str) -> str | None:
+    """Id of the organization that the caller may ask about; None for all of them."""
+    caller = current_caller()
+    if not name:
+        if not caller.account:
+            raise PermissionDenied("CALLER_NOT_ALLOWED", "this call must be made for an organization")
+        return caller.account
+    if name == EVERY_ORGANIZATION:
+        caller.require_role(OPERATOR_ROLE)
+        return None
+    organization_id = parse_name(identity_pb2.Organization, name, "organization")["organization"]
+    if organization_id != caller.account:
+        caller.require_role(OPERATOR_ROLE)
+    return organization_id
+
+
+def _position(cursor: paging.Cursor | None) -> tuple[datetime, uuid.UUID] | None:
+    if cursor is None:
+        return None
+    try:
+        return _EPOCH + int(cursor[0]) * datetime.resolution, uuid.UUID(str(cursor[1]))
+    except (ValueError, OverflowError):
+        raise _invalid("page_token", "is not a token of this list; begin again without one") from None
+
+
+def _cursor(create_time: datetime, event_id: uuid.UUID) -> tuple[int, str]:
+    return (create_time - _EPOCH) // datetime.resolution, str(event_id)
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])

@@ -1,0 +1,1 @@
+"""The ledger recomputed from its rows, and the first difference. It changes nothing and believes no row."""

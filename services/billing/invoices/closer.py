@@ -1,0 +1,73 @@
+"""Closes the invoices of months that are over and past their time of grace. It decides only when; any number of
+processes may do it at once, because closing is done once under the organization's lock."""
+
+from datetime import date, timedelta
+
+import structlog
+
+from chassis.bus.outbox import Outbox
+from chassis.clock import Clock
+from chassis.db.pool import Pool, database_is_away, transaction
+from services.billing.calendar import Month
+from services.billing.config import BillingSettings
+from services.billing.invoices import invoicing
+from services.billing.invoices.store import InvoiceStore
+
+_log = structlog.get_logger(__name__)
+_FIRST = ("", date(1970, 1, 1))
+
+
+class Closer:
+    """One transaction for each invoice, so that nobody waits for the invoices of others."""
+
+    def __init__(self, pool: Pool, outbox: Outbox, settings: BillingSettings, *, clock: Clock) -> None:
+        self._pool = pool
+        self._outbox = outbox
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.close_due()
+            except Exception as error:
+                if not database_is_away(error):
+                    raise
+                _log.warning("closing_postponed", error=repr(error))
+            await self._clock.sleep(self._settings.invoice_close_interval_s)
+
+    async def close_due(self) -> int:
+        """Closes all that is due and returns how many invoices that were; one that cannot be closed stops no other."""
+        before = Month.of(self._clock.now() - timedelta(seconds=self._settings.invoice_grace_s)).first_day
+        seen, count = _FIRST, 0
+        while True:
+            async with self._pool.acquire() as connection:
+                due = await InvoiceStore(connection).list_due(
+                    before=before, after=seen, row_max=self._settings.invoice_close_batch_max
+                )
+            for organization_id, day in due:
+                count += await self._close(organization_id, Month.from_day(day))
+                seen = (organization_id, day)
+            if len(due) < self._settings.invoice_close_batch_max:
+                return count
+
+    async def _close(self, organization_id: str, month: Month) -> bool:
+        try:
+            async with transaction(self._pool) as connection:
+                closed = await invoicing.close(
+                    connection,
+                    self._outbox,
+                    self._settings.invoice_terms,
+                    organization_id=organization_id,
+                    month=month,
+                    now=self._clock.now(),
+                )
+        except Exception as error:
+            if database_is_away(error):
+                raise
+            # Whatever is wrong with one invoice, a crash here would keep all others from being closed.
+            _log.error("invoice_not_closed", organization_id=organization_id, month=str(month), error=repr(error))
+            return False
+        self._outbox.wake()
+        _log.info("invoice_closed", organization_id=organization_id, month=str(month), number=closed.number)
+        return True
