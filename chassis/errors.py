@@ -58,6 +58,19 @@ class InvalidArgument(DomainError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+def invalid(field: str, problem: str, *, message: str | None = None, reason: str = "INVALID_FIELD") -> InvalidArgument:
+    """The error for one field of a request; the message is the field and the problem, unless another is given."""
+    text = f"{field} {problem}" if message is None else message
+    return InvalidArgument(reason, text, violations=[FieldViolation(field, problem)])
+
+
+def refuse_invalid(violations: Sequence[FieldViolation]) -> None:
+    """Raises the error for all of these fields, in the words of the first; without any it does nothing."""
+    if violations:
+        first = violations[0]
+        raise InvalidArgument("INVALID_FIELD", f"{first.field} {first.description}", violations=violations)
+
+
 class NotFound(DomainError):
     code = grpc.StatusCode.NOT_FOUND
 

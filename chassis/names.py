@@ -11,7 +11,7 @@ from google.api import resource_pb2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from chassis.errors import FieldViolation, InvalidArgument, NotFound
+from chassis.errors import NotFound, invalid
 from chassis.identity import Caller
 
 TENANT_PART = "project"
@@ -43,11 +43,7 @@ def parse_name(message: type[Message], name: str, field: str = "name") -> dict[s
                 return parts
     shapes = " or ".join(f"`{pattern.source}`" for pattern in _patterns(message.DESCRIPTOR))
     what = "is empty" if not name else "does not have the right form"
-    raise InvalidArgument(
-        "INVALID_FIELD",
-        f"{field} {what}; it must look like {shapes}",
-        violations=[FieldViolation(field, f"must look like {shapes}")],
-    )
+    raise invalid(field, f"must look like {shapes}", message=f"{field} {what}; it must look like {shapes}")
 
 
 def own_name(message: type[Message], name: str, caller: Caller, field: str = "name") -> dict[str, str]:

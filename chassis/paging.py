@@ -7,21 +7,74 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import InvalidArgument, invalid
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 TOKEN_CHARS_MAX = 1024
 
 Cursor = tuple[str | int, ...]
+Row = TypeVar("Row")
+Value = TypeVar("Value", str, int)
+
+
+class ListRequest(Protocol):
+    """What every request for a list has."""
+
+    page_size: int
+    page_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page of the list named `scope`: at most `size` rows after `cursor`, or from the start where that is None."""
+
+    size: int
+    cursor: Cursor | None
+    scope: str
+
+    @property
+    def row_max(self) -> int:
+        """How many rows to read: one more than the page shows says whether another page follows."""
+        return self.size + 1
+
+    def after(self, start: Value) -> Value:
+        """The single value of the cursor; `start` on the first page."""
+        if self.cursor is None:
+            return start
+        (value,) = self.cursor
+        assert isinstance(value, type(start)), "the kinds were checked"
+        return value
+
+    def cut(self, rows: Sequence[Row], cursor_of: Callable[[Row], Cursor]) -> tuple[Sequence[Row], str]:
+        """The rows that the page shows, and the token of the next page; of `row_max` rows that were read."""
+        shown = rows[: self.size]
+        return shown, self.token(cursor_of(shown[-1])) if len(rows) > self.size else ""
+
+    def token(self, cursor: Cursor) -> str:
+        """The token of the page after `cursor`."""
+        return encode_token(cursor, scope=self.scope)
+
+
+def read_page(
+    request: ListRequest, *, scope: str, kinds: Sequence[type[str] | type[int]], maximum: int = PAGE_SIZE_MAX
+) -> Page:
+    """The page that a request asks for; `scope` and `kinds` as in `encode_token` and `decode_token`."""
+    return Page(
+        size=page_size(request.page_size, maximum=maximum),
+        cursor=decode_token(request.page_token, scope=scope, kinds=kinds),
+        scope=scope,
+    )
 
 
 def page_size(requested: int, *, default: int = PAGE_SIZE_DEFAULT, maximum: int = PAGE_SIZE_MAX) -> int:
     """Zero means the default and too large means the maximum, as AIP-158 wants; negative is InvalidArgument."""
     if requested < 0:
-        raise _invalid("page_size", "must not be negative")
+        raise invalid("page_size", "must not be negative")
     return min(requested or default, maximum)
 
 
@@ -36,16 +89,16 @@ def decode_token(token: str, *, scope: str, kinds: Sequence[type[str] | type[int
     if not token:
         return None
     if len(token) > TOKEN_CHARS_MAX:
-        raise _invalid("page_token", "is not a token of this list; begin again without one")
+        raise invalid_token()
     try:
         values = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not values or values[0] != _digest(scope):
-        raise _invalid("page_token", "is not a token of this list; begin again without one")
+        raise invalid_token()
     cursor = values[1:]
     if [type(value) for value in cursor] != list(kinds):
-        raise _invalid("page_token", "is not a token of this list; begin again without one")
+        raise invalid_token()
     return tuple(cursor)
 
 
@@ -53,5 +106,6 @@ def _digest(scope: str) -> str:
     return hashlib.sha256(scope.encode()).hexdigest()[:12]
 
 
-def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])
+def invalid_token() -> InvalidArgument:
+    """The error for a token that this list did not make, also where only its handler can tell."""
+    return invalid("page_token", "is not a token of this list; begin again without one")

@@ -3,7 +3,6 @@
 `Outbox` is what a service's store calls; `relay.py` carries the rows to the bus. It knows no event by name.
 """
 
-import asyncio
 import uuid
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from chassis.errors import ResourceExhausted
 from chassis.ids import Ids
+from chassis.rounds import Signal
 from chassis.settings import ChassisSettings
 from chassis.telemetry.trace import TRACEPARENT_KEY, current_traceparent
 
@@ -32,7 +32,7 @@ class Outbox:
         self.size_bytes_max = settings.event_size_bytes_max
         self._clock = clock
         self._ids = ids
-        self._woken = asyncio.Event()
+        self._added = Signal()
 
     async def add(
         self, connection: Connection, message: Message, *, subject_name: str, key: str | None = None
@@ -66,17 +66,11 @@ class Outbox:
 
     def wake(self) -> None:
         """Tells the relay of this process to look now; call it after the commit. Forgetting it costs one poll."""
-        self._woken.set()
+        self._added.send()
 
     async def wait(self, timeout_s: float) -> None:
         """Returns at the next `wake`, at once if it came since the last wait, or after the timeout."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._woken.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._woken.clear()
+        await self._added.wait(timeout_s)
 
 
 def event_id_of(source: str, event_type: str, key: str) -> uuid.UUID:

@@ -12,7 +12,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import Aborted, DeadlineExceeded, ResourceExhausted
 from chassis.ids import Ids
-from chassis.objects import ObjectStore
+from chassis.objects.client import ObjectStore
 from services.gateway import idempotency
 from services.gateway.config import GatewaySettings
 from services.gateway.domain import StoredFile, artifact_key

@@ -4,11 +4,11 @@ import asyncio
 from datetime import timedelta
 
 import structlog
-from obstore.exceptions import BaseError
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from chassis.objects import ObjectStore
+from chassis.errors import Unavailable
+from chassis.objects.client import ObjectStore
 from services.gateway.config import GatewaySettings
 from services.gateway.store import Store
 
@@ -83,4 +83,4 @@ class Sweeper:
 
 def is_passing(error: Exception) -> bool:
     """Whether database or artifact store are away and the same work may succeed later."""
-    return isinstance(error, BaseError) or database_is_away(error)
+    return isinstance(error, Unavailable) or database_is_away(error)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
-from chassis.objects import ObjectStore
+from chassis.objects.client import ObjectStore
 from services.gateway.content_check import ContentCheck, ParquetLimits
 from services.gateway.dataset_check import DatasetLimits, DatasetReport
 

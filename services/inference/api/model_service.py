@@ -10,7 +10,7 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import FieldViolation, InvalidArgument, NotFound
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
-from chassis.objects import ObjectStore
+from chassis.objects.client import ObjectStore
 from chassis.paging import decode_token, encode_token, page_size
 from chassis.rpc.streams import whole
 from finemesh.identity.v1 import identity_pb2

@@ -16,7 +16,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from chassis.ids import Ids
-from chassis.objects import ObjectStore
+from chassis.objects.client import ObjectStore
 from services.inference.config import InferenceSettings
 from services.inference.models.domain import BaseModel, StoredFile, Weights, revision_of
 from services.inference.models.model_facts import read_facts

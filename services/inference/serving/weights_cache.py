@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from chassis.errors import DataLoss
-from chassis.objects import ObjectStore
+from chassis.objects.client import ObjectStore
 from services.inference.models.domain import StoredFile, Weights
 
 

@@ -1,11 +1,13 @@
-"""Page tokens: they come back as they were made, for their own list only."""
+"""Page tokens: they come back as they were made, for their own list only. Pages: every row once, and then an end."""
+
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
-from chassis.paging import decode_token, encode_token, page_size
+from chassis.paging import decode_token, encode_token, page_size, read_page
 
 CURSORS = st.tuples(st.integers(min_value=-(2**63), max_value=2**63), st.text(max_size=50))
 
@@ -39,3 +41,34 @@ def test_sizes_are_clamped() -> None:
     assert page_size(10**9, default=7, maximum=9) == 9
     with pytest.raises(InvalidArgument):
         page_size(-1)
+
+
+@dataclass
+class Request:
+    page_size: int = 0
+    page_token: str = ""
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6])
+def test_pages_show_every_row_once_and_then_end(count: int) -> None:
+    rows, shown, request = list(range(count)), [], Request(page_size=2)
+    for _ in range(4):
+        page = read_page(request, scope="rows", kinds=(int,))
+        read = [row for row in rows if row > page.after(-1)][: page.row_max]
+        part, request.page_token = page.cut(read, lambda row: (row,))
+        shown += part
+        if not request.page_token:
+            break
+    assert shown == rows
+    assert request.page_token == ""
+
+
+def test_a_page_is_not_larger_than_its_list_allows() -> None:
+    page = read_page(Request(page_size=500), scope="rows", kinds=(str,), maximum=100)
+    assert (page.size, page.row_max, page.after("start")) == (100, 101, "start")
+
+
+def test_a_page_refuses_the_token_of_another_list() -> None:
+    token = read_page(Request(), scope="others", kinds=(int,)).token((1,))
+    with pytest.raises(InvalidArgument):
+        read_page(Request(page_token=token), scope="rows", kinds=(int,))

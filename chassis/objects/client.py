@@ -1,0 +1,84 @@
+"""Not pure: object store. One store (a folder, S3, GCS, Azure) as a place for streams: put, read, remove."""
+
+import contextlib
+import glob
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, from_url
+
+from chassis.errors import DataLoss, Unavailable
+
+
+class ObjectMissing(DataLoss):
+    """What was stored once is not there."""
+
+
+class ObjectStore:
+    """One store below one root; keys are relative to it. Every method raises Unavailable while the store is away."""
+
+    def __init__(self, url: str, *, part_bytes: int, parts_in_flight_max: int) -> None:
+        # Any, because each kind of store is a class of its own.
+        self._store: Any = LocalStore.from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
+        self._part_bytes = part_bytes
+        self._parts_in_flight_max = parts_in_flight_max
+
+    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Stores the stream as a multipart upload. When `chunks` raises or the caller is cancelled, the upload is
+        aborted and nothing is stored."""
+        with _away(key):
+            await obstore.put_async(
+                self._store,
+                key,
+                chunks,
+                use_multipart=True,
+                chunk_size=self._part_bytes,
+                max_concurrency=self._parts_in_flight_max,
+            )
+
+    async def read(self, key: str, *, offset_bytes: int = 0, chunk_bytes_max: int) -> AsyncIterator[bytes]:
+        """The stored bytes from the offset on, in chunks of at most `chunk_bytes_max`; ObjectMissing without any."""
+        options = {"range": {"offset": offset_bytes}} if offset_bytes else {}
+        try:
+            with _away(key):
+                found = await obstore.get_async(self._store, key, options=options)
+        except FileNotFoundError as error:
+            raise ObjectMissing("DATA_CORRUPT", "the stored bytes are gone", metadata={"key": key}) from error
+        pieces = aiter(found.stream(min_chunk_size=chunk_bytes_max))
+        while True:
+            # Not around the `yield`: what the reader of the chunks raises is not the store's.
+            with _away(key):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            view = memoryview(piece)
+            for start in range(0, len(view), chunk_bytes_max):
+                yield bytes(view[start : start + chunk_bytes_max])
+
+    async def remove(self, key: str) -> None:
+        """Removes the bytes, also those of an upload that its process left half done; fine when there are none."""
+        with contextlib.suppress(FileNotFoundError), _away(key):
+            await obstore.delete_async(self._store, key)
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            self._remove_staged(Path(self._store.prefix) / key)
+
+    @staticmethod
+    def _remove_staged(path: Path) -> None:
+        # A local multipart upload grows in `<key>#<n>` until it is renamed; a killed process leaves that behind.
+        # Object stores drop theirs by a lifecycle rule on incomplete multipart uploads.
+        for staged in path.parent.glob(f"{glob.escape(path.name)}#*"):
+            staged.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _away(key: str) -> Iterator[None]:
+    """The store's own errors as Unavailable; but a missing object is a FileNotFoundError, whichever store says so."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise FileNotFoundError(key) from error
+    except BaseError as error:
+        raise Unavailable("DEPENDENCY_UNAVAILABLE", f"the artifact store cannot be reached for {key}") from error

@@ -1,0 +1,114 @@
+"""A worker goes on after passing trouble and ends with a defect; a guard judges only after it has watched long enough."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from chassis.clock import ManualClock
+from chassis.rounds import AbsenceGuard, Signal, run_rounds
+
+
+class Defect(Exception):
+    """Ends the rounds of a test."""
+
+
+class Script:
+    """Answers of the rounds, one after the other."""
+
+    def __init__(self, *answers: bool | Exception) -> None:
+        self._answers: Iterator[bool | Exception] = iter(answers)
+        self.moments: list[float] = []
+        self.clock = ManualClock()
+
+    async def round(self) -> bool:
+        self.moments.append(self.clock.monotonic())
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def wait(self) -> None:
+        await self.clock.sleep(10)
+
+
+async def test_a_round_with_more_to_do_is_followed_at_once() -> None:
+    script = Script(True, True, False, Defect())
+    async with asyncio.TaskGroup() as group:
+        rounds = group.create_task(_until_defect(script))
+        await script.clock.wait_for_sleepers()
+        assert script.moments == [0, 0, 0]
+        await script.clock.advance(10)
+        await rounds
+    assert script.moments == [0, 0, 0, 10]
+
+
+async def test_passing_trouble_is_waited_out_with_growing_pauses() -> None:
+    script = Script(ConnectionError(), ConnectionError(), False, ConnectionError(), Defect())
+    async with asyncio.TaskGroup() as group:
+        rounds = group.create_task(_until_defect(script))
+        await script.clock.wait_for_sleepers()
+        await script.clock.advance(100)
+        await rounds
+    first, second, third, fourth, fifth = script.moments
+    assert 0 < second - first < third - second < 1
+    assert (fourth - third, fifth - fourth < 1) == (10, True)
+
+
+async def test_what_passes_is_for_the_caller_to_say() -> None:
+    script = Script(Defect(), ConnectionError())
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(5):
+            work = asyncio.create_task(
+                run_rounds(
+                    "test",
+                    script.round,
+                    wait=script.wait,
+                    clock=script.clock,
+                    is_passing=lambda error: isinstance(error, Defect),
+                )
+            )
+            await script.clock.wait_for_sleepers()
+            await script.clock.advance(10)
+            await work
+
+
+async def _until_defect(script: Script) -> None:
+    with pytest.raises(Defect):
+        await run_rounds("test", script.round, wait=script.wait, clock=script.clock)
+
+
+async def test_a_signal_that_came_early_is_kept_once() -> None:
+    signal = Signal()
+    signal.send()
+    signal.send()
+    async with asyncio.timeout(5):
+        await signal.wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await signal.wait()
+    await signal.wait(0.001)
+
+
+def test_nobody_is_judged_before_the_watch_was_long_enough() -> None:
+    clock = ManualClock()
+    guard = AbsenceGuard(clock, gap_s_max=5, watch_s_min=10)
+    for _ in range(3):
+        clock.jump(3)
+        guard.look()
+        assert not guard.may_judge
+    clock.jump(1)
+    guard.look()
+    assert guard.may_judge
+
+
+def test_a_gap_begins_the_watch_anew() -> None:
+    clock = ManualClock()
+    guard = AbsenceGuard(clock, gap_s_max=5, watch_s_min=10)
+    for _ in range(20):
+        clock.jump(1)
+        guard.look()
+    assert guard.may_judge
+    clock.jump(6)
+    guard.look()
+    assert not guard.may_judge
