@@ -14,37 +14,38 @@ from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from finemesh.tuning.v1.tuning_service_pb2_grpc import add_TuningServiceServicer_to_server
-from services.scheduler.admission import Admission
-from services.scheduler.allocation_service import AllocationService
-from services.scheduler.analysis import Analyzer
-from services.scheduler.attempts import Attempts
+from services.scheduler.admission.admission import Admission
+from services.scheduler.admission.dataset_counts import Analyzer
+from services.scheduler.admission.dataset_preview import Previewer
+from services.scheduler.admission.job_requests import JobRequests
+from services.scheduler.admission.template_facts import TemplateFacts
+from services.scheduler.api.allocation_service import AllocationService
+from services.scheduler.api.job_view import JobView
+from services.scheduler.api.job_watch import Follower
+from services.scheduler.api.node_service import NodeService
+from services.scheduler.api.tuning_service import TuningService
+from services.scheduler.attempts.attempts import Attempts
+from services.scheduler.attempts.reports import AttemptReports
 from services.scheduler.config import SchedulerSettings
-from services.scheduler.follow import Follower
-from services.scheduler.heartbeat import Heartbeats
-from services.scheduler.job_secrets import JobSecrets
-from services.scheduler.job_store import JobStore
-from services.scheduler.limits import load_limits
-from services.scheduler.node_service import NodeService
-from services.scheduler.node_store import NodeStore
+from services.scheduler.database import MIGRATIONS, Database
+from services.scheduler.jobs.job_secrets import JobSecrets
+from services.scheduler.jobs.secret_box import SecretBox
+from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.nodes.heartbeats import Heartbeats
+from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.peers import Peers
-from services.scheduler.pipelines.placement import Placer
-from services.scheduler.pipelines.release import Releaser
-from services.scheduler.pipelines.renewal import Renewer
-from services.scheduler.pipelines.sweeper import Sweeper
-from services.scheduler.pipelines.validate import Validator
-from services.scheduler.preview import Previewer
-from services.scheduler.requests import Requests
-from services.scheduler.secret_box import SecretBox
-from services.scheduler.store import MIGRATIONS, Store
-from services.scheduler.template_facts import TemplateFacts
-from services.scheduler.tuning_service import TuningService
-from services.scheduler.view import JobView
-from services.scheduler.watch import Hub, Listener
+from services.scheduler.pipelines.hold_releaser import Releaser
+from services.scheduler.pipelines.hold_renewer import Renewer
+from services.scheduler.pipelines.lease_sweeper import Sweeper
+from services.scheduler.pipelines.placer import Placer
+from services.scheduler.pipelines.validator import Validator
+from services.scheduler.placement.serving import ServingAllocations
+from services.scheduler.spec.tuning_limits import load_limits
+from services.scheduler.watching.bells import Hub
+from services.scheduler.watching.listener import Listener
 
 
-async def main(process: Process) -> None:
-    settings = process.settings
-    assert isinstance(settings, SchedulerSettings)
+async def main(process: Process, settings: SchedulerSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
 
     pool = await open_pool(settings)
@@ -56,62 +57,58 @@ async def main(process: Process) -> None:
     peers = Peers(settings)
     process.on_drain(DrainStage.RELEASE_LEASES, peers.close)
 
-    hub = Hub()
-    store = Store(pool, outbox, clock)
-    jobs, nodes = JobStore(store), NodeStore(store)
-    attempts = Attempts(store, jobs, settings)
-    limits = load_limits()
-    admission = Admission(store, peers, limits, settings)
-    analyzer = Analyzer(store, peers, settings)
-    view = JobView(store, settings)
-    job_secrets = JobSecrets(store, SecretBox(settings.secrets_key) if settings.secrets_key else None)
-    requests = Requests(store, jobs, admission, job_secrets, ids)
-    follower = Follower(store, view, hub, settings)
-    heartbeats = Heartbeats(store, nodes, hub, settings)
+    hub, database, limits = Hub(), Database(pool, outbox, clock), load_limits()
+    jobs = JobTransitions(database)
+    job_secrets = JobSecrets(database, SecretBox(settings.secrets_key) if settings.secrets_key else None)
+    attempts, reports = Attempts(database, jobs, settings), AttemptReports(database, jobs, settings)
+    nodes = NodeRegistry(database, attempts)
+    heartbeats = Heartbeats(database, nodes, hub, settings)
+    admission = Admission(database, peers, limits, settings)
+    analyzer = Analyzer(database, peers, settings)
+    requests = JobRequests(database, jobs, admission, job_secrets, ids)
+    previewer = Previewer(database, peers, limits, settings)
+    templates = TemplateFacts(database, peers, clock, settings)
+    view = JobView(database, settings)
+    follower = Follower(database, view, hub, settings)
 
     process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
     process.spawn("listener", Listener(pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
-    validator = Validator(store, jobs, analyzer, peers, hub, clock, ids, settings)
+    validator = Validator(database, jobs, analyzer, peers, hub, clock, ids, settings)
     for number in range(settings.validations_concurrent_max):
         process.spawn(f"validator-{number}", validator.run)
-    process.spawn("releaser", Releaser(store, peers, clock, ids, settings).run)
-    process.spawn("renewer", Renewer(store, attempts, peers, clock, settings).run)
-    process.spawn("placer", Placer(store, jobs, hub, clock, settings).run)
-    process.spawn("sweeper", Sweeper(store, nodes, attempts, clock, settings).run)
+    process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
+    process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
+    process.spawn("placer", Placer(database, jobs, hub, clock, settings).run)
+    process.spawn("sweeper", Sweeper(database, nodes, attempts, clock, settings).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         add_TuningServiceServicer_to_server,
-        TuningService(
-            store,
-            admission,
-            analyzer,
-            peers,
-            requests,
-            view,
-            follower,
-            Previewer(store, peers, limits, settings),
-            TemplateFacts(store, peers, clock, settings),
-        ),
+        TuningService(database, admission, analyzer, peers, requests, view, follower, previewer, templates),
         "finemesh.tuning.v1.TuningService",
         allow={"gateway"},
         endless={"WatchTuningJob"},
     )
     server.add(
         add_NodeServiceServicer_to_server,
-        NodeService(store, nodes, attempts, heartbeats, job_secrets, ids, settings),
+        NodeService(nodes, heartbeats, reports, attempts, job_secrets, ids, settings),
         "finemesh.nodes.v1.NodeService",
         allow={"trainer"},
         endless={"Heartbeat"},
     )
     server.add(
         add_AllocationServiceServicer_to_server,
-        AllocationService(store, settings),
+        AllocationService(ServingAllocations(database, settings)),
         "finemesh.allocations.v1.AllocationService",
         allow={"inference"},
     )
     await server.start()
 
 
+def start() -> int:
+    settings = SchedulerSettings()
+    return run(lambda process: main(process, settings), settings)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, SchedulerSettings()))
+    sys.exit(start())

@@ -1,6 +1,10 @@
-"""The other services as the scheduler calls them: channels and stubs, opened once. It knows addresses, not meanings."""
+"""Not pure: gRPC. The other services as the scheduler calls them: channels and stubs, opened once.
+
+It knows addresses, not meanings.
+"""
 
 from collections import OrderedDict
+from typing import TypeAlias
 
 import grpc
 
@@ -11,6 +15,8 @@ from finemesh.holds.v1 import hold_service_pb2_grpc
 from services.scheduler.config import SchedulerSettings
 
 TRAINER = "trainer"
+# The generated name of the stub is known to type checkers only.
+DatasetStub: TypeAlias = "dataset_service_pb2_grpc.DatasetServiceAsyncStub"
 
 
 class Peers:
@@ -27,7 +33,7 @@ class Peers:
         self.models = model_artifact_service_pb2_grpc.ModelArtifactServiceStub(inference)
         self.holds = hold_service_pb2_grpc.HoldServiceStub(billing)
 
-    def datasets(self, address: str) -> "dataset_service_pb2_grpc.DatasetServiceAsyncStub":
+    def datasets(self, address: str) -> DatasetStub:
         """The analysis of the trainer at `address`; the channels used last stay open."""
         channel = self._trainers.get(address) or open_channel(self._settings, address, TRAINER)
         self._trainers[address] = channel

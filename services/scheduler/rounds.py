@@ -1,5 +1,6 @@
-"""How a background worker lives: round after round, waiting when there is nothing to do, patient while the database is away.
+"""Not pure: database. How a background worker lives: round after round, with a pause when there is nothing to do.
 
+It is patient while the database is away.
 It knows nothing of what a round does. Any other failure is a defect and ends the process.
 """
 
@@ -27,7 +28,7 @@ async def run_rounds(
         except Exception as error:
             if not database_is_away(error):
                 raise
-            log.warning("worker waits for the database", worker=name, error=repr(error))
+            log.warning("worker_waits_for_database", worker=name, error=repr(error))
             await clock.sleep(backoff.next_s())
             continue
         backoff.reset()

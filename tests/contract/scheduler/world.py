@@ -146,7 +146,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
             "drain_grace_s": 2.0,
         }
         settings = SchedulerSettings(**(given | overrides))
-        async with living(settings, main):
+        async with living(settings, lambda process: main(process, settings)):
             target = f"127.0.0.1:{port_file.read_text().strip()}"
             gateway = open_channel(make_settings("gateway"), target, "scheduler")
             inference = open_channel(make_settings("inference"), target, "scheduler")

@@ -8,11 +8,11 @@ from chassis.errors import Internal, Unavailable
 from finemesh.billing.v1 import billing_service_pb2
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler.domain import JobRef
-from services.scheduler.lifecycle import JobState, JobTransition
-from services.scheduler.pipelines.release import Releaser
-from services.scheduler.pipelines.validate import Validator
-from services.scheduler.watch import Hub
+from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.lifecycle import JobState, JobTransition
+from services.scheduler.pipelines.hold_releaser import Releaser
+from services.scheduler.pipelines.validator import Validator
+from services.scheduler.watching.bells import Hub
 from tests.store.scheduler.world import World
 
 
@@ -53,16 +53,16 @@ def validator(world: World, holds: Holds) -> Validator:
     peers: Any = SimpleNamespace(holds=holds)
     counter: Any = Counter()
     settings = world.settings.model_copy(update={"claim_duration_s": 0.3})
-    return Validator(world.store, world.jobs, counter, peers, Hub(), world.clock, world.ids, settings)
+    return Validator(world.database, world.jobs, counter, peers, Hub(), world.clock, world.ids, settings)
 
 
 def releaser(world: World, holds: Holds) -> Releaser:
     peers: Any = SimpleNamespace(holds=holds)
-    return Releaser(world.store, peers, world.clock, world.ids, world.settings)
+    return Releaser(world.database, peers, world.clock, world.ids, world.settings)
 
 
 async def cancel(world: World, ref: JobRef) -> None:
-    async with world.store.writing() as connection:
+    async with world.database.writing() as connection:
         assert await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled") is not None
 
 

@@ -5,11 +5,12 @@ import asyncio
 import asyncpg
 import pytest
 
-from services.scheduler import lease_store, leases
-from services.scheduler.domain import AllocationKind
-from services.scheduler.lifecycle import JobState
-from services.scheduler.pipelines.placement import Overtaken
-from services.scheduler.policy import Placement
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.pipelines.placer import Overtaken
+from services.scheduler.placement import leases
+from services.scheduler.placement.allocation import AllocationKind
+from services.scheduler.placement.policy import Placement
+from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.world import World, placement
 
 
@@ -38,12 +39,13 @@ async def test_serving_and_training_compete_for_the_same_device(world: World) ->
     ref = await world.queued_job()
 
     async def serve(owner: str) -> int:
-        async with world.store.writing() as connection:
-            token = await lease_store.next_lease_token(connection)
+        async with world.database.writing() as connection:
+            allocations = AllocationStore(connection)
+            token = await allocations.next_lease_token()
             spot = Placement(owner=owner, node="n1", hardware_type="cpu", device_indices=(0,))
-            now = world.store.now()
-            await lease_store.insert_allocation(
-                connection, token, AllocationKind.SERVING, spot, "i1", now, leases.expiry(now, 10)
+            now = world.database.now()
+            await allocations.insert(
+                AllocationKind.SERVING, spot, "i1", now=now, expires_at=leases.expiry(now, 10), lease_token=token
             )
         return token
 

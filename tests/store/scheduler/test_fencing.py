@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from chassis.errors import Aborted, FailedPrecondition
-from services.scheduler import lease_store, leases
-from services.scheduler.domain import Ending, JobFailure, LeaseRef
-from services.scheduler.lifecycle import JobState
+from services.scheduler.jobs.endings import Ending, JobFailure
+from services.scheduler.jobs.job import LeaseRef
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.placement import leases
+from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.world import World, checkpoint, metric, model, train
 
 FAILURE = JobFailure(reason="TRAINING_FAILED", message="the node's disk broke", platform_fault=True)
@@ -16,9 +18,9 @@ USER_FAILURE = JobFailure(reason="TRAINING_INPUT_INVALID", message="loss is not 
 
 Report = Callable[[World, LeaseRef], Awaitable[object]]
 REPORTS: dict[str, Report] = {
-    "start": lambda world, lease: world.attempts.start(lease),
-    "progress": lambda world, lease: world.attempts.report(lease, [metric(9)], [train(0, 9)], ["late"]),
-    "checkpoint": lambda world, lease: world.attempts.commit(lease, checkpoint(9)),
+    "start": lambda world, lease: world.reports.start(lease),
+    "progress": lambda world, lease: world.reports.report(lease, [metric(9)], [train(0, 9)], ["late"]),
+    "checkpoint": lambda world, lease: world.reports.commit(lease, checkpoint(9)),
     "succeed": lambda world, lease: world.attempts.succeed(lease, model()),
     "fail": lambda world, lease: world.attempts.fail(lease, USER_FAILURE, retryable=False),
     "retry": lambda world, lease: world.attempts.fail(lease, FAILURE, retryable=True),
@@ -56,10 +58,10 @@ async def test_an_old_token_is_not_renewed(world: World) -> None:
     await world.lose(old)
     new = await world.place_again(old)
     later = leases.expiry(world.clock.now(), 100.0)
-    async with world.store.writing() as connection:
+    async with world.database.writing() as connection:
         tokens = [old.lease_token, new.lease_token]
-        assert await lease_store.renew_leases(connection, "n1", "i1", tokens, later) == {new.lease_token}
-        assert await lease_store.renew_leases(connection, "n1", "other", tokens, later) == set()
+        assert await AllocationStore(connection).renew_leases("n1", "i1", tokens, later) == {new.lease_token}
+        assert await AllocationStore(connection).renew_leases("n1", "other", tokens, later) == set()
 
 
 @pytest.mark.parametrize("name", ["progress", "checkpoint", "succeed"])
@@ -96,14 +98,14 @@ async def test_a_start_that_is_told_again_is_no_error(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     before = await world.everything()
-    await world.attempts.start(lease)
+    await world.reports.start(lease)
     assert await world.everything() == before
 
 
 async def test_success_ends_once_with_the_model_and_the_count_of_usage(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
-    await world.attempts.report(lease, [metric(5)], [train(0, 5), train(5, 10)], [])
+    await world.reports.report(lease, [metric(5)], [train(0, 5), train(5, 10)], [])
     await world.attempts.succeed(lease, model("rv_9"))
     (ended,) = await world.events("tuning.job.ended", lease)
     assert ended.usage_record_count == 2

@@ -5,21 +5,21 @@ import asyncio
 import asyncpg
 import pytest
 
-from services.scheduler import job_store
-from services.scheduler.domain import JobRef
-from services.scheduler.lifecycle import TABLE, JobState, JobTransition
+from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.lifecycle import TABLE, JobState, JobTransition
+from services.scheduler.jobs.store import JobStore
 from tests.store.scheduler.world import PROJECT, World, metric, train
 
 
 async def sequences(world: World, ref: JobRef) -> list[int]:
-    return [event.sequence for event in await job_store.list_job_events(world.pool, ref, 0, 10_000)]
+    return [event.sequence for event in await JobStore(world.pool).list_events(ref, 0, 10_000)]
 
 
 async def test_numbers_have_no_gaps_under_concurrency(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     reports = [
-        world.attempts.report(lease, [metric(step), metric(step, validation_loss=step / 100)], [], [f"warning {step}"])
+        world.reports.report(lease, [metric(step), metric(step, validation_loss=step / 100)], [], [f"warning {step}"])
         for step in range(1, 21)
     ]
     await asyncio.gather(*reports)
@@ -32,8 +32,8 @@ async def test_a_rolled_back_report_leaves_no_gap(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     with pytest.raises(asyncpg.PostgresError):
-        await world.attempts.report(lease, [metric(1)], [train(0, 1, tokens=-1)], [])
-    await world.attempts.report(lease, [metric(1)], [], [])
+        await world.reports.report(lease, [metric(1)], [train(0, 1, tokens=-1)], [])
+    await world.reports.report(lease, [metric(1)], [], [])
     assert await sequences(world, lease) == [1, 2, 3, 4, 5]
 
 
@@ -42,7 +42,7 @@ async def test_a_rolled_back_report_leaves_no_gap(world: World) -> None:
 async def test_the_guard_in_sql_is_the_table(world: World, transition: JobTransition, state: JobState) -> None:
     ref = await world.new_job()
     await world.pool.execute("UPDATE jobs SET state = $1 WHERE job_id = $2", state.value, ref.job_id)
-    async with world.store.writing() as connection:
+    async with world.database.writing() as connection:
         change = await world.jobs.transition(connection, transition, ref, "asked for")
     allowed = state in TABLE[transition].sources
     assert (change is not None) == allowed
@@ -57,7 +57,7 @@ async def test_of_many_cancellations_one_wins(world: World) -> None:
     ref = await world.new_job()
 
     async def cancel() -> bool:
-        async with world.store.writing() as connection:
+        async with world.database.writing() as connection:
             change = await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled")
         return change is not None
 
@@ -68,11 +68,11 @@ async def test_of_many_cancellations_one_wins(world: World) -> None:
 async def test_a_foreign_project_sees_and_changes_nothing(world: World) -> None:
     ref = await world.new_job()
     foreign = JobRef(project_id="proj_b", job_id=ref.job_id)
-    assert await job_store.get_job(world.pool, foreign) is None
-    assert await job_store.list_job_events(world.pool, foreign, 0, 10) == []
-    async with world.store.writing() as connection:
+    assert await JobStore(world.pool).get(foreign) is None
+    assert await JobStore(world.pool).list_events(foreign, 0, 10) == []
+    async with world.database.writing() as connection:
         assert await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, foreign, "x") is None
-    assert await job_store.list_jobs(world.pool, "proj_b", "", 10) == []
+    assert await JobStore(world.pool).list_jobs("proj_b", "", 10) == []
 
 
 async def test_a_name_is_free_again_when_its_job_failed(world: World) -> None:
@@ -86,6 +86,6 @@ async def test_a_name_is_free_again_when_its_job_failed(world: World) -> None:
 
 async def test_jobs_are_listed_newest_first_in_pages(world: World) -> None:
     refs = [await world.new_job() for _ in range(5)]
-    first = await job_store.list_jobs(world.pool, PROJECT, "", 3)
-    rest = await job_store.list_jobs(world.pool, PROJECT, first[-1].job_id, 3)
+    first = await JobStore(world.pool).list_jobs(PROJECT, "", 3)
+    rest = await JobStore(world.pool).list_jobs(PROJECT, first[-1].job_id, 3)
     assert [job.job_id for job in [*first, *rest]] == [ref.job_id for ref in reversed(refs)]

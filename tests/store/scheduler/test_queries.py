@@ -3,14 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from chassis.db.migrations import migrate
 from chassis.db.queries import statements
-from services.scheduler.store import MIGRATIONS, QUERIES_FILE
+from services.scheduler.database import MIGRATIONS
 from tests.store.scheduler.world import World
+
+ROOMS = sorted((Path(__file__).parents[3] / "services" / "scheduler").glob("*/queries.sql"))
 
 
 async def test_every_query_prepares(world: World) -> None:
-    found = statements(QUERIES_FILE)
+    found = {f"{path.parent.name}.{name}": sql for path in ROOMS for name, sql in statements(path).items()}
     assert len(found) > 60
     async with world.pool.acquire() as connection:
         for name, sql in found.items():
@@ -24,8 +28,10 @@ async def test_migrating_again_changes_nothing(world: World) -> None:
     assert await migrate(world.pool, [MIGRATIONS]) == []
 
 
-async def test_every_query_is_named_and_explained_by_a_sentence() -> None:
-    blocks = re.split(r"^-- name: ", QUERIES_FILE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.parent.name)
+async def test_every_query_is_named_and_explained_by_a_sentence(path: Path) -> None:
+    blocks = re.split(r"^-- name: ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert blocks
     for block in blocks:
         lines = block.splitlines()
         assert re.fullmatch(r"[a-z_]+\(.*\)[\^$!]?", lines[0]), lines[0]

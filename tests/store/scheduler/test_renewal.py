@@ -8,10 +8,10 @@ import pytest
 from chassis.errors import Unavailable
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.holds.v1 import hold_service_pb2
-from services.scheduler.domain import JobRef
-from services.scheduler.job_store import resource_name
-from services.scheduler.lifecycle import JobState, JobTransition
-from services.scheduler.pipelines.renewal import Renewer
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.lifecycle import JobState, JobTransition
+from services.scheduler.pipelines.hold_renewer import Renewer
 from tests.store.scheduler.world import World
 
 
@@ -37,11 +37,11 @@ class Holds:
 def renewer(world: World, holds: Holds, batch_max: int = 2) -> Renewer:
     settings = world.settings.model_copy(update={"hold_renewal_batch_max": batch_max})
     peers: Any = SimpleNamespace(holds=holds)
-    return Renewer(world.store, world.attempts, peers, world.clock, settings)
+    return Renewer(world.database, world.attempts, peers, world.clock, settings)
 
 
 async def cancel(world: World, ref: JobRef, transition: JobTransition) -> None:
-    async with world.store.writing() as connection:
+    async with world.database.writing() as connection:
         assert await world.jobs.transition(connection, transition, ref, "cancelled") is not None
 
 
@@ -51,14 +51,14 @@ async def test_every_unfinished_job_with_a_hold_is_renewed_in_pages(world: World
     await cancel(world, refs[4], JobTransition.CANCEL_WAITING)
     holds = Holds()
     await renewer(world, holds).renew_all()
-    assert holds.calls == [[resource_name(ref) for ref in refs[:2]], [resource_name(ref) for ref in refs[2:4]]]
+    assert holds.calls == [[job_name(ref) for ref in refs[:2]], [job_name(ref) for ref in refs[2:4]]]
 
 
 @pytest.mark.parametrize("stands", ["queued", "placed", "running"])
 async def test_a_job_whose_hold_is_over_fails_once_and_gives_its_devices_back(world: World, stands: str) -> None:
     await world.add_node()
     ref = await getattr(world, f"{stands}_job")()
-    holds = Holds(resource_name(ref))
+    holds = Holds(job_name(ref))
     for _ in range(2):
         await renewer(world, holds).renew_all()
     job = await world.job(ref)
@@ -73,7 +73,7 @@ async def test_a_job_that_is_being_cancelled_ends_as_cancelled(world: World) -> 
     await world.add_node()
     lease = await world.running_job()
     await cancel(world, lease, JobTransition.CANCEL_RUNNING)
-    await renewer(world, Holds(resource_name(lease))).renew_all()
+    await renewer(world, Holds(job_name(lease))).renew_all()
     assert (await world.job(lease)).state is JobState.CANCELLING
     await world.attempts.stop(lease, 3)
     assert (await world.job(lease)).state is JobState.CANCELLED
@@ -81,7 +81,7 @@ async def test_a_job_that_is_being_cancelled_ends_as_cancelled(world: World) -> 
 
 async def test_while_billing_is_away_nobody_ends_and_it_is_asked_again_soon(world: World) -> None:
     ref = await world.queued_job()
-    holds = Holds(resource_name(ref))
+    holds = Holds(job_name(ref))
     holds.away = True
     worker = renewer(world, holds)
     await worker.renew_all()

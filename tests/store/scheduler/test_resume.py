@@ -8,15 +8,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler import job_store, lease_store
-from services.scheduler.domain import EventKind, JobFailure, LeaseRef, Usage
-from services.scheduler.lifecycle import JobState
+from services.scheduler.attempts.attempt import Usage
+from services.scheduler.jobs.endings import JobFailure
+from services.scheduler.jobs.job import EventKind, LeaseRef
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.jobs.store import JobStore
+from services.scheduler.nodes.store import NodeStore
 from tests.store.scheduler.test_fencing import FAILURE, type_name
 from tests.store.scheduler.world import World, checkpoint, metric, model, train
 
 
 async def assignment(world: World, lease: LeaseRef) -> Any:
-    (record,) = await lease_store.list_assignments(world.pool, "n1", "i1")
+    (record,) = await NodeStore(world.pool).list_assignments("n1", "i1")
     assert record.lease_token == lease.lease_token
     return record
 
@@ -24,12 +27,12 @@ async def assignment(world: World, lease: LeaseRef) -> Any:
 async def test_the_next_attempt_goes_on_from_the_last_committed_checkpoint(world: World) -> None:
     await world.add_node()
     first = await world.running_job()
-    await world.attempts.commit(first, checkpoint(10))
-    await world.attempts.commit(first, checkpoint(20))
-    await world.attempts.report(first, [metric(25)], [train(20, 25)], [])
+    await world.reports.commit(first, checkpoint(10))
+    await world.reports.commit(first, checkpoint(20))
+    await world.reports.report(first, [metric(25)], [train(20, 25)], [])
     await world.lose(first)
     assert (await world.job(first)).state is JobState.QUEUED
-    assert await lease_store.list_assignments(world.pool, "n1", "i1") == []
+    assert await NodeStore(world.pool).list_assignments("n1", "i1") == []
     second = await world.place_again(first)
     record = await assignment(world, second)
     assert record.resume_step == 20
@@ -48,12 +51,12 @@ async def test_redone_work_is_metered_once_and_the_first_count_stays(world: Worl
     await world.add_node()
     first = await world.running_job()
     evaluation = Usage(kind="evaluate", start_step=1, end_step=1, tokens=7)
-    await world.attempts.report(first, [metric(10)], [train(0, 10, 100), evaluation], [])
-    await world.attempts.report(first, [metric(10)], [train(0, 10, 100), evaluation], [])
+    await world.reports.report(first, [metric(10)], [train(0, 10, 100), evaluation], [])
+    await world.reports.report(first, [metric(10)], [train(0, 10, 100), evaluation], [])
     await world.lose(first)
     second = await world.place_again(first)
     with capture_logs() as logs:
-        await world.attempts.report(second, [metric(10)], [train(0, 10, 101), evaluation, train(10, 20, 50)], [])
+        await world.reports.report(second, [metric(10)], [train(0, 10, 101), evaluation, train(10, 20, 50)], [])
     rows = await world.pool.fetch("SELECT work_key, tokens FROM job_usage ORDER BY recorded_at, work_key")
     assert {row["work_key"]: row["tokens"] for row in rows} == {
         f"{first.job_id}:train:0-10": 100,
@@ -62,14 +65,14 @@ async def test_redone_work_is_metered_once_and_the_first_count_stays(world: Worl
     }
     events = await world.events("usage.training.recorded", first)
     assert sorted(event.work_key for event in events) == sorted(row["work_key"] for row in rows)
-    assert any("first count stays" in entry["event"] for entry in logs)
+    assert any("first_count_stays" in entry["event"] for entry in logs)
 
 
 async def test_steps_are_never_metered_in_two_ranges(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     with capture_logs() as logs:
-        await world.attempts.report(lease, [], [train(0, 10), train(5, 15), train(9, 10), train(10, 20)], [])
+        await world.reports.report(lease, [], [train(0, 10), train(5, 15), train(9, 10), train(10, 20)], [])
     rows = await world.pool.fetch("SELECT work_key FROM job_usage")
     assert {row["work_key"].split(":")[-1] for row in rows} == {"0-10", "10-20"}
     assert sum("overlaps" in entry["event"] for entry in logs) == 2
@@ -79,10 +82,10 @@ async def test_a_repeated_report_adds_no_event(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     report = [metric(1), metric(2), metric(2, validation_loss=1.5)]
-    await world.attempts.report(lease, report, [], ["careful"])
-    await world.attempts.report(lease, report, [], ["careful"])
-    await world.attempts.report(lease, [*report, metric(3, validation_loss=1.5)], [], [])
-    events = await job_store.list_job_events(world.pool, lease, 4, 100)
+    await world.reports.report(lease, report, [], ["careful"])
+    await world.reports.report(lease, report, [], ["careful"])
+    await world.reports.report(lease, [*report, metric(3, validation_loss=1.5)], [], [])
+    events = await JobStore(world.pool).list_events(lease, 4, 100)
     assert [event.kind for event in events] == [
         EventKind.WARNING,
         EventKind.METRICS,
@@ -115,7 +118,7 @@ async def test_a_new_checkpoint_begins_the_count_anew(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
     for attempt in range(world.settings.attempts_max + 2):
-        await world.attempts.commit(lease, checkpoint(10 * (attempt + 1), lease.lease_token))
+        await world.reports.commit(lease, checkpoint(10 * (attempt + 1), lease.lease_token))
         await world.attempts.fail(lease, FAILURE, retryable=True)
         lease = await world.place_again(lease)
     assert (await world.job(lease)).state is JobState.RUNNING
@@ -148,22 +151,22 @@ async def test_old_checkpoints_are_told_to_be_deleted_and_not_listed(world: Worl
     await world.add_node()
     lease = await world.running_job()
     for step in (10, 20, 30):
-        assert await world.attempts.commit(lease, checkpoint(step)) == []
-    obsolete = await world.attempts.commit(lease, checkpoint(40))
+        assert await world.reports.commit(lease, checkpoint(step)) == []
+    obsolete = await world.reports.commit(lease, checkpoint(40))
     assert obsolete == [checkpoint(10).artifact]
-    assert await world.attempts.commit(lease, checkpoint(40)) == obsolete
-    assert [each.step for each in await job_store.list_checkpoints(world.pool, lease, -1, 10)] == [20, 30, 40]
+    assert await world.reports.commit(lease, checkpoint(40)) == obsolete
+    assert [each.step for each in await JobStore(world.pool).list_checkpoints(lease, -1, 10)] == [20, 30, 40]
 
 
 async def test_the_first_checkpoint_of_a_step_stays(world: World) -> None:
     await world.add_node()
     first = await world.running_job()
-    await world.attempts.commit(first, checkpoint(10, first.lease_token))
+    await world.reports.commit(first, checkpoint(10, first.lease_token))
     await world.lose(first)
     second = await world.place_again(first)
     theirs = checkpoint(10, second.lease_token)
-    assert await world.attempts.commit(second, theirs) == [theirs.artifact]
-    (kept,) = await job_store.list_checkpoints(world.pool, first, -1, 10)
+    assert await world.reports.commit(second, theirs) == [theirs.artifact]
+    (kept,) = await JobStore(world.pool).list_checkpoints(first, -1, 10)
     assert kept.artifact == checkpoint(10, first.lease_token).artifact
     assert kept.attempt == 1
 
@@ -173,7 +176,7 @@ async def test_a_cancelled_job_is_cancelled_however_its_attempt_ends(world: Worl
     await world.add_node()
     lease = await world.running_job()
     await world.pool.execute("UPDATE jobs SET state = 'CANCELLING' WHERE job_id = $1", lease.job_id)
-    await world.attempts.report(lease, [metric(3)], [train(0, 3)], [])
+    await world.reports.report(lease, [metric(3)], [train(0, 3)], [])
     match ending:
         case "lose":
             await world.lose(lease)
@@ -198,7 +201,7 @@ async def test_a_cancellation_that_comes_too_late_ships_the_model(world: World) 
 async def test_a_lease_that_was_renewed_in_the_last_moment_stays(world: World) -> None:
     await world.add_node()
     lease = await world.running_job()
-    async with world.store.writing() as connection:
+    async with world.database.writing() as connection:
         assert not await world.attempts.lose(connection, lease, "too early")
     assert (await world.job(lease)).state is JobState.RUNNING
 

@@ -13,18 +13,24 @@ from chassis.ids import SeededIds
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler import job_store, policy
-from services.scheduler.attempts import Attempts, ExportedModel, NewCheckpoint
+from services.scheduler.attempts.attempt import ExportedModel, NewCheckpoint, Usage
+from services.scheduler.attempts.attempts import Attempts
+from services.scheduler.attempts.progress import Metric
+from services.scheduler.attempts.reports import AttemptReports
 from services.scheduler.config import SchedulerSettings
-from services.scheduler.domain import DeviceFacts, Job, JobRef, LeaseRef, NewJob, NodeRegistration, Usage
-from services.scheduler.job_store import JobStore, resource_name
-from services.scheduler.lifecycle import JobTransition
-from services.scheduler.node_store import NodeStore
-from services.scheduler.pipelines.placement import Placer
-from services.scheduler.pipelines.sweeper import Sweeper
-from services.scheduler.progress import Metric
-from services.scheduler.store import MIGRATIONS, Store
-from services.scheduler.watch import Hub
+from services.scheduler.database import MIGRATIONS, Database
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.jobs.job import Job, JobRef, LeaseRef, NewJob
+from services.scheduler.jobs.lifecycle import JobTransition
+from services.scheduler.jobs.store import JobStore
+from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.nodes.node import DeviceFacts, NodeRegistration
+from services.scheduler.nodes.registry import NodeRegistry
+from services.scheduler.nodes.store import NodeStore
+from services.scheduler.pipelines.lease_sweeper import Sweeper
+from services.scheduler.pipelines.placer import Placer
+from services.scheduler.placement import policy
+from services.scheduler.watching.bells import Hub
 
 PROJECT = "proj_a"
 EVENTS: dict[str, type[Message]] = {
@@ -73,9 +79,10 @@ def model(revision: str = "rv_1") -> ExportedModel:
 class World:
     settings: SchedulerSettings
     clock: ManualClock
-    store: Store
-    jobs: JobStore
-    nodes: NodeStore
+    database: Database
+    jobs: JobTransitions
+    nodes: NodeRegistry
+    reports: AttemptReports
     attempts: Attempts
     placer: Placer
     sweeper: Sweeper
@@ -83,7 +90,7 @@ class World:
 
     @property
     def pool(self) -> Pool:
-        return self.store.pool
+        return self.database.pool
 
     async def add_node(
         self, node: str = "n1", devices: int = 1, incarnation: str = "i1", *, listens: bool = True
@@ -97,10 +104,9 @@ class World:
                 DeviceFacts(index=index, hardware_type="cpu", memory_bytes=0, uuid="") for index in range(devices)
             ),
         )
-        async with self.store.writing() as connection:
-            await self.nodes.register(connection, registration)
-            if listens:
-                await self.nodes.open_heartbeat(connection, node, incarnation, self.ids.uuid())
+        await self.nodes.register(registration)
+        if listens:
+            await NodeStore(self.pool).open_heartbeat(node, incarnation, self.ids.uuid())
 
     async def new_job(self, gpu_count: int = 1, project: str = PROJECT, **values: Any) -> JobRef:
         job_id = self.ids.new("ft")
@@ -123,7 +129,7 @@ class World:
             "training_artifact": artifact("files/t"),
             "validation_artifact": None,
         }
-        async with self.store.writing() as connection:
+        async with self.database.writing() as connection:
             await self.jobs.create(connection, NewJob(**(given | values)))
         return JobRef(project_id=project, job_id=job_id)
 
@@ -131,7 +137,7 @@ class World:
         ref = await self.new_job(gpu_count, **values)
         claim = self.ids.uuid()
         await self.pool.execute("UPDATE jobs SET claim_token = $1 WHERE job_id = $2", claim, ref.job_id)
-        async with self.store.writing() as connection:
+        async with self.database.writing() as connection:
             change = await self.jobs.transition(
                 connection,
                 JobTransition.HELD,
@@ -154,7 +160,7 @@ class World:
 
     async def running_job(self, **values: Any) -> LeaseRef:
         lease = await self.placed_job(**values)
-        await self.attempts.start(lease)
+        await self.reports.start(lease)
         return lease
 
     async def lease_of(self, ref: JobRef) -> LeaseRef:
@@ -163,7 +169,7 @@ class World:
         return LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
 
     async def job(self, ref: JobRef) -> Job:
-        job = await job_store.get_job(self.pool, ref)
+        job = await JobStore(self.pool).get(ref)
         assert job is not None
         return job
 
@@ -172,7 +178,7 @@ class World:
         await self.pool.execute(
             "UPDATE allocations SET expires_at = $1 WHERE lease_token = $2", self.clock.now(), lease.lease_token
         )
-        async with self.store.writing() as connection:
+        async with self.database.writing() as connection:
             return await self.attempts.lose(connection, lease, "the node was lost")
 
     async def place_again(self, ref: JobRef) -> LeaseRef:
@@ -181,7 +187,7 @@ class World:
         await self.pool.execute("UPDATE nodes SET seen_at = $1", self.clock.now())
         await self.placer.place_round()
         lease = await self.lease_of(ref)
-        await self.attempts.start(lease)
+        await self.reports.start(lease)
         return lease
 
     async def events(self, subject: str, ref: JobRef) -> list[Any]:
@@ -189,7 +195,7 @@ class World:
         rows = await self.pool.fetch(
             "SELECT payload FROM outbox WHERE subject = $1 AND headers ->> 'ce-subject' = $2 ORDER BY created_at",
             subject,
-            resource_name(ref),
+            job_name(ref),
         )
         return [EVENTS[subject].FromString(row["payload"]) for row in rows]
 
@@ -206,7 +212,7 @@ class World:
 
 
 def placement(ref: JobRef, node: str = "n1", devices: tuple[int, ...] = (0,)) -> policy.Placement:
-    return policy.Placement(owner=resource_name(ref), node=node, hardware_type="cpu", device_indices=devices)
+    return policy.Placement(owner=job_name(ref), node=node, hardware_type="cpu", device_indices=devices)
 
 
 async def migrated_pool(settings: SchedulerSettings) -> Pool:
@@ -222,17 +228,19 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
     )
     await pool.execute(f"TRUNCATE {', '.join(row['tablename'] for row in tables)}")
     clock, ids = ManualClock(), SeededIds(7)
-    store = Store(pool, Outbox(settings, clock=clock, ids=ids), clock)
-    jobs, nodes = JobStore(store), NodeStore(store)
-    attempts = Attempts(store, jobs, settings)
+    database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock)
+    jobs = JobTransitions(database)
+    attempts = Attempts(database, jobs, settings)
+    nodes = NodeRegistry(database, attempts)
     return World(
         settings=settings,
         clock=clock,
-        store=store,
+        database=database,
         jobs=jobs,
         nodes=nodes,
+        reports=AttemptReports(database, jobs, settings),
         attempts=attempts,
-        placer=Placer(store, jobs, Hub(), clock, settings),
-        sweeper=Sweeper(store, nodes, attempts, clock, settings),
+        placer=Placer(database, jobs, Hub(), clock, settings),
+        sweeper=Sweeper(database, nodes, attempts, clock, settings),
         ids=ids,
     )

@@ -4,19 +4,19 @@ that sealed ones open for one job only."""
 import pytest
 
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler.convert_spec import spec_from, spec_to
-from services.scheduler.integrations import Given, completed, violations_of
-from services.scheduler.secret_box import SecretBox
-from services.scheduler.spec import Integrations, Violation, Wandb
+from services.scheduler.jobs.secret_box import SecretBox
+from services.scheduler.spec.convert import spec_from_proto, spec_to_proto
+from services.scheduler.spec.integrations import ProvidedSecrets, completed, violations_of
+from services.scheduler.spec.tuning_spec import Integrations, Violation, Wandb
 
 URLS = ("https://api.wandb.ai", "https://wandb.example")
-NONE = Given(wandb_api_key="", hub_token="")
-BOTH = Given(wandb_api_key="wandb-key", hub_token="hf-token")
+NONE = ProvidedSecrets(wandb_api_key="", hub_token="")
+BOTH = ProvidedSecrets(wandb_api_key="wandb-key", hub_token="hf-token")
 ASKED = Integrations(wandb=Wandb(), hub_repository="acme/tuned")
 KEY = "0123456789abcdef" * 3
 
 
-def found(asked: Integrations, given: Given | None = BOTH, *, wandb_offline: bool = False) -> list[Violation]:
+def found(asked: Integrations, given: ProvidedSecrets | None = BOTH, *, wandb_offline: bool = False) -> list[Violation]:
     return violations_of(asked, given, urls_allowed=URLS, wandb_offline=wandb_offline)
 
 
@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_named(asked: Integrations, field: str) -> None:
 def test_secrets_come_with_what_they_open_and_are_never_repeated() -> None:
     assert [violation.field for violation in found(ASKED, NONE)] == ["secrets.wandb_api_key", "secrets.hub_token"]
     assert [violation.field for violation in found(Integrations())] == ["secrets.wandb_api_key", "secrets.hub_token"]
-    odd = Given(wandb_api_key="two words", hub_token="t" * 513)
+    odd = ProvidedSecrets(wandb_api_key="two words", hub_token="t" * 513)
     told = found(ASKED, odd)
     assert [violation.field for violation in told] == ["secrets.wandb_api_key", "secrets.hub_token"]
     assert not any("two words" in violation.description or "ttt" in violation.description for violation in told)
@@ -66,15 +66,15 @@ def test_runs_that_are_kept_as_files_need_no_key_and_quotes_no_secrets() -> None
 
 
 def test_a_start_from_the_hub_may_bring_a_token_and_needs_none() -> None:
-    def fields(asked: Integrations, given: Given) -> list[str]:
+    def fields(asked: Integrations, given: ProvidedSecrets) -> list[str]:
         told = violations_of(asked, given, urls_allowed=URLS, wandb_offline=False, reads_hub=True)
         return [violation.field for violation in told]
 
-    token = Given(wandb_api_key="", hub_token="hf-token")
+    token = ProvidedSecrets(wandb_api_key="", hub_token="hf-token")
     assert fields(Integrations(), NONE) == fields(Integrations(), token) == []
     assert fields(Integrations(hub_repository="a/b"), token) == []
     assert fields(Integrations(hub_repository="a/b"), NONE) == ["secrets.hub_token"]
-    assert fields(Integrations(), Given(wandb_api_key="", hub_token="two words")) == ["secrets.hub_token"]
+    assert fields(Integrations(), ProvidedSecrets(wandb_api_key="", hub_token="two words")) == ["secrets.hub_token"]
 
 
 def test_defaults_are_filled_in() -> None:
@@ -85,12 +85,12 @@ def test_defaults_are_filled_in() -> None:
 
 def test_the_spec_keeps_them_both_ways() -> None:
     message = tuning_job_pb2.TuningSpec(base_model="m", training_file="f")
-    assert spec_from(message).integrations == Integrations()
+    assert spec_from_proto(message).integrations == Integrations()
     message.integrations.wandb.project = "p"
     message.integrations.hub_push.repository = "a/b"
-    asked = spec_from(message)
+    asked = spec_from_proto(message)
     assert asked.integrations == Integrations(wandb=Wandb(project="p"), hub_repository="a/b")
-    assert spec_to(asked).integrations == message.integrations
+    assert spec_to_proto(asked).integrations == message.integrations
 
 
 def test_what_is_sealed_opens_with_its_key_and_under_its_name_only() -> None:

@@ -4,16 +4,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.scheduler.leases import (
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.placement.leases import (
     REQUEUE_DELAY_S_MAX,
+    AbsenceGuard,
     Aftermath,
-    Sight,
     aftermath,
     expiry,
     is_node_lost,
     requeue_delay_s,
 )
-from services.scheduler.lifecycle import JobState
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -44,7 +44,7 @@ def test_the_delay_doubles_up_to_its_limit() -> None:
 
 
 def test_nobody_is_judged_before_a_whole_lease_was_watched() -> None:
-    sight = Sight.begin(100.0)
+    sight = AbsenceGuard.begin(100.0)
     for now_s in (101.0, 104.0, 108.0):
         sight = sight.look(now_s, 10.0)
         assert not sight.may_judge(10.0)
@@ -52,7 +52,7 @@ def test_nobody_is_judged_before_a_whole_lease_was_watched() -> None:
 
 
 def test_a_gap_begins_the_watch_anew() -> None:
-    sight = Sight.begin(0.0)
+    sight = AbsenceGuard.begin(0.0)
     for now_s in range(1, 21):
         sight = sight.look(float(now_s), 10.0)
     assert sight.may_judge(10.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler.lifecycle import (
+from services.scheduler.jobs.lifecycle import (
     FINAL,
     INITIAL,
     LEASED,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.policy import (
+from services.scheduler.placement.policy import (
     DeviceGroup,
     Need,
     choose,

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from services.scheduler.domain import EventKind
-from services.scheduler.progress import Known, Metric, in_words, kinds, news
+from services.scheduler.attempts.progress import Known, Metric, in_words, kinds, news
+from services.scheduler.jobs.job import EventKind
 
 
 def metric(step: int, *, validation_loss: float | None = None, salt: str = "") -> Metric:

@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.convert_spec import spec_from, spec_to
-from services.scheduler.limits import BaseFacts, Limits, LimitsTable, load_limits
-from services.scheduler.origin import Origin, OriginName, parse_origin
-from services.scheduler.spec import Dpo, EarlyStopping, HubStart, Hyperparameters, Lora, Schedule, TuningSpec
-from services.scheduler.spec_check import violations_of
-from services.scheduler.spec_defaults import complete, default_output_name
+from services.scheduler.spec.convert import spec_from_proto, spec_to_proto
+from services.scheduler.spec.defaults import complete, default_output_name
+from services.scheduler.spec.origin import Origin, OriginName, parse_origin
+from services.scheduler.spec.tuning_limits import BaseFacts, Limits, LimitsTable, load_limits
+from services.scheduler.spec.tuning_spec import (
+    Dpo,
+    EarlyStopping,
+    HubStart,
+    Hyperparameters,
+    Lora,
+    Schedule,
+    TuningSpec,
+)
+from services.scheduler.spec.violations import violations_of
 
 BASE = load_limits().of("finemesh/demo-llama", BaseFacts(context_tokens_max=2048, adapter_rank_max=64))
 SPEC = TuningSpec(base_model="finemesh/demo-llama", training_file="projects/p/files/f")
@@ -339,8 +347,8 @@ def test_a_start_from_the_hub_is_kept_and_what_is_wrong_with_it_is_named() -> No
     good = replace(SPEC, from_hub=HubStart(repository="acme/tuned", revision="refs/pr/1"))
     assert fields(good) == []
     assert complete(good, BASE, JOB_ID)[0].from_hub == good.from_hub
-    assert spec_from(spec_to(complete(good, BASE, JOB_ID)[0])).from_hub == good.from_hub
-    assert spec_from(spec_to(complete(SPEC, BASE, JOB_ID)[0])).from_hub is None
+    assert spec_from_proto(spec_to_proto(complete(good, BASE, JOB_ID)[0])).from_hub == good.from_hub
+    assert spec_from_proto(spec_to_proto(complete(SPEC, BASE, JOB_ID)[0])).from_hub is None
     for repository in ("", "only-a-name", "a/b/c", "a/../b", "https://a/b", "a/b--c"):
         assert fields(replace(SPEC, from_hub=HubStart(repository=repository))) == ["spec.from_hub.repository"]
     for revision in ("../x", "a b", "x" * 201, "-x", "a//b"):

@@ -11,11 +11,11 @@ import pytest
 
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
-from services.scheduler.convert_spec import spec_from, spec_to
-from services.scheduler.limits import BaseFacts, load_limits
-from services.scheduler.spec import Hyperparameters
-from services.scheduler.spec_check import violations_of
-from services.scheduler.spec_defaults import complete
+from services.scheduler.spec.convert import spec_from_proto, spec_to_proto
+from services.scheduler.spec.defaults import complete
+from services.scheduler.spec.tuning_limits import BaseFacts, load_limits
+from services.scheduler.spec.tuning_spec import Hyperparameters
+from services.scheduler.spec.violations import violations_of
 from services.trainer.spec_map import Placement, child_spec
 from services.trainer.train.settings.spec import Spec
 from services.trainer.train.settings.spec_json import parse_spec
@@ -160,11 +160,11 @@ def request(**values: Any) -> tuning.TuningSpec:
 
 def in_the_engine(message: tuning.TuningSpec) -> Spec:
     """As the scheduler stores it and hands it out, and the agent writes it for its child."""
-    asked = spec_from(message)
+    asked = spec_from_proto(message)
     assert violations_of(asked) == []
     completed, violations = complete(asked, LIMITS, "ft-1")
     assert violations == []
-    assignment = node_pb2.Assignment(spec=spec_to(completed), base_revision="rv_1")
+    assignment = node_pb2.Assignment(spec=spec_to_proto(completed), base_revision="rv_1")
     assignment.lease.tuning_job = "projects/p/tuningJobs/ft-1"
     return parse_spec(child_spec(assignment, PLACEMENT))
 
@@ -180,7 +180,7 @@ def test_a_setting_arrives_in_the_engine(path: str) -> None:
     ("path", "value"), [(setting.path, value) for setting in SETTINGS for value in setting.refused]
 )
 def test_the_next_value_out_of_range_is_refused_by_its_field(path: str, value: Any) -> None:
-    found = violations_of(spec_from(request(**dict(BY_PATH[path].beside), **{path: value})))
+    found = violations_of(spec_from_proto(request(**dict(BY_PATH[path].beside), **{path: value})))
     assert [violation.field for violation in found] == [f"spec.{path}"]
     assert found[0].description
 
@@ -210,7 +210,7 @@ def test_a_line_has_no_waves_and_the_cosine_is_the_default() -> None:
     linear = request(**{"hyperparameters.learning_rate_schedule": tuning.LEARNING_RATE_SCHEDULE_LINEAR})
     assert in_the_engine(linear).schedule.type == "linear"
     linear.hyperparameters.cycle_count = 1.0
-    assert [found.field for found in violations_of(spec_from(linear))] == ["spec.hyperparameters.cycle_count"]
+    assert [found.field for found in violations_of(spec_from_proto(linear))] == ["spec.hyperparameters.cycle_count"]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_all_linear_layers_have_two_spellings_and_names_arrive_in_order() -> Non
     training: Any = in_the_engine(message).training
     assert training.target_modules == ("q_proj", "v_proj")
     message.lora.target_modules.append("all-linear")
-    assert [found.field for found in violations_of(spec_from(message))] == ["spec.lora.target_modules[3]"]
+    assert [found.field for found in violations_of(spec_from_proto(message))] == ["spec.lora.target_modules[3]"]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,6 @@ def test_all_linear_layers_have_two_spellings_and_names_arrive_in_order() -> Non
 )
 def test_what_a_model_does_not_allow_is_refused_by_its_field(asked: dict[str, Any], field: str) -> None:
     limits = load_limits().of("finemesh/demo-llama", BaseFacts(context_tokens_max=2048, adapter_rank_max=64))
-    spec = spec_from(request(**asked))
+    spec = spec_from_proto(request(**asked))
     assert violations_of(spec) == []
     assert [violation.field for violation in complete(spec, limits, "ft-1")[1]] == [field]

@@ -1,0 +1,106 @@
+"""Not pure: database, gRPC. Token counts of a job's dataset: from the table when the same code analysed the file
+before, else from a trainer.
+
+A quote, the hold and the run all rest on the same row, so they cannot disagree. It prices nothing.
+"""
+
+from dataclasses import dataclass
+
+from chassis.errors import FieldViolation, InvalidArgument
+from finemesh.artifacts.v1 import artifact_pb2
+from finemesh.datasets.v1 import dataset_service_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.admission.store import AdmissionStore, CountsKey, FileCounts
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.nodes.store import NodeStore
+from services.scheduler.nodes.trainers import first_answer
+from services.scheduler.peers import Peers
+from services.scheduler.spec.tuning_spec import TrainOnInputs, TuningSpec
+
+PREFERENCE = "preference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a job reads: its base model and its files."""
+
+    base_model: artifact_pb2.Artifact
+    base_revision: str
+    training_file: artifact_pb2.Artifact
+    validation_file: artifact_pb2.Artifact | None
+
+
+class Analyzer:
+    def __init__(self, database: Database, peers: Peers, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._peers = peers
+        self._settings = settings
+
+    async def counts(self, spec: TuningSpec, inputs: Inputs) -> tuning_job_pb2.DatasetCounts:
+        """`spec` is complete. Raises the trainer's refusal of the data, or Unavailable while no trainer answers."""
+        training = await self._file_counts(spec, inputs, inputs.training_file)
+        _require_format(spec, "training_file", training)
+        validation = None
+        if inputs.validation_file is not None:
+            validation = await self._file_counts(spec, inputs, inputs.validation_file)
+            _require_format(spec, "validation_file", validation)
+        return tuning_job_pb2.DatasetCounts(
+            training_examples=training.example_count,
+            training_tokens=training.token_count,
+            validation_examples=validation.example_count if validation else 0,
+            validation_tokens=validation.token_count if validation else 0,
+            truncated_examples=training.truncated_count,
+            rows_per_second=training.rows_per_second,
+        )
+
+    async def _file_counts(self, spec: TuningSpec, inputs: Inputs, file: artifact_pb2.Artifact) -> FileCounts:
+        key = CountsKey(
+            file_sha256=file.files[0].sha256,
+            base_revision=inputs.base_revision,
+            sequence_tokens_max=spec.hyperparameters.sequence_tokens_max,
+            train_on_inputs=(spec.train_on_inputs or TrainOnInputs.AUTO).value,
+        )
+        pool = self._database.pool
+        known = await AdmissionStore(pool).get_counts(key, await NodeStore(pool).preparation_version())
+        if known is not None:
+            return known
+        request = dataset_service_pb2.AnalyzeDatasetRequest(
+            dataset=file,
+            base_model=inputs.base_model,
+            base_revision=key.base_revision,
+            sequence_tokens_max=key.sequence_tokens_max,
+            train_on_inputs=key.train_on_inputs,
+        )
+        return await AdmissionStore(pool).insert_counts(key, await self._ask(request), self._database.now())
+
+    async def _ask(self, request: dataset_service_pb2.AnalyzeDatasetRequest) -> FileCounts:
+        timeout_s = self._settings.analysis_deadline_s
+        answer = await first_answer(
+            self._database, self._peers, lambda trainer: trainer.AnalyzeDataset(request, timeout=timeout_s)
+        )
+        return FileCounts(
+            example_count=answer.example_count,
+            token_count=answer.token_count,
+            labelled_token_count=answer.labelled_token_count,
+            truncated_count=answer.truncated_count,
+            longest_tokens=answer.longest_tokens,
+            plan_sha256=answer.plan_sha256,
+            format=answer.format,
+            preparation_version=answer.preparation_version,
+            rows_per_second=answer.rows_per_second,
+        )
+
+
+def _require_format(spec: TuningSpec, field: str, counts: FileCounts) -> None:
+    """Preferences teach by comparison, everything else by example; a file is for one of the two."""
+    if (counts.format == PREFERENCE) == (spec.dpo is not None):
+        return
+    wanted = (
+        "rows of preferences, which the method dpo learns from" if spec.dpo is not None else "no preferences; use dpo"
+    )
+    raise InvalidArgument(
+        "DATASET_INVALID",
+        f"spec.{field} has rows of the {counts.format} format, and this method takes {wanted}",
+        violations=[FieldViolation(f"spec.{field}", f"must have {wanted}; its format is {counts.format}")],
+    )

@@ -1,0 +1,55 @@
+-- name: get_origin(project_id, job_id, output_name, namespace)^
+-- The job that a run continues from, by its id or by the model that it made or makes.
+SELECT job_id, state, spec, base_model, base_revision, output_revision, output_artifact
+FROM jobs
+WHERE
+    project_id = :project_id
+    AND (:job_id::text = '' OR job_id = :job_id::text)
+    AND (:output_name::text = '' OR (output_name = :output_name::text AND state NOT IN ('FAILED', 'CANCELLED')))
+    AND (:namespace::text = '' OR namespace = :namespace::text)
+ORDER BY job_id DESC
+LIMIT 1;
+
+-- name: get_kept_checkpoint(project_id, job_id, step)^
+-- A checkpoint whose files are kept; step -1 stands for the newest one.
+SELECT step, manifest_sha256, artifact
+FROM checkpoints
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND obsolete_at IS NULL
+    AND (:step::bigint = -1 OR step = :step::bigint)
+ORDER BY step DESC
+LIMIT 1;
+
+-- name: keep_checkpoint(project_id, job_id, step)!
+-- Keeps a checkpoint from now on; it finds nothing when the checkpoint was given up already.
+UPDATE checkpoints
+SET asked = true
+WHERE project_id = :project_id AND job_id = :job_id AND step = :step AND obsolete_at IS NULL;
+
+-- name: get_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version)^
+-- The counts of a file under these settings, if it was analysed before by the same code.
+SELECT
+    example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
+    preparation_version, rows_per_second
+FROM dataset_analyses
+WHERE
+    file_sha256 = :file_sha256
+    AND base_revision = :base_revision
+    AND sequence_tokens_max = :sequence_tokens_max
+    AND train_on_inputs = :train_on_inputs
+    AND preparation_version = :preparation_version;
+
+-- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, preparation_version, rows_per_second, now)!
+-- Keeps the counts of a file; the first ones stay, so that a quote and the run cannot disagree.
+INSERT INTO dataset_analyses (
+    file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count,
+    labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
+    preparation_version, rows_per_second, create_time
+) VALUES (
+    :file_sha256, :base_revision, :sequence_tokens_max, :train_on_inputs, :example_count, :token_count,
+    :labelled_token_count, :truncated_count, :longest_tokens, :plan_sha256, :format,
+    :preparation_version, :rows_per_second, :now
+)
+ON CONFLICT (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version) DO NOTHING;

@@ -1,0 +1,95 @@
+"""What admission reads and keeps: jobs and checkpoints to continue from, and token counts of analysed files."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from chassis.db.pool import Connection, Pool
+from chassis.db.queries import affected, load_queries
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.spec.origin import OriginName
+
+_QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginJob:
+    """A job that another one may continue; `spec` and `output_artifact` are encoded messages."""
+
+    job_id: str
+    state: JobState
+    spec: bytes
+    base_model: str
+    base_revision: str
+    output_revision: str
+    output_artifact: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCheckpoint:
+    """`artifact` is an encoded finemesh.artifacts.v1.Artifact."""
+
+    step: int
+    manifest_sha256: str
+    artifact: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsKey:
+    """A file under one base model and setting."""
+
+    file_sha256: str
+    base_revision: str
+    sequence_tokens_max: int
+    train_on_inputs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCounts:
+    """What the code of `preparation_version` counted in a file."""
+
+    example_count: int
+    token_count: int
+    labelled_token_count: int
+    truncated_count: int
+    longest_tokens: int
+    plan_sha256: str
+    format: str
+    preparation_version: str
+    rows_per_second: float
+
+
+class AdmissionStore:
+    def __init__(self, connection: "Connection | Pool") -> None:
+        self._connection = connection
+
+    async def get_origin(self, project_id: str, name: OriginName) -> OriginJob | None:
+        row = await _QUERIES.get_origin(
+            self._connection,
+            project_id=project_id,
+            job_id=name.job_id,
+            output_name=name.output_name,
+            namespace=name.namespace,
+        )
+        return None if row is None else OriginJob(**{**row, "state": JobState(row["state"])})
+
+    async def get_kept_checkpoint(self, project_id: str, job_id: str, step: int) -> KeptCheckpoint | None:
+        """Step -1 stands for the newest one."""
+        row = await _QUERIES.get_kept_checkpoint(self._connection, project_id=project_id, job_id=job_id, step=step)
+        return None if row is None else KeptCheckpoint(**row)
+
+    async def keep_checkpoint(self, project_id: str, job_id: str, step: int) -> bool:
+        """From now on it stays, whatever its job commits later; False when it was given up meanwhile."""
+        status = await _QUERIES.keep_checkpoint(self._connection, project_id=project_id, job_id=job_id, step=step)
+        return affected(status) > 0
+
+    async def get_counts(self, key: CountsKey, preparation_version: str) -> FileCounts | None:
+        row = await _QUERIES.get_analysis(self._connection, **vars(key), preparation_version=preparation_version)
+        return None if row is None else FileCounts(**row)
+
+    async def insert_counts(self, key: CountsKey, counts: FileCounts, now: datetime) -> FileCounts:
+        """The counts that stand from now on: another worker may have been first."""
+        await _QUERIES.insert_analysis(self._connection, **vars(key), **vars(counts), now=now)
+        first = await self.get_counts(key, counts.preparation_version)
+        assert first is not None
+        return first

@@ -1,0 +1,4 @@
+"""What other services and users call: handlers that check, convert, call and answer, and jobs as they are shown.
+
+No rule is decided here.
+"""

@@ -1,0 +1,50 @@
+"""finemesh.allocations.v1.AllocationService: devices for serving. Handlers check, convert, call and answer."""
+
+from chassis.errors import FieldViolation, InvalidArgument
+from chassis.names import parse_name
+from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
+from finemesh.endpoints.v1 import endpoint_pb2
+from services.scheduler.api.convert import allocation_to_proto
+from services.scheduler.placement.policy import Need
+from services.scheduler.placement.serving import ServingAllocations
+from services.scheduler.spec.tuning_spec import GPU_COUNT_MAX
+
+_pb = allocation_service_pb2
+
+
+class AllocationService(allocation_service_pb2_grpc.AllocationServiceServicer):
+    def __init__(self, allocations: ServingAllocations) -> None:
+        self._allocations = allocations
+
+    async def CreateAllocation(
+        self, request: _pb.CreateAllocationRequest, context: object
+    ) -> _pb.CreateAllocationResponse:
+        answer = await self._allocations.create(_need(request))
+        if isinstance(answer, str):
+            return _pb.CreateAllocationResponse(waiting_for=answer)
+        return _pb.CreateAllocationResponse(allocation=allocation_to_proto(answer))
+
+    async def RenewAllocation(
+        self, request: _pb.RenewAllocationRequest, context: object
+    ) -> _pb.RenewAllocationResponse:
+        current = await self._allocations.renew(request.owner, request.lease_token)
+        return _pb.RenewAllocationResponse(allocation=allocation_to_proto(current))
+
+    async def ReleaseAllocation(
+        self, request: _pb.ReleaseAllocationRequest, context: object
+    ) -> _pb.ReleaseAllocationResponse:
+        await self._allocations.release(request.owner, request.lease_token)
+        return _pb.ReleaseAllocationResponse()
+
+
+def _need(request: _pb.CreateAllocationRequest) -> Need:
+    parse_name(endpoint_pb2.Endpoint, request.owner, "owner")
+    count = request.device_count or 1
+    if not 1 <= count <= GPU_COUNT_MAX:
+        description = f"must be 1 to {GPU_COUNT_MAX}; got {request.device_count}"
+        raise InvalidArgument(
+            "INVALID_FIELD",
+            f"device_count {description}",
+            violations=[FieldViolation("device_count", description)],
+        )
+    return Need(owner=request.owner, count=count, hardware_type=request.hardware_type)

@@ -1,0 +1,125 @@
+"""finemesh.nodes.v1.NodeService: what agents say. Handlers check, convert, call and answer."""
+
+import re
+from collections.abc import AsyncIterator
+
+from google.protobuf.duration_pb2 import Duration
+
+from chassis.errors import FieldViolation, InvalidArgument
+from chassis.ids import Ids
+from chassis.names import parse_name
+from finemesh.nodes.v1 import node_service_pb2, node_service_pb2_grpc
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.attempts.attempts import Attempts
+from services.scheduler.attempts.convert import (
+    checkpoint_from_proto,
+    metric_from_proto,
+    model_from_proto,
+    usage_from_proto,
+)
+from services.scheduler.attempts.reports import AttemptReports
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.jobs.convert import artifact_from_bytes, failure_from_proto
+from services.scheduler.jobs.job import LeaseRef
+from services.scheduler.jobs.job_secrets import JobSecrets
+from services.scheduler.nodes.convert import assignment_to_proto, beat_from_proto, registration_from_proto
+from services.scheduler.nodes.heartbeats import Heartbeats
+from services.scheduler.nodes.registry import NodeRegistry
+
+WARNING_CHARS_MAX = 1000
+_pb = node_service_pb2
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+
+
+class NodeService(node_service_pb2_grpc.NodeServiceServicer):
+    def __init__(
+        self,
+        nodes: NodeRegistry,
+        heartbeats: Heartbeats,
+        reports: AttemptReports,
+        attempts: Attempts,
+        job_secrets: JobSecrets,
+        ids: Ids,
+        settings: SchedulerSettings,
+    ) -> None:
+        self._nodes = nodes
+        self._heartbeats = heartbeats
+        self._reports = reports
+        self._attempts = attempts
+        self._secrets = job_secrets
+        self._ids = ids
+        self._settings = settings
+
+    async def RegisterNode(self, request: _pb.RegisterNodeRequest, context: object) -> _pb.RegisterNodeResponse:
+        await self._nodes.register(registration_from_proto(request, self._settings.node_devices_max))
+        return _pb.RegisterNodeResponse(
+            heartbeat_interval=_duration(self._settings.heartbeat_interval_s),
+            lease_duration=_duration(self._settings.lease_duration_s),
+        )
+
+    async def Heartbeat(
+        self, request_iterator: AsyncIterator[_pb.HeartbeatRequest], context: object
+    ) -> AsyncIterator[_pb.HeartbeatResponse]:
+        beats = (beat_from_proto(request) async for request in request_iterator)
+        async for assignments in self._heartbeats.converse(beats, self._ids.uuid()):
+            yield _pb.HeartbeatResponse(assignments=[assignment_to_proto(each) for each in assignments])
+
+    async def StartAttempt(self, request: _pb.StartAttemptRequest, context: object) -> _pb.StartAttemptResponse:
+        if request.hub_commit and not _COMMIT.fullmatch(request.hub_commit):
+            raise _invalid("hub_commit", "must be 40 to 64 hexadecimal digits")
+        await self._reports.start(_ref(request.tuning_job, request.lease_token), request.hub_commit)
+        return _pb.StartAttemptResponse()
+
+    async def ReportProgress(self, request: _pb.ReportProgressRequest, context: object) -> _pb.ReportProgressResponse:
+        count = len(request.metrics) + len(request.usage) + len(request.warnings)
+        if count > self._settings.report_entries_max:
+            raise _invalid("metrics", f"one report takes at most {self._settings.report_metrics_max} of each kind")
+        await self._reports.report(
+            _ref(request.tuning_job, request.lease_token),
+            [metric_from_proto(metric) for metric in request.metrics],
+            [usage_from_proto(usage, index) for index, usage in enumerate(request.usage)],
+            [warning[:WARNING_CHARS_MAX] for warning in request.warnings],
+        )
+        return _pb.ReportProgressResponse()
+
+    async def CommitCheckpoint(
+        self, request: _pb.CommitCheckpointRequest, context: object
+    ) -> _pb.CommitCheckpointResponse:
+        ref = _ref(request.tuning_job, request.lease_token)
+        obsolete = await self._reports.commit(ref, checkpoint_from_proto(request.checkpoint, ref))
+        return _pb.CommitCheckpointResponse(obsolete=[artifact_from_bytes(artifact) for artifact in obsolete])
+
+    async def FetchJobSecrets(
+        self, request: _pb.FetchJobSecretsRequest, context: object
+    ) -> _pb.FetchJobSecretsResponse:
+        found = await self._secrets.fetch(_ref(request.tuning_job, request.lease_token))
+        return _pb.FetchJobSecretsResponse(secrets=found)
+
+    async def FinishAttempt(self, request: _pb.FinishAttemptRequest, context: object) -> _pb.FinishAttemptResponse:
+        ref = _ref(request.tuning_job, request.lease_token)
+        match request.WhichOneof("result"):
+            case "succeeded":
+                await self._attempts.succeed(ref, model_from_proto(request.succeeded, ref))
+            case "failed":
+                failure = failure_from_proto(request.failed.error)
+                await self._attempts.fail(ref, failure, retryable=request.failed.retryable)
+            case "stopped":
+                await self._attempts.stop(ref, request.stopped.step)
+            case _:
+                raise _invalid("result", "is missing; say how the attempt ended")
+        return _pb.FinishAttemptResponse()
+
+
+def _ref(tuning_job: str, lease_token: int) -> LeaseRef:
+    parts = parse_name(tuning_job_pb2.TuningJob, tuning_job, "tuning_job")
+    return LeaseRef(project_id=parts["project"], job_id=parts["tuning_job"], lease_token=lease_token)
+
+
+def _invalid(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])
+
+
+def _duration(seconds: float) -> Duration:
+    message = Duration()
+    message.FromMilliseconds(round(seconds * 1000))
+    return message

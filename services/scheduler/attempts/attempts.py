@@ -1,0 +1,194 @@
+"""Not pure: database, outbox. The end of an attempt, and what it means for the job: done, failed, again or cancelled.
+
+Every ending is one transaction, fenced by the lease's token, that gives the devices back. The lifecycle's table decides
+what is allowed.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from chassis.db.pool import Connection
+from services.scheduler.attempts import fence
+from services.scheduler.attempts.attempt import AttemptOutcome, ExportedModel, LeasedJob
+from services.scheduler.attempts.store import AttemptStore
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import encoded, failure_to_proto, job_name
+from services.scheduler.jobs.endings import Ending, JobFailure, cancelled_ending, failed_ending
+from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, TunedModel
+from services.scheduler.jobs.lifecycle import JobState, JobTransition
+from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.placement import leases
+from services.scheduler.placement.store import AllocationStore
+from services.scheduler.watching.bells import node_topic
+from services.scheduler.watching.store import BellStore
+
+
+class Attempts:
+    def __init__(self, database: Database, jobs: JobTransitions, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._settings = settings
+
+    async def succeed(self, ref: LeaseRef, model: ExportedModel) -> None:
+        async with self._database.writing() as connection:
+            job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.SUCCEEDED)
+            if job is None:
+                return
+            if model.stopped_early:
+                message = (
+                    f"no evaluation got better: stopped early after step {model.step}; "
+                    "the best evaluation's weights ship"
+                )
+                line = (EventKind.STOPPED_EARLY, message, job.progress)
+                await self._jobs.add_lines(connection, ref, job.state, [line])
+            change = await self._jobs.must(
+                connection,
+                JobTransition.SUCCEED,
+                ref,
+                f"the model is ready: {job.namespace}/{job.output_name}",
+                lease_token=ref.lease_token,
+                output_revision=model.revision,
+                output_artifact=model.artifact,
+            )
+            await self._end_attempt(connection, ref, job, AttemptOutcome.SUCCEEDED, "")
+            tuned = TunedModel(
+                model_id=f"{job.namespace}/{job.output_name}",
+                revision=model.revision,
+                kind=model.kind,
+                adapter_rank=model.adapter_rank,
+                base_model=job.base_model,
+                base_revision=job.base_revision,
+                artifact=model.artifact,
+                lineage=model.lineage,
+            )
+            ending = Ending.STOPPED_EARLY if model.stopped_early else Ending.COMPLETED
+            await self._jobs.end(connection, change, ending, tuned)
+
+    async def fail(self, ref: LeaseRef, failure: JobFailure, *, retryable: bool) -> None:
+        """`drained` in the failure's metadata says that the node went away in good order: that is nobody's failure. Any
+        node of a gang may say that the attempt failed."""
+        async with self._database.writing() as connection:
+            ref = await AttemptStore(connection).leading(ref)
+            job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.FAILED)
+            if job is None:
+                return
+            drained = failure.metadata.get("drained") == "true"
+            await self._conclude(
+                connection, ref, job, AttemptOutcome.FAILED, failure, retryable=retryable, counts=not drained
+            )
+
+    async def stop(self, ref: LeaseRef, step: int) -> None:
+        """An attempt that stopped without being asked to goes on elsewhere."""
+        async with self._database.writing() as connection:
+            job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.STOPPED)
+            if job is None:
+                return
+            failure = JobFailure(
+                reason="TRAINING_FAILED", message=f"the attempt stopped after step {step}", platform_fault=True
+            )
+            await self._conclude(connection, ref, job, AttemptOutcome.STOPPED, failure, retryable=True, counts=True)
+
+    async def lose(self, connection: Connection, ref: LeaseRef, why: str, token: int | None = None) -> bool:
+        """Ends a lease whose time is over, inside the caller's transaction; False when it was renewed meanwhile.
+
+        `token` is that of the lost node, when another node leads the gang: the attempt ends for the whole gang.
+        """
+        job = await AttemptStore(connection).lock_leased_job(ref)
+        released = await AllocationStore(connection).release_expired(token or ref.lease_token, self._database.now())
+        if not released:
+            return False
+        if job is not None:
+            failure = JobFailure(reason="TRAINING_FAILED", message=why, platform_fault=True)
+            await self._conclude(connection, ref, job, AttemptOutcome.LOST, failure, retryable=True, counts=True)
+        return True
+
+    async def expire(self, ref: JobRef, why: str) -> bool:
+        """Ends a job whose hold is over, as the platform's fault; False when it ended, or moved, meanwhile.
+
+        An attempt that runs loses its lease with it: nobody would pay for its further steps.
+        """
+        failure = JobFailure(reason="HOLD_EXPIRED", message=why, platform_fault=True)
+        error, message = encoded(failure_to_proto(failure)), f"failed: {why}"
+        async with self._database.writing() as connection:
+            change = await self._jobs.transition(connection, JobTransition.EXPIRE, ref, message, error=error)
+            if change is None:
+                attempts = AttemptStore(connection)
+                lease = await attempts.lease_of(ref)
+                job = None if lease is None else await attempts.lock_leased_job(lease)
+                # One that is being cancelled ends as cancelled, and owes nothing either way.
+                if lease is None or job is None or job.state is JobState.CANCELLING:
+                    return False
+                change = await self._jobs.must(
+                    connection,
+                    JobTransition.FAIL,
+                    lease,
+                    message,
+                    lease_token=lease.lease_token,
+                    error=error,
+                    failure_count=job.failure_count + 1,
+                )
+                await self._end_attempt(connection, lease, job, AttemptOutcome.FAILED, why)
+            await self._jobs.end(connection, change, failed_ending(change, failure))
+        return True
+
+    async def _conclude(
+        self,
+        connection: Connection,
+        ref: LeaseRef,
+        job: LeasedJob,
+        outcome: AttemptOutcome,
+        failure: JobFailure,
+        *,
+        retryable: bool,
+        counts: bool,
+    ) -> None:
+        """What an attempt without a result means for its job: again, never again, or cancelled as it was asked."""
+        failure_count = job.failure_count + int(counts)
+        after = leases.aftermath(job.state, failure_count, self._settings.attempts_max)
+        if after is leases.Aftermath.CANCEL:
+            change = await self._jobs.must(
+                connection, JobTransition.STOP, ref, "cancelled", lease_token=ref.lease_token
+            )
+            await self._end_attempt(connection, ref, job, outcome, failure.message)
+            await self._jobs.end(connection, change, cancelled_ending(change))
+            return
+        if after is leases.Aftermath.REQUEUE and retryable:
+            delay_s = leases.requeue_delay_s(failure_count) if counts else 0.0
+            await self._jobs.must(
+                connection,
+                JobTransition.REQUEUE,
+                ref,
+                f"attempt {job.attempt_count} ended: {failure.message}; the job goes on from its last checkpoint",
+                kind=EventKind.REQUEUED,
+                lease_token=ref.lease_token,
+                wake_at=self._database.now() + timedelta(seconds=delay_s),
+                failure_count=failure_count,
+            )
+            await self._end_attempt(connection, ref, job, outcome, failure.message)
+            return
+        final = failure
+        if retryable:
+            message = f"given up after {failure_count} failures in a row; the last one: {failure.message}"
+            final = replace(failure, message=message, platform_fault=True)
+        change = await self._jobs.must(
+            connection,
+            JobTransition.FAIL,
+            ref,
+            f"failed: {final.message}",
+            lease_token=ref.lease_token,
+            error=encoded(failure_to_proto(final)),
+            failure_count=job.failure_count + 1,
+        )
+        await self._end_attempt(connection, ref, job, outcome, failure.message)
+        await self._jobs.end(connection, change, failed_ending(change, final))
+
+    async def _end_attempt(
+        self, connection: Connection, ref: LeaseRef, job: LeasedJob, outcome: AttemptOutcome, message: str
+    ) -> None:
+        """Gives the devices of all its nodes back, which hear of it."""
+        now, allocations = self._database.now(), AllocationStore(connection)
+        await allocations.release(ref.lease_token, job_name(ref), now)
+        followers = await allocations.release_followers(ref.lease_token, now)
+        await AttemptStore(connection).end(ref, outcome, message, now)
+        await BellStore(connection).ring(*(node_topic(node) for node in (job.node, *followers)))

@@ -1,0 +1,93 @@
+"""Not pure: database, outbox. What happens to jobs: each change with its line of history, its event and its bells.
+
+Everything is written in the caller's transaction. What may follow what is the lifecycle's table.
+"""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from chassis.db.pool import Connection
+from chassis.errors import FailedPrecondition
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import ending_to_proto, new_job_to_proto, transition_to_proto
+from services.scheduler.jobs.endings import Ending
+from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, NewJob, Transitioned, TunedModel
+from services.scheduler.jobs.lifecycle import INITIAL, JobState, JobTransition
+from services.scheduler.jobs.store import Changes, JobStore
+from services.scheduler.watching.bells import QUEUE_TOPIC, job_topic
+from services.scheduler.watching.store import BellStore
+
+
+class JobTransitions:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, connection: Connection, job: NewJob) -> None:
+        """asyncpg.UniqueViolationError names the index when the request id or the output name is taken."""
+        now, store = self._database.now(), JobStore(connection)
+        await store.insert(job, now)
+        message = "acknowledged; the dataset will be analysed and priced"
+        await store.add_event(job, 1, EventKind.STATE_CHANGED, message, INITIAL, now)
+        event = new_job_to_proto(job, now)
+        await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
+        await BellStore(connection).ring(QUEUE_TOPIC, job_topic(job.job_id))
+
+    async def transition(
+        self,
+        connection: Connection,
+        transition: JobTransition,
+        ref: JobRef,
+        message: str,
+        *,
+        kind: EventKind = EventKind.STATE_CHANGED,
+        **changes: Unpack[Changes],
+    ) -> Transitioned | None:
+        """None when the job's state, claim or lease does not allow it: then nothing has changed."""
+        now, store = self._database.now(), JobStore(connection)
+        change = await store.transition(transition, ref, now, **changes)
+        if change is None:
+            return None
+        await store.add_event(ref, change.sequence, kind, message, change.to_state, now)
+        event = transition_to_proto(change, now)
+        await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
+        await BellStore(connection).ring(job_topic(ref.job_id), QUEUE_TOPIC)
+        return change
+
+    async def must(
+        self,
+        connection: Connection,
+        transition: JobTransition,
+        ref: LeaseRef,
+        message: str,
+        *,
+        kind: EventKind = EventKind.STATE_CHANGED,
+        **changes: Unpack[Changes],
+    ) -> Transitioned:
+        """As `transition`, for a job that the caller has locked; FailedPrecondition when its state does not allow it."""
+        change = await self.transition(connection, transition, ref, message, kind=kind, **changes)
+        if change is None:
+            raise FailedPrecondition("STATE_CONFLICT", f"the job's state does not allow {transition}")
+        return change
+
+    async def end(
+        self, connection: Connection, change: Transitioned, ending: Ending, model: TunedModel | None = None
+    ) -> None:
+        """Tells, once per job, that nothing more will be metered for it, and forgets its secrets; in the transaction of
+        the final transition."""
+        store = JobStore(connection)
+        await store.delete_secrets(change)
+        count = await store.count_usage(change)
+        event = ending_to_proto(change, ending, count, model, self._database.now())
+        await self._database.outbox.add(connection, event, subject_name=event.tuning_job, key=change.job_id)
+
+    async def add_lines(
+        self,
+        connection: Connection,
+        ref: JobRef,
+        state: JobState,
+        lines: Sequence[tuple[EventKind, str, bytes | None]],
+    ) -> None:
+        """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one."""
+        if lines:
+            await JobStore(connection).add_events(ref, state, lines, self._database.now())
+            await BellStore(connection).ring(job_topic(ref.job_id))

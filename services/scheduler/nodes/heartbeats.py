@@ -1,0 +1,94 @@
+"""Not pure: database. The conversation with one agent: each sign of life renews its leases, each change sends it all
+that it shall do.
+
+It refuses an incarnation that is not the registered one; it decides nothing about jobs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import structlog
+
+from chassis.db.pool import database_is_away
+from chassis.errors import Aborted, InvalidArgument
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.nodes.node import AssignmentRecord, Beat
+from services.scheduler.nodes.registry import NodeRegistry
+from services.scheduler.nodes.store import NodeStore
+from services.scheduler.placement import leases
+from services.scheduler.placement.store import AllocationStore
+from services.scheduler.watching.bells import QUEUE_TOPIC, Bell, Hub, node_topic
+from services.scheduler.watching.store import BellStore
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeats:
+    def __init__(self, database: Database, nodes: NodeRegistry, hub: Hub, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._nodes = nodes
+        self._hub = hub
+        self._settings = settings
+
+    async def converse(self, beats: AsyncIterator[Beat], stream: UUID) -> AsyncIterator[list[AssignmentRecord]]:
+        """All assignments of the node, at once and after each change, until the agent closes the stream."""
+        first = await anext(beats, None)
+        if first is None:
+            return
+        await self._begin(first, stream)
+        with self._hub.listening(node_topic(first.node)) as bell:
+            reader = asyncio.create_task(self._read(beats, first, bell))
+            try:
+                while True:
+                    yield await NodeStore(self._database.pool).list_assignments(first.node, first.incarnation)
+                    await bell.wait()
+                    if reader.done():
+                        # Raises what ended the reading; a stream that the agent closed just ends.
+                        reader.result()
+                        return
+            finally:
+                reader.cancel()
+                await self._close(first.node, stream)
+
+    async def _begin(self, first: Beat, stream: UUID) -> None:
+        if not first.node or not first.incarnation:
+            raise InvalidArgument("INVALID_FIELD", "a heartbeat needs node and incarnation")
+        await self._renew(first)
+        async with self._database.writing() as connection:
+            await NodeStore(connection).open_heartbeat(first.node, first.incarnation, stream)
+            await BellStore(connection).ring(QUEUE_TOPIC)
+        log.info("heartbeat_opened", node=first.node)
+
+    async def _close(self, node: str, stream: UUID) -> None:
+        try:
+            await NodeStore(self._database.pool).close_heartbeat(node, stream)
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            # Until it is back the node counts as listening; its silence will tell.
+            log.warning("heartbeat_not_closed", node=node, error=repr(error))
+
+    async def _read(self, beats: AsyncIterator[Beat], first: Beat, bell: Bell) -> None:
+        try:
+            async for beat in beats:
+                if (beat.node, beat.incarnation) != (first.node, first.incarnation):
+                    raise InvalidArgument("INVALID_FIELD", "one heartbeat stream is for one incarnation of one node")
+                await self._renew(beat)
+                bell.ring()
+        finally:
+            bell.ring()
+
+    async def _renew(self, beat: Beat) -> None:
+        expires_at = leases.expiry(self._database.now(), self._settings.lease_duration_s)
+        async with self._database.writing() as connection:
+            if not await self._nodes.see(connection, beat.node, beat.incarnation):
+                raise Aborted(
+                    "LEASE_STALE",
+                    f"another incarnation is registered as {beat.node}, or none is; this one holds no lease",
+                )
+            if beat.lease_tokens:
+                await AllocationStore(connection).renew_leases(
+                    beat.node, beat.incarnation, beat.lease_tokens, expires_at
+                )

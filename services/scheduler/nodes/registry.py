@@ -1,0 +1,60 @@
+"""Not pure: database, outbox. Which nodes are there: they register, show that they live, and are lost when silent.
+
+Whatever changes a node's state ends or keeps its leases in the same transaction.
+"""
+
+from datetime import datetime
+
+from chassis.db.pool import Connection
+from services.scheduler.attempts.attempts import Attempts
+from services.scheduler.attempts.store import AttemptStore
+from services.scheduler.database import Database
+from services.scheduler.nodes.convert import node_state_to_proto
+from services.scheduler.nodes.node import NodeRegistration
+from services.scheduler.nodes.store import NodeStore
+from services.scheduler.placement.store import AllocationStore
+from services.scheduler.watching.bells import QUEUE_TOPIC, node_topic
+from services.scheduler.watching.store import BellStore
+
+READY = "READY"
+LOST = "LOST"
+
+
+class NodeRegistry:
+    def __init__(self, database: Database, attempts: Attempts) -> None:
+        self._database = database
+        self._attempts = attempts
+
+    async def register(self, registration: NodeRegistration) -> None:
+        """A new incarnation ends the leases of the old one at once: nothing of the old start runs any more."""
+        node, now = registration.node, self._database.now()
+        async with self._database.writing() as connection:
+            known = await NodeStore(connection).lock(node)
+            await NodeStore(connection).register(registration, now)
+            await self._tell(connection, node, READY)
+            if known is not None and known != registration.incarnation:
+                await AllocationStore(connection).expire_node_leases(node, now)
+                for lease in await AttemptStore(connection).list_of_node(node):
+                    if lease.ref is not None:
+                        why = f"node {node} started anew"
+                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token)
+
+    async def see(self, connection: Connection, node: str, incarnation: str) -> bool:
+        """A sign of life; False when another incarnation holds the name, or nobody does."""
+        before = await NodeStore(connection).see(node, incarnation, self._database.now())
+        if before == LOST:
+            await self._tell(connection, node, READY)
+        return before is not None
+
+    async def lose_silent(self, connection: Connection, silent_since: datetime) -> list[str]:
+        """Declares nodes lost and ends the time of their leases; the sweep then ends the leases."""
+        lost = await NodeStore(connection).lose_silent(silent_since)
+        for node in lost:
+            await AllocationStore(connection).expire_node_leases(node, self._database.now())
+            await self._tell(connection, node, LOST)
+        return lost
+
+    async def _tell(self, connection: Connection, node: str, state: str) -> None:
+        event = node_state_to_proto(node, state, self._database.now())
+        await self._database.outbox.add(connection, event, subject_name=f"nodes/{node}")
+        await BellStore(connection).ring(node_topic(node), QUEUE_TOPIC)

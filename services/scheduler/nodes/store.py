@@ -1,0 +1,73 @@
+"""Nodes, their devices and their assignments in the database."""
+
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+from chassis.db.pool import Connection, Pool
+from chassis.db.queries import load_queries
+from services.scheduler.nodes.node import AssignmentRecord, NodeRegistration
+
+_QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+class NodeStore:
+    def __init__(self, connection: "Connection | Pool") -> None:
+        self._connection = connection
+
+    async def lock(self, node: str) -> str | None:
+        """The incarnation that is registered, locked until the transaction ends."""
+        row = await _QUERIES.lock_node(self._connection, node=node)
+        return None if row is None else row["incarnation"]
+
+    async def register(self, registration: NodeRegistration, now: datetime) -> None:
+        """The node, or its new incarnation, with the devices that it has now."""
+        await _QUERIES.upsert_node(
+            self._connection,
+            node=registration.node,
+            incarnation=registration.incarnation,
+            address=registration.address,
+            agent_version=registration.agent_version,
+            preparation_version=registration.preparation_version,
+            now=now,
+        )
+        await _QUERIES.forget_devices(self._connection, node=registration.node)
+        devices = registration.devices
+        await _QUERIES.upsert_devices(
+            self._connection,
+            node=registration.node,
+            indices=[device.index for device in devices],
+            hardware_types=[device.hardware_type for device in devices],
+            memory_bytes=[device.memory_bytes for device in devices],
+            uuids=[device.uuid for device in devices],
+        )
+
+    async def see(self, node: str, incarnation: str, now: datetime) -> str | None:
+        """The state that the node had before this sign of life; None when the incarnation is not registered."""
+        row = await _QUERIES.see_node(self._connection, node=node, incarnation=incarnation, now=now)
+        return None if row is None else row["from_state"]
+
+    async def open_heartbeat(self, node: str, incarnation: str, stream: UUID) -> None:
+        await _QUERIES.open_heartbeat(self._connection, node=node, incarnation=incarnation, stream=stream)
+
+    async def close_heartbeat(self, node: str, stream: UUID) -> None:
+        """Nothing when a newer stream was opened meanwhile."""
+        await _QUERIES.close_heartbeat(self._connection, node=node, stream=stream)
+
+    async def lose_silent(self, silent_since: datetime) -> list[str]:
+        """The nodes that are lost from now on."""
+        return [row["node"] async for row in _QUERIES.lose_nodes(self._connection, silent_since=silent_since)]
+
+    async def list_analyzers(self, page_size: int) -> list[str]:
+        """Addresses of trainers that can be asked, the most recently seen first."""
+        rows = _QUERIES.list_analyzers(self._connection, page_size=page_size)
+        return [row["address"] async for row in rows]
+
+    async def preparation_version(self) -> str:
+        """Of the code that would count a dataset now; empty while no node was ever registered."""
+        version: str | None = await _QUERIES.get_preparation_version(self._connection)
+        return version or ""
+
+    async def list_assignments(self, node: str, incarnation: str) -> list[AssignmentRecord]:
+        rows = _QUERIES.list_assignments(self._connection, node=node, incarnation=incarnation)
+        return [AssignmentRecord(**{**row, "device_indices": tuple(row["device_indices"])}) async for row in rows]

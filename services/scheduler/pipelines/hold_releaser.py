@@ -1,0 +1,59 @@
+"""Not pure: database, gRPC. Releases holds that a cancelled or refused job may have left behind.
+
+Those are holds that were asked for while the answer was never stored.
+
+A job is taken only when no validator can still be asking for its hold, so the release is the last word.
+"""
+
+from datetime import timedelta
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.errors import DomainError
+from chassis.ids import Ids
+from finemesh.holds.v1 import hold_service_pb2
+from services.scheduler.admission import peer_errors
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.peers import Peers
+from services.scheduler.pipelines.store import ClaimStore
+from services.scheduler.rounds import run_rounds
+
+log = structlog.get_logger(__name__)
+
+
+class Releaser:
+    def __init__(self, database: Database, peers: Peers, clock: Clock, ids: Ids, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._peers = peers
+        self._clock = clock
+        self._ids = ids
+        self._settings = settings
+
+    async def run(self) -> None:
+        await run_rounds(
+            "releaser", self.release_one, lambda: self._clock.sleep(self._settings.pipeline_poll_s), self._clock
+        )
+
+    async def release_one(self) -> bool:
+        """Releases one hold; False when none waits."""
+        claim, now = self._ids.uuid(), self._database.now()
+        until = now + timedelta(seconds=self._settings.claim_duration_s)
+        claims = ClaimStore(self._database.pool)
+        job = await claims.claim_release(claim, until=until, now=now)
+        if job is None:
+            return False
+        request = hold_service_pb2.ReleaseHoldRequest(resource=job_name(job))
+        try:
+            await self._peers.holds.ReleaseHold(request, timeout=self._settings.peer_deadline_s)
+        except DomainError as error:
+            # Whatever billing says, money must not stay held for a job that is over: ask again until it agrees.
+            waiting = peer_errors.waiting_of(error, "billing", job.service_failures + 1)
+            log.warning("hold_release_postponed", job=job.job_id, error=str(error))
+            wake_at = self._database.now() + timedelta(seconds=waiting.delay_s)
+            await claims.postpone(job, wake_at=wake_at, waiting_message="", now=self._database.now())
+            return True
+        await claims.finish_release(job)
+        return True

@@ -1,0 +1,61 @@
+"""Not pure: database, gRPC. Keeps the holds of unfinished jobs alive, and ends a job whose hold is over although nobody ended the job.
+
+A billing service that is away is asked again soon: it judges nobody by the time of its own absence.
+"""
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.errors import DomainError
+from finemesh.holds.v1 import hold_service_pb2
+from services.scheduler.admission import peer_errors
+from services.scheduler.attempts.attempts import Attempts
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.peers import Peers
+from services.scheduler.pipelines.store import ClaimStore
+from services.scheduler.rounds import run_rounds
+
+WHY = "the hold on its price ended because it was not renewed in time; nothing is charged, create the job again"
+log = structlog.get_logger(__name__)
+
+
+class Renewer:
+    def __init__(
+        self, database: Database, attempts: Attempts, peers: Peers, clock: Clock, settings: SchedulerSettings
+    ) -> None:
+        self._database = database
+        self._attempts = attempts
+        self._peers = peers
+        self._clock = clock
+        self._settings = settings
+        self._failures = 0
+        self.pause_s = settings.hold_renewal_interval_s
+
+    async def run(self) -> None:
+        await run_rounds("renewer", self.renew_all, lambda: self._clock.sleep(self.pause_s), self._clock)
+
+    async def renew_all(self) -> bool:
+        """One renewal of everything that is held; always False, for the next one has time."""
+        after, batch_max = "", self._settings.hold_renewal_batch_max
+        while True:
+            refs = await ClaimStore(self._database.pool).list_holding(after, batch_max)
+            if not refs:
+                break
+            jobs = {job_name(ref): ref for ref in refs}
+            request = hold_service_pb2.RenewHoldsRequest(resources=list(jobs))
+            try:
+                answer = await self._peers.holds.RenewHolds(request, timeout=self._settings.peer_deadline_s)
+            except DomainError as error:
+                self._failures += 1
+                self.pause_s = peer_errors.waiting_of(error, "billing", self._failures).delay_s
+                log.warning("hold_renewal_postponed", error=str(error), failures=self._failures)
+                return False
+            for resource in answer.ended_resources:
+                # The list may be older than the job's end: then there is nothing left to end.
+                if await self._attempts.expire(jobs[resource], WHY):
+                    log.error("job_ended_with_its_hold", job=resource)
+            after = refs[-1].job_id
+        self._failures, self.pause_s = 0, self._settings.hold_renewal_interval_s
+        return False

@@ -1,0 +1,104 @@
+"""Not pure: database. QUEUED -> STARTING: asks the policy who gets which devices, and applies each placement.
+
+Each placement is a transaction of its own.
+Two schedulers may run it at once: the database refuses the second owner of a device, and the slower placement is dropped.
+"""
+
+from collections.abc import Mapping
+
+import asyncpg
+import structlog
+
+from chassis.clock import Clock
+from services.scheduler.attempts.store import AttemptStore
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.jobs.job import JobRef, LeaseRef
+from services.scheduler.jobs.lifecycle import JobTransition
+from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.placement import leases, policy
+from services.scheduler.placement.allocation import AllocationKind
+from services.scheduler.placement.store import AllocationStore
+from services.scheduler.rounds import run_rounds
+from services.scheduler.watching.bells import QUEUE_TOPIC, Hub, node_topic
+from services.scheduler.watching.store import BellStore
+
+log = structlog.get_logger(__name__)
+
+
+class Overtaken(Exception):
+    """The snapshot is old: the job or the node changed meanwhile."""
+
+
+class Placer:
+    def __init__(
+        self, database: Database, jobs: JobTransitions, hub: Hub, clock: Clock, settings: SchedulerSettings
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._hub = hub
+        self._clock = clock
+        self._settings = settings
+
+    async def run(self) -> None:
+        with self._hub.listening(QUEUE_TOPIC) as bell:
+            await run_rounds("placer", self.place_round, lambda: bell.wait(self._settings.pipeline_poll_s), self._clock)
+
+    async def place_round(self) -> bool:
+        """One look at the queue and the fleet; True when something was placed, so that another look pays."""
+        now = self._database.now()
+        allocations = AllocationStore(self._database.pool)
+        queue = {
+            job_name(job.ref): job for job in await allocations.list_queued(now, self._settings.placements_batch_max)
+        }
+        if not queue:
+            return False
+        needs = [policy.job_need(owner, job.gpu_count, job.memory_bytes_min) for owner, job in queue.items()]
+        fleet = await allocations.load_fleet(now, self._settings.node_memory_s, self._settings.nodes_max)
+        placed = 0
+        for placement in policy.place(needs, fleet.groups):
+            try:
+                await self.apply(queue[placement.owner].ref, placement, fleet.incarnations)
+                placed += 1
+            except (Overtaken, asyncpg.UniqueViolationError) as error:
+                log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
+        return placed > 0
+
+    async def apply(self, ref: JobRef, placement: policy.Placement, incarnations: Mapping[str, str]) -> int:
+        """Leases, devices, attempt and transition in one transaction; returns the fencing token, that of the leading node."""
+        parts = (placement, *placement.followers)
+        async with self._database.writing() as connection:
+            allocations = AllocationStore(connection)
+            # In one order, so that two placements never wait for each other.
+            for node in sorted(part.node for part in parts):
+                if not await allocations.guard_node(node, incarnations[node]):
+                    raise Overtaken
+            token = await allocations.next_lease_token()
+            message = "placed on " + " and ".join(_in_words(part) for part in parts)
+            change = await self._jobs.transition(connection, JobTransition.PLACE, ref, message, placed_token=token)
+            if change is None:
+                raise Overtaken
+            now = self._database.now()
+            lease = LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
+            expires_at = leases.expiry(now, self._settings.lease_duration_s)
+            for part in parts:
+                leads = part is placement
+                await allocations.insert(
+                    AllocationKind.TRAINING,
+                    part,
+                    incarnations[part.node],
+                    now=now,
+                    expires_at=expires_at,
+                    lease_token=token if leads else await allocations.next_lease_token(),
+                    leader_token=None if leads else token,
+                )
+            incarnation = incarnations[placement.node]
+            await AttemptStore(connection).insert(lease, change.attempt_count, placement.node, incarnation, now)
+            await BellStore(connection).ring(*(node_topic(part.node) for part in parts))
+        return token
+
+
+def _in_words(part: policy.Placement) -> str:
+    devices = ", ".join(str(index) for index in part.device_indices)
+    return f"{part.node}, {part.hardware_type} {devices}"

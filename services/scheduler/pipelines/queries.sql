@@ -1,0 +1,73 @@
+-- name: claim_validating(claim, until, now)^
+-- Takes one job to analyse that no other worker holds.
+UPDATE jobs
+SET claim_token = :claim, claimed_until = :until
+WHERE job_id = (
+    SELECT job_id
+    FROM jobs
+    WHERE state = 'VALIDATING' AND wake_at <= :now AND (claimed_until IS NULL OR claimed_until <= :now)
+    ORDER BY wake_at, job_id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING
+    project_id, job_id, organization_id, api_key_id, spec, base_model, base_revision, parameter_count, base_artifact,
+    training_artifact, validation_artifact, service_failures;
+
+-- name: claim_release(claim, until, now)^
+-- Takes one job whose hold has to be released, once no worker can still be asking for that hold.
+UPDATE jobs
+SET claim_token = :claim, claimed_until = :until
+WHERE job_id = (
+    SELECT job_id
+    FROM jobs
+    WHERE release_pending AND wake_at <= :now AND (claimed_until IS NULL OR claimed_until <= :now)
+    ORDER BY wake_at, job_id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING project_id, job_id, service_failures;
+
+-- name: renew_claim(project_id, job_id, claim, until)!
+-- Keeps a worker's claim while the job still waits for its work.
+UPDATE jobs
+SET claimed_until = :until
+WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim AND state = 'VALIDATING';
+
+-- name: free_claim(project_id, job_id, claim)!
+-- Gives a claim back without any other change.
+UPDATE jobs
+SET claim_token = NULL, claimed_until = NULL
+WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
+
+-- name: postpone_job(project_id, job_id, claim, wake_at, waiting_message, now)!
+-- Leaves a claimed job for later and says what it waits for.
+UPDATE jobs
+SET
+    claim_token = NULL,
+    claimed_until = NULL,
+    service_failures = service_failures + 1,
+    wake_at = :wake_at,
+    waiting_message = :waiting_message,
+    update_time = :now
+WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
+
+-- name: request_hold(project_id, job_id, claim)!
+-- Records, before billing is asked, that a hold may exist from now on.
+UPDATE jobs
+SET hold_requested = true
+WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim AND state = 'VALIDATING';
+
+-- name: finish_release(project_id, job_id, claim)!
+-- Records that billing holds nothing for the job any more.
+UPDATE jobs
+SET release_pending = false, claim_token = NULL, claimed_until = NULL
+WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
+
+-- name: list_holding(after_job_id, page_size)
+-- Jobs whose hold has to be kept alive, by id.
+SELECT project_id, job_id
+FROM jobs
+WHERE state IN ('QUEUED', 'STARTING', 'RUNNING', 'CANCELLING') AND job_id > :after_job_id
+ORDER BY job_id
+LIMIT :page_size;

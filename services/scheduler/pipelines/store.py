@@ -1,0 +1,80 @@
+"""Workers' claims on jobs in the database. A claim is a token and a time: an answer whose claim was lost is dropped."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+from chassis.db.pool import Connection, Pool
+from chassis.db.queries import affected, load_queries
+from services.scheduler.jobs.job import JobRef
+
+_QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(JobRef):
+    """A job that a worker holds for a while."""
+
+    claim: UUID
+    # Failures in a row of services that the work needs.
+    service_failures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationClaim(Claim):
+    """A job that a worker analyses and prices; bytes are encoded messages."""
+
+    organization_id: str
+    api_key_id: str
+    spec: bytes
+    base_model: str
+    base_revision: str
+    parameter_count: int
+    base_artifact: bytes
+    training_artifact: bytes
+    validation_artifact: bytes | None
+
+
+class ClaimStore:
+    def __init__(self, connection: "Connection | Pool") -> None:
+        self._connection = connection
+
+    async def claim_validating(self, claim: UUID, *, until: datetime, now: datetime) -> ValidationClaim | None:
+        row = await _QUERIES.claim_validating(self._connection, claim=claim, until=until, now=now)
+        return None if row is None else ValidationClaim(**row, claim=claim)
+
+    async def claim_release(self, claim: UUID, *, until: datetime, now: datetime) -> Claim | None:
+        row = await _QUERIES.claim_release(self._connection, claim=claim, until=until, now=now)
+        return None if row is None else Claim(**row, claim=claim)
+
+    async def renew(self, job: Claim, until: datetime) -> bool:
+        """False when the claim was lost, or the job does not wait for its work any more."""
+        status = await _QUERIES.renew_claim(self._connection, **_key(job), until=until)
+        return affected(status) > 0
+
+    async def free(self, job: Claim) -> None:
+        await _QUERIES.free_claim(self._connection, **_key(job))
+
+    async def postpone(self, job: Claim, *, wake_at: datetime, waiting_message: str, now: datetime) -> bool:
+        """Gives the claim back until later; False when it was lost."""
+        status = await _QUERIES.postpone_job(
+            self._connection, **_key(job), wake_at=wake_at, waiting_message=waiting_message, now=now
+        )
+        return affected(status) > 0
+
+    async def request_hold(self, job: Claim) -> bool:
+        """Records, before billing is asked, that a hold may exist from now on; False when the claim was lost."""
+        return affected(await _QUERIES.request_hold(self._connection, **_key(job))) > 0
+
+    async def finish_release(self, job: Claim) -> None:
+        await _QUERIES.finish_release(self._connection, **_key(job))
+
+    async def list_holding(self, after_job_id: str, page_size: int) -> list[JobRef]:
+        """Unfinished jobs whose price is held, by id."""
+        rows = _QUERIES.list_holding(self._connection, after_job_id=after_job_id, page_size=page_size)
+        return [JobRef(**row) async for row in rows]
+
+
+def _key(job: Claim) -> dict[str, object]:
+    return {"project_id": job.project_id, "job_id": job.job_id, "claim": job.claim}

@@ -1,0 +1,193 @@
+"""Not pure: database, gRPC. VALIDATING -> analysed, priced, held -> QUEUED, or refused.
+
+Load, process without a transaction, apply guarded by the claim.
+
+Any number of workers in any number of processes may run it: an answer whose claim was lost meanwhile is dropped.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.errors import DomainError
+from chassis.ids import Ids
+from finemesh.holds.v1 import hold_service_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.admission import peer_errors
+from services.scheduler.admission.dataset_counts import Analyzer, Inputs
+from services.scheduler.admission.price_request import price_request
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.jobs.convert import artifact_from_bytes, encoded, failure_to_proto, job_name
+from services.scheduler.jobs.endings import JobFailure, failed_ending
+from services.scheduler.jobs.lifecycle import JobTransition
+from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.peers import Peers
+from services.scheduler.pipelines.store import ClaimStore, ValidationClaim
+from services.scheduler.rounds import run_rounds
+from services.scheduler.spec.convert import spec_from_proto
+from services.scheduler.watching.bells import QUEUE_TOPIC, Hub, job_topic
+from services.scheduler.watching.store import BellStore
+
+log = structlog.get_logger(__name__)
+
+
+class _ClaimLost(Exception):
+    """Somebody else has the job now, or it is not VALIDATING any more."""
+
+
+class Validator:
+    def __init__(
+        self,
+        database: Database,
+        jobs: JobTransitions,
+        analyzer: Analyzer,
+        peers: Peers,
+        hub: Hub,
+        clock: Clock,
+        ids: Ids,
+        settings: SchedulerSettings,
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._analyzer = analyzer
+        self._peers = peers
+        self._hub = hub
+        self._clock = clock
+        self._ids = ids
+        self._settings = settings
+
+    async def run(self) -> None:
+        with self._hub.listening(QUEUE_TOPIC) as bell:
+            await run_rounds(
+                "validator", self.validate_one, lambda: bell.wait(self._settings.pipeline_poll_s), self._clock
+            )
+
+    async def validate_one(self) -> bool:
+        """Takes one job through; False when none waits."""
+        job = await self._claim()
+        if job is None:
+            return False
+        try:
+            await self._while_claimed(job)
+        except _ClaimLost:
+            log.info("validation_claim_lost", job=job.job_id)
+            await ClaimStore(self._database.pool).free(job)
+        return True
+
+    async def _claim(self) -> ValidationClaim | None:
+        claim, now = self._ids.uuid(), self._database.now()
+        return await ClaimStore(self._database.pool).claim_validating(claim, until=self._until(), now=now)
+
+    async def _while_claimed(self, job: ValidationClaim) -> None:
+        """Works and renews the claim side by side; a lost claim stops the work."""
+        work = asyncio.create_task(self._work(job))
+        keeper = asyncio.create_task(self._keep_claim(job))
+        try:
+            done, _ = await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, keeper):
+                task.cancel()
+            await asyncio.gather(work, keeper, return_exceptions=True)
+        # The work's own answer counts, even if the claim was lost in the same moment: what it applied was guarded.
+        await (work if work in done else keeper)
+
+    async def _keep_claim(self, job: ValidationClaim) -> None:
+        while True:
+            await self._clock.sleep(self._settings.claim_duration_s / 3)
+            if not await ClaimStore(self._database.pool).renew(job, self._until()):
+                raise _ClaimLost
+
+    async def _work(self, job: ValidationClaim) -> None:
+        spec = spec_from_proto(tuning_job_pb2.TuningSpec.FromString(job.spec))
+        inputs = Inputs(
+            base_model=artifact_from_bytes(job.base_artifact),
+            base_revision=job.base_revision,
+            training_file=artifact_from_bytes(job.training_artifact),
+            validation_file=None if job.validation_artifact is None else artifact_from_bytes(job.validation_artifact),
+        )
+        service = "a trainer"
+        try:
+            counts = await self._analyzer.counts(spec, inputs)
+            service = "billing"
+            request = hold_service_pb2.CreateHoldRequest(
+                resource=job_name(job),
+                organization_id=job.organization_id,
+                project_id=job.project_id,
+                price=price_request(spec, counts, job.parameter_count),
+                api_key_id=job.api_key_id,
+            )
+            held = await self._hold(job, request)
+        except DomainError as error:
+            await self._apply_error(job, error, service)
+            return
+        await self._apply_held(job, counts, held)
+
+    async def _hold(
+        self, job: ValidationClaim, request: hold_service_pb2.CreateHoldRequest
+    ) -> hold_service_pb2.CreateHoldResponse:
+        """From the mark on, a cancellation knows that a hold may exist, and sees to it that it is released."""
+        if not await ClaimStore(self._database.pool).request_hold(job):
+            raise _ClaimLost
+        return await self._peers.holds.CreateHold(request, timeout=self._settings.peer_deadline_s)
+
+    async def _apply_held(
+        self, job: ValidationClaim, counts: tuning_job_pb2.DatasetCounts, held: hold_service_pb2.CreateHoldResponse
+    ) -> None:
+        message = (
+            f"{counts.training_tokens} training tokens per epoch; "
+            f"${held.quote.total_nanos_usd / 1e9:.2f} held; waits for GPUs"
+        )
+        async with self._database.writing() as connection:
+            change = await self._jobs.transition(
+                connection,
+                JobTransition.HELD,
+                job,
+                message,
+                claim=job.claim,
+                counts=encoded(counts),
+                quoted_nanos_usd=held.quote.total_nanos_usd,
+                price_book_version=held.quote.price_book_version,
+                hold_id=held.hold_id,
+            )
+        if change is None:
+            raise _ClaimLost
+
+    async def _apply_error(self, job: ValidationClaim, error: DomainError, service: str) -> None:
+        failures = job.service_failures + 1
+        verdict = peer_errors.verdict_of(error)
+        if verdict is peer_errors.Verdict.DOUBT and failures >= self._settings.attempts_max:
+            verdict = peer_errors.Verdict.REFUSE
+        if verdict is peer_errors.Verdict.REFUSE:
+            await self._apply_refusal(job, peer_errors.failure_of(error))
+            return
+        waiting = peer_errors.waiting_of(error, service, failures)
+        log.warning("validation_postponed", job=job.job_id, service=service, error=str(error), failures=failures)
+        async with self._database.writing() as connection:
+            now = self._database.now()
+            wake_at = now + timedelta(seconds=waiting.delay_s)
+            postponed = await ClaimStore(connection).postpone(
+                job, wake_at=wake_at, waiting_message=waiting.message, now=now
+            )
+            await BellStore(connection).ring(job_topic(job.job_id))
+        if not postponed:
+            raise _ClaimLost
+
+    async def _apply_refusal(self, job: ValidationClaim, failure: JobFailure) -> None:
+        async with self._database.writing() as connection:
+            change = await self._jobs.transition(
+                connection,
+                JobTransition.REFUSE,
+                job,
+                f"refused: {failure.message}",
+                claim=job.claim,
+                error=encoded(failure_to_proto(failure)),
+            )
+            if change is None:
+                raise _ClaimLost
+            await self._jobs.end(connection, change, failed_ending(change, failure))
+
+    def _until(self) -> datetime:
+        return self._database.now() + timedelta(seconds=self._settings.claim_duration_s)

@@ -1,0 +1,114 @@
+-- name: list_queued(now, page_size)
+-- The queue as the policy sees it: jobs that may start now, in order of arrival.
+SELECT project_id, job_id, gpu_count, memory_bytes_min
+FROM jobs
+WHERE state = 'QUEUED' AND wake_at <= :now
+ORDER BY queue_time, job_id
+LIMIT :page_size;
+
+-- name: list_device_groups(seen_since, page_size)
+-- The devices by node and type with those that have no owner; nodes that are away for long do not count.
+SELECT
+    devices.node,
+    devices.hardware_type,
+    min(devices.memory_bytes) AS memory_bytes,
+    array_agg(devices.device_index ORDER BY devices.device_index) AS indices,
+    coalesce(
+        array_agg(devices.device_index ORDER BY devices.device_index) FILTER (WHERE owned.lease_token IS NULL), '{}'
+    ) AS free,
+    nodes.state = 'READY' AND nodes.heartbeat_stream IS NOT NULL AS ready,
+    nodes.incarnation
+FROM devices
+JOIN nodes ON nodes.node = devices.node
+LEFT JOIN allocation_devices AS owned
+    ON owned.node = devices.node AND owned.device_index = devices.device_index AND owned.released_at IS NULL
+WHERE devices.present AND nodes.seen_at >= :seen_since
+GROUP BY devices.node, devices.hardware_type, nodes.state, nodes.heartbeat_stream, nodes.incarnation
+ORDER BY devices.node, devices.hardware_type
+LIMIT :page_size;
+
+-- name: guard_node(node, incarnation)$
+-- Keeps a ready incarnation as it is until the end of the transaction; nothing when it is another one by now.
+SELECT node
+FROM nodes
+WHERE node = :node AND incarnation = :incarnation AND state = 'READY' AND heartbeat_stream IS NOT NULL
+FOR SHARE;
+
+-- name: next_lease_token()$
+-- A token that is larger than all before it.
+SELECT nextval('lease_tokens');
+
+-- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, expires_at, leader_token)!
+-- Records whose the devices are.
+INSERT INTO allocations (
+    lease_token, owner, kind, node, incarnation, hardware_type, created_at, expires_at, leader_token
+)
+VALUES (:lease_token, :owner, :kind, :node, :incarnation, :hardware_type, :now, :expires_at, :leader_token);
+
+-- name: insert_allocation_devices(lease_token, node, indices)!
+-- Takes the devices; the unique index refuses one that has an owner.
+INSERT INTO allocation_devices (lease_token, node, device_index)
+SELECT :lease_token::bigint, :node::text, device.device_index
+FROM unnest(:indices::integer[]) AS device (device_index)
+ORDER BY device.device_index;
+
+-- name: get_allocation(owner)^
+-- The live allocation of an owner.
+SELECT
+    allocations.lease_token, allocations.owner, allocations.kind, allocations.node, allocations.hardware_type,
+    allocations.expires_at,
+    array(
+        SELECT device_index
+        FROM allocation_devices
+        WHERE allocation_devices.lease_token = allocations.lease_token
+        ORDER BY device_index
+    ) AS device_indices
+FROM allocations
+WHERE allocations.owner = :owner AND allocations.released_at IS NULL;
+
+-- name: renew_allocation(owner, lease_token, expires_at)!
+-- Renews a serving allocation that is still its owner's.
+UPDATE allocations
+SET expires_at = :expires_at
+WHERE lease_token = :lease_token AND owner = :owner AND kind = 'SERVING' AND released_at IS NULL;
+
+-- name: renew_leases(node, incarnation, lease_tokens, expires_at)
+-- Renews in one statement every training lease that this incarnation works on.
+UPDATE allocations
+SET expires_at = :expires_at
+WHERE
+    node = :node
+    AND incarnation = :incarnation
+    AND kind = 'TRAINING'
+    AND released_at IS NULL
+    AND lease_token = ANY(:lease_tokens::bigint[])
+RETURNING lease_token;
+
+-- name: expire_node_leases(node, now)!
+-- Ends the time of every training lease of a node; the sweep then ends the leases themselves.
+UPDATE allocations
+SET expires_at = :now
+WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > :now;
+
+-- name: release_allocation(lease_token, owner, now)!
+-- Ends an allocation of this owner.
+UPDATE allocations
+SET released_at = :now
+WHERE lease_token = :lease_token AND owner = :owner AND released_at IS NULL;
+
+-- name: release_expired(lease_token, now)!
+-- Ends an allocation whose time is still over; one that was renewed meanwhile stays.
+UPDATE allocations
+SET released_at = :now
+WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= :now;
+
+-- name: release_followers(leader_token, now)
+-- Ends the allocations of all nodes that follow this lease.
+UPDATE allocations
+SET released_at = :now
+WHERE leader_token = :leader_token AND released_at IS NULL
+RETURNING lease_token, node;
+
+-- name: release_devices(lease_token, now)!
+-- Gives the devices of an ended allocation back.
+UPDATE allocation_devices SET released_at = :now WHERE lease_token = :lease_token AND released_at IS NULL;

@@ -1,0 +1,83 @@
+"""Not pure: database. Allocations for serving, under the same policy and constraint as training.
+
+It knows no endpoint: an owner is a name, and says itself how long it wants its devices.
+"""
+
+import asyncpg
+
+from chassis.errors import Aborted, ResourceExhausted
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.placement import leases, policy
+from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
+from services.scheduler.placement.fleet import Fleet
+from services.scheduler.placement.store import AllocationStore
+from services.scheduler.watching.bells import QUEUE_TOPIC
+from services.scheduler.watching.store import BellStore
+
+# Somebody else was faster this many times in a row: the caller asks again later anyway.
+RACES_MAX = 5
+
+
+class ServingAllocations:
+    def __init__(self, database: Database, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._settings = settings
+
+    async def create(self, need: policy.Need) -> AllocationRecord | str:
+        """The owner's allocation, or what it waits for, in words. Raises ResourceExhausted for what no node could give."""
+        store = AllocationStore(self._database.pool)
+        for _ in range(RACES_MAX):
+            current = await store.get(need.owner)
+            if current is not None:
+                return current
+            fleet = await store.load_fleet(self._database.now(), self._settings.node_memory_s, self._settings.nodes_max)
+            problem = policy.too_large(need, fleet.groups)
+            if problem is not None:
+                raise ResourceExhausted(
+                    "CAPACITY_EXHAUSTED",
+                    f"no registered node could ever give {problem.requested}; the largest has {problem.largest}",
+                    metadata={"requested": problem.requested, "largest": problem.largest},
+                )
+            group = policy.choose(need, fleet.groups)
+            if group is None:
+                return policy.waiting_for(need, fleet.groups, 1)
+            await self._take(need, group, fleet)
+        return f"{need.count} GPUs; others were faster"
+
+    async def renew(self, owner: str, lease_token: int) -> AllocationRecord:
+        """Raises Aborted for an allocation that is not in force any more."""
+        expires_at = leases.expiry(self._database.now(), self._settings.lease_duration_s)
+        async with self._database.writing() as connection:
+            store = AllocationStore(connection)
+            renewed = await store.renew(owner, lease_token, expires_at)
+            current = await store.get(owner) if renewed else None
+        if current is None:
+            raise Aborted("LEASE_STALE", f"allocation {lease_token} is not in force any more; stop serving on it")
+        return current
+
+    async def release(self, owner: str, lease_token: int) -> None:
+        async with self._database.writing() as connection:
+            if await AllocationStore(connection).release(lease_token, owner, self._database.now()):
+                await BellStore(connection).ring(QUEUE_TOPIC)
+
+    async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: Fleet) -> None:
+        placement = policy.take(need, 1, group)
+        incarnation = fleet.incarnations[group.node]
+        try:
+            async with self._database.writing() as connection:
+                store = AllocationStore(connection)
+                if not await store.guard_node(placement.node, incarnation):
+                    return
+                now = self._database.now()
+                await store.insert(
+                    AllocationKind.SERVING,
+                    placement,
+                    incarnation,
+                    now=now,
+                    expires_at=leases.expiry(now, self._settings.lease_duration_s),
+                    lease_token=await store.next_lease_token(),
+                )
+        except asyncpg.UniqueViolationError:
+            # The snapshot is old: a device, or this owner, was served meanwhile. The next round sees it.
+            return

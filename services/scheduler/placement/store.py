@@ -1,0 +1,140 @@
+"""Allocations in the database: the queue, the fleet, and who has which devices for how long.
+
+Locks are always taken in the order node, job, allocation, so that no two transactions wait for each other.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from chassis.db.pool import Connection, Pool
+from chassis.db.queries import affected, load_queries
+from services.scheduler.jobs.job import JobRef
+from services.scheduler.placement.allocation import AllocationKind, AllocationRecord, QueuedJob
+from services.scheduler.placement.fleet import Fleet
+from services.scheduler.placement.policy import DeviceGroup, Placement
+
+_QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+class AllocationStore:
+    def __init__(self, connection: "Connection | Pool") -> None:
+        self._connection = connection
+
+    async def list_queued(self, now: datetime, page_size: int) -> list[QueuedJob]:
+        """Jobs that may start now, in order of arrival."""
+        return [
+            QueuedJob(
+                ref=JobRef(project_id=row["project_id"], job_id=row["job_id"]),
+                gpu_count=row["gpu_count"],
+                memory_bytes_min=row["memory_bytes_min"],
+            )
+            async for row in _QUERIES.list_queued(self._connection, now=now, page_size=page_size)
+        ]
+
+    async def load_fleet(self, now: datetime, memory_s: float, nodes_max: int) -> Fleet:
+        """All devices but those of nodes that have been away for longer than `memory_s`."""
+        groups = []
+        incarnations = {}
+        seen_since = now - timedelta(seconds=memory_s)
+        async for row in _QUERIES.list_device_groups(self._connection, seen_since=seen_since, page_size=nodes_max):
+            incarnations[row["node"]] = row["incarnation"]
+            groups.append(
+                DeviceGroup(
+                    node=row["node"],
+                    hardware_type=row["hardware_type"],
+                    memory_bytes=row["memory_bytes"],
+                    indices=frozenset(row["indices"]),
+                    free=frozenset(row["free"]),
+                    ready=row["ready"],
+                )
+            )
+        return Fleet(groups=tuple(groups), incarnations=incarnations)
+
+    async def guard_node(self, node: str, incarnation: str) -> bool:
+        """Whether this incarnation is there and listens; it stays so until the transaction ends."""
+        return await _QUERIES.guard_node(self._connection, node=node, incarnation=incarnation) is not None
+
+    async def insert(
+        self,
+        kind: AllocationKind,
+        placement: Placement,
+        incarnation: str,
+        *,
+        now: datetime,
+        expires_at: datetime,
+        lease_token: int,
+        leader_token: int | None = None,
+    ) -> None:
+        """asyncpg.UniqueViolationError when a device has an owner, or the owner has an allocation.
+
+        A node that follows another one (`leader_token`) has a token of its own, which is in force as long as that of
+        its leader is.
+        """
+        await _QUERIES.insert_allocation(
+            self._connection,
+            lease_token=lease_token,
+            owner=placement.owner,
+            kind=kind.value,
+            node=placement.node,
+            incarnation=incarnation,
+            hardware_type=placement.hardware_type,
+            now=now,
+            expires_at=expires_at,
+            leader_token=leader_token,
+        )
+        await _QUERIES.insert_allocation_devices(
+            self._connection, lease_token=lease_token, node=placement.node, indices=list(placement.device_indices)
+        )
+
+    async def next_lease_token(self) -> int:
+        token: int = await _QUERIES.next_lease_token(self._connection)
+        return token
+
+    async def get(self, owner: str) -> AllocationRecord | None:
+        row = await _QUERIES.get_allocation(self._connection, owner=owner)
+        if row is None:
+            return None
+        return AllocationRecord(
+            **{**row, "kind": AllocationKind(row["kind"]), "device_indices": tuple(row["device_indices"])}
+        )
+
+    async def renew(self, owner: str, lease_token: int, expires_at: datetime) -> bool:
+        """For an allocation that serves; False when it is not its owner's any more."""
+        status = await _QUERIES.renew_allocation(
+            self._connection, owner=owner, lease_token=lease_token, expires_at=expires_at
+        )
+        return affected(status) > 0
+
+    async def renew_leases(self, node: str, incarnation: str, tokens: Sequence[int], expires_at: datetime) -> set[int]:
+        """For all training of a node at once; the tokens that are still in force."""
+        rows = _QUERIES.renew_leases(
+            self._connection, node=node, incarnation=incarnation, lease_tokens=list(tokens), expires_at=expires_at
+        )
+        return {row["lease_token"] async for row in rows}
+
+    async def expire_node_leases(self, node: str, now: datetime) -> None:
+        """Ends the time of every training lease of a node; the sweep then ends the leases themselves."""
+        await _QUERIES.expire_node_leases(self._connection, node=node, now=now)
+
+    async def release(self, lease_token: int, owner: str, now: datetime) -> bool:
+        released = await _QUERIES.release_allocation(self._connection, lease_token=lease_token, owner=owner, now=now)
+        await self._release_devices(lease_token, now)
+        return affected(released) > 0
+
+    async def release_expired(self, lease_token: int, now: datetime) -> bool:
+        """False when the lease was renewed or released meanwhile."""
+        if affected(await _QUERIES.release_expired(self._connection, lease_token=lease_token, now=now)) == 0:
+            return False
+        await self._release_devices(lease_token, now)
+        return True
+
+    async def release_followers(self, leader_token: int, now: datetime) -> list[str]:
+        """The nodes that followed this lease."""
+        rows = [row async for row in _QUERIES.release_followers(self._connection, leader_token=leader_token, now=now)]
+        for row in rows:
+            await self._release_devices(row["lease_token"], now)
+        return [row["node"] for row in rows]
+
+    async def _release_devices(self, lease_token: int, now: datetime) -> None:
+        await _QUERIES.release_devices(self._connection, lease_token=lease_token, now=now)

@@ -1,0 +1,53 @@
+"""Not pure: database. Keeps one connection on the channel and rings in this process what is notified there."""
+
+from chassis.clock import Clock
+from chassis.db.pool import Connection, Pool
+from services.scheduler.rounds import run_rounds
+from services.scheduler.watching.bells import Bell, Hub
+from services.scheduler.watching.store import BellStore
+
+# Everything that a process may want to hear of goes through this one channel.
+CHANNEL = "scheduler"
+PING_INTERVAL_S = 15.0
+RECONNECT_PAUSE_S = 0.05
+
+
+class Listener:
+    def __init__(self, pool: Pool, hub: Hub, clock: Clock) -> None:
+        self._pool = pool
+        self._hub = hub
+        self._clock = clock
+
+    async def run(self) -> None:
+        await run_rounds("listener", self._listen, self._pause, self._clock)
+
+    async def _pause(self) -> None:
+        await self._clock.sleep(RECONNECT_PAUSE_S)
+
+    async def _listen(self) -> bool:
+        """Until the connection is lost."""
+        async with self._pool.acquire() as connection:
+            await self._pass_on(connection)
+        return False
+
+    async def _pass_on(self, connection: Connection) -> None:
+        gone = Bell()
+
+        def on_notify(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            self._hub.ring(str(payload))
+
+        def on_gone(_connection: object) -> None:
+            gone.ring()
+
+        connection.add_termination_listener(on_gone)
+        await connection.add_listener(CHANNEL, on_notify)
+        try:
+            # What changed while nobody listened is unknown, so everybody looks.
+            self._hub.ring_all()
+            while not connection.is_closed():
+                await gone.wait(PING_INTERVAL_S)
+                await BellStore(connection).ping()
+        finally:
+            if not connection.is_closed():
+                connection.remove_termination_listener(on_gone)
+                await connection.remove_listener(CHANNEL, on_notify)
