@@ -1,4 +1,7 @@
-"""The inference service, wired by hand in a straight line. An engine's child process imports this file: keep it light."""
+"""The inference service, wired by hand in a straight line.
+
+An engine's child process imports this file: keep it light.
+"""
 
 from __future__ import annotations
 

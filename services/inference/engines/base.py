@@ -1,4 +1,4 @@
-"""The contract of an engine: one base model in memory that renders prompts, generates tokens and hot-loads LoRA adapters.
+"""The contract of an engine: one base model in memory that renders prompts, generates tokens and loads adapters.
 
 It refuses to know gRPC, tenants, prices, where files come from, and which library computes the tokens.
 """
@@ -23,7 +23,7 @@ class EngineError(Exception):
 
 
 class EngineFailed(EngineError):
-    """The engine cannot serve any more (its process died, or it never started); it has to be stopped and started anew."""
+    """The engine cannot serve any more, or it never started; it has to be stopped and started anew."""
 
 
 class EngineBusy(EngineError):
@@ -229,7 +229,7 @@ class Engine(Protocol):
         """Revisions resident now, least recently used first."""
 
     async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Apply the model's chat template once, generation prompt included. RequestInvalid when the template refuses."""
+        """Apply the model's chat template once, with the generation prompt; RequestInvalid where it refuses."""
 
     async def render_text(self, text: str) -> tuple[int, ...]:
         """Tokens of a raw completion prompt, with the special tokens the model's tokenizer adds at the start."""
@@ -240,8 +240,8 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Yield chunks until one has a finish reason. Closing the generator (or cancelling its task) frees the request.
 
-        Use `contextlib.aclosing`, so that leaving early frees it at once. Raises, before the first chunk: RequestInvalid,
-        ContextTooLong, AdapterNotLoaded, AdapterInvalid, EngineBusy; at any time: EngineFailed.
+        Use `contextlib.aclosing`, so that leaving early frees it at once. Before the first chunk it raises
+        RequestInvalid, ContextTooLong, AdapterNotLoaded, AdapterInvalid or EngineBusy; at any time EngineFailed.
         """
 
 

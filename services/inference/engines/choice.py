@@ -1,6 +1,7 @@
-"""Opens an engine by the name its operator configured; the only door, because an engine's libraries take seconds to import.
+"""Opens an engine by the name that its operator configured. Not pure: os.
 
-It refuses to know what the engines have in common beyond their constructor.
+Nothing else imports an engine, because the libraries of one take seconds to import. It refuses to know what the engines
+have in common beyond their constructor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Reads what an engine has to know of a model's folder before it loads weights: the config, the context length,
-and what a token takes in the cache.
+"""Reads what an engine has to know of a model before it loads weights. Not pure: disk.
 
-It refuses to know tokenizers and weights.
+That is the config, the context length and what a token takes in the cache. It refuses to know tokenizers and weights.
 """
 
 from __future__ import annotations

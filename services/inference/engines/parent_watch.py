@@ -1,4 +1,4 @@
-"""Makes a spawned Python child die with its parent, even when the parent is killed and can say nothing.
+"""Ends a spawned Python child when its parent ends, even when the parent is killed. Not pure: os.
 
 It refuses to know what the child computes.
 """

@@ -1,6 +1,7 @@
-"""Turns conversations and raw text into token ids with the model's own tokenizer, in one thread beside the event loop.
+"""Turns conversations and raw text into token ids with the model's own tokenizer. Not pure: disk, a thread.
 
-It refuses to know engines; the template runs in the sandboxed Jinja environment of transformers.
+The tokenizer works in one thread beside the event loop; the template runs in the sandboxed Jinja environment of
+transformers. This module refuses to know engines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""Scores rows of token ids with a base model and one adapter, or with a whole model, and ends: the serving engine's word for whoever
-wants to compare it. `python -m services.inference.engines.score < request.json`.
+"""Scores rows of token ids with a base model and one adapter, or with a whole model, and ends. Not pure: os.
 
-Request: {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}. The last line of
-standard output is {"log_probs": [[null, x, ...], ...]}, one for each token after those before it (null where there is none), or {"refused": "why"} when this
-engine does not serve such a model. It knows no tolerance and no job.
+`python -m services.inference.engines.score < request.json` gives the serving engine's scores to whoever wants to
+compare them with its own.
+
+Request: {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}.
+
+The last line of standard output is {"log_probs": [[null, x, ...], ...]}: one number for each token after those before
+it, null where there is none. It is {"refused": "why"} when this engine does not serve such a model. The program knows
+no tolerance and no job.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ def main() -> int:
 def settings_for(
     request: dict[str, Any], *, gpu_indices: tuple[int, ...] = (), threads: int | None = None
 ) -> EngineSettings:
-    """An engine for these rows and no more: the whole context that a model declares may need more cache than the device has."""
+    """An engine for these rows and no more: a model's whole context may need more cache than the device has."""
     config = read_config(_model_of(request))
     # vLLM scores a prompt on the way to a token after it, which needs a place in the context.
     wanted = EngineSettings(context_tokens_max=max(2, 1 + max(map(len, request["rows"]), default=1)))

@@ -10,16 +10,12 @@ import hashlib
 import re
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from services.inference.engines.adapters.adapter_check import check_adapter
-from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
+from services.inference.engines.adapters.adapter_table import Adapter
 from services.inference.engines.base import (
     Chunk,
-    EngineBusy,
     EngineFailed,
     EngineSettings,
     FinishReason,
@@ -28,9 +24,8 @@ from services.inference.engines.base import (
     RequestInvalid,
     TokenLogprob,
     Usage,
-    completion_tokens_allowed,
 )
-from services.inference.engines.model_files import context_tokens, read_config
+from services.inference.engines.in_process import InProcessEngine
 
 _PIECE = re.compile(r"\w+|[^\w\s]")
 _ROLES = {"system": 1, "user": 2, "assistant": 3}
@@ -38,68 +33,28 @@ _TURN_END = 4
 _TEXT_START = 5
 _END = 6
 _WORD_FIRST = 1000
-_WORDS = [
-    "mesh",
-    "anvil",
-    "harbor",
-    "lantern",
-    "copper",
-    "meadow",
-    "signal",
-    "velvet",
-    "orbit",
-    "cedar",
-    "thunder",
-    "maple",
-    "quartz",
-    "river",
-    "ember",
-    "falcon",
-    "granite",
-    "willow",
-    "beacon",
-    "saddle",
-    "prairie",
-    "cobalt",
-    "tundra",
-    "marble",
-]
+_VOCABULARY = (
+    "mesh anvil harbor lantern copper meadow signal velvet orbit cedar thunder maple "
+    "quartz river ember falcon granite willow beacon saddle prairie cobalt tundra marble"
+)
+_WORDS = _VOCABULARY.split()
 _INPUT_FIRST = 10_000
 _ANSWER_TOKENS_MIN = 8
 
 
-class StubEngine:
+class StubEngine(InProcessEngine):
     """Answers at once with eight or more words. `token_s` slows it down and `fail` kills it, for tests."""
 
     def __init__(self, model_path: Path, settings: EngineSettings, *, token_s: float = 0.0) -> None:
-        self._model_path = model_path
-        self._settings = settings
+        super().__init__(model_path, settings)
         self._token_s = token_s
-        self._config: dict[str, Any] = {}
-        self._context_tokens_max = 0
         self._state = "new"
         self._problem = EngineFailed("the engine is not running")
         self._failed = asyncio.Event()
         self._slots = asyncio.Semaphore(settings.sequences_max)
-        self._unfinished: set[str] = set()
-        self._table = AdapterTable(
-            resident_max=settings.adapters_resident_max,
-            known_max=settings.adapters_known_max,
-            load=_no_effect,
-            unload=_no_effect,
-        )
-
-    @property
-    def context_tokens_max(self) -> int:
-        return self._context_tokens_max
-
-    @property
-    def requests_unfinished(self) -> int:
-        return len(self._unfinished)
 
     async def start(self) -> None:
-        self._config = await asyncio.to_thread(read_config, self._model_path)
-        self._context_tokens_max = context_tokens(self._config, self._settings)
+        await self._read_model()
         self._state = "running"
 
     async def stop(self) -> None:
@@ -120,18 +75,6 @@ class StubEngine:
         await self._failed.wait()
         return self._problem
 
-    async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
-        await self.health()
-        if revision not in self._table.resident():
-            await asyncio.to_thread(check_adapter, revision, path, rank, self._config, self._settings)
-        await self._table.add(revision, path, rank)
-
-    async def unload_adapter(self, revision: str) -> bool:
-        return await self._table.remove(revision)
-
-    def adapters(self) -> tuple[str, ...]:
-        return self._table.resident()
-
     async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         ids: list[int] = [_TEXT_START]
         for message in messages:
@@ -148,33 +91,19 @@ class StubEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         await self.health()
-        tokens_max = completion_tokens_allowed(request, self._context_tokens_max)
-        self._admit(request.request_id)
-        try:
-            async with AsyncExitStack() as held:
-                number = 0
-                if request.adapter_revision is not None:
-                    number = (await held.enter_async_context(self._table.lock(request.adapter_revision))).number
-                await held.enter_async_context(self._slots)
-                answer = _Answer(request, _answer_tokens(request, number), tokens_max)
-                while not answer.finished:
-                    await asyncio.sleep(self._token_s)
-                    await self.health()
-                    if (chunk := answer.step()) is not None:
-                        yield chunk
-        finally:
-            self._unfinished.discard(request.request_id)
+        async with self._admitted(request) as (tokens_max, adapter), self._slots:
+            answer = _Answer(request, _answer_tokens(request, adapter.number if adapter else 0), tokens_max)
+            while not answer.finished:
+                await asyncio.sleep(self._token_s)
+                await self.health()
+                if (chunk := answer.step()) is not None:
+                    yield chunk
 
-    def _admit(self, request_id: str) -> None:
-        if request_id in self._unfinished:
-            raise RequestInvalid("request_id", "a request of this id is unfinished")
-        if len(self._unfinished) >= self._settings.queue_requests_max:
-            raise EngineBusy(f"{len(self._unfinished)} requests are unfinished already")
-        self._unfinished.add(request_id)
+    async def _load(self, adapter: Adapter) -> None:
+        """There is no memory to load an adapter into."""
 
-
-async def _no_effect(_: Adapter) -> None:
-    """There is no memory to load an adapter into."""
+    async def _unload(self, adapter: Adapter) -> None:
+        """There is no memory to take an adapter out of."""
 
 
 def _tokens(text: str) -> list[int]:

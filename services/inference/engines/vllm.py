@@ -1,4 +1,4 @@
-"""vLLM behind the engine contract: `AsyncLLM` in this process, its computing process as a child that dies with it.
+"""Serves with vLLM: `AsyncLLM` in this process, its computing process as a child that dies with it. Not pure: os.
 
 The only module that imports vllm. It refuses to know gRPC, tenants and where adapters come from.
 """
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,8 +30,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from services.inference.engines.adapters.adapter_check import check_adapter, has_experts, module_shapes, takes_adapters
-from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
+from services.inference.engines.adapters.adapter_check import has_experts, module_shapes, takes_adapters
+from services.inference.engines.adapters.adapter_table import Adapter
 from services.inference.engines.adapters.lora_rows import RowGroup, expand, group_rows, shrink
 from services.inference.engines.base import (
     AdapterInvalid,
@@ -45,9 +45,8 @@ from services.inference.engines.base import (
     RequestInvalid,
     TokenLogprob,
     Usage,
-    completion_tokens_allowed,
 )
-from services.inference.engines.model_files import context_tokens, read_config
+from services.inference.engines.in_process import InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompt import PromptRenderer
 
@@ -60,41 +59,22 @@ _CPU_LORA = "services.inference.engines.vllm.CpuLora"
 _STARTING = threading.Lock()
 
 
-class VllmEngine:
+class VllmEngine(InProcessEngine):
     """One base model on the CPU or on the GPUs named in the settings."""
 
     def __init__(self, model_path: Path, settings: EngineSettings) -> None:
-        self._model_path = model_path
-        self._settings = settings
-        self._config: dict[str, Any] = {}
-        self._context_tokens_max = 0
+        super().__init__(model_path, settings)
         self._prompts = PromptRenderer(model_path)
         self._sockets = Path()
         self._llm: AsyncLLM | None = None
         self._stopped = False
         self._elder_children: frozenset[BaseProcess] | None = None
-        self._unfinished: set[str] = set()
-        self._table = AdapterTable(
-            resident_max=settings.adapters_resident_max,
-            known_max=settings.adapters_known_max,
-            load=self._load,
-            unload=self._unload,
-        )
-
-    @property
-    def context_tokens_max(self) -> int:
-        return self._context_tokens_max
-
-    @property
-    def requests_unfinished(self) -> int:
-        return len(self._unfinished)
 
     async def start(self) -> None:
-        self._config = await asyncio.to_thread(read_config, self._model_path)
+        await self._read_model()
         if not takes_adapters(self._config) or (current_platform.is_cpu() and has_experts(self._config)):
             # With adapters switched on, vLLM computes experts by a kernel that only GPUs have.
             self._settings = replace(self._settings, adapters_resident_max=0)
-        self._context_tokens_max = context_tokens(self._config, self._settings)
         await self._prompts.start()
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_llm))
         try:
@@ -130,19 +110,6 @@ class VllmEngine:
             await asyncio.sleep(_LIVENESS_POLL_S)
         return EngineFailed("the computing process of vLLM has died")
 
-    async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
-        self._running()
-        if revision not in self._table.resident():
-            await asyncio.to_thread(check_adapter, revision, path, rank, self._config, self._settings)
-        await self._table.add(revision, path, rank)
-
-    async def unload_adapter(self, revision: str) -> bool:
-        self._running()
-        return await self._table.remove(revision)
-
-    def adapters(self) -> tuple[str, ...]:
-        return self._table.resident()
-
     async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return await self._prompts.render_chat(messages)
 
@@ -154,18 +121,13 @@ class VllmEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         llm = self._running()
-        tokens_max = completion_tokens_allowed(request, self._context_tokens_max)
-        self._admit(request.request_id)
         try:
-            async with AsyncExitStack() as held:
-                lora = None
-                if request.adapter_revision is not None:
-                    lora = _lora(await held.enter_async_context(self._table.lock(request.adapter_revision)))
-                prompt = tokens_input(list(request.prompt_token_ids))
-                outputs = llm.generate(prompt, _sampling(request, tokens_max), request.request_id, lora_request=lora)
-                chunks = await held.enter_async_context(aclosing(self._chunks(request, outputs)))
-                async for chunk in chunks:
-                    yield chunk
+            async with self._admitted(request) as (tokens_max, adapter):
+                prompt, sampling = tokens_input(list(request.prompt_token_ids)), _sampling(request, tokens_max)
+                outputs = llm.generate(prompt, sampling, request.request_id, lora_request=_lora(adapter))
+                async with aclosing(self._chunks(request, outputs)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except EngineDeadError as error:
             raise EngineFailed("the computing process of vLLM has died") from error
         except GracefulHTTPError as error:
@@ -174,22 +136,19 @@ class VllmEngine:
             raise RequestInvalid("request", str(error)) from error
         except EngineGenerateError as error:
             raise EngineFailed(f"vLLM failed on a request: {error.__cause__}") from error
-        finally:
-            self._unfinished.discard(request.request_id)
 
     async def score(self, token_ids: Sequence[int], adapter_revision: str | None) -> tuple[float | None, ...]:
-        """Log-probability of each token after those before it (None for the first). At most one token less than the context:
-        vLLM scores a prompt only on the way to a token after it."""
+        """Log-probability of each token after those before it (None for the first).
+
+        At most one token less than the context: vLLM scores a prompt only on the way to a token after it.
+        """
         llm = self._running()
         request_id = f"score-{uuid.uuid4().hex}"
         sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        async with AsyncExitStack() as held:
-            lora = None
-            if adapter_revision is not None:
-                lora = _lora(await held.enter_async_context(self._table.lock(adapter_revision)))
-            outputs = llm.generate(tokens_input(list(token_ids)), sampling, request_id, lora_request=lora)
+        async with self._locked(adapter_revision) as adapter:
+            outputs = llm.generate(tokens_input(list(token_ids)), sampling, request_id, lora_request=_lora(adapter))
             async for output in outputs:
                 ranked = output.prompt_logprobs
         return tuple(
@@ -242,13 +201,6 @@ class VllmEngine:
             ),
         )
 
-    def _admit(self, request_id: str) -> None:
-        if request_id in self._unfinished:
-            raise RequestInvalid("request_id", "a request of this id is unfinished")
-        if len(self._unfinished) >= self._settings.queue_requests_max:
-            raise EngineBusy(f"{len(self._unfinished)} requests are unfinished already")
-        self._unfinished.add(request_id)
-
     def _running(self) -> AsyncLLM:
         if self._llm is None or self._stopped:
             raise EngineFailed("the engine is not running")
@@ -279,8 +231,8 @@ class VllmEngine:
             os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
             if current_platform.is_cpu():
                 os.environ["OMP_NUM_THREADS"] = str(self._settings.threads or len(os.sched_getaffinity(0)))
-                # Threads that spin while they wait take the cores from whatever else this machine runs, and then wait for
-                # it in turn: beside two busy processes on two cores an answer took 15 s instead of 0.7 s.
+                # Threads that spin while they wait take the cores from whatever else this machine runs, and then wait
+                # for it in turn: beside two busy processes on two cores an answer took 15 s instead of 0.7 s.
                 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
@@ -362,7 +314,9 @@ def _finish_reason(reason: str | None) -> FinishReason | None:
     raise EngineFailed(f"vLLM ended the request by itself: {reason}")
 
 
-def _lora(adapter: Adapter) -> LoRARequest:
+def _lora(adapter: Adapter | None) -> LoRARequest | None:
+    if adapter is None:
+        return None
     # The name is part of vLLM's prefix cache key, so two adapters can never share cached state.
     return LoRARequest(lora_name=adapter.revision, lora_int_id=adapter.number, lora_path=str(adapter.path))
 

@@ -1,4 +1,4 @@
-"""Runs a call from its target to tokens: engine, adapter, generation, metering.
+"""Runs a call from its target to tokens: engine, adapter, generation, metering. Not pure: engines, database.
 
 It knows no message of the wire. Engine errors become the platform's typed errors here and nowhere else.
 """

@@ -1,6 +1,7 @@
-"""The engines in memory: one per base model, per fully tuned model and per dedicated endpoint, started on first use.
+"""Keeps the engines in memory, started on first use. Not pure: engines.
 
-It knows how engines live and die; it knows no tenant, no price and no message of the wire.
+There is one per base model, per fully tuned model and per dedicated endpoint. It knows how engines live and die; it
+knows no tenant, no price and no message of the wire.
 """
 
 from __future__ import annotations

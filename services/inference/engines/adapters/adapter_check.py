@@ -1,4 +1,4 @@
-"""Checks an adapter's config, shapes and numbers within bounds, before an engine allocates anything for it.
+"""Checks an adapter's config, shapes and numbers before an engine allocates anything for it. Not pure: disk.
 
 It knows LoRA and the shapes that a base model's config implies; it refuses to know torch and engines.
 """

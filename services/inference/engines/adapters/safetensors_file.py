@@ -1,4 +1,4 @@
-"""Reads a safetensors file of strangers: its header within bounds, its data in small blocks, nothing else.
+"""Reads a safetensors file of strangers: its header within bounds, its data in small blocks. Not pure: disk.
 
 It refuses to know what the matrices are for.
 """

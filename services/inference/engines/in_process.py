@@ -1,0 +1,97 @@
+"""What every engine inside this process keeps beside its computing: limits, unfinished requests and adapters.
+
+It refuses to know how tokens are computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from services.inference.engines.adapters.adapter_check import check_adapter
+from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
+from services.inference.engines.base import (
+    EngineBusy,
+    EngineSettings,
+    GenerateRequest,
+    RequestInvalid,
+    completion_tokens_allowed,
+)
+from services.inference.engines.model_files import context_tokens, read_config
+
+
+class InProcessEngine(ABC):
+    """The part of the engine contract that is the same for all of them."""
+
+    def __init__(self, model_path: Path, settings: EngineSettings) -> None:
+        self._model_path = model_path
+        self._settings = settings
+        self._config: dict[str, Any] = {}
+        self._context_tokens_max = 0
+        self._unfinished: set[str] = set()
+        self._table = AdapterTable(
+            resident_max=settings.adapters_resident_max,
+            known_max=settings.adapters_known_max,
+            load=self._load,
+            unload=self._unload,
+        )
+
+    @abstractmethod
+    async def health(self) -> None:
+        """Return when the engine can serve; raises EngineFailed otherwise."""
+
+    @abstractmethod
+    async def _load(self, adapter: Adapter) -> None:
+        """Bring a checked adapter into the engine's memory."""
+
+    @abstractmethod
+    async def _unload(self, adapter: Adapter) -> None:
+        """Take an adapter out of the engine's memory."""
+
+    @property
+    def context_tokens_max(self) -> int:
+        return self._context_tokens_max
+
+    @property
+    def requests_unfinished(self) -> int:
+        return len(self._unfinished)
+
+    async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
+        await self.health()
+        if revision not in self._table.resident():
+            await asyncio.to_thread(check_adapter, revision, path, rank, self._config, self._settings)
+        await self._table.add(revision, path, rank)
+
+    async def unload_adapter(self, revision: str) -> bool:
+        await self.health()
+        return await self._table.remove(revision)
+
+    def adapters(self) -> tuple[str, ...]:
+        return self._table.resident()
+
+    async def _read_model(self) -> None:
+        self._config = await asyncio.to_thread(read_config, self._model_path)
+        self._context_tokens_max = context_tokens(self._config, self._settings)
+
+    @asynccontextmanager
+    async def _admitted(self, request: GenerateRequest) -> AsyncGenerator[tuple[int, Adapter | None], None]:
+        """The completion limit of an admitted request and its locked adapter, for as long as it is unfinished."""
+        tokens_max = completion_tokens_allowed(request, self._context_tokens_max)
+        if request.request_id in self._unfinished:
+            raise RequestInvalid("request_id", "a request of this id is unfinished")
+        if len(self._unfinished) >= self._settings.queue_requests_max:
+            raise EngineBusy(f"{len(self._unfinished)} requests are unfinished already")
+        self._unfinished.add(request.request_id)
+        try:
+            async with self._locked(request.adapter_revision) as adapter:
+                yield tokens_max, adapter
+        finally:
+            self._unfinished.discard(request.request_id)
+
+    def _locked(self, revision: str | None) -> AbstractAsyncContextManager[Adapter | None]:
+        """The adapter, held in memory for the length of the block; None for the base model alone."""
+        return self._table.lock(revision) if revision is not None else nullcontext()
