@@ -52,7 +52,6 @@ PUBLIC_CALLERS = {"gateway"}
 
 async def main(process: Process, settings: InferenceSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
-
     pool, bus = await asyncio.gather(open_pool(settings), connect(settings))
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
@@ -72,7 +71,6 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
     targets = Targets(pool)
     serving = Serving(targets, engines, cache, meter, settings=settings, clock=clock)
-
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
     process.spawn("spend_guard", spend_guard.run)
