@@ -65,7 +65,7 @@ async def first_step_seconds(folder: Path, node: dict[str, Any]) -> tuple[list[f
 def wait_until_warm(logs: Path, count: int) -> None:
     """Until the trainer's log has said so many times that a child waits."""
     for _ in range(WARM_LOOKS_MAX):
-        if sum(log.read_text().count("a warm child waits") for log in logs.glob("trainer-*.log")) >= count:
+        if sum(log.read_text().count("warm_child_ready") for log in logs.glob("trainer-*.log")) >= count:
             return
         time.sleep(LOOK_S)
     raise TimeoutError("no child became warm")

@@ -1,1 +1,4 @@
-"""The trainer: an agent on each GPU node, and the training engine that it starts as child processes."""
+"""The trainer: an agent on each GPU node, and the training engine (`train`), which it starts as processes.
+
+No room of the agent imports torch.
+"""

@@ -95,7 +95,7 @@ class TrainerSettings(ChassisSettings):
     analysis_errors_max: int = Field(default=100, ge=1, description="Faulty lines that one answer names.")
     analyses_concurrent_max: int = Field(default=2, ge=1, description="Analyses at the same time on this node.")
     descriptions_concurrent_max: int = Field(
-        default=2, ge=1, description="Looks at chat templates at the same time on this node."
+        default=2, ge=1, description="Descriptions of models at the same time on this node."
     )
     analyses_remembered_max: int = Field(default=256, ge=1, description="Answers kept in memory.")
 

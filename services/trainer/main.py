@@ -1,4 +1,4 @@
-"""The trainer agent as a daemon: `python -m services.trainer.main`. A straight line of wiring; it never imports torch."""
+"""The trainer's agent as a daemon: `python -m services.trainer.main`. Wiring in one straight line, without torch."""
 
 import sys
 
@@ -9,15 +9,15 @@ from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from finemesh.nodes.v1 import node_service_pb2_grpc
-from services.trainer import devices
-from services.trainer.agent import Agent
-from services.trainer.attempt import Kit
-from services.trainer.cache import FileCache
+from services.trainer.agent.agent import Agent
+from services.trainer.artifacts.file_cache import FileCache
+from services.trainer.artifacts.transfer import ArtifactStore
+from services.trainer.attempt.kit import Kit
+from services.trainer.child.warm_children import WarmChildren
 from services.trainer.config import TrainerSettings
-from services.trainer.dataset_service import FULL_NAME, DatasetService
-from services.trainer.transfer import ArtifactStore
-from services.trainer.warm import WarmChildren
-from services.trainer.workdir import NodeFolder
+from services.trainer.datasets.dataset_service import FULL_NAME, DatasetService
+from services.trainer.node import devices
+from services.trainer.node.work_folders import NodeFolder
 
 
 async def main(process: Process, settings: TrainerSettings) -> None:
@@ -39,7 +39,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
 
     datasets = DatasetService(cache, node_folder, settings, ids)
     server = ServerBuilder(process, settings, serving=False)
-    server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, {"scheduler"})
+    server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, allow={"scheduler"})
     port = await server.start()
 
     channel = open_channel(settings, settings.scheduler_address, "scheduler")
@@ -62,8 +62,8 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     )
     process.spawn("agent", agent.run)
 
-    # The children die in the first moments of a drain: what they still told would be told in other ranges than the
-    # next attempt tells it. Their endings are reported until the grace is over.
+    # The children die in the first moments of a drain: steps that they did meanwhile would be metered in other ranges
+    # than those of the next attempt. Their endings are reported until the grace is over.
     process.on_drain(DrainStage.NOT_SERVING, agent.stop_working)
     process.on_drain(DrainStage.RELEASE_LEASES, agent.release)
     process.on_drain(DrainStage.RELEASE_LEASES, datasets.drain)

@@ -113,7 +113,7 @@ async def test_an_attempt_cleans_up_when_a_heartbeat_overtakes_the_answer_to_its
     await world.scheduler.wait_for("finish")
     assert [path for path in world.stored("jobs") if "/4-7/" in path]
     await eventually(lambda: not [path for path in world.stored("jobs") if "/4-7/" in path])
-    assert "no longer assigned" not in (world.folder / "agent.log").read_text()
+    assert "no_longer_assigned" not in (world.folder / "agent.log").read_text()
 
 
 async def test_cancel_finishes_the_step_and_reports_the_partial_range(world: AgentWorld) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.outside.programs import environment_of
-from services.trainer.outside.pushing import MODULE
+from services.trainer.integrations.hub.repository import PUSH_PROGRAM
+from services.trainer.integrations.programs import environment_of
 from tests.harness.hub import Hub, running_hub
 
 TOKEN = "hf_token-77ab03e5"
@@ -51,7 +51,7 @@ def run(hub: Hub, export: Path, **changes: Any) -> tuple[dict[str, Any], str]:
     home.mkdir(exist_ok=True)
     environment = environment_of({**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "HF_TOKEN": "not ours"}, home)
     with subprocess.Popen(
-        [sys.executable, "-m", MODULE],
+        [sys.executable, "-m", PUSH_PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,7 +8,7 @@ import time
 
 import uvloop
 
-from services.trainer.spawn import spawn_module
+from services.trainer.child.spawn import spawn_module
 
 ROUNDS = 40
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer.analysis import preview_message
 from services.trainer.config import TrainerSettings
+from services.trainer.datasets.convert import preview_to_proto
 from services.trainer.train.analysis.main import answer_request
 from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
@@ -118,7 +118,7 @@ def test_the_largest_preview_fits_into_an_answer(model_directory: Path, tmp_path
     answer = ask(folder, tmp_path / "rows.jsonl", [row] * 50, {"rows": 50, "tokens_shown": 8192}, max_seq_length=16384)
     assert answer["ok"], answer
     assert len(json.dumps(answer)) < TrainerSettings().analysis_answer_bytes_max
-    assert preview_message(answer["preview"], "auto").ByteSize() < TrainerSettings().message_size_bytes_max
+    assert preview_to_proto(answer["preview"], "auto").ByteSize() < TrainerSettings().message_size_bytes_max
     shown = answer["preview"]["sampled"]
     assert len(shown) == (50 if kind == "text" else 100)
     assert all(0 < len(each["input_ids"]) < each["token_count"] for each in shown)

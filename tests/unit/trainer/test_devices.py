@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer import devices
+from services.trainer.node import devices
 
 GIB = 1024**3
 

@@ -16,7 +16,7 @@ from services.scheduler.spec.defaults import complete
 from services.scheduler.spec.tuning_limits import BaseFacts, load_limits
 from services.scheduler.spec.tuning_spec import Hyperparameters
 from services.scheduler.spec.violations import violations_of
-from services.trainer.spec_map import Placement, child_spec
+from services.trainer.inputs.convert import Placement, child_spec_from_proto
 from services.trainer.train.settings.spec import Spec
 from services.trainer.train.settings.spec_json import parse_spec
 
@@ -166,7 +166,7 @@ def in_the_engine(message: tuning.TuningSpec) -> Spec:
     assert violations == []
     assignment = node_pb2.Assignment(spec=spec_to_proto(completed), base_revision="rv_1")
     assignment.lease.tuning_job = "projects/p/tuningJobs/ft-1"
-    return parse_spec(child_spec(assignment, PLACEMENT))
+    return parse_spec(child_spec_from_proto(assignment, PLACEMENT))
 
 
 @pytest.mark.parametrize("path", BY_PATH)

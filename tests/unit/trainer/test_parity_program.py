@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.trainer.config import TrainerSettings
-from services.trainer.devices import LocalDevice
-from services.trainer.parity_program import scorer_of
+from services.trainer.inputs.parity_program import scorer_of
+from services.trainer.node.devices import LocalDevice
 
 GPU = LocalDevice(index=0, hardware_type="nvidia-h100-80gb", memory_bytes=80 << 30, uuid="GPU-1")
 CPU = LocalDevice(index=0, hardware_type="cpu", memory_bytes=8 << 30)

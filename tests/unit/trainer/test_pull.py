@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.outside.pull import FILES_MAX, SIDE_FILE_BYTES_MAX, _Unfit, chosen
+from services.trainer.integrations.hub.pull import FILES_MAX, SIDE_FILE_BYTES_MAX, _Unfit, chosen_files
 
 ADAPTER = {"adapter_config.json": 9, "adapter_model.safetensors": 90}
 WHOLE = {"config.json": 9, "model.safetensors": 90}
@@ -15,7 +15,7 @@ CODE = {"modeling_x.py": 1, "pytorch_model.bin": 90, "tokenizer.json": 5, "optim
 
 
 def choose(sizes: dict[str, int], kind: str, **wanted: Any) -> list[str]:
-    return sorted(chosen(sizes, {"kind": kind, "bytes_max": 100, **wanted}))
+    return sorted(chosen_files(sizes, {"kind": kind, "bytes_max": 100, **wanted}))
 
 
 def test_weights_and_what_describes_them_are_taken_and_nothing_else() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.spawn import child_environment
-from services.trainer.workdir import NodeFolder
+from services.trainer.child.spawn import child_environment
+from services.trainer.node.work_folders import NodeFolder
 
 
 def test_a_child_gets_no_address_and_no_credential() -> None:

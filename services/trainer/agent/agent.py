@@ -1,0 +1,156 @@
+"""Keeps in touch with the scheduler: registers this node, sends heartbeats, passes on what they answer. Not pure: gRPC.
+
+Every response holds all assignments, so that a lost one costs nothing. It decides no order and no placement.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from chassis.backoff import Backoff
+from chassis.errors import DomainError, Unavailable
+from chassis.rpc.channel import NO_DEADLINE
+from finemesh.nodes.v1 import node_pb2, node_service_pb2
+from services.trainer.agent.assignments import Assignments
+from services.trainer.attempt.kit import Kit
+from services.trainer.train.data.preparation.fingerprint import preparation_version
+
+if TYPE_CHECKING:
+    _Stream = grpc.aio.StreamStreamCall[node_service_pb2.HeartbeatRequest, node_service_pb2.HeartbeatResponse]
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+# Silence of this many heartbeats ends a connection that only looks alive.
+SILENT_HEARTBEATS_MAX = 5
+SILENCE_S_MIN = 2.0
+# What a heartbeat or registration is answered with when a newer incarnation of this node exists.
+_NAME_TAKEN = frozenset({"LEASE_STALE", "STATE_CONFLICT"})
+# After a failed write the reason arrives where we read, within this time.
+_REASON_WAIT_S = 1.0
+
+
+class Agent:
+    """`run` until `stop_working`; then `release` waits for the last reports."""
+
+    def __init__(
+        self, kit: Kit, *, incarnation: str, address: str, on_registered: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._kit = kit
+        self._on_registered = on_registered
+        self._incarnation = incarnation
+        self._address = address
+        self._assignments = Assignments(kit)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keeps in touch for ever; raises only when another agent took this node's name."""
+        settings = self._kit.settings
+        backoff = Backoff(first_s=settings.reconnect_backoff_s_min, last_s=settings.reconnect_backoff_s_max)
+        while not self._stopping.is_set():
+            try:
+                interval_s = await self._register()
+                await self._on_registered()
+                backoff.reset()
+                self._assignments.warm_free_devices()
+                await self._keep_in_touch(interval_s)
+            except DomainError as error:
+                log.warning("scheduler_lost", error=str(error))
+                if error.reason in _NAME_TAKEN:
+                    log.error(
+                        "node_name_taken", node=settings.node_name, detail="another agent registered; this one stops"
+                    )
+                    self._assignments.abandon_all()
+                    raise
+            await self._kit.clock.sleep(backoff.next_s())
+
+    async def stop_working(self) -> None:
+        """No more heartbeats and no more work: every child dies now, its attempt still reports."""
+        self._stopping.set()
+        await self._assignments.stop()
+
+    async def release(self) -> None:
+        """Returns when every attempt has reported its ending; the leases of those that cannot just run out."""
+        await self._assignments.finish()
+
+    async def _register(self) -> float:
+        """The interval between heartbeats, in seconds."""
+        devices = [
+            node_pb2.Device(
+                index=device.index,
+                hardware_type=device.hardware_type,
+                memory_bytes=device.memory_bytes,
+                uuid=device.uuid,
+            )
+            for device in self._kit.devices.values()
+        ]
+        answer = await self._kit.stub.RegisterNode(
+            node_service_pb2.RegisterNodeRequest(
+                node=self._kit.settings.node_name,
+                incarnation=self._incarnation,
+                address=self._address,
+                devices=devices,
+                agent_version=VERSION,
+                preparation_version=preparation_version(),
+            )
+        )
+        interval_s: float = answer.heartbeat_interval.ToMilliseconds() / 1000
+        log.info("registered", node=self._kit.settings.node_name, heartbeat_interval_s=interval_s)
+        return max(interval_s, 0.01)
+
+    async def _keep_in_touch(self, interval_s: float) -> None:
+        """Until the stream breaks (DomainError) or the agent stops."""
+        stream = self._kit.stub.Heartbeat(timeout=NO_DEADLINE)
+        hearing = asyncio.create_task(self._hear_responses(stream, interval_s))
+        sending = asyncio.create_task(self._send_heartbeats(stream, interval_s))
+        try:
+            await asyncio.wait((hearing, sending), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((hearing,), timeout=_REASON_WAIT_S)
+        finally:
+            hearing.cancel()
+            sending.cancel()
+            await asyncio.wait((hearing, sending))
+            stream.cancel()
+        for task in (hearing, sending):
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                raise error
+
+    async def _send_heartbeats(self, stream: "_Stream", interval_s: float) -> None:
+        while not self._stopping.is_set():
+            request = node_service_pb2.HeartbeatRequest(
+                node=self._kit.settings.node_name,
+                incarnation=self._incarnation,
+                lease_tokens=self._assignments.lease_tokens,
+            )
+            try:
+                await stream.write(request)
+            except asyncio.InvalidStateError:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", "the heartbeat stream is over") from None
+            await self._sleep_unless_stopping(interval_s)
+
+    async def _sleep_unless_stopping(self, seconds: float) -> None:
+        sleep = asyncio.ensure_future(self._kit.clock.sleep(seconds))
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((sleep, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            stop.cancel()
+
+    async def _hear_responses(self, stream: "_Stream", interval_s: float) -> None:
+        silence_s = max(SILENT_HEARTBEATS_MAX * interval_s, SILENCE_S_MIN)
+        while True:
+            try:
+                async with asyncio.timeout(silence_s):
+                    response = await stream.read()
+            except TimeoutError:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler does not answer heartbeats") from None
+            if response is grpc.aio.EOF:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler ended the heartbeat stream")
+            if not self._stopping.is_set():
+                assert isinstance(response, node_service_pb2.HeartbeatResponse)
+                self._assignments.reconcile(response.assignments)

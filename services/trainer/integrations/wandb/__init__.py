@@ -1,0 +1,1 @@
+"""Training curves in Weights & Biases. It knows no hub and no lease."""
