@@ -1,1 +1,4 @@
-"""Events between services: transactional outbox, JetStream connection, idempotent consumer. It knows no event by name."""
+"""Events between services: transactional outbox, JetStream connection, idempotent consumer.
+
+It knows no event by name.
+"""

@@ -50,8 +50,8 @@ class Consumer:
     A handler raises DomainError to refuse an event; see `verdict.py` for what is tried again. Each stream that the
     handled subjects live in gets a durable reader named `durable`; several processes may share it. What is set aside is
     announced through the service's `outbox`, in the transaction that keeps it. Types without a handler are passed over,
-    but not in `families` (first parts of subjects): there nothing may be lost, so they are set aside, to be run again by
-    a version that knows them.
+    but not in `families` (first parts of subjects): there nothing may be lost, so they are set aside, to be run again
+    by a version that knows them.
     """
 
     def __init__(

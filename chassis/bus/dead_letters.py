@@ -53,7 +53,8 @@ class DeadLetter:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """`done`: all of the event has its effect now. Otherwise `error` says what is still wrong, and that part is kept."""
+    """`done`: all of the event has its effect now. Otherwise `error` says what is still wrong, and that part is
+    kept."""
 
     done: bool
     error: str = ""

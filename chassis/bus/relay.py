@@ -1,7 +1,7 @@
 """Carries outbox rows to JetStream until the bus has acknowledged each of them. It never looks into an event.
 
-Load (claim, one short transaction), publish (no transaction), apply (mark, one statement). A relay that dies between the
-last two publishes again after its claim ran out: the event id makes that harmless.
+Load (claim, one short transaction), publish (no transaction), apply (mark, one statement). A relay that dies between
+the last two publishes again after its claim ran out: the event id makes that harmless.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""Where an event message belongs on the bus, read from the message's own `subject` option. It knows no event by name."""
+"""Where an event message belongs on the bus, read from the message's own `subject` option.
+
+It knows no event by name.
+"""
 
 from google.protobuf.message import Message
 

@@ -47,7 +47,8 @@ def dependency_is_away(error: Exception) -> bool:
 
 
 def judge(error: Exception, *, failures: int, settings: ChassisSettings) -> Verdict:
-    """`failures` counts this one. Not found or a wrong state may only mean that an earlier event is still on its way."""
+    """`failures` counts this one. Not found or a wrong state may only mean that an earlier event is still on its
+    way."""
     if isinstance(error, DecodeError):
         return Verdict(dead=True, reason="EVENT_INVALID")
     if isinstance(error, DomainError) and error.code in _PERMANENT:

@@ -65,7 +65,8 @@ async def migrate(pool: Pool, dirs: Sequence[Path]) -> list[str]:
 
 
 def read_folder(folder: Path) -> list[MigrationFile]:
-    """The files of one folder in order. The scope is the folder's parent: `services/billing/migrations` -> `billing`."""
+    """The files of one folder in order. The scope is the folder's parent: `services/billing/migrations` ->
+    `billing`."""
     scope = folder.parent.name if folder.name == "migrations" else folder.name
     files = []
     numbers: set[str] = set()

@@ -1,8 +1,8 @@
 """The trace of the work at hand: carried from hop to hop always, recorded as OpenTelemetry spans only when exported.
 
-The gRPC spans are made by hand in `chassis.rpc.server` and `chassis.rpc.channel`, not by the instrumentation package: its aio
-interceptors cost a task per client call and a stack of wrappers per server call, which `bench-edge` cannot afford, and
-they make no trace ids where nothing is exported, so that logs of two services could not be joined.
+The gRPC spans are made by hand in `chassis.rpc.server` and `chassis.rpc.channel`, not by the instrumentation package:
+its aio interceptors cost a task per client call and a stack of wrappers per server call, which `bench-edge` cannot
+afford, and they make no trace ids where nothing is exported, so that logs of two services could not be joined.
 """
 
 import random

@@ -1,4 +1,7 @@
-"""Where the mesh is and who is calling: flags, then the environment, then the running local stack. It opens no connection."""
+"""Where the mesh is and who is calling: flags, then the environment, then the running local stack.
+
+It opens no connection.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,8 @@ def local_stack(data_dir: Path) -> dict[str, str]:
 def find_config(
     address: str | None = None, api_key: str | None = None, http_url: str | None = None, data_dir: Path | None = None
 ) -> ClientConfig:
-    """Fills what was not given from FINEMESH_ADDRESS, FINEMESH_API_KEY and FINEMESH_HTTP_URL, then from the local stack.
+    """Fills what was not given from FINEMESH_ADDRESS, FINEMESH_API_KEY and FINEMESH_HTTP_URL, then from the local
+    stack.
 
     Raises ConfigError when no address or key is found.
     """

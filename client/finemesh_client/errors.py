@@ -22,7 +22,8 @@ class Violation:
 
 @dataclass(kw_only=True)
 class FinemeshError(Exception):
-    """Any refusal or failure. `reason` is one of finemesh.common.v1.ErrorReason without its prefix; `message` is for people."""
+    """Any refusal or failure. `reason` is one of finemesh.common.v1.ErrorReason without its prefix; `message` is for
+    people."""
 
     message: str
     reason: str = "INTERNAL"

@@ -1,4 +1,5 @@
-"""A base model's files from a repository of the Hugging Face hub: one commit, names from a list, safetensors only, sizes bounded.
+"""A base model's files from a repository of the Hugging Face hub: one commit, names from a list, safetensors only,
+sizes bounded.
 
 What is in a repository besides is never downloaded, code least of all. Needs the extra `hub`; it knows no catalogue.
 """
@@ -54,7 +55,8 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class HubFolder:
-    """What was downloaded, and the commit that it is. The folder may hold more than the files, from earlier downloads."""
+    """What was downloaded, and the commit that it is. The folder may hold more than the files, from earlier
+    downloads."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -81,7 +83,8 @@ def chosen(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
 
 
 def fetch(repository: str, revision: str, token: str = "") -> HubFolder:
-    """Blocking. `revision` is a commit, a tag or a branch, and is resolved once: everything comes from that one commit."""
+    """Blocking. `revision` is a commit, a tag or a branch, and is resolved once: everything comes from that one
+    commit."""
     try:
         # Only an import needs the hub's library, which is an extra of its own.
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415

@@ -1,4 +1,7 @@
-"""Invoices as documents, credit notes, reports of cost and exports of usage. Amounts are integers of one nano-dollar."""
+"""Invoices as documents, credit notes, reports of cost and exports of usage.
+
+Amounts are integers of one nano-dollar.
+"""
 
 from __future__ import annotations
 

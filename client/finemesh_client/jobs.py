@@ -57,8 +57,8 @@ class Jobs:
         request_id: str | None = None,
         secrets: tuning_secrets_pb2.TuningSecrets | None = None,
     ) -> tuning_job_pb2.TuningJob:
-        """Creates a job and returns at once. Repeated with the same request id it returns the same job, with the `secrets` of its
-        integrations that came first; no answer ever shows them."""
+        """Creates a job and returns at once. Repeated with the same request id it returns the same job, with the
+        `secrets` of its integrations that came first; no answer ever shows them."""
         request = tuning_service_pb2.CreateTuningJobRequest(
             spec=spec, request_id=request_id or uuid.uuid4().hex, secrets=secrets
         )

@@ -64,8 +64,8 @@ class Models:
         source: str = "",
         on_bytes: Callable[[int], None] | None = None,
     ) -> model_pb2.BaseModel:
-        """Adds a local folder, or some `files` of it, to the base catalogue. Needs the operator role; the same files give the
-        same revision. `source` says where they come from, and is shown with the model."""
+        """Adds a local folder, or some `files` of it, to the base catalogue. Needs the operator role; the same files
+        give the same revision. `source` says where they come from, and is shown with the model."""
         files = importable_files(folder) if files is None else files
         digests = {path: await asyncio.to_thread(sha256_of, path) for path in files}
 

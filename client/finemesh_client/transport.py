@@ -44,7 +44,8 @@ class Transport:
     async def unary(
         self, method: Callable[..., Any], request: Any, *, safe: bool, timeout_s: float | None = None
     ) -> Any:
-        """One answer to one request. `safe` means that repeating it changes nothing (reads, or creates with a request id)."""
+        """One answer to one request. `safe` means that repeating it changes nothing (reads, or creates with a request
+        id)."""
 
         async def call() -> Any:
             try:

@@ -33,7 +33,7 @@ from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.billing.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest
 from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
-from finemesh_client.journal import ACCOUNTS, Recomputed, recompute
+from finemesh_client.accounting.journal import ACCOUNTS, Recomputed, recompute
 from tests.faults.storm import JOBS, ORGANIZATIONS, UNHELD, Event, job_name, make_storm
 
 if TYPE_CHECKING:

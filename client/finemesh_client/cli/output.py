@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# What a server, a file or a user said is printed as it is: brackets are no markup and `:x:` is no picture. Style is a Text.
+# What a server, a file or a user said is printed as it is: brackets are no markup and `:x:` is no picture. Style is a
+# Text.
 console = Console(highlight=False, markup=False, emoji=False)
 progress_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 

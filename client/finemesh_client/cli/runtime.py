@@ -1,4 +1,7 @@
-"""How a command runs: options that all commands share, one client per command, errors as text or JSON. It knows no resource."""
+"""How a command runs: options that all commands share, one client per command, errors as text or JSON.
+
+It knows no resource.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ EXIT_INTERRUPTED = 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Most rows to show.")]
+
+
+class OptionConflict(ValueError):
+    """Options that cannot be meant together; the text names them."""
 
 
 def fail(error: FinemeshError | ConfigError, as_json: bool) -> NoReturn:

@@ -22,8 +22,8 @@ from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.events.v1.dead_letter_events_pb2 import EventSetAside
-from finemesh_client.beancount import render
-from finemesh_client.journal import Recomputed, recompute
+from finemesh_client.accounting.beancount import render
+from finemesh_client.accounting.journal import Recomputed, recompute
 from tests.contract.billing.conftest import Customer, Mesh
 from tests.harness.servers import NatsServer, PostgresServer
 

@@ -51,7 +51,8 @@ class Request:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6])
 def test_pages_show_every_row_once_and_then_end(count: int) -> None:
-    rows, shown, request = list(range(count)), [], Request(page_size=2)
+    rows, request = list(range(count)), Request(page_size=2)
+    shown: list[int] = []
     for _ in range(4):
         page = read_page(request, scope="rows", kinds=(int,))
         read = [row for row in rows if row > page.after(-1)][: page.row_max]

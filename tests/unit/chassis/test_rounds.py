@@ -1,4 +1,5 @@
-"""A worker goes on after passing trouble and ends with a defect; a guard judges only after it has watched long enough."""
+"""A worker goes on after passing trouble and ends with a defect; a guard judges only after it has watched long
+enough."""
 
 import asyncio
 from collections.abc import Iterator

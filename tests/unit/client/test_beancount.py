@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from finemesh.billing.v1.ledger_service_pb2 import JournalEntry
-from finemesh_client.beancount import amount, render
+from finemesh_client.accounting.beancount import amount, render
 from tests.unit.client.test_journal import changed, journal, moved, sample
 
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")

@@ -24,7 +24,7 @@ from finemesh.billing.v1 import (
     usage_record_pb2,
 )
 from finemesh.billing.v1 import invoice_service_pb2 as pb
-from finemesh_client.cli.costs import COLUMNS, row_of
+from finemesh_client.cli.billing.cost_commands import COLUMNS, row_of
 from finemesh_client.cli.main import app
 
 NOVEMBER = "organizations/acme/invoices/2026-11"

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from finemesh.billing.v1.ledger_service_pb2 import JournalEntry, JournalPosting
-from finemesh_client.cli.main import app
-from finemesh_client.journal import (
+from finemesh_client.accounting.journal import (
     JournalUnreadable,
     Recomputed,
     entry_hash,
@@ -22,6 +21,7 @@ from finemesh_client.journal import (
     recompute,
     write_line,
 )
+from finemesh_client.cli.main import app
 from services.billing.ledger import chain
 from services.billing.ledger.chain import Link
 from services.billing.ledger.entries import Account, Posting, Transaction, TransactionKind

@@ -15,10 +15,14 @@ from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
-from finemesh_client.cli import budgets, endpoints, files, job_show, output, prices
-from finemesh_client.cli.billing import DOLLARS_MAX, show_invoice, to_nanos
-from finemesh_client.cli.job_watch import watch_job
+from finemesh_client.cli import output
+from finemesh_client.cli.billing import budget_commands
+from finemesh_client.cli.billing.billing_commands import DOLLARS_MAX, show_invoice, to_nanos
+from finemesh_client.cli.datasets import file_commands
+from finemesh_client.cli.jobs import job_show, price_terms
+from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.main import app
+from finemesh_client.cli.models import endpoint_commands
 
 # A closing tag that nothing opened, a style, a link and a picture's name.
 SAID = "work key '[/x]' [bold]is[/bold] [link=x]booked[/link] :warning: as \\[y]"
@@ -70,7 +74,7 @@ def test_texts_of_events_are_shown_as_they_are(command: str, exit_code: int, lin
 
 def _budget() -> None:
     budget = budget_pb.Budget(api_key_id=SAID, monthly_cap_nanos_usd=1, capped=True)
-    output.table(SAID, budgets.COLUMNS, [budgets.show(budget)])
+    output.table(SAID, budget_commands.COLUMNS, [budget_commands.show(budget)])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,10 @@ def _budget() -> None:
         lambda: output.table(SAID, [SAID], [(SAID,)]),
         lambda: output.fields([("name", SAID)]),
         lambda: output.console.print(f"deleted {SAID}"),
-        lambda: files.show(file_pb2.File(display_name=SAID, state=file_pb2.FILE_STATE_INVALID)),
-        lambda: endpoints.show(endpoint_pb2.Endpoint(status_message=SAID, state=endpoint_pb2.ENDPOINT_STATE_FAILED)),
+        lambda: file_commands.show(file_pb2.File(display_name=SAID, state=file_pb2.FILE_STATE_INVALID)),
+        lambda: endpoint_commands.show(
+            endpoint_pb2.Endpoint(status_message=SAID, state=endpoint_pb2.ENDPOINT_STATE_FAILED)
+        ),
         lambda: job_show.show_job(
             tuning_job_pb2.TuningJob(error=tuning_job_pb2.JobError(reason="RUN_FAILED", message=SAID))
         ),
@@ -161,5 +167,5 @@ def test_amounts_are_exact() -> None:
 
 
 def test_a_total_says_when_it_is_the_minimum() -> None:
-    assert prices.total(5 * 10**9, True).plain == "total $5.00 (the minimum)"
-    assert prices.total(5 * 10**9, False).plain == "total $5.00"
+    assert price_terms.total(5 * 10**9, True).plain == "total $5.00 (the minimum)"
+    assert price_terms.total(5 * 10**9, False).plain == "total $5.00"

@@ -1,5 +1,5 @@
-"""A journal in beancount's format, so that an independent program can find it balanced. Lines in, lines out; it reads no
-file and checks nothing itself.
+"""A journal in beancount's format, so that an independent program can find it balanced. Lines in, lines out; it reads
+no file and checks nothing itself.
 
 The accounts are those of the customer's own books, whose signs are the ledger's: what was paid in is an asset, what is
 owed a liability, what was charged an expense.

@@ -7,8 +7,8 @@ from rich.text import Text
 
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from finemesh_client.billing import dollars
+from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
 from finemesh_client.cli.output import console, fields, state, when
-from finemesh_client.cli.prices import show_counts, show_terms, total
 from finemesh_client.cli.runtime import EXIT_REFUSED
 
 STATE_PREFIX = "TUNING_JOB_STATE_"

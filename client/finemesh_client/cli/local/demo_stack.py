@@ -11,7 +11,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from finemesh_client.cli.up import launcher_command
+from finemesh_client.cli.local.up_command import launcher_command
 
 RECIPE = "services.trainer.train.recipes.main"
 START_TIMEOUT_S = 180.0

@@ -1,4 +1,5 @@
-"""What a job's integrations are opened with, from the environment or a file: an argument could be read by every user of this machine.
+"""What a job's integrations are opened with, from the environment or a file: an argument could be read by every user of
+this machine.
 
 It reads only what the job asks for, and its errors name places, never contents.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_secrets_pb2
-from finemesh_client.cli.job_spec import OptionConflict
+from finemesh_client.cli.runtime import OptionConflict
 
 WANDB_VARIABLE, HUB_VARIABLE = "WANDB_API_KEY", "HF_TOKEN"
 FILE_BYTES_MAX = 4096

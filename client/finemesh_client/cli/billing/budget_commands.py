@@ -9,7 +9,7 @@ from rich.text import Text
 
 from finemesh.billing.v1 import budget_service_pb2
 from finemesh_client.billing import dollars
-from finemesh_client.cli.billing import to_nanos
+from finemesh_client.cli.billing.billing_commands import to_nanos
 from finemesh_client.cli.output import console, fields, print_json, table
 from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client

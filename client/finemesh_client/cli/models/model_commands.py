@@ -12,12 +12,11 @@ from rich.text import Text
 
 from finemesh.models.v1 import model_pb2
 from finemesh_client import hub
-from finemesh_client.cli.files import byte_bar
-from finemesh_client.cli.job_secrets import HUB_VARIABLE, secret
-from finemesh_client.cli.job_spec import OptionConflict
-from finemesh_client.cli.limits import limits
+from finemesh_client.cli.datasets.file_commands import byte_bar
+from finemesh_client.cli.given_secrets import HUB_VARIABLE, secret
+from finemesh_client.cli.models.limits_command import limits
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, table, when
-from finemesh_client.cli.runtime import AsJson, Limit, with_client
+from finemesh_client.cli.runtime import AsJson, Limit, OptionConflict, with_client
 from finemesh_client.client import Client
 from finemesh_client.models import importable_files
 
@@ -100,7 +99,8 @@ def import_model(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a base model to the catalogue: safetensors and tokenizer files only. Needs the operator role; a hub id a network."""
+    """Add a base model to the catalogue: safetensors and tokenizer files only. Needs the operator role; a hub id a
+    network."""
     local = Path(source)
     is_local = local.is_dir()
     if is_local and not model_id:

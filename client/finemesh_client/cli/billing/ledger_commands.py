@@ -1,4 +1,5 @@
-"""`finemesh billing verify`, `export-journal` and `dead-letters`: the ledger for whoever does not want to believe it."""
+"""`finemesh billing verify`, `export-journal` and `dead-letters`: the ledger for whoever does not want to believe
+it."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from finemesh.billing.v1 import ledger_service_pb2 as pb
-from finemesh_client.beancount import Beancount
+from finemesh_client.accounting.beancount import Beancount
+from finemesh_client.accounting.journal import JournalUnreadable, Recomputed, read_lines, recompute, write_line
 from finemesh_client.billing import dollars
 from finemesh_client.cli.output import as_dict, console, print_json, progress_console, table, when
 from finemesh_client.cli.runtime import EXIT_REFUSED, EXIT_USAGE, AsJson, Limit, with_client
 from finemesh_client.client import Client
-from finemesh_client.journal import JournalUnreadable, Recomputed, read_lines, recompute, write_line
 
 dead_letters = typer.Typer(no_args_is_help=True, help="Events that could not be booked. Needs the operator role.")
 

@@ -1,4 +1,7 @@
-"""`finemesh billing invoice`, `invoices`, `credit-note`, `profile` and others: documents of money. It decides no amount."""
+"""`finemesh billing invoice`, `invoices`, `credit-note`, `profile` and others: documents of money.
+
+It decides no amount.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import typer
 from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh_client.billing import dollars
-from finemesh_client.cli.billing import show_invoice, to_nanos
+from finemesh_client.cli.billing.billing_commands import show_invoice, to_nanos
 from finemesh_client.cli.output import console, fields, print_json, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, with_client
 from finemesh_client.client import Client

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import openai
 
 from finemesh_client.chat import sampling, user
-from finemesh_client.cli.demo_dataset import Row
+from finemesh_client.cli.local.demo_dataset import Row
 from finemesh_client.client import Client
 
 QUESTIONS_AT_ONCE = 8

@@ -1,4 +1,7 @@
-"""The demo's dataset: which of ten standard-library modules does this docstring come from? It reads source files only."""
+"""The demo's dataset: which of ten standard-library modules does this docstring come from?
+
+It reads source files only.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def excerpt(docstring: str) -> str:
 
 
 def make_rows(per_module_max: int = 110, held_out_per_module: int = 12, seed: int = 7) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows), shuffled by the seed; no text is in both, and no held-out answer is rarer than another."""
+    """(training rows, held-out rows), shuffled by the seed; no text is in both, and no held-out answer is rarer than
+    another."""
     library, rng = Path(sysconfig.get_paths()["stdlib"]), random.Random(seed)  # noqa: S311
     training: list[Row] = []
     held_out: list[Row] = []

@@ -1,4 +1,7 @@
-"""`finemesh demo`: the main job from nothing to an invoice, on real parts, with figures. It only calls the client and draws."""
+"""`finemesh demo`: the main job from nothing to an invoice, on real parts, with figures.
+
+It only calls the client and draws.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from rich.text import Text
 from finemesh.models.v1 import model_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
-from finemesh_client.cli.billing import show_invoice
-from finemesh_client.cli.demo_dataset import Row, make_rows, write_rows
-from finemesh_client.cli.demo_quiz import accuracy, ask_grpc, ask_openai
-from finemesh_client.cli.demo_stack import DemoFailed, make_base_model, running_stack
-from finemesh_client.cli.files import show as show_file
-from finemesh_client.cli.job_show import show_quote
-from finemesh_client.cli.job_watch import watch_job
+from finemesh_client.cli.billing.billing_commands import show_invoice
+from finemesh_client.cli.datasets.file_commands import show as show_file
+from finemesh_client.cli.jobs.job_show import show_quote
+from finemesh_client.cli.jobs.job_watch import watch_job
+from finemesh_client.cli.local.demo_dataset import Row, make_rows, write_rows
+from finemesh_client.cli.local.demo_quiz import accuracy, ask_grpc, ask_openai
+from finemesh_client.cli.local.demo_stack import DemoFailed, make_base_model, running_stack
 from finemesh_client.cli.output import console, progress_console, size
 from finemesh_client.cli.runtime import EXIT_REFUSED
 from finemesh_client.client import Client
@@ -183,7 +186,8 @@ async def create_job(mesh: Client, training_file: str, validation_file: str) -> 
 
 
 async def quiz(mesh: Client, job: pb.TuningJob, held_out: Sequence[Row]) -> tuple[float, float]:
-    """(accuracy of the base, accuracy of the tuned model), 0 to 1, and a check that both doors give the same answers."""
+    """(accuracy of the base, accuracy of the tuned model), 0 to 1, and a check that both doors give the same
+    answers."""
     await registered(mesh, job.output_model)
     url, key = mesh.config.http_url, mesh.config.api_key
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
@@ -228,8 +232,8 @@ async def prove(mesh: Client, job: pb.TuningJob, quoted: int) -> None:
     charge = await mesh.billing.job_charge(job.name)
     show_invoice(await mesh.billing.invoice())
     console.print(
-        f"quoted {dollars(quoted)}, held {dollars(charge.held_nanos_usd)}, charged {dollars(charge.charged_nanos_usd)}, "
-        f"given back {dollars(charge.released_nanos_usd)}",
+        f"quoted {dollars(quoted)}, held {dollars(charge.held_nanos_usd)}, "
+        f"charged {dollars(charge.charged_nanos_usd)}, given back {dollars(charge.released_nanos_usd)}",
         soft_wrap=True,
     )
     if not charge.settled or not quoted == charge.quoted_nanos_usd == charge.held_nanos_usd == charge.charged_nanos_usd:

@@ -1,4 +1,7 @@
-"""`finemesh jobs create`: every setting of a job as an option, the exact price, a question, and the job. It fills no defaults."""
+"""`finemesh jobs create`: every setting of a job as an option, the exact price, a question, and the job.
+
+It fills no defaults.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from finemesh_client.billing import dollars
-from finemesh_client.cli.job_secrets import SecretFiles, secrets_of
-from finemesh_client.cli.job_show import exit_unless_succeeded, show_job, show_quote
-from finemesh_client.cli.job_spec import METHODS, SCHEDULES, TRAIN_ON_INPUTS, JobOptions, OptionConflict, to_spec
-from finemesh_client.cli.job_watch import watch_job
+from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
+from finemesh_client.cli.given_secrets import SecretFiles, secrets_of
+from finemesh_client.cli.jobs.job_show import exit_unless_succeeded, show_job, show_quote
+from finemesh_client.cli.jobs.job_spec import METHODS, SCHEDULES, JobOptions, to_spec
+from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.output import print_json, progress_console
-from finemesh_client.cli.runtime import AsJson, with_client
+from finemesh_client.cli.runtime import AsJson, OptionConflict, with_client
 from finemesh_client.client import Client
 
 _DATA, _METHOD, _WEIGHTS, _LENGTH = "Data and model", "Method", "Weights", "Length and checkpoints"

@@ -1,4 +1,7 @@
-"""`finemesh files preview`: rows of a dataset as a training would see them, token by token. It renders nothing itself."""
+"""`finemesh files preview`: rows of a dataset as a training would see them, token by token.
+
+It renders nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,16 @@ import typer
 from rich.text import Text
 
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
-from finemesh_client.cli.job_spec import TRAIN_ON_INPUTS
+from finemesh.tuning.v1 import tuning_job_pb2
 from finemesh_client.cli.output import console, fields, print_json
 from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client
 
+TRAIN_ON_INPUTS = {
+    "auto": tuning_job_pb2.TRAIN_ON_INPUTS_AUTO,
+    "true": tuning_job_pb2.TRAIN_ON_INPUTS_TRUE,
+    "false": tuning_job_pb2.TRAIN_ON_INPUTS_FALSE,
+}
 TRAINED_STYLE, SEEN_STYLE, CUT_STYLE = "bold green", "dim", "red strike"
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh.billing.v1 import usage_record_pb2
 from finemesh_client.billing import dollars
-from finemesh_client.cli.billing import Kind
+from finemesh_client.cli.billing.billing_commands import Kind
 from finemesh_client.cli.output import as_dict, console, print_json, table
 from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client

@@ -1,4 +1,7 @@
-"""`finemesh billing estimate`: what a tuning job would cost, from numbers or from a real dataset. It prices nothing itself."""
+"""`finemesh billing estimate`: what a tuning job would cost, from numbers or from a real dataset.
+
+It prices nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import typer
 from finemesh.billing.v1 import billing_service_pb2 as pb
 from finemesh.tuning.v1.tuning_service_pb2 import QuoteTuningJobResponse
 from finemesh_client.billing import TRAINING_KINDS, request_of
-from finemesh_client.cli.job_spec import JobOptions, to_spec
+from finemesh_client.cli.jobs.job_spec import JobOptions, to_spec
+from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
 from finemesh_client.cli.output import as_dict, console, print_json, progress_console
-from finemesh_client.cli.prices import show_counts, show_terms, total
 from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client
 

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.text import Text
 
 from finemesh.files.v1 import file_pb2
+from finemesh_client.cli.datasets.preview_command import features_of, preview
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, state, table, when
-from finemesh_client.cli.preview import features_of, preview
 from finemesh_client.cli.runtime import EXIT_REFUSED, AsJson, Limit, with_client
 from finemesh_client.client import Client
 

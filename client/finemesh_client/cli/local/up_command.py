@@ -1,4 +1,7 @@
-"""`finemesh up`: the whole mesh on this machine, as processes. The launcher is a program of its own; this only calls it."""
+"""`finemesh up`: the whole mesh on this machine, as processes.
+
+The launcher is a program of its own; this only calls it.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ def up(
 ) -> None:
     """Start PostgreSQL, nats-server and the five services on this machine; Ctrl-C stops them.
 
-    Prints the addresses and, on the first start, an API key (add credit with `finemesh billing top-up`). Needs no Docker and no GPU. A second stack
-    with another --data folder runs beside the first.
+    Prints the addresses and, on the first start, an API key (add credit with `finemesh billing top-up`). Needs no
+    Docker and no GPU. A second stack with another --data folder runs beside the first.
     """
     arguments = ["up", "--data", str(data_dir or default_data_dir()), "--engine", engine, "--nodes", str(nodes)]
     if quiet:

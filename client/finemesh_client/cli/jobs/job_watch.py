@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2
-from finemesh_client.cli.job_show import rewards_of
+from finemesh_client.cli.jobs.job_show import rewards_of
 from finemesh_client.cli.output import progress_console, state
 from finemesh_client.client import Client
 

@@ -1,10 +1,15 @@
-"""Command-line options to a TuningSpec. It fills no defaults and checks no ranges: the server does, and shows them in the quote."""
+"""Command-line options to a TuningSpec.
+
+It fills no defaults and checks no ranges: the server does, and shows them in the quote.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
+from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
+from finemesh_client.cli.runtime import OptionConflict
 
 SFT, DPO = "sft", "dpo"
 METHODS = (SFT, DPO)
@@ -13,15 +18,6 @@ SCHEDULES = {
     "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,
     "linear": pb.LEARNING_RATE_SCHEDULE_LINEAR,
 }
-TRAIN_ON_INPUTS = {
-    "auto": pb.TRAIN_ON_INPUTS_AUTO,
-    "true": pb.TRAIN_ON_INPUTS_TRUE,
-    "false": pb.TRAIN_ON_INPUTS_FALSE,
-}
-
-
-class OptionConflict(ValueError):
-    """Options that cannot be meant together; the text names them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What the organization pays: credit, caps, costs, invoices and the ledger. It decides no amount."""

@@ -1,0 +1,1 @@
+"""Datasets: upload, check, preview, download. It knows no model and no job."""

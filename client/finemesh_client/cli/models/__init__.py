@@ -1,0 +1,1 @@
+"""Models, their limits and endpoints, and a chat with them. It knows no job."""
