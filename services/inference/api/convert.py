@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2
 from finemesh.inference.v1 import generation_pb2
@@ -17,7 +18,6 @@ from services.inference.engines.base import FinishReason, Message, Sampling, Usa
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
 from services.inference.models.domain import BaseModel, ModelKind, StoredFile, TunedModel, Weights
-from services.inference.timestamps import timestamp
 
 FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -40,7 +40,7 @@ def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
         context_tokens_max=model.context_tokens_max,
         size_bytes=model.size_bytes,
         source=model.source,
-        create_time=timestamp(model.created_at),
+        create_time=time_to_proto(model.created_at),
     )
 
 
@@ -57,7 +57,7 @@ def model_to_proto(model: TunedModel) -> model_pb2.Model:
         tuning_job=model.tuning_job,
         files=[model_pb2.ModelFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in model.weights.files],
         lineage=dict(model.lineage),
-        create_time=timestamp(model.created_at),
+        create_time=time_to_proto(model.created_at),
     )
 
 
@@ -71,9 +71,9 @@ def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
         gpu_count=endpoint.gpu_count,
         state=endpoint_pb2.EndpointState.Value(f"ENDPOINT_STATE_{endpoint.state}"),
         status_message=endpoint.status_message,
-        create_time=timestamp(endpoint.created_at),
-        ready_time=timestamp(endpoint.ready_at),
-        stop_time=timestamp(endpoint.stopped_at),
+        create_time=time_to_proto(endpoint.created_at),
+        ready_time=time_to_proto(endpoint.ready_at),
+        stop_time=time_to_proto(endpoint.stopped_at),
         billed_minutes=endpoint.billed_minutes,
     )
 

@@ -6,14 +6,14 @@ import re
 
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
-from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound
+from chassis.errors import FailedPrecondition, FieldViolation, NotFound, refuse_invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
-from chassis.paging import page_size
+from chassis.paging import read_page
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2, endpoint_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.inference.api import convert
-from services.inference.api.pages import read_cursor, write_cursor
+from services.inference.api.pages import KINDS, before, cursor_of
 from services.inference.endpoints.creation import Creation
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent
@@ -68,12 +68,12 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         self, request: endpoint_service_pb2.ListEndpointsRequest, context: object
     ) -> endpoint_service_pb2.ListEndpointsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        scope, size = f"endpoints:{project_id}", page_size(request.page_size)
+        page = read_page(request, scope=f"endpoints:{project_id}", kinds=KINDS)
         async with self._pool.acquire() as connection:
-            found = await EndpointStore(connection).page(project_id, read_cursor(request.page_token, scope), size)
-        token = write_cursor(found[-1].created_at, found[-1].id, scope) if len(found) == size else ""
+            found = await EndpointStore(connection).page(project_id, before(page), page.row_max)
+        shown, token = page.cut(found, cursor_of)
         return endpoint_service_pb2.ListEndpointsResponse(
-            endpoints=[convert.endpoint_to_proto(endpoint) for endpoint in found], next_page_token=token
+            endpoints=[convert.endpoint_to_proto(endpoint) for endpoint in shown], next_page_token=token
         )
 
     async def StartEndpoint(
@@ -130,6 +130,4 @@ def check(request: endpoint_service_pb2.CreateEndpointRequest) -> None:
         violations.append(FieldViolation("hardware_type", "must have at most 64 characters"))
     if len(request.request_id) > REQUEST_ID_CHARS_MAX:
         violations.append(FieldViolation("request_id", f"must have at most {REQUEST_ID_CHARS_MAX} characters"))
-    if violations:
-        message = f"{violations[0].field} {violations[0].description}"
-        raise InvalidArgument("INVALID_FIELD", message, violations=violations)
+    refuse_invalid(violations)

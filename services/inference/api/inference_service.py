@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from chassis.db.pool import Pool
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import FieldViolation, InvalidArgument, invalid
 from chassis.identity import current_caller
 from chassis.ids import Ids
 from finemesh.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
@@ -137,7 +137,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self._spend_guard.check(caller)
         if len(wanted.stop) > self._settings.stops_max:
             problem = f"at most {self._settings.stops_max} stop texts"
-            raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("sampling.stop", problem)])
+            raise invalid("sampling.stop", problem, message=problem)
         return Call(
             generation_id=self._ids.new("gen"),
             caller=caller,
@@ -176,7 +176,5 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     @staticmethod
     def _prompt(prompt: str) -> str:
         if not prompt:
-            raise InvalidArgument(
-                "INVALID_FIELD", "prompt is empty", violations=[FieldViolation("prompt", "must not be empty")]
-            )
+            raise invalid("prompt", "must not be empty", message="prompt is empty")
         return prompt

@@ -7,16 +7,16 @@ from typing import Any
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import FieldViolation, InvalidArgument, NotFound
+from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
 from chassis.objects.client import ObjectStore
-from chassis.paging import decode_token, encode_token, page_size
+from chassis.paging import read_page
 from chassis.rpc.streams import whole
 from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert
-from services.inference.api.pages import read_cursor, write_cursor
+from services.inference.api.pages import KINDS, before, cursor_of
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.domain import TunedModel, unknown_model
 from services.inference.models.store import ModelStore
@@ -37,13 +37,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     async def ListBaseModels(
         self, request: model_service_pb2.ListBaseModelsRequest, context: object
     ) -> model_service_pb2.ListBaseModelsResponse:
-        scope, size = "baseModels", page_size(request.page_size)
-        cursor = decode_token(request.page_token, scope=scope, kinds=(str,))
+        page = read_page(request, scope="baseModels", kinds=(str,))
         async with self._pool.acquire() as connection:
-            found = await ModelStore(connection).list_bases(str(cursor[0]) if cursor else "", size)
-        token = encode_token((found[-1].model_id,), scope=scope) if len(found) == size else ""
+            found = await ModelStore(connection).list_bases(page.after(""), page.row_max)
+        shown, token = page.cut(found, lambda model: (model.model_id,))
         return model_service_pb2.ListBaseModelsResponse(
-            base_models=[convert.base_model_to_proto(model) for model in found], next_page_token=token
+            base_models=[convert.base_model_to_proto(model) for model in shown], next_page_token=token
         )
 
     async def GetBaseModel(
@@ -70,13 +69,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.ListModelsRequest, context: object
     ) -> model_service_pb2.ListModelsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        scope, size = f"models:{project_id}", page_size(request.page_size)
-        before = read_cursor(request.page_token, scope)
+        page = read_page(request, scope=f"models:{project_id}", kinds=KINDS)
         async with self._pool.acquire() as connection:
-            found = await ModelStore(connection).page(project_id, before, size)
-        token = write_cursor(found[-1].created_at, found[-1].id, scope) if len(found) == size else ""
+            found = await ModelStore(connection).page(project_id, before(page), page.row_max)
+        shown, token = page.cut(found, cursor_of)
         return model_service_pb2.ListModelsResponse(
-            models=[convert.model_to_proto(model) for model in found], next_page_token=token
+            models=[convert.model_to_proto(model) for model in shown], next_page_token=token
         )
 
     async def GetModel(
@@ -103,7 +101,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             raise NotFound("NOT_FOUND", f"the model has no file {request.path[:200]!r}; it has {there}")
         if not 0 <= request.offset_bytes <= file.size_bytes:
             problem = f"must be 0 to {file.size_bytes}"
-            raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("offset_bytes", problem)])
+            raise invalid("offset_bytes", problem, message=problem)
         if request.offset_bytes == file.size_bytes:
             return
         chunks = self._objects.read(

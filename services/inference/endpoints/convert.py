@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.allocations.v1 import allocation_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.events.v1 import endpoint_events_pb2, usage_events_pb2
 from services.inference.endpoints.domain import Endpoint
-from services.inference.timestamps import timestamp
 
 
 def endpoint_name(endpoint: Endpoint) -> str:
@@ -26,7 +26,7 @@ def endpoint_state_to_proto(
         project_id=endpoint.project_id,
         from_state=from_state,
         to_state=endpoint.state,
-        event_time=timestamp(now),
+        event_time=time_to_proto(now),
     )
 
 
@@ -42,7 +42,7 @@ def endpoint_minute_to_proto(
         hardware_type=endpoint.hardware_type,
         device_count=endpoint.gpu_count,
         minute=minute,
-        usage_time=timestamp(started_at),
+        usage_time=time_to_proto(started_at),
     )
 
 

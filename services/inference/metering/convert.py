@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import usage_events_pb2
 from services.inference.metering.domain import UsageOfCall
-from services.inference.timestamps import timestamp
 
 
 def usages_to_proto(usages: Sequence[UsageOfCall]) -> usage_events_pb2.InferenceUsageRecorded:
@@ -20,7 +20,7 @@ def usages_to_proto(usages: Sequence[UsageOfCall]) -> usage_events_pb2.Inference
             base_model=usage.base_model,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
-            usage_time=timestamp(usage.ended_at),
+            usage_time=time_to_proto(usage.ended_at),
             api_key_id=usage.api_key_id,
         )
         for usage in usages

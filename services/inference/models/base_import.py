@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from chassis.errors import InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
 from chassis.objects.client import ObjectStore
 from services.inference.config import InferenceSettings
@@ -120,8 +120,8 @@ def check_header(part: ImportPart) -> ImportHeader:
         raise InvalidArgument("INVALID_FIELD", "the first message of an import must be its header")
     if not MODEL_ID.fullmatch(part.model_id):
         problem = "must be two parts of letters, digits, '-', '_' and '.', for example finemesh/demo-llama"
-        raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.model_id", problem)])
+        raise invalid("header.model_id", problem, message=problem)
     if not SOURCE.fullmatch(part.source):
         problem = "must be at most 300 visible ASCII characters"
-        raise InvalidArgument("INVALID_FIELD", problem, violations=[FieldViolation("header.source", problem)])
+        raise invalid("header.source", problem, message=problem)
     return part

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from chassis.names import format_name
+from chassis.timestamps import time_from_proto, time_to_proto
 from finemesh.events.v1 import model_events_pb2, tuning_events_pb2
 from finemesh.models.v1 import model_pb2
 from services.inference.models.domain import ModelKind, StoredFile, TunedModel, Weights
-from services.inference.timestamps import timestamp
 
 
 def model_name(model: TunedModel) -> str:
@@ -31,7 +29,7 @@ def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> Tu
         adapter_rank=made.adapter_rank,
         tuning_job=event.tuning_job,
         lineage=dict(made.lineage),
-        created_at=event.end_time.ToDatetime(tzinfo=UTC),
+        created_at=time_from_proto(event.end_time),
     )
 
 
@@ -42,5 +40,5 @@ def model_registered_to_proto(model: TunedModel) -> model_events_pb2.ModelRegist
         model_id=model.model_id,
         revision=model.weights.revision,
         tuning_job=model.tuning_job,
-        event_time=timestamp(model.created_at),
+        event_time=time_to_proto(model.created_at),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from chassis.errors import FieldViolation, InvalidArgument, NotFound
+from chassis.errors import InvalidArgument, NotFound, invalid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def unknown_model(model: str) -> NotFound:
 
 def model_invalid(field: str, problem: str, reason: str = "MODEL_INVALID") -> InvalidArgument:
     """The error for a file of a model, or a field of its import, that is not taken."""
-    return InvalidArgument(reason, f"{field}: {problem}", violations=[FieldViolation(field, problem)])
+    return invalid(field, problem, message=f"{field}: {problem}", reason=reason)
 
 
 def revision_of(files: Mapping[str, str]) -> str:

@@ -13,10 +13,10 @@ from chassis.clock import Clock
 from chassis.errors import (
     DomainError,
     FailedPrecondition,
-    FieldViolation,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
+    invalid,
 )
 from chassis.identity import Caller
 from services.inference.config import InferenceSettings
@@ -63,8 +63,7 @@ def domain_error_of(error: EngineError) -> DomainError:
     """The typed error for something that an engine raised on purpose."""
     match error:
         case RequestInvalid():
-            violation = FieldViolation(error.field_name, error.problem)
-            return InvalidArgument("INVALID_FIELD", str(error), violations=[violation])
+            return invalid(error.field_name, error.problem, message=str(error))
         case ContextTooLong():
             return InvalidArgument(
                 "CONTEXT_TOO_LONG", str(error), metadata={"context_tokens_max": str(error.context_tokens_max)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
+from chassis.timestamps import time_from_proto
 from finemesh.events.v1 import billing_events_pb2
 from services.inference.spending.states import CapState, CreditState
 
@@ -19,7 +18,7 @@ def cap_state_from_proto(event: billing_events_pb2.SpendCapStateChanged) -> CapS
         project_id=event.project_id,
         api_key_id=event.api_key_id,
         capped=event.capped,
-        until_time=event.until_time.ToDatetime(tzinfo=UTC),
+        until_time=time_from_proto(event.until_time),
         cap_nanos_usd=event.cap_nanos_usd,
         revision=event.revision,
     )
