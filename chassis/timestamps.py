@@ -16,9 +16,9 @@ def time_to_proto(moment: datetime | None) -> Timestamp | None:
     """None stays None: a message made with it leaves the field unset."""
     if moment is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
+    # Several times as fast as FromDatetime, and whole numbers only: a float of seconds would lose microseconds.
+    passed = moment - _EPOCH
+    return Timestamp(seconds=passed.days * 86400 + passed.seconds, nanos=passed.microseconds * 1000)
 
 
 def time_from_proto(stamp: Timestamp) -> datetime:

@@ -1,1 +1,4 @@
-"""The scheduler decides what runs where and when, for training and serving alike; it runs no workload and reads no file."""
+"""The scheduler decides what runs where and when, for training and serving alike.
+
+It runs no workload and reads no file.
+"""

@@ -41,7 +41,7 @@ from services.scheduler.pipelines.placer import Placer
 from services.scheduler.pipelines.validator import Validator
 from services.scheduler.placement.serving import ServingAllocations
 from services.scheduler.spec.tuning_limits import load_limits
-from services.scheduler.watching.bells import Hub
+from services.scheduler.watching.hub import Hub
 from services.scheduler.watching.listener import Listener
 
 

@@ -1,7 +1,7 @@
 """Not pure: database. How a background worker lives: round after round, with a pause when there is nothing to do.
 
-It is patient while the database is away.
-It knows nothing of what a round does. Any other failure is a defect and ends the process.
+It is patient while the database is away, and knows nothing of what a round does. Any other failure is a defect and ends
+the process.
 """
 
 from collections.abc import Awaitable, Callable

@@ -35,7 +35,7 @@ PURE = (
     "services/scheduler/spec/tuning_limits.py",
     "services/scheduler/spec/tuning_spec.py",
     "services/scheduler/spec/violations.py",
-    "services/scheduler/watching/bells.py",
+    "services/scheduler/watching/hub.py",
     "services/billing/audit/chain_audit.py",
     "services/billing/audit/document_audit.py",
     "services/billing/audit/hold_audit.py",

@@ -6,7 +6,7 @@ Nothing is stored here: a request that is refused leaves nothing behind.
 import asyncio
 from dataclasses import dataclass, replace
 
-from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, NotFound
+from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, invalid
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2, model_artifact_service_pb2
@@ -120,9 +120,7 @@ class Admission:
         name = parse_origin(model)
         if not model or len(model) > MODEL_CHARS_MAX:
             description = "give the id of a base model, or a job or model to continue from"
-            raise InvalidArgument(
-                "INVALID_FIELD", f"model: {description}", violations=[FieldViolation("model", description)]
-            )
+            raise invalid("model", description, message=f"model: {description}")
         if name is not None and (name.job_id or name.step is not None):
             return await self._limits_of_origin(name, caller)
         try:

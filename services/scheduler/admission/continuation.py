@@ -1,6 +1,6 @@
-"""Not pure: database, protobuf. The weights that a run continues from: what an earlier job of the project shipped, or
-one of its kept checkpoints.
+"""Not pure: database, protobuf. The weights that a run continues from.
 
+They are what an earlier job of the project shipped, or one of its kept checkpoints.
 Whether they fit the request is for spec/defaults.py to say.
 """
 
@@ -20,7 +20,7 @@ _NEWEST = -1
 
 
 async def find_origin(pool: Pool, project_id: str, name: OriginName) -> Origin:
-    """Raises NotFound for what this project does not have, FailedPrecondition for a job that has shipped nothing yet."""
+    """Raises NotFound for what this project does not have, FailedPrecondition for a job that shipped nothing yet."""
     job = await _origin_job(pool, project_id, name, FIELD)
     weights = node_pb2.StartWeights(tuning_job=job_name(JobRef(project_id=project_id, job_id=job.job_id)))
     step = name.step
@@ -60,7 +60,7 @@ async def base_model_of(pool: Pool, project_id: str, name: OriginName, field: st
 
 
 async def keep(connection: Connection, project_id: str, origin: Origin) -> None:
-    """From now on the checkpoint stays, whatever its job commits later. Raises NotFound when it was given up meanwhile."""
+    """From now on the checkpoint stays, whatever its job commits later. Raises NotFound when it was given up."""
     if origin.step is None:
         return
     if not await AdmissionStore(connection).keep_checkpoint(project_id, origin.job_id, origin.step):

@@ -1,12 +1,12 @@
-"""Not pure: database, gRPC. Token counts of a job's dataset: from the table when the same code analysed the file
-before, else from a trainer.
+"""Not pure: database, gRPC. Token counts of a job's dataset.
 
-A quote, the hold and the run all rest on the same row, so they cannot disagree. It prices nothing.
+They come from the table when the same code analysed the file before, else from a trainer. A quote, the hold and the run
+all rest on the same row, so they cannot disagree. It prices nothing.
 """
 
 from dataclasses import dataclass
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
@@ -99,8 +99,9 @@ def _require_format(spec: TuningSpec, field: str, counts: FileCounts) -> None:
     wanted = (
         "rows of preferences, which the method dpo learns from" if spec.dpo is not None else "no preferences; use dpo"
     )
-    raise InvalidArgument(
-        "DATASET_INVALID",
-        f"spec.{field} has rows of the {counts.format} format, and this method takes {wanted}",
-        violations=[FieldViolation(f"spec.{field}", f"must have {wanted}; its format is {counts.format}")],
+    raise invalid(
+        f"spec.{field}",
+        f"must have {wanted}; its format is {counts.format}",
+        message=f"spec.{field} has rows of the {counts.format} format, and this method takes {wanted}",
+        reason="DATASET_INVALID",
     )

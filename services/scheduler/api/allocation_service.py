@@ -1,6 +1,6 @@
 """finemesh.allocations.v1.AllocationService: devices for serving. Handlers check, convert, call and answer."""
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from chassis.names import parse_name
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from finemesh.endpoints.v1 import endpoint_pb2
@@ -41,10 +41,5 @@ def _need(request: _pb.CreateAllocationRequest) -> Need:
     parse_name(endpoint_pb2.Endpoint, request.owner, "owner")
     count = request.device_count or 1
     if not 1 <= count <= GPU_COUNT_MAX:
-        description = f"must be 1 to {GPU_COUNT_MAX}; got {request.device_count}"
-        raise InvalidArgument(
-            "INVALID_FIELD",
-            f"device_count {description}",
-            violations=[FieldViolation("device_count", description)],
-        )
+        raise invalid("device_count", f"must be 1 to {GPU_COUNT_MAX}; got {request.device_count}")
     return Need(owner=request.owner, count=count, hardware_type=request.hardware_type)

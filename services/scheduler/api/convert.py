@@ -3,9 +3,9 @@
 Parts of a job that were stored encoded are merged as they are, which keeps GetTuningJob cheap.
 """
 
+from chassis.timestamps import time_to_proto
 from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2
-from services.scheduler.jobs.convert import time_to_proto
 from services.scheduler.jobs.job import Job, JobEvent, Queue, StoredCheckpoint
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.allocation import AllocationRecord

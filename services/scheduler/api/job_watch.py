@@ -14,7 +14,7 @@ from services.scheduler.jobs.convert import unknown_job
 from services.scheduler.jobs.job import JobRef
 from services.scheduler.jobs.lifecycle import FINAL
 from services.scheduler.jobs.store import JobStore
-from services.scheduler.watching.bells import Hub, job_topic
+from services.scheduler.watching.hub import Hub, job_topic
 
 
 class Follower:
@@ -31,7 +31,7 @@ class Follower:
         jobs, batch_max = JobStore(self._database.pool), self._settings.watch_batch_max
         sequence = after_sequence
         last: tuning_job_pb2.TuningJob | None = None
-        with self._hub.listening(job_topic(ref.job_id)) as bell:
+        with self._hub.listening(job_topic(ref.job_id)) as signal:
             while True:
                 # The job first: a final one has all its events, so the events read after it are complete.
                 job = await jobs.get(ref)
@@ -50,4 +50,4 @@ class Follower:
                     continue
                 if job.state in FINAL:
                     return
-                await bell.wait(self._settings.watch_poll_s)
+                await signal.wait(self._settings.watch_poll_s)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from google.protobuf.duration_pb2 import Duration
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from chassis.ids import Ids
 from chassis.names import parse_name
 from finemesh.nodes.v1 import node_service_pb2, node_service_pb2_grpc
@@ -66,14 +66,14 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
 
     async def StartAttempt(self, request: _pb.StartAttemptRequest, context: object) -> _pb.StartAttemptResponse:
         if request.hub_commit and not _COMMIT.fullmatch(request.hub_commit):
-            raise _invalid("hub_commit", "must be 40 to 64 hexadecimal digits")
+            raise invalid("hub_commit", "must be 40 to 64 hexadecimal digits")
         await self._reports.start(_ref(request.tuning_job, request.lease_token), request.hub_commit)
         return _pb.StartAttemptResponse()
 
     async def ReportProgress(self, request: _pb.ReportProgressRequest, context: object) -> _pb.ReportProgressResponse:
         count = len(request.metrics) + len(request.usage) + len(request.warnings)
         if count > self._settings.report_entries_max:
-            raise _invalid("metrics", f"one report takes at most {self._settings.report_metrics_max} of each kind")
+            raise invalid("metrics", f"one report takes at most {self._settings.report_metrics_max} of each kind")
         await self._reports.report(
             _ref(request.tuning_job, request.lease_token),
             [metric_from_proto(metric) for metric in request.metrics],
@@ -106,17 +106,13 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
             case "stopped":
                 await self._attempts.stop(ref, request.stopped.step)
             case _:
-                raise _invalid("result", "is missing; say how the attempt ended")
+                raise invalid("result", "is missing; say how the attempt ended")
         return _pb.FinishAttemptResponse()
 
 
 def _ref(tuning_job: str, lease_token: int) -> LeaseRef:
     parts = parse_name(tuning_job_pb2.TuningJob, tuning_job, "tuning_job")
     return LeaseRef(project_id=parts["project"], job_id=parts["tuning_job"], lease_token=lease_token)
-
-
-def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])
 
 
 def _duration(seconds: float) -> Duration:

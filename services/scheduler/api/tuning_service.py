@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 
-from chassis import paging
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
+from chassis.paging import read_page
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
@@ -92,7 +92,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         caller = current_caller()
         parts = own_parent(identity_pb2.Project, request.parent, caller)
         if len(request.request_id) > REQUEST_ID_CHARS_MAX:
-            raise _invalid("request_id", f"must be at most {REQUEST_ID_CHARS_MAX} characters")
+            raise invalid("request_id", f"must be at most {REQUEST_ID_CHARS_MAX} characters")
         job_id = await self._requests.create(
             caller, request.spec, secrets_from_proto(request.secrets), request.request_id
         )
@@ -104,15 +104,10 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
 
     async def ListTuningJobs(self, request: _pb.ListTuningJobsRequest, context: object) -> _pb.ListTuningJobsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        size = paging.page_size(request.page_size)
-        scope = f"tuningJobs:{project_id}"
-        cursor = paging.decode_token(request.page_token, scope=scope, kinds=(str,))
-        before = str(cursor[0]) if cursor else ""
-        jobs = await JobStore(self._database.pool).list_jobs(project_id, before, size + 1)
-        response = _pb.ListTuningJobsResponse(tuning_jobs=await self._view.many(jobs[:size]))
-        if len(jobs) > size:
-            response.next_page_token = paging.encode_token((jobs[size - 1].job_id,), scope=scope)
-        return response
+        page = read_page(request, scope=f"tuningJobs:{project_id}", kinds=(str,))
+        jobs = await JobStore(self._database.pool).list_jobs(project_id, page.after(""), page.row_max)
+        shown, token = page.cut(jobs, lambda job: (job.job_id,))
+        return _pb.ListTuningJobsResponse(tuning_jobs=await self._view.many(shown), next_page_token=token)
 
     async def CancelTuningJob(
         self, request: _pb.CancelTuningJobRequest, context: object
@@ -126,7 +121,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
     ) -> AsyncIterator[_pb.WatchTuningJobResponse]:
         ref = _ref(request.name)
         if request.after_sequence < 0:
-            raise _invalid("after_sequence", "must not be negative")
+            raise invalid("after_sequence", "must not be negative")
         async for response in self._follower.follow(ref, request.after_sequence):
             yield response
 
@@ -134,29 +129,23 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         self, request: _pb.ListTuningJobEventsRequest, context: object
     ) -> _pb.ListTuningJobEventsResponse:
         ref = await self._existing(request.parent)
-        size = paging.page_size(request.page_size)
-        scope = f"tuningJobEvents:{ref.job_id}"
-        cursor = paging.decode_token(request.page_token, scope=scope, kinds=(int,))
-        after = int(cursor[0]) if cursor else 0
-        events = await JobStore(self._database.pool).list_events(ref, after, size + 1)
-        response = _pb.ListTuningJobEventsResponse(events=[job_event_to_proto(event) for event in events[:size]])
-        if len(events) > size:
-            response.next_page_token = paging.encode_token((events[size - 1].sequence,), scope=scope)
-        return response
+        page = read_page(request, scope=f"tuningJobEvents:{ref.job_id}", kinds=(int,))
+        events = await JobStore(self._database.pool).list_events(ref, page.after(0), page.row_max)
+        shown, token = page.cut(events, lambda event: (event.sequence,))
+        return _pb.ListTuningJobEventsResponse(
+            events=[job_event_to_proto(event) for event in shown], next_page_token=token
+        )
 
     async def ListCheckpoints(
         self, request: _pb.ListCheckpointsRequest, context: object
     ) -> _pb.ListCheckpointsResponse:
         ref = await self._existing(request.parent)
-        size = paging.page_size(request.page_size)
-        scope = f"checkpoints:{ref.job_id}"
-        cursor = paging.decode_token(request.page_token, scope=scope, kinds=(int,))
-        after = int(cursor[0]) if cursor else -1
-        found = await JobStore(self._database.pool).list_checkpoints(ref, after, size + 1)
-        response = _pb.ListCheckpointsResponse(checkpoints=[checkpoint_to_proto(each) for each in found[:size]])
-        if len(found) > size:
-            response.next_page_token = paging.encode_token((found[size - 1].step,), scope=scope)
-        return response
+        page = read_page(request, scope=f"checkpoints:{ref.job_id}", kinds=(int,))
+        found = await JobStore(self._database.pool).list_checkpoints(ref, page.after(-1), page.row_max)
+        shown, token = page.cut(found, lambda checkpoint: (checkpoint.step,))
+        return _pb.ListCheckpointsResponse(
+            checkpoints=[checkpoint_to_proto(each) for each in shown], next_page_token=token
+        )
 
     async def GetTuningLimits(
         self, request: _pb.GetTuningLimitsRequest, context: object
@@ -183,7 +172,3 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
 def _ref(name: str, field: str = "name") -> JobRef:
     parts = own_name(tuning_job_pb2.TuningJob, name, current_caller(), field)
     return JobRef(project_id=parts["project"], job_id=parts["tuning_job"])
-
-
-def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])

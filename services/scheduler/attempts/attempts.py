@@ -20,8 +20,8 @@ from services.scheduler.jobs.lifecycle import JobState, JobTransition
 from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.watching.bells import node_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import node_topic
+from services.scheduler.watching.store import NotificationStore
 
 
 class Attempts:
@@ -191,4 +191,4 @@ class Attempts:
         await allocations.release(ref.lease_token, job_name(ref), now)
         followers = await allocations.release_followers(ref.lease_token, now)
         await AttemptStore(connection).end(ref, outcome, message, now)
-        await BellStore(connection).ring(*(node_topic(node) for node in (job.node, *followers)))
+        await NotificationStore(connection).notify(*(node_topic(node) for node in (job.node, *followers)))

@@ -2,14 +2,15 @@
 
 from datetime import datetime
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
+from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.attempts.attempt import ExportedModel, NewCheckpoint, Usage
 from services.scheduler.attempts.progress import Metric
-from services.scheduler.jobs.convert import encoded, job_name, time_to_proto
+from services.scheduler.jobs.convert import encoded, job_name
 from services.scheduler.jobs.job import JobRef, LeaseRef
 
 
@@ -48,7 +49,7 @@ def usage_from_proto(message: node_service_pb2.TrainingUsage, index: int) -> Usa
         problem = "a train range must hold a step, and an evaluation none"
     if problem:
         field = f"usage[{index}]"
-        raise InvalidArgument("INVALID_FIELD", f"{field}: {problem}", violations=[FieldViolation(field, problem)])
+        raise invalid(field, problem, message=f"{field}: {problem}")
     return Usage(kind=message.kind, start_step=message.start_step, end_step=message.end_step, tokens=message.tokens)
 
 
@@ -71,7 +72,7 @@ def usage_to_proto(
 def checkpoint_from_proto(message: node_pb2.CheckpointManifest, ref: LeaseRef) -> NewCheckpoint:
     _require_key("checkpoint.artifact.key", message.artifact.key, checkpoint_key_prefix(ref))
     if message.step < 0 or not message.manifest_sha256 or not message.artifact.files:
-        raise _invalid("checkpoint", "needs a step, a manifest_sha256 and files")
+        raise invalid("checkpoint", "needs a step, a manifest_sha256 and files")
     return NewCheckpoint(
         step=message.step,
         manifest_sha256=message.manifest_sha256,
@@ -83,9 +84,9 @@ def checkpoint_from_proto(message: node_pb2.CheckpointManifest, ref: LeaseRef) -
 
 def model_from_proto(message: node_service_pb2.AttemptSucceeded, ref: LeaseRef) -> ExportedModel:
     if message.kind not in ("adapter", "full"):
-        raise _invalid("succeeded.kind", f"must be `adapter` or `full`; got {message.kind[:40]!r}")
+        raise invalid("succeeded.kind", f"must be `adapter` or `full`; got {message.kind[:40]!r}")
     if not message.revision or not message.model.files:
-        raise _invalid("succeeded", "needs a revision and the model's files")
+        raise invalid("succeeded", "needs a revision and the model's files")
     _require_key("succeeded.model.key", message.model.key, model_key_prefix(ref))
     return ExportedModel(
         revision=message.revision,
@@ -111,12 +112,8 @@ def pin_start(stored: bytes | None, commit: str) -> bytes | None:
 def _require_key(field: str, key: str, prefix: str) -> None:
     """Files of one project never lie, or are deleted, under another one's keys."""
     if not key.startswith(prefix) or ".." in key:
-        raise _invalid(field, f"must begin with {prefix}")
+        raise invalid(field, f"must begin with {prefix}")
 
 
 def _size_bytes(artifact: artifact_pb2.Artifact) -> int:
     return sum(file.size_bytes for file in artifact.files)
-
-
-def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])

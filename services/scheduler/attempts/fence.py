@@ -1,4 +1,4 @@
-"""Not pure: database. The fence of an attempt: whoever reports must hold the job's lease, and the job must be locked."""
+"""Not pure: database. The fence of an attempt: whoever reports must hold the lease of the job, which is then locked."""
 
 from chassis.db.pool import Connection
 from chassis.errors import Aborted, FailedPrecondition

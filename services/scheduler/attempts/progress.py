@@ -8,7 +8,7 @@ from services.scheduler.jobs.job import EventKind
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One reported TuningProgress; `encoded` is the whole message. `rewards` are accuracy and margin, for preferences."""
+    """One reported TuningProgress; `encoded` is the whole message. `rewards` are accuracy and margin of preferences."""
 
     step: int
     step_count: int

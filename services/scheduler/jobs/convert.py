@@ -3,13 +3,13 @@
 It decides nothing and calls nobody.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.errors import NotFound
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
@@ -91,15 +91,6 @@ def ending_to_proto(
     )
 
 
-def time_to_proto(moment: datetime | None) -> Timestamp | None:
-    """None leaves the field unset."""
-    if moment is None:
-        return None
-    # Whole numbers only: a float of seconds loses microseconds.
-    passed = moment - _EPOCH
-    return Timestamp(seconds=passed.days * 86400 + passed.seconds, nanos=passed.microseconds * 1000)
-
-
 def _model_to_proto(model: TunedModel) -> tuning_events_pb2.TunedModel:
     return tuning_events_pb2.TunedModel(
         model_id=model.model_id,
@@ -111,6 +102,3 @@ def _model_to_proto(model: TunedModel) -> tuning_events_pb2.TunedModel:
         artifact=artifact_from_bytes(model.artifact),
         lineage=model.lineage,
     )
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -44,7 +44,7 @@ class JobSecrets:
         await JobStore(connection).insert_secrets(ref, sealed, self._database.now())
 
     async def fetch(self, ref: LeaseRef) -> tuning_secrets_pb2.TuningSecrets:
-        """Aborted for a lease that is not in force. Empty when there are none, or when the key is another one by now."""
+        """Aborted for a lease that is not in force. Empty when there are none, or when the key has changed since."""
         row = await JobStore(self._database.pool).get_secrets(ref)
         if row is None:
             raise Aborted(

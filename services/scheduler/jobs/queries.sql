@@ -140,7 +140,7 @@ SELECT count(*) FROM job_usage WHERE project_id = :project_id AND job_id = :job_
 INSERT INTO job_secrets (job_id, project_id, sealed, create_time) VALUES (:job_id, :project_id, :sealed, :now);
 
 -- name: get_job_secrets(project_id, job_id, lease_token)^
--- The sealed secrets of a job, or nothing, for the node that holds its lease or follows it in a gang; no row for others.
+-- The sealed secrets of a job, or none, for the node that holds its lease or follows it in a gang; no row for others.
 SELECT job_secrets.sealed
 FROM jobs
 LEFT JOIN job_secrets ON job_secrets.job_id = jobs.job_id

@@ -1,6 +1,7 @@
-"""Seals what must not lie readable in the database: AES-256-GCM (NIST SP 800-38D) under a key derived from the operator's.
+"""Seals what must not lie readable in the database: AES-256-GCM (NIST SP 800-38D).
 
-What is sealed is bound to a name and opens under no other. It knows no table and keeps no plain text.
+The key is derived from the operator's. What is sealed is bound to a name and opens under no other. It knows no table
+and keeps no plain text.
 """
 
 import secrets

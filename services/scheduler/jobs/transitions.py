@@ -1,4 +1,4 @@
-"""Not pure: database, outbox. What happens to jobs: each change with its line of history, its event and its bells.
+"""Not pure: database, outbox. What happens to jobs: each change with its line of history and its event.
 
 Everything is written in the caller's transaction. What may follow what is the lifecycle's table.
 """
@@ -14,8 +14,8 @@ from services.scheduler.jobs.endings import Ending
 from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, NewJob, Transitioned, TunedModel
 from services.scheduler.jobs.lifecycle import INITIAL, JobState, JobTransition
 from services.scheduler.jobs.store import Changes, JobStore
-from services.scheduler.watching.bells import QUEUE_TOPIC, job_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC, job_topic
+from services.scheduler.watching.store import NotificationStore
 
 
 class JobTransitions:
@@ -30,7 +30,7 @@ class JobTransitions:
         await store.add_event(job, 1, EventKind.STATE_CHANGED, message, INITIAL, now)
         event = new_job_to_proto(job, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
-        await BellStore(connection).ring(QUEUE_TOPIC, job_topic(job.job_id))
+        await NotificationStore(connection).notify(QUEUE_TOPIC, job_topic(job.job_id))
 
     async def transition(
         self,
@@ -50,7 +50,7 @@ class JobTransitions:
         await store.add_event(ref, change.sequence, kind, message, change.to_state, now)
         event = transition_to_proto(change, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
-        await BellStore(connection).ring(job_topic(ref.job_id), QUEUE_TOPIC)
+        await NotificationStore(connection).notify(job_topic(ref.job_id), QUEUE_TOPIC)
         return change
 
     async def must(
@@ -63,7 +63,7 @@ class JobTransitions:
         kind: EventKind = EventKind.STATE_CHANGED,
         **changes: Unpack[Changes],
     ) -> Transitioned:
-        """As `transition`, for a job that the caller has locked; FailedPrecondition when its state does not allow it."""
+        """As `transition`, for a job that the caller locked; FailedPrecondition when its state does not allow it."""
         change = await self.transition(connection, transition, ref, message, kind=kind, **changes)
         if change is None:
             raise FailedPrecondition("STATE_CONFLICT", f"the job's state does not allow {transition}")
@@ -90,4 +90,4 @@ class JobTransitions:
         """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one."""
         if lines:
             await JobStore(connection).add_events(ref, state, lines, self._database.now())
-            await BellStore(connection).ring(job_topic(ref.job_id))
+            await NotificationStore(connection).notify(job_topic(ref.job_id))

@@ -3,10 +3,11 @@
 from datetime import datetime
 
 from chassis.errors import FieldViolation, InvalidArgument
+from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import node_events_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.scheduler.attempts.convert import checkpoint_key_prefix, model_key_prefix
-from services.scheduler.jobs.convert import job_name, time_to_proto
+from services.scheduler.jobs.convert import job_name
 from services.scheduler.nodes.node import AssignmentRecord, Beat, DeviceFacts, NodeRegistration
 
 # Where the processes of a gang meet, on its leading node.

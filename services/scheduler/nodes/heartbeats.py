@@ -12,6 +12,7 @@ import structlog
 
 from chassis.db.pool import database_is_away
 from chassis.errors import Aborted, InvalidArgument
+from chassis.rounds import Signal
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.node import AssignmentRecord, Beat
@@ -19,8 +20,8 @@ from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.watching.bells import QUEUE_TOPIC, Bell, Hub, node_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
+from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +39,12 @@ class Heartbeats:
         if first is None:
             return
         await self._begin(first, stream)
-        with self._hub.listening(node_topic(first.node)) as bell:
-            reader = asyncio.create_task(self._read(beats, first, bell))
+        with self._hub.listening(node_topic(first.node)) as signal:
+            reader = asyncio.create_task(self._read(beats, first, signal))
             try:
                 while True:
                     yield await NodeStore(self._database.pool).list_assignments(first.node, first.incarnation)
-                    await bell.wait()
+                    await signal.wait()
                     if reader.done():
                         # Raises what ended the reading; a stream that the agent closed just ends.
                         reader.result()
@@ -58,7 +59,7 @@ class Heartbeats:
         await self._renew(first)
         async with self._database.writing() as connection:
             await NodeStore(connection).open_heartbeat(first.node, first.incarnation, stream)
-            await BellStore(connection).ring(QUEUE_TOPIC)
+            await NotificationStore(connection).notify(QUEUE_TOPIC)
         log.info("heartbeat_opened", node=first.node)
 
     async def _close(self, node: str, stream: UUID) -> None:
@@ -70,15 +71,15 @@ class Heartbeats:
             # Until it is back the node counts as listening; its silence will tell.
             log.warning("heartbeat_not_closed", node=node, error=repr(error))
 
-    async def _read(self, beats: AsyncIterator[Beat], first: Beat, bell: Bell) -> None:
+    async def _read(self, beats: AsyncIterator[Beat], first: Beat, signal: Signal) -> None:
         try:
             async for beat in beats:
                 if (beat.node, beat.incarnation) != (first.node, first.incarnation):
                     raise InvalidArgument("INVALID_FIELD", "one heartbeat stream is for one incarnation of one node")
                 await self._renew(beat)
-                bell.ring()
+                signal.send()
         finally:
-            bell.ring()
+            signal.send()
 
     async def _renew(self, beat: Beat) -> None:
         expires_at = leases.expiry(self._database.now(), self._settings.lease_duration_s)

@@ -13,8 +13,8 @@ from services.scheduler.nodes.convert import node_state_to_proto
 from services.scheduler.nodes.node import NodeRegistration
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.watching.bells import QUEUE_TOPIC, node_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC, node_topic
+from services.scheduler.watching.store import NotificationStore
 
 READY = "READY"
 LOST = "LOST"
@@ -57,4 +57,4 @@ class NodeRegistry:
     async def _tell(self, connection: Connection, node: str, state: str) -> None:
         event = node_state_to_proto(node, state, self._database.now())
         await self._database.outbox.add(connection, event, subject_name=f"nodes/{node}")
-        await BellStore(connection).ring(node_topic(node), QUEUE_TOPIC)
+        await NotificationStore(connection).notify(node_topic(node), QUEUE_TOPIC)

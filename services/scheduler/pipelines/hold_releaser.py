@@ -1,8 +1,7 @@
 """Not pure: database, gRPC. Releases holds that a cancelled or refused job may have left behind.
 
-Those are holds that were asked for while the answer was never stored.
-
-A job is taken only when no validator can still be asking for its hold, so the release is the last word.
+Those are holds that were asked for while the answer was never stored. A job is taken only when no validator can still
+be asking for its hold, so the release is the last word.
 """
 
 from datetime import timedelta

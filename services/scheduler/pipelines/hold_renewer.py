@@ -1,6 +1,6 @@
-"""Not pure: database, gRPC. Keeps the holds of unfinished jobs alive, and ends a job whose hold is over although nobody ended the job.
+"""Not pure: database, gRPC. Keeps the holds of unfinished jobs alive, and ends the jobs whose hold is over.
 
-A billing service that is away is asked again soon: it judges nobody by the time of its own absence.
+A billing service that is away is asked again soon: no job ends because of the time of its absence.
 """
 
 import structlog

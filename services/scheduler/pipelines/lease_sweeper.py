@@ -1,7 +1,7 @@
 """Not pure: database. Ends what nobody renews: silent nodes, and leases and allocations whose time is over.
 
-Their jobs go on elsewhere.
-It judges only after it has watched long enough itself: a scheduler that was away must not punish nodes for its absence.
+Their jobs go on elsewhere. It judges only after it has watched long enough itself: a scheduler that was away must not
+punish nodes for its absence.
 """
 
 from datetime import timedelta
@@ -18,8 +18,8 @@ from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.rounds import run_rounds
-from services.scheduler.watching.bells import QUEUE_TOPIC
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC
+from services.scheduler.watching.store import NotificationStore
 
 EXPIRED_BATCH_MAX = 500
 log = structlog.get_logger(__name__)
@@ -67,6 +67,6 @@ class Sweeper:
             else:
                 ended = await AllocationStore(connection).release_expired(lease.lease_token, self._database.now())
             if ended:
-                await BellStore(connection).ring(QUEUE_TOPIC)
+                await NotificationStore(connection).notify(QUEUE_TOPIC)
         if ended:
             log.warning("lease_ended", owner=lease.owner, lease_token=lease.lease_token)

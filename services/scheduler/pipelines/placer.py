@@ -1,7 +1,7 @@
 """Not pure: database. QUEUED -> STARTING: asks the policy who gets which devices, and applies each placement.
 
-Each placement is a transaction of its own.
-Two schedulers may run it at once: the database refuses the second owner of a device, and the slower placement is dropped.
+Each placement is a transaction of its own. Two schedulers may run it at once: the database refuses the second owner of
+a device, and the slower placement is dropped.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from services.scheduler.placement import leases, policy
 from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.rounds import run_rounds
-from services.scheduler.watching.bells import QUEUE_TOPIC, Hub, node_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
+from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +42,10 @@ class Placer:
         self._settings = settings
 
     async def run(self) -> None:
-        with self._hub.listening(QUEUE_TOPIC) as bell:
-            await run_rounds("placer", self.place_round, lambda: bell.wait(self._settings.pipeline_poll_s), self._clock)
+        with self._hub.listening(QUEUE_TOPIC) as signal:
+            await run_rounds(
+                "placer", self.place_round, lambda: signal.wait(self._settings.pipeline_poll_s), self._clock
+            )
 
     async def place_round(self) -> bool:
         """One look at the queue and the fleet; True when something was placed, so that another look pays."""
@@ -66,7 +68,7 @@ class Placer:
         return placed > 0
 
     async def apply(self, ref: JobRef, placement: policy.Placement, incarnations: Mapping[str, str]) -> int:
-        """Leases, devices, attempt and transition in one transaction; returns the fencing token, that of the leading node."""
+        """Leases, devices, attempt and transition in one transaction; returns the token of the leading node."""
         parts = (placement, *placement.followers)
         async with self._database.writing() as connection:
             allocations = AllocationStore(connection)
@@ -95,7 +97,7 @@ class Placer:
                 )
             incarnation = incarnations[placement.node]
             await AttemptStore(connection).insert(lease, change.attempt_count, placement.node, incarnation, now)
-            await BellStore(connection).ring(*(node_topic(part.node) for part in parts))
+            await NotificationStore(connection).notify(*(node_topic(part.node) for part in parts))
         return token
 
 

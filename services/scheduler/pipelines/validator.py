@@ -1,8 +1,7 @@
 """Not pure: database, gRPC. VALIDATING -> analysed, priced, held -> QUEUED, or refused.
 
-Load, process without a transaction, apply guarded by the claim.
-
-Any number of workers in any number of processes may run it: an answer whose claim was lost meanwhile is dropped.
+Load, process without a transaction, apply guarded by the claim. Any number of workers in any number of processes may
+run it: an answer whose claim was lost meanwhile is dropped.
 """
 
 import asyncio
@@ -28,8 +27,8 @@ from services.scheduler.peers import Peers
 from services.scheduler.pipelines.store import ClaimStore, ValidationClaim
 from services.scheduler.rounds import run_rounds
 from services.scheduler.spec.convert import spec_from_proto
-from services.scheduler.watching.bells import QUEUE_TOPIC, Hub, job_topic
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, job_topic
+from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -60,9 +59,9 @@ class Validator:
         self._settings = settings
 
     async def run(self) -> None:
-        with self._hub.listening(QUEUE_TOPIC) as bell:
+        with self._hub.listening(QUEUE_TOPIC) as signal:
             await run_rounds(
-                "validator", self.validate_one, lambda: bell.wait(self._settings.pipeline_poll_s), self._clock
+                "validator", self.validate_one, lambda: signal.wait(self._settings.pipeline_poll_s), self._clock
             )
 
     async def validate_one(self) -> bool:
@@ -171,7 +170,7 @@ class Validator:
             postponed = await ClaimStore(connection).postpone(
                 job, wake_at=wake_at, waiting_message=waiting.message, now=now
             )
-            await BellStore(connection).ring(job_topic(job.job_id))
+            await NotificationStore(connection).notify(job_topic(job.job_id))
         if not postponed:
             raise _ClaimLost
 

@@ -36,8 +36,8 @@ def is_node_lost(seen_at: datetime, now: datetime, lease_duration_s: float) -> b
 
 
 def aftermath(state: JobState, failure_count: int, attempts_max: int) -> Aftermath:
-    """`failure_count` counts this failure too. It starts again at each committed checkpoint: a job that makes progress is
-    given more attempts."""
+    """`failure_count` counts this failure too. It starts again at each committed checkpoint: a job that makes progress
+    is given more attempts."""
     if state is JobState.CANCELLING:
         return Aftermath.CANCEL
     return Aftermath.FAIL if failure_count >= attempts_max else Aftermath.REQUEUE

@@ -62,7 +62,7 @@ class DeviceGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The devices of one node. In a gang over several nodes this node leads; `followers` are the parts of the others."""
+    """The devices of one node. In a gang over several nodes it leads, and `followers` are the parts of the others."""
 
     owner: str
     node: str
@@ -181,8 +181,8 @@ def estimated_wait_s(position: int, remaining_s: Sequence[float]) -> int | None:
 def memory_bytes_min(parameter_count: int, *, all_weights: bool) -> int:
     """A lower bound on device memory: below it the run fails for certain, above it nothing is promised.
 
-    Under an adapter the weights are held in 16 bits. When they are trained themselves they are float32, and so are their
-    gradients and two moments.
+    Under an adapter the weights are held in 16 bits. When they are trained themselves they are float32, and so are
+    their gradients and two moments.
     """
     return parameter_count * (16 if all_weights else 2)
 

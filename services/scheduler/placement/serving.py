@@ -12,8 +12,8 @@ from services.scheduler.placement import leases, policy
 from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
 from services.scheduler.placement.fleet import Fleet
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.watching.bells import QUEUE_TOPIC
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import QUEUE_TOPIC
+from services.scheduler.watching.store import NotificationStore
 
 # Somebody else was faster this many times in a row: the caller asks again later anyway.
 RACES_MAX = 5
@@ -25,7 +25,7 @@ class ServingAllocations:
         self._settings = settings
 
     async def create(self, need: policy.Need) -> AllocationRecord | str:
-        """The owner's allocation, or what it waits for, in words. Raises ResourceExhausted for what no node could give."""
+        """The owner's allocation, or what it waits for, in words. ResourceExhausted for what no node could give."""
         store = AllocationStore(self._database.pool)
         for _ in range(RACES_MAX):
             current = await store.get(need.owner)
@@ -59,7 +59,7 @@ class ServingAllocations:
     async def release(self, owner: str, lease_token: int) -> None:
         async with self._database.writing() as connection:
             if await AllocationStore(connection).release(lease_token, owner, self._database.now()):
-                await BellStore(connection).ring(QUEUE_TOPIC)
+                await NotificationStore(connection).notify(QUEUE_TOPIC)
 
     async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: Fleet) -> None:
         placement = policy.take(need, 1, group)

@@ -35,8 +35,8 @@ class BaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Inclusive bounds for one base model. `lora_rank_max` 0 takes no adapter, `batch_full` 0 no training of all weights,
-    `batch_dpo` 0 no preferences."""
+    """Inclusive bounds for one base model. `lora_rank_max` 0 takes no adapter, `batch_full` 0 no training of all
+    weights, `batch_dpo` 0 no preferences."""
 
     sequence_tokens_max: int
     sequence_tokens_max_dpo: int

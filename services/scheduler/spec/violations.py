@@ -112,7 +112,8 @@ class _Check:
         if spec.from_checkpoint and parse_origin(spec.from_checkpoint) is None:
             self.refuse(
                 "spec.from_checkpoint",
-                "must be a job or a model that one made, and at most a step: `ft-...`, `{project slug}/{name}` or `ft-...:120`; "
+                "must be a job or a model that one made, and at most a step: "
+                "`ft-...`, `{project slug}/{name}` or `ft-...:120`; "
                 f"got {spec.from_checkpoint[:80]!r}",
             )
 
@@ -164,7 +165,8 @@ class _Check:
         if len(self.violations) == before and total < stopping.evaluations_min:
             self.refuse(
                 at,
-                f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations over the run; "
+                f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations "
+                "over the run; "
                 f"epochs times evaluations is {total}",
             )
 
@@ -176,7 +178,8 @@ class _Check:
         if not math.isfinite(given.learning_rate) or not 0 <= given.learning_rate <= LEARNING_RATE_MAX:
             self.refuse(
                 f"{at}.learning_rate",
-                f"must be above 0 to {LEARNING_RATE_MAX:g}, or 0 for {LEARNING_RATE_DEFAULT:g}; got {given.learning_rate:g}",
+                f"must be above 0 to {LEARNING_RATE_MAX:g}, or 0 for {LEARNING_RATE_DEFAULT:g}; "
+                f"got {given.learning_rate:g}",
             )
         self.number(f"{at}.warmup_ratio", given.warmup_ratio, 0, 1)
         if given.schedule is None:

@@ -1,4 +1,4 @@
-"""Who wants to hear of what: bells that ring in every scheduler process when one of them commits a change.
+"""Who wants to hear of what: every scheduler process is notified when one of them commits a change.
 
-A bell carries no data and knows no table; whoever hears it looks for itself.
+A notification carries a topic and no data; whoever hears it looks for itself.
 """

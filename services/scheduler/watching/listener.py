@@ -1,10 +1,11 @@
-"""Not pure: database. Keeps one connection on the channel and rings in this process what is notified there."""
+"""Not pure: database. Keeps one connection on the channel and passes to the hub what is notified there."""
 
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool
+from chassis.rounds import Signal
 from services.scheduler.rounds import run_rounds
-from services.scheduler.watching.bells import Bell, Hub
-from services.scheduler.watching.store import BellStore
+from services.scheduler.watching.hub import Hub
+from services.scheduler.watching.store import NotificationStore
 
 # Everything that a process may want to hear of goes through this one channel.
 CHANNEL = "scheduler"
@@ -31,22 +32,22 @@ class Listener:
         return False
 
     async def _pass_on(self, connection: Connection) -> None:
-        gone = Bell()
+        gone = Signal()
 
         def on_notify(_connection: object, _pid: int, _channel: str, payload: object) -> None:
-            self._hub.ring(str(payload))
+            self._hub.notify(str(payload))
 
         def on_gone(_connection: object) -> None:
-            gone.ring()
+            gone.send()
 
         connection.add_termination_listener(on_gone)
         await connection.add_listener(CHANNEL, on_notify)
         try:
             # What changed while nobody listened is unknown, so everybody looks.
-            self._hub.ring_all()
+            self._hub.notify_all()
             while not connection.is_closed():
                 await gone.wait(PING_INTERVAL_S)
-                await BellStore(connection).ping()
+                await NotificationStore(connection).ping()
         finally:
             if not connection.is_closed():
                 connection.remove_termination_listener(on_gone)

@@ -8,12 +8,12 @@ from chassis.db.queries import load_queries
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 
 
-class BellStore:
+class NotificationStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def ring(self, *topics: str) -> None:
-        """Rings these topics in every scheduler process once the transaction commits."""
+    async def notify(self, *topics: str) -> None:
+        """Tells of these topics in every scheduler process once the transaction commits."""
         for topic in topics:
             await _QUERIES.notify(self._connection, payload=topic)
 

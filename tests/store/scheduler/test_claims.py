@@ -12,7 +12,7 @@ from services.scheduler.jobs.job import JobRef
 from services.scheduler.jobs.lifecycle import JobState, JobTransition
 from services.scheduler.pipelines.hold_releaser import Releaser
 from services.scheduler.pipelines.validator import Validator
-from services.scheduler.watching.bells import Hub
+from services.scheduler.watching.hub import Hub
 from tests.store.scheduler.world import World
 
 

@@ -1,13 +1,14 @@
 """A job's history has no gaps and no doubles, however many write at once; guards hold under races."""
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from services.scheduler.jobs.job import JobRef
-from services.scheduler.jobs.lifecycle import TABLE, JobState, JobTransition
-from services.scheduler.jobs.store import JobStore
+from services.scheduler.jobs.lifecycle import TABLE, Guard, JobState, JobTransition
+from services.scheduler.jobs.store import Changes, JobStore
 from tests.store.scheduler.world import PROJECT, World, metric, train
 
 
@@ -37,13 +38,30 @@ async def test_a_rolled_back_report_leaves_no_gap(world: World) -> None:
     assert await sequences(world, lease) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("transition", [JobTransition.CANCEL_WAITING, JobTransition.CANCEL_RUNNING])
+GUARDS: dict[Guard, Changes] = {Guard.STATE: {}, Guard.CLAIM: {"claim": UUID(int=7)}, Guard.LEASE: {"lease_token": 7}}
+OTHERS: dict[Guard, Changes] = {Guard.CLAIM: {"claim": UUID(int=8)}, Guard.LEASE: {"lease_token": 8}}
+
+
+async def stand(world: World, state: JobState) -> JobRef:
+    """A job in this state, under the claim and the lease that GUARDS names."""
+    ref = await world.new_job()
+    await world.pool.execute(
+        "UPDATE jobs SET state = $1, claim_token = $2, lease_token = 7 WHERE job_id = $3",
+        state.value,
+        GUARDS[Guard.CLAIM]["claim"],
+        ref.job_id,
+    )
+    return ref
+
+
+@pytest.mark.parametrize("transition", list(JobTransition))
 @pytest.mark.parametrize("state", list(JobState))
 async def test_the_guard_in_sql_is_the_table(world: World, transition: JobTransition, state: JobState) -> None:
-    ref = await world.new_job()
-    await world.pool.execute("UPDATE jobs SET state = $1 WHERE job_id = $2", state.value, ref.job_id)
+    ref = await stand(world, state)
     async with world.database.writing() as connection:
-        change = await world.jobs.transition(connection, transition, ref, "asked for")
+        change = await world.jobs.transition(
+            connection, transition, ref, "asked for", **GUARDS[TABLE[transition].guard]
+        )
     allowed = state in TABLE[transition].sources
     assert (change is not None) == allowed
     assert (await world.job(ref)).state is (TABLE[transition].destination if allowed else state)
@@ -51,6 +69,18 @@ async def test_the_guard_in_sql_is_the_table(world: World, transition: JobTransi
         assert change.from_state is state
         events = await world.events("tuning.job.state_changed", ref)
         assert (events[-1].from_state, events[-1].to_state) == (state.value, change.to_state.value)
+
+
+@pytest.mark.parametrize("transition", [each for each in JobTransition if TABLE[each].guard in OTHERS])
+async def test_a_guard_that_is_not_in_force_changes_nothing(world: World, transition: JobTransition) -> None:
+    rule = TABLE[transition]
+    ref = await stand(world, min(rule.sources))
+    before = await world.everything()
+    async with world.database.writing() as connection:
+        assert await world.jobs.transition(connection, transition, ref, "asked for", **OTHERS[rule.guard]) is None
+        with pytest.raises(ValueError, match="is guarded by"):
+            await world.jobs.transition(connection, transition, ref, "asked for")
+    assert await world.everything() == before
 
 
 async def test_of_many_cancellations_one_wins(world: World) -> None:

@@ -30,7 +30,7 @@ from services.scheduler.nodes.store import NodeStore
 from services.scheduler.pipelines.lease_sweeper import Sweeper
 from services.scheduler.pipelines.placer import Placer
 from services.scheduler.placement import policy
-from services.scheduler.watching.bells import Hub
+from services.scheduler.watching.hub import Hub
 
 PROJECT = "proj_a"
 EVENTS: dict[str, type[Message]] = {
