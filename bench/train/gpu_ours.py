@@ -66,8 +66,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     heard = Heard()
     work = start_run(inputs, heard, lambda: False, layout=fit_to_devices(inputs, ALONE))
     steps = WARM_STEPS + shape.timed_steps
-    if inputs.plan.total_steps < steps:
-        raise ValueError(f"the rows make {inputs.plan.total_steps} steps and {steps} are wanted")
+    if inputs.schedule.total_steps < steps:
+        raise ValueError(f"the rows make {inputs.schedule.total_steps} steps and {steps} are wanted")
     clock, began = DeviceClock(device), 0
     for step in range(steps):
         if step == WARM_STEPS:

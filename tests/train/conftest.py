@@ -103,9 +103,9 @@ def write_job(workdir: Path, base: Path, **changes: Any) -> Path:
 
 
 def run_job(workdir: Path, stop_after: int | None = None) -> list[dict[str, Any]]:
-    """Runs a job in this process and returns what it told. `stop_after` is the last step that it does: the run is asked to stop when
-    its loop, in its own thread, is through with that step's evaluation and checkpoint. The event of the checkpoint would not do: it
-    is told when the files are there, which may be steps later."""
+    """Runs a job in this process and returns what it told. `stop_after` is the last step that it does: the run is asked
+    to stop when its loop, in its own thread, is through with that step's evaluation and checkpoint. The event of the
+    checkpoint would not do: it is told when the files are there, which may be steps later."""
     events: list[dict[str, Any]] = []
     done, whole = 0, vars(loop)["checkpoint_when_due"]
 
@@ -127,8 +127,8 @@ def run_job(workdir: Path, stop_after: int | None = None) -> list[dict[str, Any]
 
 @contextmanager
 def held_port() -> Iterator[int]:
-    """A port for children to meet at. A socket that does not listen holds it, so that nobody else is lent it in the seconds until the
-    leading child, who may share it, listens there."""
+    """A port for children to meet at. A socket that does not listen holds it, so that nobody else is lent it in the
+    seconds until the leading child, who may share it, listens there."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))

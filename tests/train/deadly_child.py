@@ -1,8 +1,9 @@
-"""The training child with a fault built in, for tests: `python -m tests.train.deadly_child ...` takes the child's arguments.
+"""The training child with a fault built in, for tests: `python -m tests.train.deadly_child ...` takes the child's
+arguments.
 
-FINEMESH_TEST_DIE_AT: the process kills itself when it syncs a file whose path holds this text, after it has cut that file in half, as
-a power failure leaves one. FINEMESH_TEST_FULL_AT: from the moment a folder whose path holds this text is begun, no file may grow beyond
-a few bytes, as on a full disk; the refusal comes from the kernel.
+FINEMESH_TEST_DIE_AT: the process kills itself when it syncs a file whose path holds this text, after it has cut that
+file in half, as a power failure leaves one. FINEMESH_TEST_FULL_AT: from the moment a folder whose path holds this text
+is begun, no file may grow beyond a few bytes, as on a full disk; the refusal comes from the kernel.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""Short runs whose losses are kept in tests/assets/losses: every recipe's shape, as an adapter, with full weights, and by preferences.
+"""Short runs whose losses are kept in tests/assets/losses: every recipe's shape, as an adapter, with full weights, and
+by preferences.
 
-They stand on nothing that changes from machine to machine: weights and rows come from seeds, and the tokenizer is a list of words.
-`python -m tests.train.golden_runs` records them anew, which is right only when the arithmetic was meant to change.
+They stand on nothing that changes from machine to machine: weights and rows come from seeds, and the tokenizer is a
+list of words. `python -m tests.train.golden_runs` records them anew, which is right only when the arithmetic was meant
+to change.
 """
 
 import json
@@ -36,7 +38,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "training": {"type": "full"}, "learning_rate": 1e-3, "batch_size": 4, "packing": True, "max_seq_length": 96,
         "schedule": {"type": "linear", "min_lr_ratio": 0.1},
     },
-    "dpo": {"training": _LORA, "learning_rate": 5e-3, "method": "dpo", "dpo": {"beta": 0.3, "rpo_alpha": 0.5}, "batch_size": 4},
+    "dpo": {
+        "training": _LORA, "learning_rate": 5e-3, "method": "dpo", "dpo": {"beta": 0.3, "rpo_alpha": 0.5},
+        "batch_size": 4,
+    },
 }  # fmt: skip
 ROWS = 24
 VALIDATION_ROWS = 6
@@ -115,8 +120,8 @@ def furthest(found: Trace, golden: Trace) -> float:
 
 
 def _write_rows(recipe: Recipe, method: str, path: Path, count: int, seed: int) -> None:
-    """Rows of very different lengths, whose answers repeat their questions: as a conversation, as prompt and completion, and
-    beside an answer of other words."""
+    """Rows of very different lengths, whose answers repeat their questions: as a conversation, as prompt and
+    completion, and beside an answer of other words."""
     dice = np.random.default_rng(seed)
     lines: list[dict[str, Any]] = []
     for _ in range(count):

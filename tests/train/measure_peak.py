@@ -1,5 +1,6 @@
-"""Measures, in a process of its own, the most bytes of tensors that one training step holds: torch's profiler counts every
-allocation and release of the CPU allocator. Prints them, a line for each request, beside the planner's prediction.
+"""Measures, in a process of its own, the most bytes of tensors that one training step holds: torch's profiler counts
+every allocation and release of the CPU allocator. Prints them, a line for each request, beside the planner's
+prediction.
 
 `python -m tests.train.measure_peak '[{"shape": "12m", "rank": 16, "length": 256, "lines": 8, "checkpointing": false}]'`
 """
@@ -24,23 +25,24 @@ from services.trainer.train.modeling.lora import add_adapter
 from services.trainer.train.modeling.optimizer import clip_gradients, make_optimizer
 from services.trainer.train.settings.spec import LoraTraining
 
-# About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer. The mixtures are as small, the experts
-# of one as wide as its intermediate_size and those of the other by far narrower.
+# About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer. The mixtures are as small,
+# the experts of one as wide as its intermediate_size and those of the other by far narrower.
 SHAPES: dict[str, dict[str, Any]] = {
     "1m": {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4},
     "12m": {"vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4},
     "30m": {"vocab_size": 32_000, "hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 10},
     "mixtral": {
-        "model_type": "mixtral", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
-        "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False,
+        "model_type": "mixtral", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 4, "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False,
     },
     "tiny-mixtral": {
-        "model_type": "mixtral", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
-        "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False,
+        "model_type": "mixtral", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192,
+        "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False,
     },
     "qwen3-moe": {
-        "model_type": "qwen3_moe", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
-        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "tie_word_embeddings": False,
+        "model_type": "qwen3_moe", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "tie_word_embeddings": False,
     },
 }  # fmt: skip
 

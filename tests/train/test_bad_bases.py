@@ -1,5 +1,5 @@
-"""A base model with a hole in it, or an adapter where the engine cannot train one: refused with the file, the tensor or the setting,
-before the first step. Nothing may be drawn at random in place of weights that are not there.
+"""A base model with a hole in it, or an adapter where the engine cannot train one: refused with the file, the tensor or
+the setting, before the first step. Nothing may be drawn at random in place of weights that are not there.
 """
 
 import math
@@ -91,8 +91,8 @@ def untied(base: Path) -> None:
 def test_an_adapter_on_the_vocabulary_is_refused(
     make_job: Make, change: Callable[[Path], None], modules: list[str]
 ) -> None:
-    """The head is read past its own forward pass, so an adapter there would be shipped untrained; one on the embeddings that are
-    also the head would change the head of the merged model alone."""
+    """The head is read past its own forward pass, so an adapter there would be shipped untrained; one on the embeddings
+    that are also the head would change the head of the merged model alone."""
     job = make_job(training={"type": "lora", "r": 4, "target_modules": modules})
     with pytest.raises(Failure) as caught:
         run(with_base(job, change))

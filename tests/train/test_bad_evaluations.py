@@ -1,5 +1,5 @@
-"""An evaluation that comes out as no number, or far beyond a model that guesses, ends the run as a step does: typed, with the step,
-and the last good checkpoint stays.
+"""An evaluation that comes out as no number, or far beyond a model that guesses, ends the run as a step does: typed,
+with the step, and the last good checkpoint stays.
 """
 
 import math

@@ -189,7 +189,8 @@ CASES: dict[str, tuple[Callable[[Make], Path], str, str, str, str | None]] = {
         lambda make: with_rows(make(), preferences(4)), "user", "DATASET_INVALID", "the method sft takes", None,
     ),
     "token ids in a column of another name": (
-        lambda make: with_parquet(make(), tokens=[[1, 5, 6]]), "user", "DATASET_INVALID", "2 invalid", "train line 0: $.tokens",
+        lambda make: with_parquet(make(), tokens=[[1, 5, 6]]), "user", "DATASET_INVALID", "2 invalid",
+        "train line 0: $.tokens",
     ),
     "labels of another length": (
         lambda make: with_parquet(make(), input_ids=[[1, 5, 6], [1, 5]], labels=[[-100, 5, 6], [-100]]),
@@ -231,7 +232,8 @@ def test_rows_beyond_the_limit_are_cut_or_left_out_and_told(make_job: Make) -> N
     events = run(with_rows(make_job(epochs=1, evaluations=0, max_seq_length=64), rows))
     told = [event["message"] for event in events if event["type"] == "warning" and "train file" in event["message"]]
     assert told == [
-        "1 rows of the train file are longer than 64 tokens and lose their end, the first in line 5; the longest has 1808",
+        "1 rows of the train file are longer than 64 tokens and lose their end, the first in line 5; the longest has "
+        "1808",
         "1 rows of the train file have no token to train on and are left out, the first in line 5",
     ]
     started = next(event for event in events if event["type"] == "started")
@@ -263,7 +265,10 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_the_last_good_checkp
 
 @pytest.mark.parametrize(
     ("settings", "rate"),
-    [({"training": {"type": "full"}}, 1.0), ({"method": "dpo", "dpo": {"beta": 10.0}, "training": {"type": "full"}}, 1.0)],
+    [
+        ({"training": {"type": "full"}}, 1.0),
+        ({"method": "dpo", "dpo": {"beta": 10.0}, "training": {"type": "full"}}, 1.0),
+    ],
     ids=["supervised", "preferences"],
 )  # fmt: skip
 def test_a_rate_that_is_far_too_high_ends_the_run_by_itself(

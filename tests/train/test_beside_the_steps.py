@@ -81,7 +81,8 @@ def test_a_checkpoint_written_late_holds_its_own_step_and_is_told_when_it_is_the
 def test_a_run_that_is_stopped_waits_for_its_last_checkpoint(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The files of step 4 are held back until the run ends; it stops at that step all the same, and they are told before its end."""
+    """The files of step 4 are held back until the run ends; it stops at that step all the same, and they are told
+    before its end."""
     ending, whole = Event(), vars(loop)["settle_at_the_end"]
 
     def late(target: Path, *more: Any) -> Any:

@@ -76,7 +76,8 @@ def test_a_run_begins_where_an_earlier_one_ended(
 
 
 def test_the_optimizer_starts_anew(make_job: Callable[..., Path]) -> None:
-    """No moment of the earlier run moves the new one: its first step equals that of a run whose files hold weights alone."""
+    """No moment of the earlier run moves the new one: its first step equals that of a run whose files hold weights
+    alone."""
     first = make_job("first", training=LORA)
     run(first)
     source = first / "checkpoints" / "step-00000012"

@@ -1,6 +1,7 @@
 """Two processes, one machine or two, give what one process gives; what one of them leaves, any number goes on from.
 
-Each run starts real processes through torch's elastic launcher: about ten seconds apiece, which is what the proof costs.
+Each run starts real processes through torch's elastic launcher: about ten seconds apiece, which is what the proof
+costs.
 """
 
 import json
@@ -136,7 +137,8 @@ def two_machines(make_job: Callable[..., Path], endpoint: str, name: str, **sett
 def test_two_machines_meet_at_an_endpoint_and_the_leading_one_speaks(
     make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str]
 ) -> None:
-    """Two launchers, brought together by torch's rendezvous; what they leave, one process goes on from, and the other way round."""
+    """Two launchers, brought together by torch's rendezvous; what they leave, one process goes on from, and the other
+    way round."""
     settings = settings_of(LORA)
     reference = make_job("one", **settings)
     expected = finish(spawn_child(reference))
@@ -163,7 +165,8 @@ def test_two_machines_meet_at_an_endpoint_and_the_leading_one_speaks(
 def test_two_machines_ship_the_best_evaluation_of_one(
     make_job: Callable[..., Path], spawn_child: Any, meeting_point: Callable[[], str], parallelism: str
 ) -> None:
-    """From the first step on, and from a checkpoint that brings an older best along: each machine has a folder of its own."""
+    """From the first step on, and from a checkpoint that brings an older best along: each machine has a folder of its
+    own."""
     settings = {**settings_of(LORA), **HOT, "checkpoint_every_steps": 1, "keep_last": 100}
     reference = make_job("one", **settings)
     expected = finish(spawn_child(reference))

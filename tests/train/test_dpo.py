@@ -1,4 +1,5 @@
-"""Preferences end to end on a tiny model: against a few lines of bare transformers, exact over a kill, and by the right reference."""
+"""Preferences end to end on a tiny model: against a few lines of bare transformers, exact over a kill, and by the right
+reference."""
 
 import json
 import shutil

@@ -27,8 +27,8 @@ from services.trainer.train.settings.spec_json import load_spec
 ROOT = Path(__file__).parents[2]
 Events = list[dict[str, Any]]
 FAMILIES = (
-    "tiny-llama", "tiny-codellama", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma",
-    "tiny-phi3",
+    "tiny-llama", "tiny-codellama", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral",
+    "tiny-gemma", "tiny-phi3",
 )  # fmt: skip
 
 

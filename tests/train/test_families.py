@@ -1,7 +1,8 @@
 """Every family is trained, exported, and scored alike by the trained module, by plain peft, merged, and by vLLM.
 
-Each case starts one vLLM (about half a minute on two cores); it earns that no model leaves that serving would read otherwise.
-Two of the most unlike families run by default, all of them, as adapters and with full weights, by `make test-families`.
+Each case starts one vLLM (about half a minute on two cores); it earns that no model leaves that serving would read
+otherwise. Two of the most unlike families run by default, all of them, as adapters and with full weights, by `make
+test-families`.
 """
 
 import json

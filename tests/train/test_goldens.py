@@ -1,7 +1,7 @@
 """The losses of every recipe's shape, step by step, against those in tests/assets/losses.
 
-Earns its minute: a change of arithmetic, order, mask, schedule or initialisation that nobody meant shows here, by family. To record
-anew what was changed on purpose: `python -m tests.train.golden_runs`.
+Earns its minute: a change of arithmetic, order, mask, schedule or initialisation that nobody meant shows here, by
+family. To record anew what was changed on purpose: `python -m tests.train.golden_runs`.
 """
 
 import json
@@ -19,10 +19,11 @@ from services.trainer.train.modeling.optimizer import clip_gradients, learning_r
 from services.trainer.train.recipes.model_shapes import RECIPES
 from tests.train.golden_runs import FOLDER, METHODS, Trace, furthest, golden_file, make_base, run
 
-# Relative. Other processors round otherwise, and the steps carry that on. Seen on one processor with AVX2, over all recipes, in
-# losses and norms: 7e-6 with the vector units of torch and oneDNN turned off (ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=SSE41),
-# 7e-6 with those of torch off, micro-batches of 64 tokens and one thread, 4e-6 with micro-batches of 128 tokens, nothing by one
-# thread instead of two, 3e-6 by other kernels for the head and for adapters. Other makes of processors are not measured.
+# Relative. Other processors round otherwise, and the steps carry that on. Seen on one processor with AVX2, over all
+# recipes, in losses and norms: 7e-6 with the vector units of torch and oneDNN turned off (ATEN_CPU_CAPABILITY=default,
+# ONEDNN_MAX_CPU_ISA=SSE41), 7e-6 with those of torch off, micro-batches of 64 tokens and one thread, 4e-6 with
+# micro-batches of 128 tokens, nothing by one thread instead of two, 3e-6 by other kernels for the head and for
+# adapters. Other makes of processors are not measured.
 TOLERANCE = 1e-4
 
 Patch = pytest.MonkeyPatch

@@ -1,4 +1,5 @@
-"""Gradients that are added where they are kept are those that autograd makes, and nothing of a vocabulary's size is made for them."""
+"""Gradients that are added where they are kept are those that autograd makes, and nothing of a vocabulary's size is
+made for them."""
 
 from typing import Any
 
@@ -26,8 +27,9 @@ Gradients = dict[str, Any]
 def model_of(kind: str = "llama", *, tied: bool = True, in_place: bool, recomputes: bool = False) -> CausalModel:
     torch.manual_seed(5)
     config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, tie_word_embeddings=tied, pad_token_id=PAD,
+        kind, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+        tie_word_embeddings=tied, pad_token_id=PAD,
         use_cache=False,
     )  # fmt: skip
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")

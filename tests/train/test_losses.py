@@ -85,7 +85,8 @@ def test_factors_multiply_the_loss_of_each_row_and_its_gradient(
 
 
 def test_a_rows_weight_multiplies_its_loss(make_job: Callable[..., Path], base_model: Any) -> None:
-    """loss = sum_i weight_i * sum_t -log p(token_t) / labelled tokens of all rows; a row of weight 0 is not there at all."""
+    """loss = sum_i weight_i * sum_t -log p(token_t) / labelled tokens of all rows; a row of weight 0 is not there at
+    all."""
     workdir = make_job(training={"type": "full"}, evaluations=0, learning_rate=1e-9, epochs=1, batch_size=24)
     train_file = workdir / "inputs" / "train.jsonl"
     weights = [0.0 if number == 5 else 0.25 + number / 8 for number in range(24)]

@@ -1,5 +1,5 @@
-"""A step is launched without a look at the device: on a GPU each look would let it run dry. This machine has none, so every operation
-of a step is asked whether it hands a value, or a size that depends on values, to the host.
+"""A step is launched without a look at the device: on a GPU each look would let it run dry. This machine has none, so
+every operation of a step is asked whether it hands a value, or a size that depends on values, to the host.
 
 Earns its minute: a look that a library or a change brings in is seen here by name.
 """
@@ -164,8 +164,8 @@ def state_of(run: Run) -> dict[str, Any]:
 def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
     method: str, poison: float, make_job: Make, monkeypatch: Patch
 ) -> None:
-    """With reports every 6 steps, that is no later than the run would have looked anyway: steps 5 and 6 of 12 are launched one
-    after the other, the gradients of step 5 are poisoned, and step 6 is sound again."""
+    """With reports every 6 steps, that is no later than the run would have looked anyway: steps 5 and 6 of 12 are
+    launched one after the other, the gradients of step 5 are poisoned, and step 6 is sound again."""
     monkeypatch.setattr(plan, "REPORTS_PER_RUN", 2)
     launch, before, launched = stepping.launch_step, {}, []
     objective: Any = {"sft": Supervised, "dpo": Preferences}[method]
@@ -201,7 +201,8 @@ def test_a_poisoned_update_is_left_out_though_the_host_looks_a_step_later(
 
 
 def test_what_is_told_does_not_depend_on_when_it_is_looked_at(make_job: Make, monkeypatch: Patch) -> None:
-    """Steps of a range, the tokens that are metered and the model: one look at the end of a range or one after each step."""
+    """Steps of a range, the tokens that are metered and the model: one look at the end of a range or one after each
+    step."""
     settings = {"evaluations": 0, "validation_file": None, "checkpoint_every_steps": 100}
     often = run(make_job("often", **settings))
     monkeypatch.setattr(plan, "REPORTS_PER_RUN", 2)

@@ -1,6 +1,6 @@
-"""When memory runs out in a step or in an evaluation the micro-batches are halved, the same rows are looked at again, and it is said;
-the run goes on to the losses that it would have had. Also when one process of several runs out in the middle of a pass, while the
-others wait for its part of the weights.
+"""When memory runs out in a step or in an evaluation the micro-batches are halved, the same rows are looked at again,
+and it is said; the run goes on to the losses that it would have had. Also when one process of several runs out in the
+middle of a pass, while the others wait for its part of the weights.
 """
 
 import itertools
@@ -51,7 +51,8 @@ def ranges(events: Events) -> list[tuple[int, int, int]]:
 
 
 def give_room(monkeypatch: pytest.MonkeyPatch, tokens_max: int, first_pass: int = 0) -> None:
-    """From a training pass on, no larger micro-batch fits; it fails in its middle, when some gradients are there already."""
+    """From a training pass on, no larger micro-batch fits; it fails in its middle, when some gradients are there
+    already."""
     whole, passes = Supervised.loss_sum, 0
 
     def loss_sum(self: Supervised, model: Any, batch: MicroBatch, *scale: float) -> Any:
@@ -143,7 +144,8 @@ def test_single_rows_that_do_not_fit_end_the_run_with_the_reason(
 def test_rows_laid_ahead_that_find_no_room_are_laid_again_in_the_step(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a step is at its peak the copy of the next one's rows may find none; when its own turn comes there is room."""
+    """While a step is at its peak the copy of the next one's rows may find none; when its own turn comes there is
+    room."""
     expected = run(make_job("roomy", **SETTINGS))
     whole = vars(ahead)["batches_of_step"]
 
@@ -280,8 +282,9 @@ def run_apart(workdir: Path, faults: str) -> Events:
                 text=True,
                 cwd=Path(__file__).parents[2],
                 env={
-                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FINEMESH_TEST_FULL_AT": faults,
+                    **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+                    "FINEMESH_TEST_FULL_AT": faults,
                 },
             )
             for rank in range(2)
@@ -338,7 +341,8 @@ def test_one_process_that_runs_out_takes_the_others_along_from_the_last_step(
 def test_a_process_without_room_for_its_rows_takes_the_others_along(
     make_job: Callable[..., Path], parallelism: str
 ) -> None:
-    """The rows of the third step find none ahead of it, nor those of the fifth, which find none again in the step itself."""
+    """The rows of the third step find none ahead of it, nor those of the fifth, which find none again in the step
+    itself."""
     settings = {
         "training": {"type": "lora", "r": 4, "dropout": 0.0},
         "micro_batch_tokens": 512,
@@ -358,7 +362,8 @@ def test_a_process_without_room_for_its_rows_takes_the_others_along(
 def test_the_optimizer_takes_its_memory_before_the_first_step(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An update that fails half-way has moved some weights and not others, and cannot be done again: so none may have to ask."""
+    """An update that fails half-way has moved some weights and not others, and cannot be done again: so none may have
+    to ask."""
     taken: list[int] = []
     whole = torch.optim.AdamW.step
 

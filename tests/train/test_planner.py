@@ -136,7 +136,8 @@ def test_a_shape_is_known_where_it_explains_the_weights(base_model: Callable[[st
 
 
 def test_a_resume_keeps_the_micro_batches_wherever_they_fit(make_job: Callable[..., Path]) -> None:
-    """From a small device to a large one the run goes on to the very same numbers; the other way round it says that it may not."""
+    """From a small device to a large one the run goes on to the very same numbers; the other way round it says that it
+    may not."""
     lean = int(needed_bytes(make_job("measured", **SETTINGS)) / USABLE_SHARE) + 1
     ends = {}
     for name, size in (("small", lean), ("large", ROOMY)):

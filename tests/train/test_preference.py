@@ -1,4 +1,5 @@
-"""Each loss on preferences against its paper's formula, written out number by number; and the gradients of its log-probabilities."""
+"""Each loss on preferences against its paper's formula, written out number by number; and the gradients of its
+log-probabilities."""
 
 import math
 

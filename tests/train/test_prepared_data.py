@@ -1,6 +1,7 @@
 """How data is prepared decides nothing: several processes, a cache shared by attempts, or neither give the same bytes.
 
-The processes are started from one that has torch and its threads loaded and has left the folder of the package, as a warm child has.
+The processes are started from one that has torch and its threads loaded and has left the folder of the package, as a
+warm child has.
 """
 
 import hashlib
@@ -41,9 +42,9 @@ def test_workers_and_cache_change_no_bit_and_an_attempt_takes_what_the_first_one
     monkeypatch.setattr(tokenized_file, "TELL_EVERY_S", 0.0)
     monkeypatch.setattr(prepare, "CACHED_FILE_BYTES_MIN", 0)
     monkeypatch.setattr(chunks, "CHUNK_LINES_MAX", 5)
-    place = {"cache": str(tmp_path / "prepared"), "workers": 2}
-    first_events, first = ran(make_job("first", packing=True, place=place))
-    again_events, again = ran(make_job("again", packing=True, place=place))
+    directories = {"cache": str(tmp_path / "prepared"), "workers": 2}
+    first_events, first = ran(make_job("first", packing=True, directories=directories))
+    again_events, again = ran(make_job("again", packing=True, directories=directories))
     assert first == again == plain
     (plain_start,), (first_start,), (again_start,) = (
         told(events, "started") for events in (plain_events, first_events, again_events)
@@ -65,5 +66,5 @@ def test_without_a_cache_of_the_machine_the_work_folder_is_one(
     monkeypatch.setattr(prepare, "CACHED_FILE_BYTES_MIN", 0)
     workdir = make_job("job", evaluations=0, epochs=1)
     ran(workdir)
-    kept = [path for path in (workdir / inputs.SHARDS).iterdir() if path.name != "locks"]
+    kept = [path for path in (workdir / inputs.PREPARED).iterdir() if path.name != "locks"]
     assert len(kept) == 2

@@ -1,7 +1,7 @@
 """The engine against a loop of a few lines with bare transformers, peft and torch on the same rows: the same losses.
 
-The reference shares with the engine which rows a step has, and nothing else: it pads them as everybody does, masks the pads, makes all
-logits, and takes transformers' schedules and torch's AdamW.
+The reference shares with the engine which rows a step has, and nothing else: it pads them as everybody does, masks the
+pads, makes all logits, and takes transformers' schedules and torch's AdamW.
 """
 
 import copy
@@ -34,8 +34,8 @@ FULL = {"type": "full"}
 LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
 # 24 rows, 10 a step: the last step of each of 4 epochs has 4, which are 2 of 5 accumulations.
 SETTINGS: dict[str, Any] = {
-    "epochs": 4, "evaluations": 0, "validation_file": None, "batch_size": 2, "gradient_accumulation_steps": 5, "packing": False,
-    "max_grad_norm": 0.5, "weight_decay": 0.1, "warmup_ratio": 0.2,
+    "epochs": 4, "evaluations": 0, "validation_file": None, "batch_size": 2, "gradient_accumulation_steps": 5,
+    "packing": False, "max_grad_norm": 0.5, "weight_decay": 0.1, "warmup_ratio": 0.2,
 }  # fmt: skip
 # Rows of at most 96 tokens packed to 13 sequences, 5 a step: the last step of each epoch has 3.
 PACKED = {"packing": True, "max_seq_length": 96, "batch_size": 1}
@@ -51,7 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full-dpo": {"training": FULL, **DPO},
     "lora-dpo": {"training": LORA, **DPO},
     "lora-dpo-by-length": {
-        "training": LORA, "method": "dpo", "dpo": {"beta": 0.3, "normalize_logratios_by_length": True, "rpo_alpha": 0.5},
+        "training": LORA, "method": "dpo",
+        "dpo": {"beta": 0.3, "normalize_logratios_by_length": True, "rpo_alpha": 0.5},
     },
 }  # fmt: skip
 
@@ -104,13 +105,13 @@ def reference_losses(workdir: Path) -> list[float]:
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"])
-    total = inputs.plan.total_steps
+    total = inputs.schedule.total_steps
     schedule_of: Any = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}
     kind = settings.get("schedule", {"type": "cosine"})["type"]
     schedule = schedule_of[kind](optimizer, math.ceil(total * settings["warmup_ratio"]), total)
     losses = []
     for step in range(total):
-        sequences = inputs.plan.sequences_of_step(step, inputs.train.sequences.count).tolist()
+        sequences = inputs.schedule.sequences_of_step(step, inputs.train.sequences.count).tolist()
         size = settings["batch_size"]
         loss_of_step = 0.0
         for start in range(0, len(sequences), size):
@@ -140,7 +141,8 @@ def _loss(model: Any, base: Any, inputs: Inputs, of_step: list[int], of_batch: l
 
 
 def _preference_loss(model: Any, base: Any, batch: dict[str, Any], dpo: Any) -> Any:
-    """Preferred answers lie before the others: -log sigmoid(beta * ((p - ref p) - (q - ref q))) - alpha * p / tokens of p."""
+    """Preferred answers lie before the others: -log sigmoid(beta * ((p - ref p) - (q - ref q))) - alpha * p / tokens of
+    p."""
     policy = _log_probs(model, batch).sum(dim=1)
     with torch.no_grad():
         reference = _log_probs(base, batch).sum(dim=1)

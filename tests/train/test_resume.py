@@ -121,7 +121,8 @@ def move_to_another_node(workdir: Path, target: Path) -> Path:
 def test_a_run_killed_at_every_stage_and_moved_ends_in_the_same_bytes(
     make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
 ) -> None:
-    """Dies while it writes a checkpoint, at a random step, and during the export on another node, each in its own process."""
+    """Dies while it writes a checkpoint, at a random step, and during the export on another node, each in its own
+    process."""
     reference, expected = undisturbed
     dice = random.Random(os.environ.get("FINEMESH_TEST_SEED", "11"))
     workdir = make_job("killed")
@@ -150,7 +151,8 @@ def test_a_run_killed_at_every_stage_and_moved_ends_in_the_same_bytes(
 def test_a_run_killed_again_and_again_at_any_moment_ends_in_the_same_bytes(
     make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
 ) -> None:
-    """No stage is chosen here: whatever a child does beside its steps, preparing ahead or writing behind, may be cut off."""
+    """No stage is chosen here: whatever a child does beside its steps, preparing ahead or writing behind, may be cut
+    off."""
     reference, expected = undisturbed
     dice = random.Random(os.environ.get("FINEMESH_TEST_SEED", "12"))
     workdir = make_job("killed")

@@ -1,5 +1,5 @@
-"""Every known trap of resuming that needs weights to be seen: a run goes on from each of its checkpoints, in another folder, as
-another node would, and must end in the bytes, losses and metered ranges of the run that nothing disturbed.
+"""Every known trap of resuming that needs weights to be seen: a run goes on from each of its checkpoints, in another
+folder, as another node would, and must end in the bytes, losses and metered ranges of the run that nothing disturbed.
 
 Earns its seconds: the last test removes each cure in turn and shows that the comparison notices.
 """
@@ -23,7 +23,7 @@ from services.trainer.train.checkpoint.resume import find_checkpoint
 from services.trainer.train.data import schedule as planning
 from services.trainer.train.data.batches.run_batches import batches_of_step, validation_batches
 from services.trainer.train.data.run_inputs import Inputs, prepare_inputs
-from services.trainer.train.data.schedule import RunPlan
+from services.trainer.train.data.schedule import RunSchedule
 from services.trainer.train.loop import step as stepping
 from services.trainer.train.loop.progress_report import Progress
 from services.trainer.train.loop.run import train
@@ -65,7 +65,8 @@ def inputs_of(workdir: Path) -> Inputs:
 
 
 def told_after(events: Events, step: int) -> dict[str, Any]:
-    """What a run says about the work beyond a step: every step with loss, rate and norm, metered ranges, evaluations, the end."""
+    """What a run says about the work beyond a step: every step with loss, rate and norm, metered ranges, evaluations,
+    the end."""
     return {
         "steps": [entry for event in events for entry in event.get("steps", []) if entry["step"] > step],
         "ranges": [
@@ -106,8 +107,8 @@ def reference(base_model: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("step", [1, 4, 6, 7, 8, 13, 14])
 def test_a_run_goes_on_from_a_step_as_if_nothing_had_happened(reference: Reference, tmp_path: Path, step: int) -> None:
-    """Among them: an epoch's end (7), before and behind a partial accumulation group (6, 7), and the last step, where only the
-    export is left (14). Steps are compared with loss, rate and norm, so a schedule off by one shows, too."""
+    """Among them: an epoch's end (7), before and behind a partial accumulation group (6, 7), and the last step, where
+    only the export is left (14). Steps are compared with loss, rate and norm, so a schedule off by one shows, too."""
     workdir = continued(reference, step, tmp_path / "other-node")
     events = run(workdir)
     assert events[0]["start_step"] == step
@@ -123,9 +124,9 @@ def test_a_run_goes_on_from_a_step_as_if_nothing_had_happened(reference: Referen
 
 def test_the_reference_has_the_shapes_that_the_traps_need(reference: Reference) -> None:
     inputs = inputs_of(reference.workdir)
-    assert (inputs.plan.total_steps, inputs.plan.steps_per_epoch) == (STEPS, STEPS_PER_EPOCH)
+    assert (inputs.schedule.total_steps, inputs.schedule.steps_per_epoch) == (STEPS, STEPS_PER_EPOCH)
     count = inputs.train.sequences.count
-    assert [len(inputs.plan.sequences_of_step(step, count)) for step in (5, 6, 7, 13)] == [2, 1, 2, 1]
+    assert [len(inputs.schedule.sequences_of_step(step, count)) for step in (5, 6, 7, 13)] == [2, 1, 2, 1]
     assert len(batches_of_step(inputs, 0)[0]) > 1, "a step must be of several micro-batches"
 
 
@@ -235,13 +236,13 @@ def drawing_on_the_way(patch: pytest.MonkeyPatch) -> None:
 
 
 def partial_group_filled_up(patch: pytest.MonkeyPatch) -> None:
-    whole = RunPlan.sequences_of_step
+    whole = RunSchedule.sequences_of_step
 
-    def filled(plan: RunPlan, step: int, count: int) -> Any:
+    def filled(plan: RunSchedule, step: int, count: int) -> Any:
         missing = plan.sequences_per_step - len(chosen := whole(plan, step, count))
         return np.concatenate([chosen, whole(plan, step - 1, count)[:missing]])
 
-    patch.setattr(RunPlan, "sequences_of_step", filled)
+    patch.setattr(RunSchedule, "sequences_of_step", filled)
 
 
 @pytest.mark.parametrize(

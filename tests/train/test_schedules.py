@@ -1,4 +1,5 @@
-"""The learning rate of every step: against formulas written out here, against transformers' own schedules, and as a run uses it."""
+"""The learning rate of every step: against formulas written out here, against transformers' own schedules, and as a run
+uses it."""
 
 import math
 from collections.abc import Callable
@@ -15,18 +16,18 @@ from transformers import (
 
 from services.trainer.train.loop.run import train
 from services.trainer.train.modeling.optimizer import learning_rate_at
-from services.trainer.train.settings.spec import Schedule, resolve_paths
+from services.trainer.train.settings.spec import LearningRateSchedule, resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
 
 PEAK = 0.2
 
 
-def schedule(kind: Any, floor: float = 0.0, cycles: float = 0.5) -> Schedule:
-    return Schedule(type=kind, min_lr_ratio=floor, num_cycles=cycles)
+def schedule(kind: Any, floor: float = 0.0, cycles: float = 0.5) -> LearningRateSchedule:
+    return LearningRateSchedule(type=kind, min_lr_ratio=floor, num_cycles=cycles)
 
 
 # schedule, warm-up, steps -> the rate of each step as a share of the peak
-WRITTEN_OUT: dict[str, tuple[Schedule, float, list[float]]] = {
+WRITTEN_OUT: dict[str, tuple[LearningRateSchedule, float, list[float]]] = {
     "a line": (schedule("linear"), 0.0, [1, 3 / 4, 2 / 4, 1 / 4]),
     "a line down to a floor": (schedule("linear", 0.2), 0.0, [1, 0.2 + 0.8 * 3 / 4, 0.2 + 0.8 / 2, 0.2 + 0.8 / 4]),
     "a line after a warm-up": (schedule("linear"), 0.5, [0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]),
@@ -37,7 +38,9 @@ WRITTEN_OUT: dict[str, tuple[Schedule, float, list[float]]] = {
         schedule("cosine", 0.1), 0.0,
         [1, 0.1 + 0.9 * (0.5 + math.sqrt(0.5) / 2), 0.1 + 0.9 * 0.5, 0.1 + 0.9 * (0.5 - math.sqrt(0.5) / 2)],
     ),
-    "half a wave after a warm-up": (schedule("cosine"), 1 / 3, [0, 1 / 2, 1, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2]),
+    "half a wave after a warm-up": (
+        schedule("cosine"), 1 / 3, [0, 1 / 2, 1, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2],
+    ),
     "a whole wave": (schedule("cosine", cycles=1.0), 0.0, [1, 0.5, 0, 0.5]),
     "a wave and a half": (schedule("cosine", cycles=1.5), 0.0, [1, 0.5, 0, 0.5, 1, 0.5]),
     "a quarter of a wave": (schedule("cosine", cycles=0.25), 0.0, [1, 0.5 + math.sqrt(0.5) / 2]),
@@ -56,13 +59,14 @@ def test_the_rate_of_every_step(name: str) -> None:
     assert found == pytest.approx([PEAK * share for share in shares], abs=1e-12)
 
 
-THEIRS: dict[str, tuple[Schedule, Callable[..., Any], dict[str, Any]]] = {
+THEIRS: dict[str, tuple[LearningRateSchedule, Callable[..., Any], dict[str, Any]]] = {
     "linear": (schedule("linear"), get_linear_schedule_with_warmup, {}),
     "cosine": (schedule("cosine"), get_cosine_schedule_with_warmup, {}),
     "waves": (schedule("cosine", cycles=2.5), get_cosine_schedule_with_warmup, {"num_cycles": 2.5}),
     "floor": (schedule("cosine", 0.1), get_cosine_with_min_lr_schedule_with_warmup, {"min_lr_rate": 0.1}),
     "waves above a floor": (
-        schedule("cosine", 0.3, 1.5), get_cosine_with_min_lr_schedule_with_warmup, {"min_lr_rate": 0.3, "num_cycles": 1.5},
+        schedule("cosine", 0.3, 1.5), get_cosine_with_min_lr_schedule_with_warmup,
+        {"min_lr_rate": 0.3, "num_cycles": 1.5},
     ),
 }  # fmt: skip
 

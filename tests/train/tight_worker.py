@@ -1,9 +1,11 @@
-"""One of several processes of a run, short of memory where it is told to be, for tests: `python -m tests.train.tight_worker WORKDIR`.
+"""One of several processes of a run, short of memory where it is told to be, for tests: `python -m
+tests.train.tight_worker WORKDIR`.
 
-RANK and what torch's `env://` wants say which process it is. FINEMESH_TEST_FULL_AT is a list of faults, each "rank:kind:pass:place": in
-the `pass`-th look at a micro-batch of its `kind` ("step" or "evaluation", counted from 1) the process `rank` finds no memory, once, in
-the second layer of the model ("forward") or on the way back through the first one ("backward"). Of the kind "rows" it finds none when it
-lays the rows of a step out for the `pass`-th time, ahead or again.
+RANK and what torch's `env://` wants say which process it is. FINEMESH_TEST_FULL_AT is a list of faults, each
+"rank:kind:pass:place": in the `pass`-th look at a micro-batch of its `kind` ("step" or "evaluation", counted from 1)
+the process `rank` finds no memory, once, in the second layer of the model ("forward") or on the way back through the
+first one ("backward"). Of the kind "rows" it finds none when it lays the rows of a step out for the `pass`-th time,
+ahead or again.
 """
 
 import json

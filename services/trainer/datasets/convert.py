@@ -41,7 +41,7 @@ def question_from_proto(
         "max_seq_length": request.sequence_tokens_max or None,
         "train_on_inputs": _TRAIN_ON_INPUTS[request.train_on_inputs],
         "errors_max": settings.analysis_errors_max,
-        "place": {
+        "directories": {
             # In the folder of this analysis, which goes when it ends.
             "scratch": str(dataset.parent),
             "cache": str(settings.prepared_root.absolute()),

@@ -114,7 +114,7 @@ def child_spec_from_proto(assignment: node_pb2.Assignment, placement: Placement)
     if spec.HasField("dpo"):
         document["dpo"] = _dpo_from_proto(spec.dpo)
     if placement.prepared_directory is not None:
-        document["place"] = {
+        document["directories"] = {
             "cache": placement.prepared_directory,
             "cache_bytes_max": placement.prepared_bytes_max,
             "workers": placement.prepare_workers,

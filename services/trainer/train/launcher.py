@@ -1,7 +1,8 @@
-"""Several processes for one run: this child becomes the launcher, torch's own elastic agent, and its workers do the training.
+"""Several processes for one run: this child runs torch's elastic launcher, and its workers train. Not pure: processes.
 
-One attempt is one life: nothing is restarted here, since whoever started this child goes on from a checkpoint. It knows neither
-data nor weights; a worker tells how it failed in the file that the elastic agent names, and rank 0 tells everything else.
+One attempt is one life: nothing is restarted here, since whoever started this child goes on from a checkpoint. A worker
+writes how it failed into the file that the elastic launcher names, and rank 0 emits everything else. It knows neither
+data nor weights.
 """
 
 import json
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.train.runtime.event_stream import Emit
-from services.trainer.train.runtime.failure_causes import DIED, Board, explain, heard, told, vagueness
+from services.trainer.train.runtime.failure_causes import (
+    DIED,
+    FailureBoard,
+    explain,
+    failure_from_json,
+    failure_to_json,
+    imprecision,
+)
 from services.trainer.train.settings.failures import Failure, platform_failure
 from services.trainer.train.settings.spec import Gang, Spec
 
@@ -27,7 +35,7 @@ STOP_FLAG = "stop-asked"
 # What is left of a failed group is of no use to anybody.
 SHUTDOWN_S_MAX = 5
 MEETING_S_MAX = 600
-WORD_S_MAX = 10
+STORE_S_MAX = 10
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
@@ -64,8 +72,8 @@ def launch(spec: Spec, workdir: Path, stop: threading.Event) -> None:
 
 
 def work(spec: Spec, workdir: Path, emit: Emit) -> None:
-    """A worker's part: joins the others and trains; only rank 0 is heard. Raises the failure that ended the run, whichever process
-    had it."""
+    """A worker's part: joins the others and trains. Only rank 0 emits events. Raises the failure that ended the run,
+    whichever process had it."""
     from services.trainer.train.loop.run import train  # noqa: PLC0415
     from services.trainer.train.runtime.process_group import join_group, leave_group  # noqa: PLC0415
 
@@ -83,16 +91,16 @@ def work(spec: Spec, workdir: Path, emit: Emit) -> None:
             traceback.print_exc()
         failure, gang = explain(error), spec.gang
         # Processes of one machine tell their launcher, which then knows all there is to know.
-        raise (failure if gang is None else Board(lambda: _meeting_place(gang)).leave(failure)) from error
+        raise (failure if gang is None else FailureBoard(lambda: _meeting_place(gang)).leave(failure)) from error
     leave_group()
 
 
-def leave_word(failure: Failure) -> None:
-    """How a worker failed, for the launcher to tell."""
+def write_failure(failure: Failure) -> None:
+    """Writes how a worker failed into the file that the launcher reads."""
     path = os.environ.get(_ERROR_FILE)
     if path is None:
         return
-    document = {"message": failure.message, "timestamp": int(time.time()), "failure": told(failure)}
+    document = {"message": failure.message, "timestamp": int(time.time()), "failure": failure_to_json(failure)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(document), encoding="utf-8")
 
@@ -108,28 +116,30 @@ def _prepare_environment(spec: Spec) -> None:
 
 
 def _meeting(gang: Gang | None) -> dict[str, Any]:
-    """The leading machine is where the launchers meet, whatever its name resolves to; the others wait until it is there."""
+    """The leading machine is where the launchers meet, whatever its name resolves to; the others wait until it is
+    there."""
     settings: dict[str, Any] = {"timeout": MEETING_S_MAX, "read_timeout": MEETING_S_MAX}
     return settings if gang is None else {**settings, "is_host": gang.leads}
 
 
 def _meeting_place(gang: Gang) -> Any:
-    """The store of the rendezvous, in the launcher of the leading machine; that of the processes may be with another."""
+    """The store of the rendezvous, in the launcher of the leading machine; that of the processes may be with
+    another."""
     from torch.distributed import TCPStore  # noqa: PLC0415
 
     host, _, port = gang.endpoint.rpartition(":")
-    return TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=WORD_S_MAX))
+    return TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=STORE_S_MAX))
 
 
 def _root_cause(failures: Iterable[Any]) -> Failure:
     """When one worker fails, the others fail at their next meeting with it."""
-    return min((_failure_of(each) for each in failures), key=vagueness)
+    return min((_failure_of(each) for each in failures), key=imprecision)
 
 
 def _failure_of(death: Any) -> Failure:
     word = (death.error_file_data or {}).get("failure")
     if word is not None:
-        return heard(word)
+        return failure_from_json(word)
     how = f"was killed by signal {-death.exitcode}" if death.exitcode < 0 else f"ended with code {death.exitcode}"
     return platform_failure(
         "TRAINING_FAILED", f"process {death.local_rank} of the run {how} without a word", {"cause": DIED}

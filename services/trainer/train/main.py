@@ -1,5 +1,7 @@
-"""The training child: `python -m services.trainer.train.main --workdir W`. Events on stdout, logs on stderr; W/spec.json says what
-to do (settings/spec_json.py). Refuses to outlive its agent: it ends when its standard input does.
+"""The training child: `python -m services.trainer.train.main --workdir W`. Events on stdout, logs on stderr.
+
+W/spec.json holds the settings (settings/spec_json.py). The child does not outlive its agent: it ends when its standard
+input does.
 
 Exit codes: 0 finished or stopped, 2 failed by data or settings, 3 failed by the platform, 4 the agent is gone.
 """
@@ -15,9 +17,9 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from services.trainer.train.launcher import launch, leave_word, work
+from services.trainer.train.launcher import launch, work, write_failure
 from services.trainer.train.runtime.event_stream import EXIT_ORPHANED, EventStream, claim_stdout
-from services.trainer.train.runtime.failure_causes import explain, told
+from services.trainer.train.runtime.failure_causes import explain, failure_to_json
 from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.spec import resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
@@ -26,8 +28,8 @@ EXIT_OK = 0
 EXIT_USER = 2
 EXIT_PLATFORM = 3
 _PR_SET_PDEATHSIG = 1
-# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no look at any network, and worker
-# threads that sleep when idle: spinning ones cost ten times the step when other processes want the same cores.
+# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no look at any network, and
+# worker threads that sleep when idle: spinning ones cost ten times the step when other processes want the same cores.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "MKL_CBWR": "AVX2",
@@ -81,16 +83,17 @@ def run(workdir: Path, emit: EventStream, stop: threading.Event) -> None:
 
 
 def _work(workdir: Path, emit: EventStream) -> int:
-    """One of several processes. The elastic launcher ends it by SIGTERM, tells why, and passes on who asks the run to stop."""
+    """One of several processes. The elastic launcher ends it by SIGTERM, tells why, and passes on who asks the run to
+    stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         work(resolve_paths(load_spec(workdir / "spec.json"), workdir), workdir, emit)
     except Failure as failure:
-        leave_word(failure)
+        write_failure(failure)
         return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
     except Exception as error:
         traceback.print_exc()
-        leave_word(explain(error))
+        write_failure(explain(error))
         return EXIT_PLATFORM
     return EXIT_OK
 
@@ -133,7 +136,7 @@ def _exit_when_orphaned() -> None:
 
 
 def _report(emit: EventStream, failure: Failure) -> int:
-    emit("failed", **told(failure))
+    emit("failed", **failure_to_json(failure))
     return EXIT_USER if failure.kind == "user" else EXIT_PLATFORM
 
 

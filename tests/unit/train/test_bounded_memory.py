@@ -1,7 +1,7 @@
 """A file of four times the rows is read, tokenised, packed and cached in the memory of the smaller one.
 
-What is counted is memory that the kernel cannot take back at will: the tokens of a large file lie in mapped files. Each run is a
-process of its own, since a process gives little back of what it once took.
+What is counted is memory that the kernel cannot take back at will: the tokens of a large file lie in mapped files. Each
+run is a process of its own, since a process gives little back of what it once took.
 """
 
 import json
@@ -26,7 +26,7 @@ import sys, threading
 from pathlib import Path
 from services.trainer.train.data.preparation import prepare
 from services.trainer.train.disk import spill
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenizer import open_model_folder
 spill.MEMORY_BYTES_MAX = int(sys.argv[3])
@@ -46,7 +46,7 @@ folder = open_model_folder(Path(sys.argv[2]))
 work = Path(sys.argv[4])
 settings = PrepareSettings(
     max_seq_length=512, packing=True, train_on_inputs="auto", template_date="2024-07-26",
-    place=Place(scratch=work, cache=work / "cache"),
+    directories=Directories(scratch=work, cache=work / "cache"),
 )
 threading.Thread(target=watch, daemon=True).start()
 data = prepare.prepare_dataset(Path(sys.argv[1]), "train", folder, settings, pack_rows=True)

@@ -1,4 +1,5 @@
-"""Why a run failed, from one process to another: the first word is the cause, and whoever lost a peer takes it for its own."""
+"""Why a run failed, from one process to another: the first word is the cause, and whoever lost a peer takes it for its
+own."""
 
 import errno
 from typing import Any
@@ -7,14 +8,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from services.trainer.train.runtime.failure_causes import Board, explain, heard, told, vagueness
+from services.trainer.train.runtime.failure_causes import (
+    FailureBoard,
+    explain,
+    failure_from_json,
+    failure_to_json,
+    imprecision,
+)
 from services.trainer.train.settings.failures import Failure, Violation, platform_failure, user_failure
 
 GONE = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:26881")
 
 
 def same(one: Failure, other: Failure) -> bool:
-    return told(one) == told(other)
+    return failure_to_json(one) == failure_to_json(other)
 
 
 def torn() -> Failure:
@@ -26,7 +33,7 @@ def torn() -> Failure:
 
 
 def test_a_failure_travels_whole() -> None:
-    assert heard(told(torn())).__dict__ == torn().__dict__
+    assert failure_from_json(failure_to_json(torn())).__dict__ == torn().__dict__
 
 
 @pytest.mark.parametrize(
@@ -54,25 +61,25 @@ def test_a_failure_needs_no_explanation() -> None:
 
 def test_who_lost_a_peer_takes_its_word_for_the_cause() -> None:
     store = dist.HashStore()
-    assert same(Board(lambda: store).leave(torn()), torn())
-    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+    assert same(FailureBoard(lambda: store).leave(torn()), torn())
+    assert same(FailureBoard(lambda: store).leave(explain(GONE)), torn())
 
 
 def test_the_first_word_is_the_cause_and_each_keeps_its_own() -> None:
     store = dist.HashStore()
     later = platform_failure("TRAINING_FAILED", "I fell over what the other one left")
-    Board(lambda: store).leave(torn())
-    assert same(Board(lambda: store).leave(later), later)
-    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+    FailureBoard(lambda: store).leave(torn())
+    assert same(FailureBoard(lambda: store).leave(later), later)
+    assert same(FailureBoard(lambda: store).leave(explain(GONE)), torn())
 
 
 def test_without_a_word_a_lost_peer_is_all_that_is_known() -> None:
     store = dist.HashStore()
     lost = explain(GONE)
-    assert Board(lambda: store).leave(lost) is lost
+    assert FailureBoard(lambda: store).leave(lost) is lost
     # It leaves no word itself: the next one would take it for the cause.
-    assert same(Board(lambda: store).leave(torn()), torn())
-    assert same(Board(lambda: store).leave(explain(GONE)), torn())
+    assert same(FailureBoard(lambda: store).leave(torn()), torn())
+    assert same(FailureBoard(lambda: store).leave(explain(GONE)), torn())
 
 
 def test_a_store_that_is_gone_changes_nothing() -> None:
@@ -83,10 +90,10 @@ def test_a_store_that_is_gone_changes_nothing() -> None:
         compare_set = check
 
     for failure in (torn(), explain(GONE)):
-        assert Board(Gone).leave(failure) is failure
+        assert FailureBoard(Gone).leave(failure) is failure
 
 
 def test_what_says_most_comes_first() -> None:
     died = platform_failure("TRAINING_FAILED", "killed", {"cause": "died"})
     order = [torn(), platform_failure("TRAINING_FAILED", "ours"), died, explain(GONE)]
-    assert sorted(reversed(order), key=vagueness) == order
+    assert sorted(reversed(order), key=imprecision) == order

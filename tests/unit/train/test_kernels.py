@@ -1,4 +1,5 @@
-"""What a model computes with, chosen by device, type and what is installed; the CUDA kernels themselves need a CUDA device."""
+"""What a model computes with, chosen by device, type and what is installed; the CUDA kernels themselves need a CUDA
+device."""
 
 import importlib.util
 import sys

@@ -64,7 +64,10 @@ def test_rows_with_tools_are_rendered_by_the_template_that_is_named_for_them(
     folder = tmp_path / "model"
     shutil.copytree(model_directory, folder)
     (folder / "chat_template.jinja").unlink()
-    every = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    every = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt "
+        "%}[assistant]{% endif %}"
+    )
     named = [{"name": "default", "template": every}, {"name": "tool_use", "template": "{{ tools | tojson }}" + every}]
     written = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": named}))

@@ -1,4 +1,5 @@
-"""The node's scoring program is another process that may say anything: its numbers, its refusal and its failures are told apart."""
+"""The node's scoring program is another process that may say anything: its numbers, its refusal and its failures are
+told apart."""
 
 import json
 import sys

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.trainer.train.data.packing.pack import pack
 from services.trainer.train.data.packing.shuffle import epoch_order
-from services.trainer.train.data.schedule import plan_run
+from services.trainer.train.data.schedule import schedule_run
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
@@ -55,7 +55,7 @@ def test_the_order_never_changes_from_version_to_version() -> None:
 def test_a_plan_covers_the_run(
     count: int, per_step: int, epochs: int, evaluations: int, checkpoints: int, every: int | None
 ) -> None:
-    plan = plan_run(
+    plan = schedule_run(
         count,
         sequences_per_step=per_step,
         epochs=epochs,

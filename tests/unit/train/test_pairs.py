@@ -1,4 +1,5 @@
-"""Preferences as token rows: one question before both answers, labels on the answers alone, and pairs whole or left out."""
+"""Preferences as token rows: one question before both answers, labels on the answers alone, and pairs whole or left
+out."""
 
 import json
 from dataclasses import replace
@@ -109,13 +110,24 @@ TOOL = {"type": "function", "function": {"name": "f"}}
     [
         (pair("q", "yes", "no", preferred_output=THOUGHT), ["$.preferred_output[0]"]),
         (pair("q", "yes", "no", non_preferred_output=THOUGHT), ["$.non_preferred_output[0]"]),
-        (pair("q", "yes", "no", input={"messages": [{"role": "user", "content": "q"}], "tools": [TOOL]}), ["$.input.tools"]),
         (
-            pair("q", "yes", "no", input={"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "21 degrees"}]}),
+            pair("q", "yes", "no", input={"messages": [{"role": "user", "content": "q"}], "tools": [TOOL]}),
+            ["$.input.tools"],
+        ),
+        (
+            pair(
+                "q",
+                "yes",
+                "no",
+                input={"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "21 degrees"}]},
+            ),
             ["$.input.messages[1]"],
         ),
         ({"messages": [{"role": "user", "content": "q"}, *THOUGHT]}, ["$.messages[1]"]),
-        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [TOOL]}, ["$.tools"]),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [TOOL]},
+            ["$.tools"],
+        ),
     ],
 )  # fmt: skip
 def test_what_a_template_drops_is_said_once_and_where_it_stands(

@@ -1,4 +1,5 @@
-"""What a scorer is held by: any token where its sums must be ours, the mean where their order or precision is another."""
+"""What a scorer is held by: any token where its sums must be ours, the mean where their order or precision is
+another."""
 
 import pytest
 

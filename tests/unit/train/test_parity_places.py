@@ -1,4 +1,5 @@
-"""Where an export is read back: on the run's device, or in the machine's memory where one device cannot take all of it."""
+"""Where an export is read back: on the run's device, or in the machine's memory where one device cannot take all of
+it."""
 
 from collections.abc import Callable
 

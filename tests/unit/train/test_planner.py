@@ -1,4 +1,5 @@
-"""The planner's choices, from numbers alone; tests/train/test_planner.py holds its predictions against measured peaks."""
+"""The planner's choices, from numbers alone; tests/train/test_planner.py holds its predictions against measured
+peaks."""
 
 from dataclasses import replace
 

@@ -1,5 +1,5 @@
-"""Rules that make a resume exact, as far as pure functions can show them: the place in the data is the step number alone, and
-whatever would move it is in a digest. What needs weights is in tests/train/test_resume_traps.py."""
+"""Rules that make a resume exact, as far as pure functions can show them: the place in the data is the step number
+alone, and whatever would move it is in a digest. What needs weights is in tests/train/test_resume_traps.py."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from services.trainer.train.data import schedule as planning
 from services.trainer.train.data.packing import sequences
 from services.trainer.train.data.packing.pack import Groups
 from services.trainer.train.data.packing.sequences import Sequences, make_sequences
-from services.trainer.train.data.schedule import REPORT_STEPS_MAX, RunPlan, plan_run, reporting_plan
+from services.trainer.train.data.schedule import REPORT_STEPS_MAX, RunSchedule, report_schedule, schedule_run
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.settings.spec import _OUTSIDE_THE_DIGEST
 from services.trainer.train.settings.spec_json import parse_spec
@@ -30,11 +30,12 @@ COUNT = 23
 _BY_CONTENT = ("base_model", "start_from")
 
 
-def plan_of(count: int = COUNT, **changes: Any) -> RunPlan:
+def plan_of(count: int = COUNT, **changes: Any) -> RunSchedule:
     settings: dict[str, Any] = {
-        "sequences_per_step": 4, "epochs": 3, "evaluations": 2, "checkpoints": 2, "checkpoint_every_steps": 5, "seed": 9,
+        "sequences_per_step": 4, "epochs": 3, "evaluations": 2, "checkpoints": 2, "checkpoint_every_steps": 5,
+        "seed": 9,
     }  # fmt: skip
-    return plan_run(count, **{**settings, **changes})
+    return schedule_run(count, **{**settings, **changes})
 
 
 def rows_of(lengths: list[int], first_id: int = 0) -> TokenRows:
@@ -84,7 +85,8 @@ def numpy_state() -> str:
 
 
 def test_whatever_resumes_reports_the_very_ranges_of_the_first_time() -> None:
-    """Steps metered twice would need a second name for the same work: ranges are cut by the plan, at every checkpoint too."""
+    """Steps metered twice would need a second name for the same work: ranges are cut by the plan, at every checkpoint
+    too."""
     plan = plan_of(epochs=7)
     ranges = list(zip((0, *plan.reports), plan.reports, strict=False))
     for at in plan.checkpoints:
@@ -94,10 +96,10 @@ def test_whatever_resumes_reports_the_very_ranges_of_the_first_time() -> None:
 
 def test_only_ranges_that_are_too_long_are_cut_and_what_resumes_reports_the_same() -> None:
     """A run of fewer steps keeps the ranges that it always had, whatever its checkpoints are."""
-    assert reporting_plan(250_000, 250_000, (700, 1400)) == tuple(sorted({*range(2500, 250_001, 2500), 700, 1400}))
+    assert report_schedule(250_000, 250_000, (700, 1400)) == tuple(sorted({*range(2500, 250_001, 2500), 700, 1400}))
     for every in (700, 50_000):
         stops = tuple(range(every, 1_000_001, every))
-        ends = reporting_plan(1_000_000, 400_000, stops)
+        ends = report_schedule(1_000_000, 400_000, stops)
         spans = list(pairwise((0, *ends)))
         assert {400_000, 800_000, *stops, *range(10_000, 1_000_001, 10_000)} <= set(ends)
         assert max(end - start for start, end in spans) == min(every, REPORT_STEPS_MAX)
@@ -137,7 +139,7 @@ def test_a_packing_plan_that_other_code_would_make_has_another_digest(monkeypatc
     monkeypatch.setattr(sequences, "pack", _reversed(vars(sequences)["pack"]))
     assert made().digest != ours.digest
     monkeypatch.undo()
-    monkeypatch.setattr(sequences, "PLAN_VERSION", sequences.PLAN_VERSION + 1)
+    monkeypatch.setattr(sequences, "SEQUENCES_VERSION", sequences.SEQUENCES_VERSION + 1)
     assert made().digest != ours.digest
     monkeypatch.undo()
     other_rows = make_sequences(rows_of(LENGTHS, first_id=1), packing=True, max_seq_length=64)
@@ -145,7 +147,8 @@ def test_a_packing_plan_that_other_code_would_make_has_another_digest(monkeypatc
 
 
 def test_the_packing_plan_never_changes_from_version_to_version() -> None:
-    """Checkpoints name the plan that they were made under; a better packer must raise PLAN_VERSION and this value."""
+    """Checkpoints name the plan that they were made under; a better packer must raise SEQUENCES_VERSION and this
+    value."""
     groups = tuple(make_sequences(rows_of(LENGTHS), packing=True, max_seq_length=64).groups)
     assert hashlib.sha256(repr(groups).encode()).hexdigest()[:16] == "01680888f4b4f4a2"
 

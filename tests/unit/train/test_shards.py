@@ -1,4 +1,5 @@
-"""Prepared files are kept and taken again by all that decides them; what is torn, damaged or of other code is made anew."""
+"""Prepared files are kept and taken again by all that decides them; what is torn, damaged or of other code is made
+anew."""
 
 import errno
 import json
@@ -21,7 +22,7 @@ from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.disk import spill
 from services.trainer.train.disk.durable import UNFINISHED_PREFIX
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Failure
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +48,7 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def settings_for(cache: Path | None, **changes: Any) -> PrepareSettings:
     wanted = {"max_seq_length": 64, "packing": True, "train_on_inputs": "auto", "template_date": "2024-07-26"}
-    return PrepareSettings(**{**wanted, **changes}, place=Place(cache=cache))
+    return PrepareSettings(**{**wanted, **changes}, directories=Directories(cache=cache))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -189,13 +190,14 @@ import os, signal, sys
 from pathlib import Path
 from services.trainer.train.disk import durable
 from services.trainer.train.data.preparation import prepare
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 durable._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 settings = PrepareSettings(
-    max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26", place=Place(cache=Path(sys.argv[3]))
+    max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26",
+    directories=Directories(cache=Path(sys.argv[3]))
 )
 prepare.prepare_dataset(Path(sys.argv[1]), "train", open_model_folder(Path(sys.argv[2])), settings, pack_rows=True)
 """
@@ -224,14 +226,15 @@ import sys
 from pathlib import Path
 from services.trainer.train.data.preparation import prepare
 from services.trainer.train.data.tokens import tokenized_file
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 made = []
 prepare.tokenize_file = lambda *rest: made.append(1) or tokenized_file.tokenize_file(*rest)
 settings = PrepareSettings(
-    max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26", place=Place(cache=Path(sys.argv[3]))
+    max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26",
+    directories=Directories(cache=Path(sys.argv[3]))
 )
 folder = open_model_folder(Path(sys.argv[2]))
 print("ready", flush=True)
@@ -258,7 +261,7 @@ def test_the_least_used_go_above_the_limit_and_readers_keep_what_they_hold(
     train_file: Path, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    small = replace(settings_for(cache), place=Place(cache=cache, cache_bytes_max=1))
+    small = replace(settings_for(cache), directories=Directories(cache=cache, cache_bytes_max=1))
     held = prepare_dataset(train_file, "train", model_folder, small, pack_rows=True)
     held = prepare_dataset(train_file, "train", model_folder, small, pack_rows=True)
     assert isinstance(held, Dataset)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from services.trainer.train.checkpoint.position import Position
-from services.trainer.train.data.schedule import RunPlan
+from services.trainer.train.data.schedule import RunSchedule
 from services.trainer.train.loop.progress_report import Progress, StepRecord
 from services.trainer.train.runtime import event_stream as alive
 
@@ -31,7 +31,7 @@ def hearing(monkeypatch: pytest.MonkeyPatch) -> Hearing:
 def test_long_work_says_now_and_then_how_far_it_is(hearing: Hearing) -> None:
     tell = alive.sign_of_life(hearing, "reference", total=10, done=2)
     for _ in range(5):
-        hearing.now_s += alive.SAY_EVERY_S / 2
+        hearing.now_s += alive.SIGN_OF_LIFE_S / 2
         tell(2)
     assert hearing.events == [
         ("reference", {"done": 6, "total": 10}),
@@ -40,7 +40,7 @@ def test_long_work_says_now_and_then_how_far_it_is(hearing: Hearing) -> None:
 
 
 def test_a_range_that_takes_hours_is_not_silent(hearing: Hearing) -> None:
-    plan = RunPlan(
+    plan = RunSchedule(
         steps_per_epoch=1000,
         total_steps=1000,
         sequences_per_step=1,

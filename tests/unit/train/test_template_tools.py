@@ -1,4 +1,5 @@
-"""Tools, tool results and reasoning in the templates of real families: what is trained, by hand; and the text, by transformers."""
+"""Tools, tool results and reasoning in the templates of real families: what is trained, by hand; and the text, by
+transformers."""
 
 from datetime import date
 from pathlib import Path
@@ -9,12 +10,15 @@ import pytest
 from services.trainer.train.data.rows.messages import read_messages
 from services.trainer.train.data.rows.row_types import Conversation, Message, ToolCall
 from services.trainer.train.data.tokens.template import ChatTemplate
-from services.trainer.train.data.tokens.template_coverage import TemplateRefusal, check_said
+from services.trainer.train.data.tokens.template_coverage import TemplateRefusal, check_answer
 
 TODAY = date(2024, 7, 26)
 TEMPLATES = Path(__file__).parents[2] / "assets" / "templates"
 QWEN3, LLAMA31 = ((TEMPLATES / f"{name}.jinja").read_text() for name in ("qwen3", "llama31"))
-PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% "
+    "endif %}"
+)
 TOOL = {"type": "function", "function": {"name": "add", "description": "<sum>", "parameters": {"type": "object"}}}
 
 
@@ -60,7 +64,8 @@ def test_parallel_tool_calls_are_trained_and_their_results_are_not() -> None:
 def test_reasoning_of_every_step_after_the_question_is_trained() -> None:
     thinking = {**CALLS, "tool_calls": [call(1)], "reasoning": "call it"}
     assert trained(QWEN3, USER, thinking, RESULTS[0], {**ANSWER, "reasoning_content": "easy"}) == [
-        '<think>\ncall it\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": 1}}\n</tool_call><|im_end|>\n',
+        '<think>\ncall it\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": '
+        "1}}\n</tool_call><|im_end|>\n",
         "<think>\neasy\n</think>\n\nIt is 3.<|im_end|>\n",
     ]
 
@@ -110,8 +115,16 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 @pytest.mark.parametrize(
     ("source", "entries", "said"),
     [
-        (template("{{ m.content }}" + CALLED, roles="m.role != 'tool'"), (USER, ONE, RESULTS[0], ANSWER), "content of message 2"),
-        (template("{{ m.content }}" + CALLED, roles="m.role != 'system'"), (SYSTEM, USER, ANSWER), "content of message 0"),
+        (
+            template("{{ m.content }}" + CALLED, roles="m.role != 'tool'"),
+            (USER, ONE, RESULTS[0], ANSWER),
+            "content of message 2",
+        ),
+        (
+            template("{{ m.content }}" + CALLED, roles="m.role != 'system'"),
+            (SYSTEM, USER, ANSWER),
+            "content of message 0",
+        ),
         (template("{{ m.content }}"), (USER, {**ONE, "weight": 0}, RESULTS[0], ANSWER), "tool calls of message 1"),
         (
             template("{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"),
@@ -119,7 +132,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
             "tool calls of message 1",
         ),
         (
-            template("{{ m.content }}" + CALLED, head="{% if tools and messages[0].role != 'system' %}" + HEAD + "{% endif %}"),
+            template(
+                "{{ m.content }}" + CALLED,
+                head="{% if tools and messages[0].role != 'system' %}" + HEAD + "{% endif %}",
+            ),
             (SYSTEM, USER, ANSWER),
             "takes tools",
         ),
@@ -195,6 +211,6 @@ def test_deep_arguments_are_looked_through_without_recursion() -> None:
     for _ in range(5000):
         deep = [deep]
     message = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments={"a": deep}),))
-    check_said("add a x", 1, message)
+    check_answer("add a x", 1, message)
     with pytest.raises(TemplateRefusal, match="tool calls of message 1"):
-        check_said("add a y", 1, message)
+        check_answer("add a y", 1, message)

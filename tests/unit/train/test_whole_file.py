@@ -1,4 +1,5 @@
-"""The micro-batches of a whole file: the rows of each process, all of them once, in no more than a number a row and one micro-batch.
+"""The micro-batches of a whole file: the rows of each process, all of them once, in no more than a number a row and one
+micro-batch.
 
 The measurement runs in processes of its own, since a process gives little back of what it once took.
 """
@@ -112,7 +113,8 @@ def growth_of(how: str, count: int, length: int, folder: Path) -> tuple[int, int
 
 
 def test_a_look_at_a_large_file_takes_the_memory_of_one_micro_batch(tmp_path: Path) -> None:
-    """Tokens lie in mapped files, as those of a large file do; ids and targets of all at once would be 16 bytes a token."""
+    """Tokens lie in mapped files, as those of a large file do; ids and targets of all at once would be 16 bytes a
+    token."""
     count, length = 32768, 128
     np.save(tmp_path / "ids.npy", np.arange(count * length, dtype=np.int32) % 500)
     np.save(tmp_path / "labelled.npy", np.ones(count * length, np.bool_))

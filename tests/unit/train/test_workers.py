@@ -20,7 +20,7 @@ from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenized_file import tokenize_file
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import WorkerLost, Workers
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Failure
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +69,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings_for(count: int, **changes: Any) -> PrepareSettings:
     wanted: dict[str, Any] = {
         "max_seq_length": 48, "packing": True, "train_on_inputs": "auto", "template_date": "2024-07-26",
-        "place": Place(workers=count),
+        "directories": Directories(workers=count),
     }  # fmt: skip
     return PrepareSettings(**{**wanted, **changes})
 

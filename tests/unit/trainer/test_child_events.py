@@ -13,7 +13,7 @@ from services.trainer.attempt.child_events import mismatch
 from services.trainer.attempt.run_view import RunView
 from services.trainer.config import TrainerSettings
 from services.trainer.train.checkpoint.position import Position
-from services.trainer.train.data.schedule import REPORT_STEPS_MAX, plan_run
+from services.trainer.train.data.schedule import REPORT_STEPS_MAX, schedule_run
 from services.trainer.train.loop.progress_report import Progress, StepRecord
 from services.trainer.train.runtime.event_stream import EventStream
 
@@ -206,7 +206,7 @@ def test_a_run_without_preferences_tells_no_rewards() -> None:
 
 def test_the_longest_range_fits_a_line_of_the_agent() -> None:
     line = io.StringIO()
-    plan = plan_run(
+    plan = schedule_run(
         1, sequences_per_step=1, epochs=1, evaluations=0, checkpoints=1, checkpoint_every_steps=None, seed=1
     )
     progress = Progress(plan, EventStream(line), train_tokens_total=1, validation_tokens=0)

@@ -10,7 +10,7 @@ from chassis.errors import InvalidArgument
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer.inputs.convert import Placement, child_spec_from_proto, job_id_of, kind_from_proto
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.methods import Dpo, EarlyStopping, StartFrom
 from services.trainer.train.settings.spec import Gang, LoraTraining
 from services.trainer.train.settings.spec_json import parse_spec
@@ -185,7 +185,7 @@ def test_accumulation_beyond_the_child_is_refused() -> None:
 def test_the_child_is_told_where_prepared_files_are_kept_and_it_does_not_change_what_is_learned() -> None:
     placement = replace(PLACEMENT, prepared_directory="/cache/prepared", prepared_bytes_max=7, prepare_workers=4)
     spec = parse_spec(child_spec_from_proto(make_assignment(), placement))
-    assert spec.place == Place(cache=Path("/cache/prepared"), cache_bytes_max=7, workers=4)
+    assert spec.directories == Directories(cache=Path("/cache/prepared"), cache_bytes_max=7, workers=4)
     elsewhere = parse_spec(child_spec_from_proto(make_assignment(), PLACEMENT))
-    assert elsewhere.place == Place()
+    assert elsewhere.directories == Directories()
     assert elsewhere.digest() == spec.digest()

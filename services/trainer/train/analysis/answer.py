@@ -5,7 +5,7 @@ from typing import Any
 
 from services.trainer.train.analysis.request import Question
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal
-from services.trainer.train.data.schedule import plan_run
+from services.trainer.train.data.schedule import schedule_run
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.failures import Failure
@@ -16,7 +16,7 @@ def counted(
 ) -> dict[str, Any]:
     train, validation = datasets["train"], datasets.get("validation")
     assert isinstance(train, Dataset)
-    plan = plan_run(
+    schedule = schedule_run(
         train.sequences.count,
         sequences_per_step=asked.sequences_per_step,
         epochs=asked.epochs,
@@ -34,8 +34,8 @@ def counted(
         "packing_digest": train.sequences.digest,
         "tokenizer_sha256": folder.tokenizer_sha256,
         "template_sha256": folder.template_sha256,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "total_steps": plan.total_steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "total_steps": schedule.total_steps,
         "train_token_count": train.rows.token_count,
         "validation_token_count": validation_tokens,
         "billed_train_tokens": train.rows.token_count * asked.epochs,

@@ -1,12 +1,14 @@
-"""Dataset analysis: `python -m services.trainer.train.analysis.main`, one JSON request on stdin, one JSON answer on stdout.
+"""Dataset analysis: `python -m services.trainer.train.analysis.main`, one JSON request on stdin, one JSON answer on
+stdout.
 
 Counts with the very code that feeds training (prepare.py), without torch. It knows no price.
 
-Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs, batch_size,
-gradient_accumulation_steps, epochs, evaluations, template_date (as in settings/spec_json.py), errors_max, place (as in settings/directories.py); with `preview` {rows, tokens_shown}
-it is a question about single rows of the training file, answered by row_preview.py; with `describe` true it names no file and is
-answered by template_support.py.
-Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field, description).
+Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs,
+batch_size, gradient_accumulation_steps, epochs, evaluations, template_date (as in settings/spec_json.py), errors_max,
+place (as in settings/directories.py); with `preview` {rows, tokens_shown} it is a question about single rows of the
+training file, answered by row_preview.py; with `describe` true it names no file and is answered by template_support.py.
+Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field,
+description).
 """
 
 import json
@@ -22,7 +24,11 @@ from services.trainer.train.analysis.row_preview import (
 )
 from services.trainer.train.analysis.template_support import describe_template
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
-from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, Told, resolve_max_seq_length
+from services.trainer.train.data.tokens.prepare_settings import (
+    PreparationProgress,
+    PrepareSettings,
+    resolve_max_seq_length,
+)
 from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.settings.failures import Failure
 
@@ -53,7 +59,7 @@ def analyze(document: Any) -> dict[str, Any]:
         train_on_inputs=asked.train_on_inputs,
         template_date=asked.template_date,
         errors_max=asked.errors_max,
-        place=asked.place,
+        directories=asked.directories,
         tell=_tell,
     )
     if asked.shown is not None:
@@ -74,11 +80,12 @@ def _prepare(
     return datasets
 
 
-def _tell(told: Told) -> None:
+def _tell(progress: PreparationProgress) -> None:
     """On standard error, for the log of whoever asked."""
-    share = 100 * told.bytes_read // max(told.bytes_total, 1)
+    share = 100 * progress.bytes_read // max(progress.bytes_total, 1)
     print(
-        f"{told.file} file: {told.rows} rows, {share} % of {told.bytes_total} bytes, {told.rows_per_second:.0f} rows per second",
+        f"{progress.file} file: {progress.rows} rows, {share} % of {progress.bytes_total} bytes, "
+        f"{progress.rows_per_second:.0f} rows per second",
         file=sys.stderr,
         flush=True,
     )

@@ -13,7 +13,7 @@ from services.trainer.train.analysis.row_preview import (
 )
 from services.trainer.train.data.rows.row_types import ERRORS_MAX
 from services.trainer.train.settings.bounds import MAX_SEQ_LENGTH_MAX, MAX_SEQ_LENGTH_MIN, PATH_LENGTH_MAX
-from services.trainer.train.settings.directories import Place, read_place
+from services.trainer.train.settings.directories import Directories, read_directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.json_reader import Reader
 from services.trainer.train.settings.spec import TrainOnInputs
@@ -38,7 +38,7 @@ class Question:
     epochs: int
     evaluations: int
     errors_max: int
-    place: Place
+    directories: Directories
     shown: PreviewSettings | None
 
 
@@ -64,7 +64,7 @@ def read_question(document: Any) -> Question:
         epochs=reader.integer("epochs", 1, 100, 1),
         evaluations=reader.integer("evaluations", 0, 100, 0),
         errors_max=reader.integer("errors_max", 1, 10_000, ERRORS_MAX),
-        place=read_place(reader),
+        directories=read_directories(reader),
         shown=_preview(reader),
     )
     reader.finish()

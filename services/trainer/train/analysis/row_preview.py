@@ -36,8 +36,8 @@ class PreviewSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewRow:
-    """`part` is `row`, `preferred` or `non_preferred`. `labels` are ids or UNLABELLED; spans are half-open ranges of tokens. The lists
-    hold at most as many tokens as were asked for, the counts all."""
+    """`part` is `row`, `preferred` or `non_preferred`. `labels` are ids or UNLABELLED; spans are half-open ranges of
+    tokens. The lists hold at most as many tokens as were asked for; the counts cover all."""
 
     line: int
     part: str
@@ -65,7 +65,8 @@ class Preview:
 def preview_dataset(
     path: Path, folder: ModelFolder, settings: PrepareSettings, shown: PreviewSettings
 ) -> Preview | DatasetRefusal:
-    """Rows at even distances over the file, the first one among them. Raises Failure for a model that cannot be used."""
+    """Rows at even distances over the file, the first one among them. Raises Failure for a model that cannot be
+    used."""
     reader = RowReader(path, settings.errors_max)
     try:
         count = sum(1 for _ in reader)

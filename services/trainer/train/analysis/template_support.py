@@ -15,7 +15,7 @@ class TemplateFacts:
 
 
 def describe_template(folder: ModelFolder, template_date: str) -> TemplateFacts:
-    """Nothing for a model without a template that conversations can be trained with: prompts and texts need none."""
+    """False for a model without a template that conversations can be trained with; prompts and texts need none."""
     try:
         template = folder.chat_template(date.fromisoformat(template_date))
         check_generation_prompt(template)

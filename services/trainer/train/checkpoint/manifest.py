@@ -1,4 +1,7 @@
-"""What is in the folder of a checkpoint: the names of its files, and the machine that its sums depend on. It reads and writes nothing."""
+"""The names of the files in a checkpoint, and the machine that its sums depend on.
+
+It reads and writes nothing.
+"""
 
 from typing import Any
 
@@ -17,7 +20,7 @@ FOLDER_NAME = "step-{:08d}"
 
 
 def machine_of(spec: Spec, group: Group, model: CausalModel) -> dict[str, Any]:
-    """What the last bits of the sums depend on."""
+    """The parts of the machine that decide the last bits of the sums."""
     machine = {
         "device": spec.device.split(":")[0],
         "threads": spec.threads,

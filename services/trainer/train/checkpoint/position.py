@@ -1,12 +1,12 @@
-"""Where a run stands: the part of its state that is numbers, saved with every checkpoint. It knows no tensors."""
+"""Where a run stands: the numbers that are saved with every checkpoint. It knows no tensors."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands after `step` finished steps. `epoch` and `epoch_step` say the same in the words of the data order;
-    the metered counts cover exactly these steps and evaluations."""
+    """Where a run stands after `step` finished steps. `epoch` and `epoch_step` are the same in terms of the data order.
+    The metered counts cover exactly these steps and evaluations."""
 
     step: int = 0
     epoch: int = 0

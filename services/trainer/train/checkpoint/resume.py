@@ -40,8 +40,8 @@ def find_checkpoint(root: Path, identity: Identity, discard: Callable[[str], Non
 def load_checkpoint(
     path: Path, identity: Identity, model: CausalModel, optimizer: Any, spec: Spec, group: Group = ALONE
 ) -> tuple[Position, dict[str, Any]]:
-    """Puts every state back; returns the position and the machine that wrote it. Raises Failure: MODEL_INVALID for another
-    base, TRAINING_INPUT_INVALID for another spec or dataset, DATA_CORRUPT for torn files."""
+    """Puts every state back; returns the position and the machine that wrote it. Raises Failure: MODEL_INVALID for
+    another base, TRAINING_INPUT_INVALID for another spec or dataset, DATA_CORRUPT for torn files."""
     state = _checked_state(path, identity)
     try:
         if (path / SHARDS).is_dir():
@@ -71,7 +71,8 @@ def _checked_state(path: Path, identity: Identity) -> dict[str, Any]:
     if found.base_revision != identity.base_revision:
         raise user_failure(
             "MODEL_INVALID",
-            f"checkpoint {path.name} belongs to base model revision {found.base_revision!r}, not {identity.base_revision!r}",
+            f"checkpoint {path.name} belongs to base model revision {found.base_revision!r}, not "
+            f"{identity.base_revision!r}",
         )
     if found.packing_digest != identity.packing_digest:
         raise user_failure("TRAINING_INPUT_INVALID", f"checkpoint {path.name} belongs to another dataset or packing")

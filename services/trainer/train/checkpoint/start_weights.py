@@ -1,7 +1,7 @@
-"""Weights of an earlier job, or of a repository of a hub, as the start of a new run: an adapter, or all weights. The optimizer starts
-anew.
+"""The weights that a new run starts from: those of an earlier job, or of a repository of a model hub.
 
-It knows no position: what an earlier run had still to do is none of this one's business.
+They are an adapter or all weights. The optimizer starts anew. It knows no position: what the earlier run had still to
+do does not matter here.
 """
 
 import json
@@ -43,7 +43,7 @@ _ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", *_PLAIN_ADAPTER)
 
 
 def base_directory(spec: Spec) -> Path:
-    """The model folder to load: a job that trained all weights shipped a whole one."""
+    """The model folder to load. A job that trained all weights shipped a whole one."""
     start = spec.start_from
     if start is not None and spec.training.type == "full" and (Path(start.directory) / _CONFIG).is_file():
         return Path(start.directory)
@@ -51,8 +51,8 @@ def base_directory(spec: Spec) -> Path:
 
 
 def check_shape(spec: Spec) -> None:
-    """Whether the whole model that a stranger published computes what this base computes, before it is loaded. An earlier job's was
-    made of this base. Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
+    """Checks, before it is loaded, that a whole model from a hub computes what this base computes. The model of an
+    earlier job was made of this base. Raises Failure(user, MODEL_INVALID) with the first setting that differs."""
     start = spec.start_from
     if start is None or not start.repository or spec.training.type != "full":
         return
@@ -73,7 +73,8 @@ def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
 
 
 def _check_adapter(model: CausalModel, spec: Spec) -> None:
-    """Beside the one that this run put on its base: peft notes more in its config for fused experts."""
+    """Compares the adapter's config with that of the adapter which this run put on its base. peft notes more in its
+    config for fused experts."""
     assert spec.start_from is not None
     try:
         config = json.loads((Path(spec.start_from.directory) / ADAPTER_CONFIG).read_bytes())
@@ -89,7 +90,8 @@ def _check_adapter(model: CausalModel, spec: Spec) -> None:
 
 
 def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
-    """Puts the weights of the earlier job in. Raises Failure(user, MODEL_INVALID) for those of another base, rank or modules."""
+    """Puts the weights of the earlier job in. Raises Failure(user, MODEL_INVALID) for those of another base, rank or
+    modules."""
     start = spec.start_from
     if start is None:
         return
@@ -115,7 +117,8 @@ def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
 
 
 def _check_base(spec: Spec, folder: Path) -> None:
-    """Two bases may have layers of the same shapes. A checkpoint says which one it belongs to; an exported adapter does not."""
+    """Two bases may have layers of the same shapes. A checkpoint says which one it belongs to; an exported adapter does
+    not."""
     if not (folder / STATE).is_file():
         return
     try:

@@ -1,7 +1,9 @@
-"""Writes checkpoints: everything that a run needs to go on as if nothing had happened, in one folder that is whole or absent.
+"""Writes checkpoints: everything that a run needs to go on as if nothing had happened, in a folder that is whole or
+absent.
 
-Weights, optimizer, every random state, the position in the schedule, the digests of the settings and of the packed data, and the
-counts that are metered. Safetensors and JSON only. It knows no store and no lease; the agent carries the folders away.
+That is the weights, the optimizer, every random state, the position in the schedule, the digests of the settings and of
+the packed data, and the counts that are metered. There is safetensors and JSON only. It knows no store and no lease;
+the agent carries the folders away.
 """
 
 import json
@@ -51,7 +53,7 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
-    """What the optimizer moves and what it remembers, by name."""
+    """The trained weights and the optimizer's moments, by name."""
 
     trained: dict[str, Any]
     moments: dict[str, Any]
@@ -61,7 +63,7 @@ class Tensors:
         return sum(tensor.nbytes for part in (self.trained, self.moments) for tensor in part.values())
 
     def copied(self) -> "Tensors":
-        """In the machine's memory, where no later step touches them."""
+        """Copies in the machine's memory, where no later step changes them."""
         return Tensors(trained=_copies(self.trained), moments=_copies(self.moments))
 
 
@@ -82,9 +84,10 @@ def save_checkpoint(
     attached: Mapping[str, Path] | None = None,
     group: Group = ALONE,
 ) -> Callable[[], SavedCheckpoint]:
-    """Takes down every number but `tensors` now; what it returns writes the files, at once or beside the next steps if the tensors
-    are copies. The processes call it together and the leading one commits. Sharded weights stay shards where all processes see
-    one folder; over several machines they are gathered. `attached` files are copied in by name."""
+    """Takes every number but `tensors` now. The function that it returns writes the files: at once, or beside the next
+    steps if the tensors are copies. All processes call both together, and the leading one commits. Sharded weights stay
+    shards where all processes see one folder; over several machines they are gathered. `attached` files are copied in
+    by name."""
     path = root / FOLDER_NAME.format(position.step)
     trained, moments = tensors.trained, tensors.moments
     in_shards = group.sharded and group.nodes == 1

@@ -1,10 +1,10 @@
-"""All that a run knows before its first step: its data, its schedule and its identity. It holds no weights and takes no step."""
+"""All that a run knows before its first step: data, schedule and identity. It holds no weights and takes no step."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
-from services.trainer.train.data.schedule import RunPlan, plan_run
+from services.trainer.train.data.schedule import RunSchedule, schedule_run
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, resolve_max_seq_length
 from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.runtime.event_stream import Emit
@@ -12,7 +12,7 @@ from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.spec import Spec
 
 # In the work folder, where no cache is named.
-SHARDS = "shards"
+PREPARED = "prepared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Inputs:
     train: Dataset
     validation: Dataset | None
     max_seq_length: int
-    plan: RunPlan
+    schedule: RunSchedule
     identity: Identity
 
     @property
@@ -42,8 +42,8 @@ class Inputs:
         return self.workdir / "checkpoints"
 
     @property
-    def looks(self) -> bool:
-        """Whether anything is evaluated."""
+    def evaluates(self) -> bool:
+        """Whether the run evaluates at all."""
         return self.validation is not None and self.spec.evaluations > 0
 
     @property
@@ -58,14 +58,18 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         packing=spec.packing,
         train_on_inputs=spec.train_on_inputs,
         template_date=spec.template_date,
-        place=replace(spec.place, scratch=spec.place.scratch or workdir, cache=spec.place.cache or workdir / SHARDS),
-        tell=lambda told: emit("preparing", **asdict(told)),
+        directories=replace(
+            spec.directories,
+            scratch=spec.directories.scratch or workdir,
+            cache=spec.directories.cache or workdir / PREPARED,
+        ),
+        tell=lambda progress: emit("preparing", **asdict(progress)),
     )
     train_data = _dataset(Path(spec.train_file), "train", folder, settings, spec.method, emit)
     validation = None
     if spec.validation_file is not None:
         validation = _dataset(Path(spec.validation_file), "validation", folder, settings, spec.method, emit)
-    plan = plan_run(
+    schedule = schedule_run(
         train_data.sequences.count,
         sequences_per_step=spec.sequences_per_step,
         epochs=spec.epochs,
@@ -82,7 +86,7 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         train=train_data,
         validation=validation,
         max_seq_length=settings.max_seq_length,
-        plan=plan,
+        schedule=schedule,
         identity=Identity(
             spec_digest=spec.digest(),
             packing_digest=train_data.sequences.digest,

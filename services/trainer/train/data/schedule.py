@@ -1,6 +1,6 @@
-"""What a run will do, step by step, before it starts: a pure function of the spec and the packed data.
+"""What a run does, step by step, known before it starts: a pure function of the settings and the packed data.
 
-Steps are counted from 0; "at step n" below means: when n steps are finished. It knows no model, no torch and no clock.
+Steps are counted from 0. "At step n" below means: when n steps are finished. It knows no model, no torch and no clock.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CHECKPOINTS_PER_RUN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class RunSchedule:
     """`evaluations` are (number from 1, at step); `checkpoints` map a step to whether the user asked for it;
     `reports` are the ends of the metered ranges."""
 
@@ -37,7 +37,8 @@ class RunPlan:
 
     @cached_property
     def stops(self) -> frozenset[int]:
-        """After how many steps something follows that has to know all of them."""
+        """The numbers of finished steps at which something follows that needs all of them: a report, an evaluation or a
+        checkpoint."""
         return self.report_set | self.checkpoints.keys() | {step for _, step in self.evaluations}
 
     def sequences_of_step(self, step: int, count: int) -> NDArray[np.int64]:
@@ -51,7 +52,7 @@ class RunPlan:
 _cached_order = lru_cache(maxsize=1)(epoch_order)
 
 
-def plan_run(
+def schedule_run(
     sequence_count: int,
     *,
     sequences_per_step: int,
@@ -61,20 +62,21 @@ def plan_run(
     checkpoint_every_steps: int | None,
     seed: int,
     may_end_at_evaluations: bool = False,
-) -> RunPlan:
-    """A run that may end at an evaluation reports up to each of them: then its last range is one of the plan's, too."""
+) -> RunSchedule:
+    """A run that may end at an evaluation reports up to each of them, so that its last range is one of the schedule's,
+    too."""
     steps_per_epoch = -(-sequence_count // sequences_per_step)
     total_steps = steps_per_epoch * epochs
-    checkpoint_steps = checkpoint_plan(total_steps, checkpoints, checkpoint_every_steps)
-    evaluation_steps = evaluation_plan(steps_per_epoch, epochs, evaluations)
-    return RunPlan(
+    checkpoint_steps = checkpoint_schedule(total_steps, checkpoints, checkpoint_every_steps)
+    evaluation_steps = evaluation_schedule(steps_per_epoch, epochs, evaluations)
+    return RunSchedule(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         sequences_per_step=sequences_per_step,
         seed=seed,
         evaluations=evaluation_steps,
         checkpoints=checkpoint_steps,
-        reports=reporting_plan(
+        reports=report_schedule(
             total_steps,
             steps_per_epoch,
             (*checkpoint_steps, *(step for _, step in evaluation_steps if may_end_at_evaluations)),
@@ -82,7 +84,7 @@ def plan_run(
     )
 
 
-def checkpoint_plan(total_steps: int, asked: int, every: int | None) -> dict[int, bool]:
+def checkpoint_schedule(total_steps: int, asked: int, every: int | None) -> dict[int, bool]:
     """Step -> whether the user asked for it. The end of the run is always one."""
     interval = every or max(1, -(-total_steps // CHECKPOINTS_PER_RUN))
     plan = dict.fromkeys(range(interval, total_steps + 1, interval), False)
@@ -91,7 +93,7 @@ def checkpoint_plan(total_steps: int, asked: int, every: int | None) -> dict[int
     return dict(sorted(plan.items()))
 
 
-def evaluation_plan(steps_per_epoch: int, epochs: int, evaluations: int) -> tuple[tuple[int, int], ...]:
+def evaluation_schedule(steps_per_epoch: int, epochs: int, evaluations: int) -> tuple[tuple[int, int], ...]:
     """(number, step) of every evaluation: `evaluations` evenly over each epoch, the last at its end. When an epoch has
     fewer steps than evaluations, several fall on one step, and each of them is done."""
     plan = []
@@ -102,10 +104,10 @@ def evaluation_plan(steps_per_epoch: int, epochs: int, evaluations: int) -> tupl
     return tuple(plan)
 
 
-def reporting_plan(total_steps: int, steps_per_epoch: int, stops: tuple[int, ...]) -> tuple[int, ...]:
-    """Ends of the ranges in which steps are reported and metered. They depend on the plan alone, and every checkpoint is
-    one of `stops`, so that work redone from a checkpoint is reported in the very ranges of the first time. Only a range that
-    is too long is cut further: all others are what they were before there was such a limit."""
+def report_schedule(total_steps: int, steps_per_epoch: int, stops: tuple[int, ...]) -> tuple[int, ...]:
+    """Ends of the ranges in which steps are reported and metered. They depend on the schedule alone, and every
+    checkpoint is one of `stops`. So work redone from a checkpoint is reported in the same ranges as the first time. A
+    range that is too long is cut further; the others stay what they were before there was such a limit."""
     interval = max(1, total_steps // REPORTS_PER_RUN)
     ends = set(range(interval, total_steps + 1, interval)) | set(stops)
     ends |= set(range(steps_per_epoch, total_steps + 1, steps_per_epoch)) | {total_steps}

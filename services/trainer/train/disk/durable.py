@@ -1,6 +1,7 @@
-"""Folders that exist whole or not at all: written beside, synced, described by a manifest with digests, then renamed.
+"""Folders that exist whole or not at all. Not pure: disk.
 
-It knows no tensors.
+A folder is written beside its final place, synced, described by a manifest with digests, and then renamed. It knows no
+tensors.
 """
 
 import errno
@@ -73,7 +74,8 @@ def _fill(unfinished: Path, write: Callable[[Path], None], manifest: dict[str, A
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Libraries that write by themselves wrap the error and leave its number in the text."""
+    """Whether the error is a lack of room. Libraries that write by themselves wrap the system's error and leave its
+    number in the text."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return any(f"(os error {number})" in str(error) for number in _FULL)

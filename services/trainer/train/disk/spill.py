@@ -1,6 +1,7 @@
-"""Collects arrays of growing length in bounded memory: what is too much for memory lies in a file without a name and is mapped back.
+"""Arrays of growing length, collected in bounded memory. Not pure: disk.
 
-The bytes are the same wherever they lie. It knows no rows and no tokens.
+What is too much for memory lies in a file without a name and is mapped back. The bytes are the same in memory and on
+disk. It knows no rows and no tokens.
 """
 
 import tempfile
@@ -17,8 +18,8 @@ MEMORY_BYTES_MAX = 32 * 1024**2
 
 
 class SpilledArray:
-    """`append` pieces in order, then take the `whole` once. `folder` None is the system's choice for temporary files. Raises
-    DiskFull where there is no room."""
+    """`append` pieces in order, then take the `whole` once. `folder` None is the system's folder for temporary files.
+    Raises DiskFull where there is no room."""
 
     def __init__(self, dtype: Any, folder: Path | None) -> None:
         self._dtype = np.dtype(dtype)

@@ -1,14 +1,17 @@
-"""Asks a program of the node what an exported model says: the serving engine is another service's library, so it runs as a process
-of its own, named by the operator, and speaks JSON.
+"""Asks the node's serving engine to score an exported model. Not pure: subprocess.
+
+The engine is a library of another service. So a program that the operator names runs as a process of its own and speaks
+JSON.
 
 It gets one request on standard input,
   {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}
 and answers on the last line of standard output with one of
-  {"log_probs": [[null, x, ...], ...]}    for every token of every row its log-probability after the tokens before it, null
-                                          for the first one and where the engine has none
+  {"log_probs": [[null, x, ...], ...]}    for every token of every row its log-probability after the tokens before it;
+                                          null for the first one and where the engine has none
   {"refused": "why"}                      it does not take this kind of model
-The files of kind "full" are float32, and it computes in that; an adapter is scored in whatever its base is served in.
-`services.inference.engines.score` is such a program. This module knows no engine and no tolerance.
+
+The files of kind "full" are float32, and it computes in float32; an adapter is scored in the type in which its base is
+served. `services.inference.engines.score` is such a program. This module knows no engine and no tolerance.
 """
 
 import json
@@ -23,8 +26,8 @@ LAST_WORDS_CHARS = 400
 
 
 def score_outside(spec: Spec, export: Path, rows: list[list[int]]) -> list[list[float | None]] | str:
-    """Log-probabilities by row and position (None where there is none), or why the engine refuses. Raises Failure(platform)
-    when the program fails: that says nothing about the model, and another node may do better."""
+    """Log-probabilities by row and position (None where there is none), or why the engine refuses. Raises
+    Failure(platform) when the program fails: that says nothing about the model, and another node may do better."""
     request = {
         "base_model": spec.base_model.directory,
         "export": str(export),

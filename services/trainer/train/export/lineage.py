@@ -1,5 +1,8 @@
-"""Where weights come from, in digests, so that anyone can check it or do it again. Nothing here depends on paths or the time of day:
-a run that was killed and went on elsewhere has the lineage of an undisturbed one, but for the hardware it names."""
+"""Where weights come from, in digests, so that anyone can check them or make them again.
+
+Nothing here depends on paths or the time of day. A run that was killed and went on elsewhere has the lineage of an
+undisturbed one, except for the hardware that it names.
+"""
 
 import hashlib
 import platform
@@ -22,8 +25,8 @@ _CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def lineage_of(inputs: Inputs, position: Position) -> dict[str, Any]:
-    """For a JSON document. `spec` holds every setting that decides the weights, `spec_digest` is its digest; `train_token_count`
-    is that of one epoch, `train_tokens` what was trained and metered."""
+    """For a JSON document. `spec` holds every setting that decides the weights, `spec_digest` is its digest;
+    `train_token_count` is that of one epoch, `train_tokens` what was trained and metered."""
     spec = inputs.spec
     rows = inputs.train.rows
     return {

@@ -15,8 +15,8 @@ _COMPANIONS = (
 
 
 def write_export(model: CausalModel, spec: Spec, folder: Path, trained: Tensors | None = None) -> None:
-    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights. `trained` are the weights by name where
-    the model itself holds only a part of them."""
+    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights. `trained` are the weights by
+    name where the model itself holds only a part of them."""
     if spec.training.type == "lora":
         write_trained_weights(model, spec, folder, trained)
         return

@@ -1,6 +1,7 @@
-"""The gate before success: held-out rows must get the same log-probabilities from the trained module, from the exported files
-freshly loaded by plain transformers and peft, from the adapter merged into its base, and from the node's serving engine where
-it has one (engine_scorer.py). It knows no training loop.
+"""The gate before success: exported weights must give held-out rows the log-probabilities of the trained module.
+
+The trained module is compared with the exported files, freshly loaded by plain transformers and peft; with the adapter
+merged into its base; and with the node's serving engine where it has one (engine_scorer.py). It knows no training loop.
 """
 
 import gc
@@ -30,8 +31,8 @@ TOLERANCE_FLOAT32 = 1e-3
 TOLERANCE_REDUCED = 0.1
 # Another engine sums in another order, through kernels of its own.
 TOLERANCE_FLOAT32_ENGINE = 5e-3
-# In reduced precision: weights whose scores are so much nearer to the base's than to the trained module's have lost what was learned,
-# however little that was. Fewer tokens do not tell it from the noise of their sums.
+# In reduced precision: weights whose scores are so much nearer to the base's than to the trained module's have lost
+# what was learned, however little that was. Fewer tokens do not tell it from the noise of their sums.
 TIMES_NEARER_TO_BASE = 2.0
 TOKENS_TO_TELL = 16
 EXPORTED, MERGED, ENGINE = "exported", "merged", "engine"
@@ -43,8 +44,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Diverging:
-    """A token whose log-probabilities (nats) are further apart than the tolerance: `row` counts the kept rows of the file from 0,
-    `position` the tokens of the row."""
+    """A token whose log-probabilities (nats) are further apart than the tolerance: `row` counts the kept rows of the
+    file from 0, `position` the tokens of the row."""
 
     row: int
     position: int
@@ -55,8 +56,8 @@ class Diverging:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The trained module beside one other scorer, over `tokens` labelled tokens. `mean_from_base` is the scorer's mean difference
-    from the base, the trained module with its adapter off; None in float32, where any token tells."""
+    """The trained module beside one other scorer, over `tokens` labelled tokens. `mean_from_base` is the scorer's mean
+    difference from the base, the trained module with its adapter off; None in float32, where any token tells."""
 
     tokens: int
     max_abs_difference: float
@@ -68,8 +69,8 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """`max_abs_difference` and `mean_abs_difference` are the largest of all comparisons, in nats. `refused` says which scorer
-    does not take this kind of model, and why: it proves nothing, but it is no difference."""
+    """`max_abs_difference` and `mean_abs_difference` are the largest of all comparisons, in nats. `refused` says which
+    scorer does not take this kind of model, and why. A refusal proves nothing, and it is no difference."""
 
     rows: int
     tokens: int
@@ -90,8 +91,8 @@ class _Token:
 def check_parity(
     model: CausalModel, spec: Spec, export: Path, rows: TokenRows, *, leads: bool = True
 ) -> ParityReport | None:
-    """Raises Failure(platform, PARITY_FAILED) past the tolerance, with the report in its details. A process that does not lead
-    helps to score the trained module, of which it may hold a part, and hears no verdict."""
+    """Raises Failure(platform, PARITY_FAILED) past the tolerance, with the report in its details. A process that does
+    not lead may hold a part of the trained module: it helps to score it and gets None."""
     sample = sorted(epoch_order(spec.seed, 0, rows.count)[: spec.parity_rows].tolist())
     tokens = [token for row in sample for token in _labelled_tokens(rows, row)]
     dtype = model.head_weight.dtype
@@ -137,17 +138,17 @@ def check_parity(
 
 
 def held_by_mean(name: str, *, exact: bool, on_gpu: bool, own_kernels: bool) -> bool:
-    """In reduced precision a sum in another order moves single tokens; a broken model moves the mean. The export is loaded with
-    torch's usual kernels: where the trained module has its own, its sums have another order, too. On a GPU the engine's attention
-    multiplies even float32 in reduced precision (TF32)."""
+    """In reduced precision a sum in another order moves single tokens; a broken model moves the mean. The export is
+    loaded with torch's usual kernels: where the trained module has its own, its sums have another order, too. On a GPU
+    the engine's attention multiplies even float32 in reduced precision (TF32)."""
     if name == ENGINE:
         return on_gpu or not exact
     return not exact and (name == MERGED or own_kernels)
 
 
 def resembles_base(name: str, comparison: Comparison) -> bool:
-    """Whether what was learned got lost, where the tolerance is too wide to tell. A merge rounds to the grid of 16 bits: there a weak
-    training may be truly lost, and none of its files is wrong."""
+    """Whether what was learned got lost where the tolerance is too wide to show it. A merge rounds to the grid of 16
+    bits: there a weak training may be truly lost, and none of its files is wrong."""
     from_base = comparison.mean_from_base
     if name == MERGED or from_base is None or comparison.tokens < TOKENS_TO_TELL:
         return False
@@ -155,8 +156,8 @@ def resembles_base(name: str, comparison: Comparison) -> bool:
 
 
 def release_device(module: Any) -> None:
-    """Gives a GPU back to other processes, as far as this module holds it; one whose weights are shards has peers that wait for
-    nothing, and stays."""
+    """Moves this module to the machine's memory, so that other processes can use the GPU. A module that is sharded
+    stays: its peers do not expect it to move."""
     if next(module.parameters()).device.type == "cuda" and not _is_sharded(module):
         module.to("cpu")
         gc.collect()
@@ -164,8 +165,8 @@ def release_device(module: Any) -> None:
 
 
 def where_it_fits(score: Callable[[str], T], device: str) -> tuple[T, str]:
-    """What `score` says on the device, or in the machine's memory: a run whose weights are shards may be of a model that no single
-    device takes; and where it said it."""
+    """The result of `score` on the device, or in the machine's memory when the device has no room, and where it was
+    computed. A sharded run may train a model that no single device takes."""
     try:
         return score(device), device
     except (RuntimeError, MemoryError) as error:
@@ -294,7 +295,8 @@ def _verdict(name: str, comparison: Comparison, measured: float) -> str:
 
 def _verdict_of_base(name: str, comparison: Comparison) -> str:
     return (
-        f"the {name} weights score {comparison.tokens} tokens as the base does: {comparison.mean_from_base:.3g} nats apart from it in "
+        f"the {name} weights score {comparison.tokens} tokens as the base does: {comparison.mean_from_base:.3g} nats "
+        f"apart from it in "
         f"the mean, and {comparison.mean_abs_difference:.3g} from the trained module"
     )
 

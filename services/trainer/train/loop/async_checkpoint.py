@@ -1,7 +1,7 @@
-"""When a run saves a checkpoint, and how it goes on meanwhile: tensors are copied aside, files are written behind the steps.
+"""When a run saves a checkpoint: tensors are copied aside at once, and files are written while the next steps run.
 
-A checkpoint is told, and counts, once it is committed. One is written at a time: the next one, an evaluation, the export and every end of a run wait
-for it, and a write that failed ends the run there. It knows no file format.
+A checkpoint is reported, and counts, once it is committed. One is written at a time. The next one, an evaluation, the
+export and every end of a run wait for it, and a write that failed ends the run there. It knows no file format.
 """
 
 from concurrent.futures import Future
@@ -18,9 +18,10 @@ ASIDE_BYTES_MAX = 8 * 1024**3
 
 
 def checkpoint_when_due(run: Run) -> None:
-    """After the report and the evaluations of its step: whoever has a checkpoint has been told everything before it."""
+    """Comes after the report and the evaluations of its step, so that everything before a checkpoint was reported
+    before it."""
     inputs, position = run.inputs, run.position
-    asked = True if position.stopped_early else inputs.plan.checkpoints.get(position.step)
+    asked = True if position.stopped_early else inputs.schedule.checkpoints.get(position.step)
     if asked is None:
         return
     settle_checkpoint(run)
@@ -45,12 +46,13 @@ def checkpoint_when_due(run: Run) -> None:
         written = Future()
         written.set_result(write())
     run.pending_checkpoint = PendingCheckpoint(step=position.step, loss=position.loss, asked=asked, written=written)
-    if not behind or position.step == inputs.plan.total_steps or position.stopped_early:
+    if not behind or position.step == inputs.schedule.total_steps or position.stopped_early:
         settle_checkpoint(run)
 
 
 def settle_checkpoint(run: Run, *, wait: bool = True) -> None:
-    """Tells of the checkpoint under way once it is committed; not to `wait` is to look only. Raises what its writing raised."""
+    """Reports the checkpoint under way once it is committed. Without `wait` it only does so if that is the case by now.
+    Raises what its writing raised."""
     pending = run.pending_checkpoint
     if pending is None or not (wait or pending.written.done()):
         return
@@ -78,7 +80,7 @@ def kept_checkpoint(run: Run) -> str:
 
 
 def settle_at_the_end(run: Run) -> None:
-    """Where a run ends for another reason, a full disk is no second one."""
+    """Waits for the checkpoint under way when a run ends for another reason. A full disk is then only a warning."""
     try:
         settle_checkpoint(run)
     except DiskFull as error:

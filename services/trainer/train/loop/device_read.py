@@ -1,6 +1,5 @@
-"""Numbers that the host will look at once a device has made them: asked for at once, read when the next step is under way.
-
-It knows nothing of what they are.
+"""Numbers that a device makes and the host reads later, when the next step is under way. It knows nothing of their
+meaning.
 """
 
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 
 
-class Look:
-    """`read` waits for these numbers alone, never for what was launched after them."""
+class DeviceRead:
+    """Starts the copy to the host at once. `read` waits for these numbers alone, never for what was launched after
+    them."""
 
     def __init__(self, numbers: Any) -> None:
         self._numbers, self._there = numbers, None

@@ -1,6 +1,7 @@
 """Early stopping: what an evaluation means for the run, and the weights of the best one, kept until they ship.
 
-`judge` is pure, so that a run that was killed and goes on comes to the same end; everything it remembers is in the position.
+`judge` is pure, so that a run that was killed and goes on comes to the same end. Everything that it remembers is in the
+position.
 """
 
 import shutil
@@ -16,9 +17,9 @@ from services.trainer.train.settings.methods import EarlyStopping
 
 
 def judge(position: Position, stopping: EarlyStopping, number: int, loss: float) -> Position:
-    """The position after evaluation `number` (from 1) with this loss. The best loss is the smallest one; an evaluation counts
-    against the patience unless it is smaller than the best before it by more than `min_delta`, and after the warm-up only.
-    Where several fall on one step, the first of them is the verdict on it."""
+    """The position after evaluation `number` (from 1) with this loss. The best loss is the smallest one; an evaluation
+    counts against the patience unless it is smaller than the best before it by more than `min_delta`, and after the
+    warm-up only. Where several fall on one step, the first of them is the verdict on it."""
     if position.judged_step == position.step:
         return position
     best = position.best_loss
@@ -35,8 +36,8 @@ def judge(position: Position, stopping: EarlyStopping, number: int, loss: float)
 
 
 def judge_evaluation(run: Run, number: int, loss: float) -> None:
-    """Notes the evaluation in the position; the weights of a new best one are written aside, on every node: its processes read them
-    there in the end."""
+    """Notes the evaluation in the position. The weights of a new best one are written aside on every node, because the
+    node's processes read them there in the end."""
     stopping = run.inputs.spec.early_stopping
     if stopping is None:
         return
@@ -70,7 +71,7 @@ def restore_best(run: Run, checkpoint: Path) -> None:
 
 
 def best_to_attach(run: Run) -> dict[str, Path]:
-    """What a checkpoint has to carry besides its own weights, by the name that it gets there."""
+    """Files that a checkpoint has to carry besides its own weights, by their name in it."""
     position, spec = run.position, run.inputs.spec
     own_are_best = position.best_step == position.step and not run.group.sharded
     if spec.early_stopping is None or position.best_step is None or own_are_best:

@@ -1,4 +1,4 @@
-"""When a run evaluates, how well it does on the validation rows, and what it tells and remembers of that.
+"""When a run evaluates, how well it does on the validation rows, and what it emits and remembers of that.
 
 Dropout is off, and no random state is touched. It knows no optimizer and no file.
 """
@@ -25,8 +25,8 @@ from services.trainer.train.settings.failures import Stopped, user_failure
 
 
 def evaluate_before_the_first_step(run: Run) -> None:
-    """The look that later losses are compared with, as evaluation 0. It is ours to make: no tokens are metered for it."""
-    if run.position.step or not run.inputs.looks:
+    """Evaluation 0, with which later losses are compared. The platform asks for it, so no tokens are metered."""
+    if run.position.step or not run.inputs.evaluates:
         return
     found = _evaluate(run, "the look at the validation file before the first step")
     run.position = replace(run.position, initial_validation_loss=found.loss)
@@ -35,10 +35,11 @@ def evaluate_before_the_first_step(run: Run) -> None:
 
 def evaluate_when_due(run: Run) -> None:
     inputs = run.inputs
-    for number, at_step in inputs.plan.evaluations:
+    for number, at_step in inputs.schedule.evaluations:
         if at_step != run.position.step or number <= run.position.evaluations_done or run.position.stopped_early:
             continue
-        # Files are written one after another: a checkpoint on its way may carry the best weights that this one replaces.
+        # Files are written one after another: a checkpoint on its way may carry the best weights that this one
+        # replaces.
         settle_checkpoint(run)
         started_s = time.monotonic()
         found = _evaluate(run, f"evaluation {number} after step {at_step}")
@@ -57,7 +58,7 @@ def evaluate_when_due(run: Run) -> None:
             "evaluation",
             evaluation=number,
             step=at_step,
-            epoch=round(at_step / inputs.plan.steps_per_epoch, 4),
+            epoch=round(at_step / inputs.schedule.steps_per_epoch, 4),
             validation_tokens=inputs.validation_tokens,
             duration_s=round(duration_s, 3),
             **asdict(found),
@@ -94,7 +95,8 @@ def _halve(run: Run, name: str, *, divisible: bool) -> None:
     run.emit(
         "warning",
         code="OUT_OF_MEMORY_RETRIED",
-        message=f"out of memory in {name}: micro-batches of evaluations have at most {run.evaluation_tokens} tokens from here on "
+        message=f"out of memory in {name}: micro-batches of evaluations have at most {run.evaluation_tokens} tokens "
+        f"from here on "
         f"instead of {spent}; it is done again",
     )
 

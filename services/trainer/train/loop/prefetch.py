@@ -1,7 +1,7 @@
-"""The micro-batches of the next step, laid out while the present one is computed.
+"""Prefetch: the micro-batches of the next step, laid out while the present one is computed.
 
-They are a function of the step and the size of micro-batches alone and draw from no generator, so that it does not matter when they
-are made, or whether a run is killed in between. It keeps no more than one step.
+They are a function of the step and the size of micro-batches alone and draw from no generator. So it does not matter
+when they are made, or whether a run is killed in between. At most one step is kept.
 """
 
 from concurrent.futures import Future
@@ -23,17 +23,19 @@ class StepBatches:
         self._ahead: tuple[tuple[int, int], Future[Laid]] | None = None
 
     def take(self, step: int, tokens_max: int) -> Laid | None:
-        """This process's micro-batches of a step, and how many tokens the whole step holds; None when memory has no room for them."""
+        """This process's micro-batches of a step, and how many tokens the whole step holds; None when memory has no
+        room for them."""
         laid = self._laid_ahead(step, tokens_max)
         if laid is None:
             laid = unless_full(lambda: self._lay(step, tokens_max))
         following = (step + 1, tokens_max)
-        if laid is not None and step + 1 < self._inputs.plan.total_steps:
+        if laid is not None and step + 1 < self._inputs.schedule.total_steps:
             self._ahead = following, begin("batches", lambda: self._lay(*following))
         return laid
 
     def _laid_ahead(self, step: int, tokens_max: int) -> Laid | None:
-        """None, too, when there was no room beside the step before at its peak: now there may be."""
+        """What was laid out ahead. None when there is nothing, or when memory had no room for it beside the step
+        before; now it may have."""
         ahead, self._ahead = self._ahead, None
         # After a halving, what lies ready is of the wrong size.
         return unless_full(ahead[1].result) if ahead and ahead[0] == (step, tokens_max) else None

@@ -1,6 +1,6 @@
-"""Collects finished steps and reports them in the plan's ranges, with throughput and the time that is left.
+"""Collects finished steps and reports them in the schedule's ranges, with throughput and the time that is left.
 
-The ranges are what is metered; their ends come from the plan, never from the clock. It knows no model.
+The ranges are what is metered; their ends come from the schedule, never from the clock. It knows no model.
 """
 
 from collections import deque
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from math import inf
 
 from services.trainer.train.checkpoint.position import Position
-from services.trainer.train.data.schedule import RunPlan
+from services.trainer.train.data.schedule import RunSchedule
 from services.trainer.train.runtime.event_stream import Emit, sign_of_life
 
 # Steps over which the throughput is averaged.
@@ -17,7 +17,8 @@ WINDOW_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
-    """One finished step, counted from 1; `loss` is the mean over its labelled tokens, `train_tokens` leaves pads out."""
+    """One finished step, counted from 1; `loss` is the mean over its labelled tokens, `train_tokens` leaves pads
+    out."""
 
     step: int
     loss: float
@@ -29,8 +30,8 @@ class StepRecord:
 class Progress:
     """`train_tokens_total` is for the whole run, `validation_tokens` for one evaluation."""
 
-    def __init__(self, plan: RunPlan, emit: Emit, train_tokens_total: int, validation_tokens: int) -> None:
-        self._plan = plan
+    def __init__(self, schedule: RunSchedule, emit: Emit, train_tokens_total: int, validation_tokens: int) -> None:
+        self._schedule = schedule
         self._emit = emit
         self._train_tokens_total = train_tokens_total
         self._validation_tokens = validation_tokens
@@ -39,12 +40,12 @@ class Progress:
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS)
         self._evaluation_s: float | None = None
         self._seen_s = -inf
-        self._tell = sign_of_life(emit, "training", plan.total_steps)
+        self._tell = sign_of_life(emit, "training", schedule.total_steps)
 
     def start_at(self, position: Position) -> None:
         """Checkpoints stand at range ends, so a resumed run opens the very next range."""
         self._start_step = position.step
-        self._tell = sign_of_life(self._emit, "training", self._plan.total_steps, position.step)
+        self._tell = sign_of_life(self._emit, "training", self._schedule.total_steps, position.step)
 
     def add(self, record: StepRecord, started_s: float, seen_s: float) -> None:
         """Times of one clock. A step may be launched before the one ahead of it is seen; that time counts once."""
@@ -59,7 +60,7 @@ class Progress:
     def flush(self, position: Position, *, partial: bool = False) -> None:
         """Reports the steps since the last range as [start_step, end_step); nothing when there are none.
 
-        A partial range ends where the plan has no end: it may be metered only when no attempt follows.
+        A partial range ends where the schedule has no end. It may be metered only when no attempt follows.
         """
         if not self._records:
             return
@@ -72,8 +73,8 @@ class Progress:
             partial=partial,
             train_tokens=sum(record.train_tokens for record in self._records),
             step=last.step,
-            total_steps=self._plan.total_steps,
-            epoch=round(last.step / self._plan.steps_per_epoch, 4),
+            total_steps=self._schedule.total_steps,
+            epoch=round(last.step / self._schedule.steps_per_epoch, 4),
             loss=sum(record.loss for record in self._records) / len(self._records),
             learning_rate=last.learning_rate,
             grad_norm=last.grad_norm,
@@ -94,4 +95,4 @@ class Progress:
         evaluation_s = self._evaluation_s
         if evaluation_s is None:
             evaluation_s = self._validation_tokens / (3 * tokens_per_second)
-        return training_s + (len(self._plan.evaluations) - position.evaluations_done) * evaluation_s
+        return training_s + (len(self._schedule.evaluations) - position.evaluations_done) * evaluation_s

@@ -1,8 +1,9 @@
-"""What preferences are measured against: the weights that the run started from, never those that it has by now.
+"""The reference of preferences: log-probabilities under the weights that the run started from.
 
-Under a fresh adapter that is the base, which is there with the adapter off. Where the starting weights are trained themselves
-(all weights, or an adapter that goes on) the log-probabilities of every answer are computed once, before the first step, and
-travel with the checkpoints, under a digest of the very weights and rows that they belong to.
+Under a fresh adapter these weights are the base, which is there when the adapter is off. Where the starting weights
+themselves are trained (all weights, or an adapter that goes on) the log-probabilities of every answer are computed
+once, before the first step. They travel with the checkpoints, under a digest of the weights and rows that they belong
+to.
 """
 
 import hashlib
@@ -44,8 +45,8 @@ class Stored:
 def stored_reference(
     inputs: Inputs, model: CausalModel, group: Group, emit: Emit, checkpoint: Path | None
 ) -> dict[str, Stored]:
-    """By file. `model` has the starting weights: call it before a checkpoint's are put in. What the checkpoint carries is taken
-    if it belongs to these weights and rows, and computed again if not."""
+    """By file. Call it while `model` has the starting weights, before a checkpoint's are put in. What the checkpoint
+    carries is taken if it belongs to these weights and rows, and computed again if not."""
     identity = _identity(inputs)
     path = inputs.workdir / REFERENCE
     for known in ([] if checkpoint is None else [checkpoint / REFERENCE]) + [path]:
@@ -122,5 +123,6 @@ def _score(
         emit(
             "warning",
             code="OUT_OF_MEMORY_RETRIED",
-            message=f"out of memory while the reference is computed: it is done again in micro-batches of at most {tokens} tokens",
+            message=f"out of memory while the reference is computed: it is done again in micro-batches of at most "
+            f"{tokens} tokens",
         )

@@ -1,6 +1,6 @@
-"""The run: prepare, resume, step, evaluate, report, checkpoint, export, prove, finish.
+"""The run: prepare, start or resume, step, evaluate, report, checkpoint, export, prove, finish.
 
-It knows neither who started it nor who is billed; it tells its events and obeys `stopping`.
+It knows neither who started it nor who is billed. It emits events and obeys `stopping`.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from services.trainer.train.settings.spec import Spec
 
 
 def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], group: Group = ALONE) -> None:
-    """Runs to the end or raises Failure. When `stopping` turns true, on any process of the group, all of them finish the current
-    step and it says `stopped`."""
+    """Runs to the end or raises Failure. When `stopping` turns true on any process of the group, all of them finish the
+    current step, and the run emits `stopped`."""
     set_up_torch(spec)
     inputs = prepare_inputs(spec, workdir, emit)
     layout = fit_to_devices(inputs, group)
@@ -36,7 +36,7 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
         run = start_run(inputs, emit, lambda: group.any(stopping()), group, layout)
     try:
         evaluate_before_the_first_step(run)
-        for step in range(run.position.step, inputs.plan.total_steps):
+        for step in range(run.position.step, inputs.schedule.total_steps):
             if run.position.stopped_early:
                 break
             if run.stopping():
@@ -44,7 +44,7 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
                 raise Stopped
             train_step(run, step)
             settle_checkpoint(run, wait=False)
-            if step + 1 in inputs.plan.stops:
+            if step + 1 in inputs.schedule.stops:
                 settle_step(run)
                 report_when_due(run)
                 evaluate_when_due(run)
@@ -54,7 +54,7 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
     except Stopped:
         settle_at_the_end(run)
         run.progress.flush(run.position, partial=True)
-        emit("stopped", total_steps=inputs.plan.total_steps, **_metered(run.position))
+        emit("stopped", total_steps=inputs.schedule.total_steps, **_metered(run.position))
         return
     except Failure as failure:
         if failure.kind == "user":
@@ -67,7 +67,7 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
         raise _disk_full(run, error) from error
     emit(
         "finished",
-        total_steps=inputs.plan.total_steps,
+        total_steps=inputs.schedule.total_steps,
         final_loss=run.position.loss,
         validation_loss=run.position.validation_loss,
         stopped_early=run.position.stopped_early,

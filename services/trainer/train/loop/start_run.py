@@ -1,4 +1,5 @@
-"""How a run begins: a fresh model, one that goes on from earlier weights, or one restored from the newest whole checkpoint.
+"""How a run begins: a fresh model, one that goes on from earlier weights, or one restored from the newest whole
+checkpoint.
 
 It takes no step and knows neither evaluations nor the export.
 """
@@ -62,7 +63,8 @@ def start_run(
     group: Group = ALONE,
     layout: Layout | None = None,
 ) -> Run:
-    """A fresh model, or one restored from the newest whole checkpoint; then `started`. `layout` says how it fits into memory."""
+    """A fresh model, or one restored from the newest whole checkpoint; then `started`. `layout` says how it fits into
+    memory."""
     spec = inputs.spec
     torch.manual_seed(spec.seed)
     full = spec.training.type == "full"
@@ -88,7 +90,7 @@ def start_run(
         optimizer=optimizer,
         emit=emit,
         stopping=stopping,
-        progress=Progress(inputs.plan, emit, inputs.train.rows.token_count * spec.epochs, inputs.validation_tokens),
+        progress=Progress(inputs.schedule, emit, inputs.train.rows.token_count * spec.epochs, inputs.validation_tokens),
         group=group,
         position=Position(micro_batch_tokens=layout.micro_batch_tokens if layout else None),
         micro_batch_tokens=layout.micro_batch_tokens if layout else spec.micro_batch_tokens,
@@ -155,7 +157,8 @@ def _resume(run: Run, path: Path) -> None:
         run.emit(
             "warning",
             code="RESUME_NOT_EXACT",
-            message=f"{path.name} was written on {device} by {processes} processes with {threads} threads each{with_kernels}; "
+            message=f"{path.name} was written on {device} by {processes} processes with {threads} threads "
+            f"each{with_kernels}; "
             "on another kind of machine the last bits of the result may differ",
         )
 
@@ -165,7 +168,8 @@ def _what_counts(machine: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, 
 
 
 def _keep_micro_batches(run: Run, before: int) -> None:
-    """Those of the attempt before, or sums come out in another order; smaller ones only where a smaller device leaves no choice."""
+    """Those of the attempt before, or sums come out in another order; smaller ones only where a smaller device leaves
+    no choice."""
     if run.micro_batch_tokens >= before:
         run.micro_batch_tokens = before
         return
@@ -173,7 +177,8 @@ def _keep_micro_batches(run: Run, before: int) -> None:
     run.emit(
         "warning",
         code="RESUME_NOT_EXACT",
-        message=f"this device has room for micro-batches of {run.micro_batch_tokens} tokens, and the checkpoint was written "
+        message=f"this device has room for micro-batches of {run.micro_batch_tokens} tokens, and the checkpoint was "
+        f"written "
         f"with {before}; the last bits of the result may differ",
     )
 
@@ -184,8 +189,8 @@ def _emit_started(run: Run, resumed_from: Path | None, layout: Layout | None) ->
     rows = inputs.train.rows
     run.emit(
         "started",
-        total_steps=inputs.plan.total_steps,
-        steps_per_epoch=inputs.plan.steps_per_epoch,
+        total_steps=inputs.schedule.total_steps,
+        steps_per_epoch=inputs.schedule.steps_per_epoch,
         start_step=run.position.step,
         trained_tokens=run.position.metered_train_tokens,
         validation_loss=run.position.validation_loss,
@@ -197,7 +202,7 @@ def _emit_started(run: Run, resumed_from: Path | None, layout: Layout | None) ->
         stopped_early=run.position.stopped_early,
         resumed_from=None if resumed_from is None else str(resumed_from),
         epochs=spec.epochs,
-        evaluations_total=len(inputs.plan.evaluations),
+        evaluations_total=len(inputs.schedule.evaluations),
         train_token_count=rows.token_count,
         validation_token_count=inputs.validation_tokens,
         trained_token_count=rows.labelled_count,

@@ -1,4 +1,4 @@
-"""A run under way: what its steps, evaluations and checkpoints share. It decides nothing."""
+"""The state of a run under way: what its steps, evaluations and checkpoints share. It decides nothing."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +9,7 @@ from typing import Any
 from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.checkpoint.writer import SavedCheckpoint
 from services.trainer.train.data.run_inputs import Inputs
-from services.trainer.train.loop.device_read import Look
+from services.trainer.train.loop.device_read import DeviceRead
 from services.trainer.train.loop.prefetch import StepBatches
 from services.trainer.train.loop.progress_report import Progress
 from services.trainer.train.losses.objective import Objective
@@ -23,13 +23,13 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """A step whose `numbers`, its loss and gradient norm, the host has not seen yet; `step` counts from 0."""
+    """A step whose `numbers`, its loss and gradient norm, the host has not read yet; `step` counts from 0."""
 
     step: int
     learning_rate: float
     tokens: int
     started_s: float
-    numbers: Look
+    numbers: DeviceRead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class PendingCheckpoint:
 
 @dataclass(kw_only=True)
 class Run:
-    """`position` counts the steps that were looked at; one more may be `launched`. `poisoned` is a flag on the device, None before
-    the first step: once it is set no update is applied any more. `attachments` are files that every checkpoint carries, by the
-    name that they get there."""
+    """`position` counts the steps whose numbers were read; one more may be `launched`. `poisoned` is a flag on the
+    device, None before the first step. Once it is set no update is applied any more. `attachments` are files that every
+    checkpoint carries, by their name in it."""
 
     inputs: Inputs
     model: CausalModel

@@ -1,7 +1,10 @@
-"""What happens at a step: the optimizer's update, and when it is due, the report.
+"""One step: its gradients, the optimizer's update, and the report when it is due.
 
-The host launches a step without a look at the device and reads its numbers once the next one is under way. So an update that must
-not be applied is left out on the device itself, and all that come after it. It knows no evaluation, no checkpoint and no export.
+The host launches a step without waiting for the device and reads its numbers when the next one is under way. So an
+update that must not be applied is skipped on the device itself, and so are all that come after it.
+
+When memory runs out the step starts again with micro-batches of half the tokens: twice as many of them, the same rows,
+the same sums. It knows no evaluation, no checkpoint and no export.
 """
 
 import math
@@ -15,7 +18,7 @@ from services.trainer.train.checkpoint.random_states import restore_torch_states
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.data.batches.run_batches import idle_batch
 from services.trainer.train.loop.async_checkpoint import kept_checkpoint
-from services.trainer.train.loop.device_read import Look
+from services.trainer.train.loop.device_read import DeviceRead
 from services.trainer.train.loop.progress_report import StepRecord
 from services.trainer.train.loop.state import Launched, Run
 from services.trainer.train.memory.out_of_memory import fits, halve, release
@@ -25,8 +28,8 @@ from services.trainer.train.settings.failures import Failure, user_failure
 
 
 def train_step(run: Run, step: int) -> None:
-    """One optimizer step on the sequences that the plan names, and then a look at the one before it. Raises Failure(user) when
-    that one diverged; its poisoned update was not applied, nor was any other after it."""
+    """Takes one optimizer step on the sequences that the schedule names, and then reads the numbers of the step before
+    it. Raises Failure(user) when that one diverged. Its poisoned update was not applied, nor was any after it."""
     try:
         launched = launch_step(run, step)
     finally:
@@ -35,10 +38,10 @@ def train_step(run: Run, step: int) -> None:
 
 
 def launch_step(run: Run, step: int) -> Launched:
-    """Everything of a step but a look at its numbers."""
-    spec, plan = run.inputs.spec, run.inputs.plan
+    """Everything of a step except reading its numbers."""
+    spec, schedule = run.inputs.spec, run.inputs.schedule
     started_s = time.monotonic()
-    rate = learning_rate_at(step, plan.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
+    rate = learning_rate_at(step, schedule.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
     loss, tokens = gradients_of_step(run, step)
     loss, norm = (
         torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
@@ -50,12 +53,13 @@ def launch_step(run: Run, step: int) -> Launched:
     update(run.optimizer, rate, skipped=run.poisoned)
     run.optimizer.zero_grad(set_to_none=True)
     return Launched(
-        step=step, learning_rate=rate, tokens=tokens, started_s=started_s, numbers=Look(torch.stack([loss, norm]))
+        step=step, learning_rate=rate, tokens=tokens, started_s=started_s, numbers=DeviceRead(torch.stack([loss, norm]))
     )
 
 
 def settle_step(run: Run) -> None:
-    """Looks at the step that was launched last: what follows a step asks for that first. Raises Failure(user)."""
+    """Reads the numbers of the step that was launched last. Whatever follows a step calls this first. Raises
+    Failure(user)."""
     launched = run.launched
     if launched is None:
         return
@@ -63,9 +67,9 @@ def settle_step(run: Run) -> None:
     loss, norm = launched.numbers.read()
     if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
         raise _diverged(run, launched, loss, norm)
-    plan = run.inputs.plan
+    schedule = run.inputs.schedule
     finished = launched.step + 1
-    epoch, epoch_step = divmod(finished, plan.steps_per_epoch)
+    epoch, epoch_step = divmod(finished, schedule.steps_per_epoch)
     run.position = replace(
         run.position,
         step=finished,
@@ -81,7 +85,7 @@ def settle_step(run: Run) -> None:
 
 
 def report_when_due(run: Run) -> None:
-    if run.position.step in run.inputs.plan.report_set:
+    if run.position.step in run.inputs.schedule.report_set:
         run.progress.flush(run.position)
 
 
@@ -94,9 +98,9 @@ def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure
 
 
 def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
-    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many tokens the
-    step has. The gradients are those of that mean and the same on every process. Raises Failure(platform, JOB_TOO_LARGE) when
-    not even single rows fit."""
+    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many
+    tokens the step has. The gradients are those of that mean and the same on every process. Raises Failure(platform,
+    JOB_TOO_LARGE) when not even single rows fit."""
     while True:
         random_states = torch_states()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
@@ -111,8 +115,8 @@ def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
 
 
 def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
-    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is everybody's. It
-    may have run out before, so that a process has no `batches`."""
+    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is
+    everybody's. It may have run out before, so that a process has no `batches`."""
     group = run.group
     objective = run.objective
     units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])
@@ -147,6 +151,7 @@ def _halve(run: Run, step: int, batches: list[MicroBatch] | None) -> None:
     run.emit(
         "warning",
         code="OUT_OF_MEMORY_RETRIED",
-        message=f"out of memory at step {step + 1}: micro-batches have at most {run.micro_batch_tokens} tokens from here on "
+        message=f"out of memory at step {step + 1}: micro-batches have at most {run.micro_batch_tokens} tokens from "
+        f"here on "
         f"instead of {spent}, and there are about twice as many of them; the step is done again with the same rows",
     )

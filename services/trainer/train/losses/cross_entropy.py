@@ -18,9 +18,10 @@ _buffers: dict[Any, Any] = {}
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Sum over rows of factor * -log softmax(hidden @ weight.T)[label]. The gradient is made in the forward pass, chunk by chunk, while
-    the chunk's logits are at hand: d loss / d logits = factor * (softmax - onehot). Factors touch rows of hidden states, never
-    rows of logits, which are the wide ones. The gradient of the whole head is made nowhere but where it is kept, if `in_place`."""
+    """Sum over rows of factor * -log softmax(hidden @ weight.T)[label]. The gradient is made in the forward pass, chunk
+    by chunk, while the chunk's logits are at hand: d loss / d logits = factor * (softmax - onehot). Factors touch rows
+    of hidden states, never rows of logits, which are the wide ones. With `in_place` the gradient of the head is made
+    only where it is kept."""
 
     @staticmethod
     def forward(
@@ -80,9 +81,9 @@ def cross_entropy_sum(
     scale: float = 1.0,
     in_place: bool = False,
 ) -> Any:
-    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, `scale` times the sum over rows (nats).
-    `factors` [rows] multiply the loss of each row; None is 1 for all. `in_place`: the gradient of `weight`, a float32 leaf, is added
-    to weight.grad at once, for a loss that is nothing but this scalar."""
+    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 scalar, `scale` times the sum over
+    rows (nats). `factors` [rows] multiply the loss of each row; None is 1 for all. `in_place`: the gradient of
+    `weight`, a float32 leaf, is added to weight.grad at once, for a loss that is nothing but this scalar."""
     if not torch.is_grad_enabled():
         scores = log_probs(hidden, weight, labels, softcap)
         return -scale * (scores if factors is None else scores * factors).sum()
@@ -102,11 +103,12 @@ def chunks(hidden: Any) -> list[slice]:
 
 
 def score(hidden: Any, weight: Any, labels: Any, softcap: float | None, *, slopes: bool) -> tuple[Any, Any]:
-    """Log-probabilities of the labels, float32 [rows], and, when asked for, d -log p / d logits [rows, vocabulary] in the weight's
-    type. The latter lie in a buffer that the next call overwrites.
+    """Log-probabilities of the labels, float32 [rows], and, when asked for, d -log p / d logits [rows, vocabulary] in
+    the weight's type. The latter lie in a buffer that the next call overwrites.
 
-    One softmax in place is all that is done with the logits: its largest value is 1 / sum(exp(logits - largest logit)), from
-    which the logarithm of the sum follows."""
+    One softmax in place is all that is done with the logits: its largest value is 1 / sum(exp(logits - largest logit)),
+    from which the logarithm of the sum follows.
+    """
     logits = _logits_in_scratch(hidden, weight)
     if softcap is not None:
         logits.div_(softcap).tanh_()
@@ -140,7 +142,9 @@ def _logits_in_scratch(hidden: Any, weight: Any) -> Any:
 
 
 def scratch(shape: tuple[int, ...], device: Any) -> Any:
-    """A float32 tensor of this shape with any content, without a gradient."""
+    """A float32 tensor of this shape with any content, without a gradient. There is one buffer for each device, used
+    again and again, because a fresh one of tens of megabytes would cost its page faults each time. Its content is good
+    until the next call."""
     size = prod(shape)
     buffer = _buffers.get(device)
     if buffer is None or buffer.numel() < size:

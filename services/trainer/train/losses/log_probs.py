@@ -1,4 +1,4 @@
-"""Log-probabilities of labelled tokens with a gradient, in chunks: what a loss needs that is no plain sum over tokens.
+"""Log-probabilities of labelled tokens with a gradient, in chunks: for losses that are no plain sum over tokens.
 
 It takes hidden states and the weight of the vocabulary head; it knows no model, no batch and no loss.
 """
@@ -12,9 +12,9 @@ from services.trainer.train.modeling.in_place_gradients import add_to_gradient
 
 
 class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """Row by row log softmax(hidden @ weight.T)[label]. A row's log-probability moves nothing but its own hidden state, so that
-    the slope d -log p / d hidden can be made while its logits are at hand, and scaled when the gradient arrives. Only a head
-    that is trained needs the logits a second time."""
+    """Row by row log softmax(hidden @ weight.T)[label]. A row's log-probability moves nothing but its own hidden state,
+    so that the slope d -log p / d hidden can be made while its logits are at hand, and scaled when the gradient
+    arrives. Only a head that is trained needs the logits a second time."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, labels: Any, softcap: float | None, in_place: bool) -> Any:
@@ -52,8 +52,8 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch 
 def token_log_probs(
     hidden: Any, weight: Any, labels: Any, softcap: float | None = None, *, in_place: bool = False
 ) -> Any:
-    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 [rows], in nats. `in_place`: the gradient of `weight`,
-    a float32 leaf, is added to weight.grad and goes nowhere else."""
+    """hidden [rows, width], weight [vocabulary, width], labels [rows] -> float32 [rows], in nats. `in_place`: the
+    gradient of `weight`, a float32 leaf, is added to weight.grad and goes nowhere else."""
     return _ChunkedLogProbs.apply(hidden, weight, labels, softcap, in_place)
 
 

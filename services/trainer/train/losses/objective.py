@@ -1,5 +1,7 @@
-"""What a run learns from: labelled tokens, or preferences between two answers. Each turns a micro-batch into a loss to sum, and
-says what that sum is a mean over. It knows no optimizer, no step and no schedule.
+"""What a run learns from: labelled tokens, or preferences between two answers.
+
+An objective turns a micro-batch into a loss to sum, and says what that sum is a mean over. It knows no optimizer, no
+step and no schedule.
 """
 
 import math
@@ -23,8 +25,8 @@ EXPLODED_REWARD = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over the validation file: `loss` per labelled token or per pair (nats); of the pairs, the share whose preferred
-    answer has the larger reward, and by how much its reward is larger."""
+    """Means over the validation file: `loss` per labelled token or per pair (nats); of the pairs, the share whose
+    preferred answer has the larger reward, and by how much its reward is larger."""
 
     loss: float
     reward_accuracy: float | None = None
@@ -45,7 +47,8 @@ class Objective(Protocol):
         ...
 
     def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
-        """For an evaluation: what is added up over batches and processes. The first number is the loss, the last the units."""
+        """For an evaluation: what is added up over batches and processes. The first number is the loss, the last the
+        units."""
         ...
 
     def evaluation(self, totals: Sequence[float]) -> Evaluation: ...
@@ -73,7 +76,7 @@ class Supervised:
 
 
 class Reference(Protocol):
-    """What an answer's log-probability is compared with."""
+    """The policy that answers are compared with."""
 
     def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
         """Sums over the labelled tokens of each row, float32 [rows], without a gradient."""
@@ -96,8 +99,8 @@ class AdapterOff:
 
 
 class Preferences:
-    """Rows 2i and 2i + 1 of a micro-batch are the preferred and the other answer to one question. `reference` is None when the
-    method needs none."""
+    """Rows 2i and 2i + 1 of a micro-batch are the preferred and the other answer to one question. `reference` is None
+    when the method needs none."""
 
     def __init__(self, dpo: Dpo, reference: Reference | None) -> None:
         self._dpo = dpo
@@ -150,7 +153,8 @@ class Preferences:
 
 
 def answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
-    """Sums of log-probabilities over the labelled tokens of each row, float32 [rows]; the head sees those tokens only."""
+    """Sums of log-probabilities over the labelled tokens of each row, float32 [rows]; the head sees those tokens
+    only."""
     return model.call(_answer_log_probs, model, batch)
 
 

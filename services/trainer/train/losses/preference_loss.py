@@ -1,16 +1,18 @@
-"""Losses that learn from a pair of answers, one preferred to the other. Pure: tensors of log-probabilities in, losses out.
+"""Losses that learn from a pair of answers, one preferred to the other. Pure: tensors of log-probabilities in, losses
+out.
 
-For a pair, with sums of log-probabilities over the tokens of an answer, of the policy that is trained and of the reference:
+For a pair, with sums of log-probabilities over the tokens of an answer, of the policy that is trained and of the
+reference:
 
     ratio(answer) = log policy(answer) - log reference(answer)
     loss = -log sigmoid(beta * (ratio(preferred) - ratio(other)))                                              (DPO)
 
-`beta * ratio` is the reward that the policy gives an answer. Variants: ratios divided by the answers' lengths; no reference
-(its log-probabilities count as zero); `simpo_gamma`, a margin inside the sigmoid over lengths and without a reference, which is
-SimPO; `rpo_alpha`, the negative log-likelihood of the preferred answer per token on top.
+`beta * ratio` is the reward that the policy gives an answer. Variants: ratios divided by the answers' lengths; no
+reference (its log-probabilities count as zero); `simpo_gamma`, a margin inside the sigmoid over lengths and without a
+reference, which is SimPO; `rpo_alpha`, the negative log-likelihood of the preferred answer per token on top.
 
-DPO: Rafailov et al. 2023, arXiv:2305.18290, eq. 7. RPO: Pang et al. 2024, arXiv:2404.19733, eq. 1-2. SimPO: Meng et al. 2024,
-arXiv:2405.14734, eq. 6.
+DPO: Rafailov et al. 2023, arXiv:2305.18290, eq. 7. RPO: Pang et al. 2024, arXiv:2404.19733, eq. 1-2. SimPO: Meng et al.
+2024, arXiv:2405.14734, eq. 6.
 """
 
 from dataclasses import dataclass
@@ -23,8 +25,8 @@ from services.trainer.train.settings.methods import Dpo
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Log-probability sums [pairs] and label counts [pairs] of the preferred answers, or of the others. `reference` is None
-    when nothing is compared with."""
+    """Log-probability sums [pairs] and label counts [pairs] of the preferred answers, or of the others. `reference` is
+    None when nothing is compared with."""
 
     policy: Any
     reference: Any | None

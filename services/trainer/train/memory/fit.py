@@ -1,6 +1,6 @@
-"""Fits a run into the memory of its devices before anything is loaded: reads the model's shape and asks the planner.
+"""Fits a run into the memory of its devices before any weight is loaded: reads the model's shape and asks the planner.
 
-It knows no weights; a run whose device does not say how large it is goes as its settings say.
+Where the size of a device is not known, the run goes as its settings say. It knows no weights.
 """
 
 import json
@@ -37,7 +37,7 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
         step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
         micro_batch_tokens=spec.micro_batch_tokens,
         head_rows=CHUNK_ROWS_CUDA if kind == "cuda" else CHUNK_ROWS,
-        looks=spec.evaluations > 0 or spec.stores_reference,
+        evaluates=spec.evaluations > 0 or spec.stores_reference,
     )
     devices = Devices(
         count=group.size,
@@ -50,7 +50,7 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
 
 
 def shape_of_base(directory: Path) -> Shape | None:
-    """None where config.json names other fields than most families do, or says less than there is."""
+    """None where config.json has other fields than most families have, or does not explain the weights on disk."""
     try:
         config = json.loads((directory / "config.json").read_bytes())
         sizes = _stored_sizes(directory)
@@ -62,7 +62,8 @@ def shape_of_base(directory: Path) -> Shape | None:
 
 
 def _stored_sizes(directory: Path) -> dict[str, int]:
-    """Elements of each tensor, from the headers alone, of the files that transformers loads: some bases come in a second form, too."""
+    """Elements of each tensor, from the headers alone, of the files that transformers loads. Some bases come in a
+    second form, too."""
     sizes: dict[str, int] = {}
     for path in directory.glob("model*.safetensors"):
         file: Any

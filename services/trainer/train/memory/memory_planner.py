@@ -1,8 +1,8 @@
 """How much memory a run needs and how to lay it out on given devices: pure arithmetic on a model's shape.
 
-Counted are weights, what the optimizer keeps, the gradients, what the forward pass saves for the backward pass, and the vocabulary
-head's chunk; in the terms of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large Transformer Models), with the
-terms of this engine's modules in place of theirs. It knows no torch, no file and no device but its size.
+It counts weights, the optimizer's moments, the gradients, what the forward pass saves for the backward pass, and a
+chunk of the vocabulary head. The terms are those of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
+Transformer Models), adapted to the modules of this engine. It knows no torch, no file and no device but its size.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ _MOMENTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A decoder of transformers: counts and widths, from its config.json. `mlp_width` is that of each expert where there are several."""
+    """A decoder of transformers: counts and widths, from its config.json. With several experts `mlp_width` is the width
+    of each."""
 
     layers: int
     width: int
@@ -61,16 +62,17 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is trained: `rank` of the adapter, None for all weights. `sequence_tokens` is the longest row (for preferences the
-    longest pair); `step_tokens` what an optimizer step takes on all devices together; `head_rows` the rows of logits that the
-    vocabulary head makes at once. Who `looks` scores rows without learning from them, in micro-batches of the whole setting."""
+    """What is trained. `rank` is the adapter's, None for all weights. `sequence_tokens` is the longest row (for
+    preferences the longest pair). `step_tokens` is what an optimizer step takes on all devices together. The vocabulary
+    head makes `head_rows` rows of logits at once. A run that `evaluates` scores rows without learning from them, in
+    micro-batches of the size that was set."""
 
     rank: int | None
     sequence_tokens: int
     step_tokens: int
     micro_batch_tokens: int
     head_rows: int
-    looks: bool = False
+    evaluates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,8 @@ def peak_bytes(
     processes: int = 1,
     shards: int = 1,
 ) -> int:
-    """The most that one device holds at once: at the vocabulary head, when all is saved and nothing is used up; at the end of the
-    backward pass, when every gradient is there; or in an evaluation."""
+    """The most that one device holds at once. The peak is at the vocabulary head, when everything is saved and nothing
+    is used up; or at the end of the backward pass, when every gradient is there; or in an evaluation."""
     tokens = min(max(micro_batch_tokens, work.sequence_tokens), max(work.step_tokens, work.sequence_tokens))
     held = _weights(shape, work, kind) + _moments(shape, work) + _copies(shape, work, kind, shards)
     logits = _logits(shape, work, tokens, kind)
@@ -147,8 +149,8 @@ def peak_bytes(
     else:
         at_head = shape.layers * layer + _head(shape, work, tokens)
         in_backward = max(shape.layers * layer + _head_gradient(shape, work), layer + gradients) + passing
-    # The embeddings come last. Whole weights take their gradients where they are kept; of shared ones the embeddings' is made
-    # beside that of the head, which may be the same.
+    # The embeddings come last. Whole weights take their gradients where they are kept; of shared ones the embeddings'
+    # is made beside that of the head, which may be the same.
     beside = work.rank is None and shards > 1
     at_embeddings = gradients + (_FLOAT32 * shape.vocabulary * shape.width if beside else 0)
     accumulates = work.step_tokens > tokens * processes
@@ -158,13 +160,13 @@ def peak_bytes(
     else:
         in_step = max(at_head, in_backward + (gradients if checkpointing else 0))
     in_step = max(in_step, at_embeddings)
-    return held + logits + whole_unit + max(in_step, _looking(shape, work, kind) if work.looks else 0)
+    return held + logits + whole_unit + max(in_step, _evaluating(shape, work, kind) if work.evaluates else 0)
 
 
 def choose(shape: Shape, work: Work, devices: Devices, parallelism: Parallelism | None = None) -> Layout:
-    """The first that fits, the fastest first: whole copies before shards, saved activations before recomputed ones, large
-    micro-batches before small ones. `parallelism` settles the first question. Raises Failure(user, JOB_TOO_LARGE) with the
-    numbers when nothing fits."""
+    """The first that fits, the fastest first: whole copies before shards, saved activations before recomputed ones,
+    large micro-batches before small ones. `parallelism` settles the first question. Raises Failure(user, JOB_TOO_LARGE)
+    with the numbers when nothing fits."""
     usable = int(devices.memory_bytes * USABLE_SHARE)
     smallest = 0
     for division, shards in _divisions(devices.count, parallelism):
@@ -217,13 +219,15 @@ def _trainable(shape: Shape, work: Work) -> int:
 
 
 def _weights(shape: Shape, work: Work, kind: Kind) -> int:
-    # No copy for the reference of preferences: that is the base with its adapter off, or numbers that were computed before.
+    # No copy for the reference of preferences: that is the base with its adapter off, or numbers that were computed
+    # before.
     adapter = 0 if work.rank is None else _FLOAT32 * shape.adapter_parameters(work.rank)
     return shape.parameters * _weight_bytes(work, kind) + adapter
 
 
 def _copies(shape: Shape, work: Work, kind: Kind, shards: int) -> int:
-    """Full weights on CUDA that are not shared out are multiplied in 16 bits, and the backward pass wants the same numbers."""
+    """Full weights on CUDA that are not shared out are multiplied in 16 bits, and the backward pass wants the same
+    numbers."""
     return _BFLOAT16 * shape.parameters if kind == "cuda" and work.rank is None and shards == 1 else 0
 
 
@@ -232,9 +236,9 @@ def _moments(shape: Shape, work: Work) -> int:
 
 
 def _layer_elements(shape: Shape, work: Work, tokens: int) -> int:
-    """What one layer saves: two norms with their inputs, query, key, value, the attention's answer, and of the MLP gate, activation, up
-    and their product; an adapter adds its narrow activations, and that of fused experts also all of their weights: peft adds itself
-    to them before they are multiplied."""
+    """What one layer saves: two norms with their inputs; query, key and value; the attention's answer; and of the MLP
+    gate, activation, up and their product. An adapter adds its narrow activations. An adapter of fused experts also
+    adds all of their weights, because peft adds itself to them before they are multiplied."""
     mlp = 4 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)
     attention = 2 * shape.query_width + 2 * shape.key_value_width
     adapters = 0 if work.rank is None else 7 * work.rank
@@ -261,9 +265,9 @@ def _head_gradient(shape: Shape, work: Work) -> int:
     return shape.vocabulary * shape.width * _FLOAT32 if work.rank is None else 0
 
 
-def _looking(shape: Shape, work: Work, kind: Kind) -> int:
-    """A pass that keeps nothing for a backward pass: one layer at a time, then the head's chunk. Its micro-batches stay as the
-    setting says, so that an evaluation comes out the same on any device."""
+def _evaluating(shape: Shape, work: Work, kind: Kind) -> int:
+    """An evaluation keeps nothing for a backward pass: one layer at a time, then the head's chunk. Its micro-batches
+    keep the size that was set, so that an evaluation gives the same result on any device."""
     tokens = max(work.micro_batch_tokens, work.sequence_tokens)
     return max(_layer_elements(shape, work, tokens) * _weight_bytes(work, kind), _head(shape, work, tokens))
 
@@ -274,8 +278,10 @@ def _too_large(shape: Shape, work: Work, devices: Devices, needed: int) -> Failu
     advice = "lower max_seq_length, train an adapter instead of all weights, or ask for more or larger devices"
     return user_failure(
         "JOB_TOO_LARGE",
-        f"training {trains} of a model with {shape.parameters / 1e6:.1f} million weights on rows of {work.sequence_tokens} tokens "
-        f"needs at least {_gib(needed)} on each of {devices.count} devices, where {_gib(usable)} of {_gib(devices.memory_bytes)} "
+        f"training {trains} of a model with {shape.parameters / 1e6:.1f} million weights on rows of "
+        f"{work.sequence_tokens} tokens "
+        f"needs at least {_gib(needed)} on each of {devices.count} devices, where {_gib(usable)} of "
+        f"{_gib(devices.memory_bytes)} "
         f"can be used; {advice}",
         [Violation(field="max_seq_length", description=advice)],
         {"needed_bytes": str(needed), "available_bytes": str(usable), "devices": str(devices.count)},

@@ -1,7 +1,8 @@
-"""What a process does when memory runs out in the middle of its work: it lets go of that piece of work, goes along with the others to
-the end of it where they wait for what it holds, and the whole is done again in micro-batches of half the size.
+"""What a process does when memory runs out in the middle of a micro-batch.
 
-It knows no objective, no optimizer and no plan.
+It drops that micro-batch. Where other processes wait for its weights or gradients, it goes through the rest of the pass
+with them. Then the whole is done again in micro-batches of half the size. It knows no objective, no optimizer and no
+schedule.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_full(work: Callable[[], T]) -> T | None:
-    """None when memory ran out; the frames that hold what was made until then are gone when it returns."""
+    """The result of `work`, or None when memory ran out. By then the frames that hold what was made are gone."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
@@ -45,8 +46,8 @@ def fits(
     work: Callable[[MicroBatch], None],
     idle: Callable[[], MicroBatch],
 ) -> bool:
-    """Does `work` with every micro-batch; false, on every process, when one of them ran out of memory: what was done is then void.
-    `idle` gives a micro-batch without labels that takes next to no memory."""
+    """Does `work` with every micro-batch. Returns false, on every process, when one of them ran out of memory; what was
+    done is then void. `idle` gives a micro-batch without labels that takes next to no memory."""
     enough = True
     for batch in batches:
         if enough:
@@ -61,8 +62,8 @@ def fits(
 
 
 def halve(tokens: int, what: str, *, divisible: bool) -> int:
-    """The next smaller size of micro-batches. Raises Failure(platform, JOB_TOO_LARGE) when there is none: not `divisible` are those
-    that hold single rows, or pairs, already."""
+    """The next smaller size of micro-batches. Micro-batches that hold single rows, or pairs, are not `divisible`.
+    Raises Failure(platform, JOB_TOO_LARGE) when there is no smaller size."""
     if not divisible or tokens <= MICRO_BATCH_TOKENS_MIN:
         raise _too_large(f"{what} with micro-batches of one row (micro_batch_tokens {tokens})")
     return max(MICRO_BATCH_TOKENS_MIN, tokens // 2)
@@ -70,7 +71,7 @@ def halve(tokens: int, what: str, *, divisible: bool) -> int:
 
 @contextlib.contextmanager
 def too_large_when_full(what: str) -> Iterator[None]:
-    """Where nothing can be halved."""
+    """For work that cannot be done in smaller pieces: a lack of memory becomes Failure(platform, JOB_TOO_LARGE)."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -80,7 +81,7 @@ def too_large_when_full(what: str) -> Iterator[None]:
 
 
 def release() -> None:
-    """Gives back what an allocator keeps for later."""
+    """Gives memory that an allocator keeps for later back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -1,7 +1,7 @@
-"""Whether the weights of a base model are all there: files that are whole, no tensor that is missing, no number that is none.
+"""Whether the weights of a base model are all there: whole files, no missing tensor, no NaN and no infinity.
 
-transformers draws what is missing at random and says so in a warning; a model made of that would be trained and billed. It knows no
-architecture.
+transformers draws what is missing at random and says so in a warning. A model made of that would be trained and billed.
+It knows no architecture.
 """
 
 import json
@@ -33,7 +33,8 @@ def require_whole_files(directory: Path) -> None:
 
 
 def require_all_found(missing: Collection[str], of_other_shapes: Collection[str]) -> None:
-    """Both are tensors of the architecture: no file has them, or one has them in another shape. Raises Failure(user, MODEL_INVALID)."""
+    """Both arguments name tensors of the architecture: those that no file has, and those that a file has in another
+    shape. Raises Failure(user, MODEL_INVALID)."""
     if missing:
         raise _unfit(f"no file holds the weights of {listed(missing)}")
     if of_other_shapes:
@@ -41,7 +42,8 @@ def require_all_found(missing: Collection[str], of_other_shapes: Collection[str]
 
 
 def require_numbers(weights: Mapping[str, Any]) -> None:
-    """One pass over the weights, without a copy of any, and one look at the device. Raises Failure(user, MODEL_INVALID)."""
+    """One pass over the weights, without a copy of any, and one read from the device. Raises Failure(user,
+    MODEL_INVALID)."""
     wrong = no_numbers(weights)
     if wrong:
         raise _unfit(f"its weights are no numbers (NaN or infinite) in {listed(wrong)}")

@@ -1,4 +1,5 @@
-"""Loads a base model and splits it into what the engine needs: the body that makes hidden states and the vocabulary head.
+"""Loads a base model and splits it into what the engine needs: the body that makes hidden states and the vocabulary
+head.
 
 It knows no data. Weights come from safetensors only, code only from transformers.
 """
@@ -34,7 +35,8 @@ class CausalModel:
     base: Any
     device: str
     softcap: float | None
-    # How a function that reads weights outside of a module's own forward is called; sharded weights are gathered around it.
+    # How a function that reads weights outside of a module's own forward is called; sharded weights are gathered around
+    # it.
     call: Callable[..., Any] = _call
     # The collectives of sharded weights; None where every process has all of them.
     exchanges: Exchanges | None = None
@@ -82,8 +84,9 @@ class CausalModel:
 
 
 def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) -> CausalModel:
-    """Raises Failure(user, MODEL_INVALID). Float32 on a CPU and for full weights; a frozen base on a GPU is bfloat16. On a
-    GPU float32 weights are multiplied in 16 bits. Not `placed`, the weights stay in the machine's memory, for sharding to bring them to `device`."""
+    """Raises Failure(user, MODEL_INVALID). Weights are float32 on a CPU and when all of them are trained; a frozen base
+    on a GPU is bfloat16. On a GPU float32 weights are multiplied in 16 bits. Unless `placed`, the weights stay in the
+    machine's memory, and sharding brings them to `device`."""
     dtype = torch.float32 if full or device == "cpu" else torch.bfloat16
     base = _read(directory, dtype)
     if placed:
@@ -120,7 +123,7 @@ def _read(directory: Path, dtype: Any) -> Any:
 
 
 def _check_head(model: CausalModel, dtype: Any) -> None:
-    """One short look at what the shortcut through the head assumes."""
+    """Compares the model's own logits with those of the shortcut through the head, on a few tokens."""
     model.base.eval()
     ids = torch.arange(8, device=model.head_weight.device)[None] % model.head_weight.shape[0]
     with torch.no_grad():
@@ -131,7 +134,8 @@ def _check_head(model: CausalModel, dtype: Any) -> None:
     if not difference <= _HEAD_TOLERANCE[dtype]:
         raise user_failure(
             "MODEL_INVALID",
-            f"the architecture {type(model.base).__name__} is not supported: its logits are not hidden states times head "
+            f"the architecture {type(model.base).__name__} is not supported: its logits are not hidden states times "
+            f"head "
             f"(difference {difference:.3g})",
         )
 

@@ -1,7 +1,8 @@
 """Weights too large for one device: FSDP2 over a model's layers, and its tensors back as wholes or as shards on disk.
 
-Shards are written by torch's distributed checkpoint through its Hugging Face storage: safetensors whose headers say which part
-of which tensor they hold, no pickle, readable on any number of processes. It knows no position and no manifest.
+Shards are written by torch's distributed checkpoint through its Hugging Face storage: safetensors whose headers say
+which part of which tensor they hold, no pickle, readable on any number of processes. It knows no position and no
+manifest.
 """
 
 import types
@@ -25,8 +26,8 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 def shard(model: CausalModel, group: Group) -> CausalModel:
-    """Every layer becomes a unit that is gathered for its own pass and given back after it; what is around the layers (the
-    embeddings, the last norm, the head) is one more. The parameters keep their names."""
+    """Every layer becomes a unit that is gathered for its own pass and given back after it; what is around the layers
+    (the embeddings, the last norm, the head) is one more. The parameters keep their names."""
     kind = "cuda" if model.device.startswith("cuda") else "cpu"
     mesh = init_device_mesh(kind, (group.size,))
     exchanges = Exchanges(model.base)
@@ -40,7 +41,8 @@ def shard(model: CausalModel, group: Group) -> CausalModel:
 
 
 def whole(tensors: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
-    """The same tensors, gathered, in the memory of a process that keeps them; nothing elsewhere. All processes call it together."""
+    """The same tensors, gathered, in the memory of a process that keeps them; nothing elsewhere. All processes call it
+    together."""
     gathered = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 
 class Exchanges:
-    """Counts what the processes have exchanged in a pass. One that ran out of memory in its middle begins the pass anew, without
-    exchanging again what the others have got already: so all of them come to its end, and its result is dropped."""
+    """Counts what the processes have exchanged in a pass. A process that ran out of memory in the middle begins the
+    pass anew, without exchanging again what the others have got already. So all of them come to its end, and its result
+    is dropped."""
 
     def __init__(self, root: Any) -> None:
         self._root = root

@@ -1,7 +1,8 @@
-"""Gradients of full weights, added where they are kept: no matrix of a weight's size is made, zeroed or copied for a micro-batch.
+"""Gradients of full weights, added where they are kept.
 
-The modules stay transformers' own; only what linear and embedding layers do in a pass is replaced, where they are plain. The vocabulary's
-head is no layer here: the losses add its gradient by `add_to_gradient`. It knows no loss and no optimizer.
+No matrix of a weight's size is made, zeroed or copied for a micro-batch. The modules stay transformers' own; only the
+passes of plain linear and embedding layers are replaced. The vocabulary's head is no layer here: the losses add its
+gradient by `add_to_gradient`. It knows no loss and no optimizer.
 """
 
 from types import MethodType
@@ -20,8 +21,8 @@ def add_to_gradient(weight: Any, left: Any, right: Any, scale: float = 1.0) -> N
 
 
 def keep_gradients_in_place(module: Any, *, linear: bool) -> None:
-    """For weights that are float32 and whole on this device; nobody may wait for their gradients by a hook. `linear`: those of
-    linear layers, too, which must be multiplied in float32 and by torch's own code."""
+    """For weights that are float32 and whole on this device, and whose gradients no hook waits for. `linear` says that
+    weights of linear layers are kept so, too; they must be multiplied in float32 and by torch's own code."""
     for layer in module.modules():
         if linear and type(layer) is torch.nn.Linear:
             layer.forward = MethodType(_linear, layer)

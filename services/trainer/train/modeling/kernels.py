@@ -1,7 +1,7 @@
-"""What a loaded model computes with on a CUDA device: attention by row, the kernels of liger-kernel, reduced precision, compilation.
+"""The kernels of a loaded model on a CUDA device: attention by row, liger-kernel, reduced precision, compilation.
 
-On a CPU every function here leaves things as they are. Choices were tested there by device, type and what is installed, and flex
-attention without its kernel; the CUDA kernels themselves were not run. It knows no data and no loss.
+On a CPU every function here leaves things as they are. The choices by device, type and installed packages were tested
+there, and flex attention without its kernel; the CUDA kernels themselves were not run. It knows no data and no loss.
 """
 
 import importlib
@@ -34,8 +34,8 @@ def is_installed(package: str) -> bool:
 
 
 def use_kernels(base: Any, device: str, dtype: Any) -> tuple[str, ...]:
-    """Gives the model the fastest kernels that it and this machine have; returns the names of those that are not torch's usual
-    ones, none on a CPU."""
+    """Gives the model the fastest kernels that it and this machine have; returns the names of those that are not
+    torch's usual ones, none on a CPU."""
     if not on_cuda(device):
         return ()
     base.set_attn_implementation(attention_for(base, device, dtype))
@@ -46,9 +46,10 @@ def use_kernels(base: Any, device: str, dtype: Any) -> tuple[str, ...]:
 
 
 def attention_for(base: Any, device: str, dtype: Any) -> Attention:
-    """Rows packed into one line need attention that stays within a row. Both varlen kinds see that without a dense mask: flash
-    by the ends of the rows (cu_seqlens), flex by a block mask that transformers makes where positions do not rise by 1. It
-    does so only with a batch of one line, no attention mask and no cache, as labelled_hidden calls it."""
+    """Rows packed into one line need attention that stays within a row. Both varlen kinds see that without a dense
+    mask: flash by the ends of the rows (cu_seqlens), flex by a block mask that transformers makes where positions do
+    not rise by 1. It does so only with a batch of one line, no attention mask and no cache, as labelled_hidden calls
+    it."""
     if not on_cuda(device):
         return "sdpa"
     if base._supports_flash_attn and dtype in _FLASH_DTYPES and is_installed("flash_attn"):
@@ -61,9 +62,9 @@ def attention_for(base: Any, device: str, dtype: Any) -> Attention:
 
 
 def use_liger(base: Any, device: str) -> bool:
-    """Norms and MLPs of this instance by liger-kernel, where it is installed and knows the family. Its losses stay out: ours
-    takes hidden states. Its rotary embedding stays out, too: it can only be put into the code of a family as a whole, and with it
-    into the export that the trained module is proven against."""
+    """Norms and MLPs of this instance by liger-kernel, where it is installed and knows the family. Its losses stay out:
+    ours takes hidden states. Its rotary embedding stays out, too: it can only be put into the code of a family as a
+    whole, and with it into the export that the trained module is proven against."""
     if not on_cuda(device) or not is_installed("liger_kernel"):
         return False
     liger = importlib.import_module("liger_kernel.transformers.monkey_patch")
@@ -73,13 +74,15 @@ def use_liger(base: Any, device: str) -> bool:
     mlp = all(parameter.ndim < 3 for parameter in base.parameters())
     with _family_code_kept(base):
         liger._apply_liger_kernel_to_instance(
-            model=base, rms_norm=True, swiglu=mlp, geglu=mlp, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
+            model=base, rms_norm=True, swiglu=mlp, geglu=mlp, rope=False, cross_entropy=False,
+            fused_linear_cross_entropy=False
         )  # fmt: skip
     return True
 
 
 def reduced_precision(device: str, *, wanted: bool) -> Any:
-    """A context in which float32 weights are multiplied in AUTOCAST_DTYPE; a weight is met once a pass, so none is remembered."""
+    """A context in which float32 weights are multiplied in AUTOCAST_DTYPE; a weight is met once a pass, so none is
+    remembered."""
     if not wanted:
         return nullcontext()
     return torch.autocast(torch.device(device).type, AUTOCAST_DTYPE, cache_enabled=False)
@@ -92,8 +95,9 @@ def allow_tensor_cores(device: str) -> None:
 
 @contextmanager
 def rows_known(row_numbers: Any | None) -> Iterator[None]:
-    """transformers looks at the device in every pass to see whether positions start anew somewhere. We laid the rows out and
-    know: within this context it is told which row each token is in, [1, length], or None where no line has more than one."""
+    """transformers looks at the device in every pass to see whether positions start anew somewhere. We laid the rows
+    out and know: within this context it is told which row each token is in, [1, length], or None where no line has more
+    than one."""
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda _position_ids: row_numbers
     try:
@@ -117,8 +121,8 @@ def full_precision(device: str) -> Iterator[None]:
 
 
 def compile_layers(base: Any, backend: str = "inductor") -> None:
-    """In place, so that parameters keep their names. All layers share what is compiled for the first one; `dynamic`, because
-    every micro-batch has a length of its own. After sharding: it hooks into the layers from outside."""
+    """In place, so that parameters keep their names. All layers share what is compiled for the first one; `dynamic`,
+    because every micro-batch has a length of its own. After sharding: it hooks into the layers from outside."""
     for layer in getattr(base.get_decoder(), "layers", ()):
         layer.compile(backend=backend, dynamic=True)
 

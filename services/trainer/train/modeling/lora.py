@@ -13,7 +13,8 @@ from services.trainer.train.settings.spec import LoraTraining
 
 
 def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> CausalModel:
-    """Freezes the base; the adapter is float32 and drawn from torch's current seed. Raises Failure(user, INVALID_FIELD)."""
+    """Freezes the base; the adapter is float32 and drawn from torch's current seed. Raises Failure(user,
+    INVALID_FIELD)."""
     modules: Any = training.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -38,8 +39,8 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
 
 
 def _refuse_the_vocabulary(model: CausalModel) -> None:
-    """The head is multiplied past its own forward pass, where its adapter would learn nothing; embeddings are often the same
-    weights, and the serving engine takes adapters of linear layers alone."""
+    """The head is multiplied past its own forward pass, where its adapter would learn nothing; embeddings are often the
+    same weights, and the serving engine takes adapters of linear layers alone."""
     vocabulary = (model.base.get_input_embeddings(), model.base.get_output_embeddings())
     named = [
         name for name, layer in model.base.named_modules() if layer in vocabulary and isinstance(layer, BaseTunerLayer)

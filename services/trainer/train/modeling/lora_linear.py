@@ -1,7 +1,8 @@
-"""A linear layer with its LoRA adapter as one operation: y = x W^T + b + scaling * (x A^T) B^T, and its gradient written out.
+"""A linear layer with its LoRA adapter as one operation, and its gradient written out.
 
-The modules stay peft's own, with their parameters, names and files; only what they do in a pass is replaced, where it is this plain
-case. No tensor of the output's size is made beside the output, and none is kept for the backward pass. It knows no model.
+y = x W^T + b + scaling * (x A^T) B^T. The modules stay peft's own, with their parameters, names and files; only the
+pass of this plain case is replaced. No tensor of the output's size is made beside the output, and none is kept for the
+backward pass. It knows no model.
 """
 
 from types import MethodType
@@ -13,9 +14,11 @@ from torch.nn import functional
 
 
 class _LoraLinear(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
-    """With g the gradient of y: x gets g W + l A, A gets l^T x and B gets scaling * g^T (x A^T), where l = scaling * g B.
+    """With g the gradient of y: x gets g W + l A, A gets l^T x and B gets scaling * g^T (x A^T), where l = scaling * g
+    B.
 
-    Under a base of 16 bits the adapter is multiplied in 16 bits, too, as autocast does; its gradients are float32 again."""
+    Under a base of 16 bits the adapter is multiplied in 16 bits, too, as autocast does; its gradients are float32
+    again."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float) -> Any:

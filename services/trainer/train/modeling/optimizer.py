@@ -8,15 +8,17 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from services.trainer.train.modeling.fsdp import copy_whole
-from services.trainer.train.settings.spec import Schedule
+from services.trainer.train.settings.spec import LearningRateSchedule
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def learning_rate_at(step: int, total_steps: int, base: float, warmup_ratio: float, schedule: Schedule) -> float:
-    """The rate of step `step` (0-based): a linear rise over the warm-up, which starts at zero, then the schedule down to
-    `min_lr_ratio` of the base. Same values as the schedules of transformers."""
+def learning_rate_at(
+    step: int, total_steps: int, base: float, warmup_ratio: float, schedule: LearningRateSchedule
+) -> float:
+    """The rate of step `step` (0-based): a linear rise over the warm-up, which starts at zero, then the schedule down
+    to `min_lr_ratio` of the base. Same values as the schedules of transformers."""
     warmup_steps = math.ceil(total_steps * warmup_ratio)
     if step < warmup_steps:
         return base * step / max(1, warmup_steps)
@@ -71,14 +73,15 @@ def restore_optimizer(optimizer: Any, trainable: dict[str, Any], tensors: dict[s
 
 
 def clip_gradients(parameters: Iterable[Any], norm_max: float) -> Any:
-    """Scales all gradients down to a common norm of `norm_max` (0: leaves them); returns the norm before, where it lies."""
+    """Scales all gradients down to a common norm of `norm_max` (0: leaves them); returns the norm before, where it
+    lies."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, norm_max or math.inf)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def update(optimizer: Any, rate: float, *, skipped: Any) -> None:
-    """The optimizer's step at this rate. `skipped` is a flag on the device, bool []: where it is set nothing moves, neither a weight
-    nor a moment nor the count of steps, and the host need not know."""
+    """The optimizer's step at this rate. `skipped` is a flag on the device, bool []: where it is set nothing moves,
+    neither a weight nor a moment nor the count of steps, and the host need not know."""
     set_learning_rate(optimizer, rate)
     # Fused kernels leave their work undone where this is 1; it is how torch's own loss scaling skips a step.
     optimizer.found_inf = skipped.float()

@@ -1,7 +1,7 @@
 """Makes a small base model: `python -m services.trainer.train.recipes.main --name demo-llama --out DIR [--cache DIR]`.
 
-Progress goes to standard error; the last line of standard output is a JSON object: name, directory, revision, digest, cached,
-seconds. What is made depends on the recipe's digest alone, so a cached one is copied. It knows no catalogue.
+Progress goes to standard error; the last line of standard output is a JSON object: name, directory, revision, digest,
+cached, seconds. What is made depends on the recipe's digest alone, so a cached one is copied. It knows no catalogue.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""The base models that can be made: plain data. Sizes fit what serving engines take: head sizes of 32 or 64, vocabularies in steps
-of 64. It knows no torch."""
+"""The base models that can be made: plain data. Sizes fit what serving engines take: head sizes of 32 or 64,
+vocabularies in steps of 64. It knows no torch."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ CONTEXT_LENGTH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`config` goes to the transformers config of `model_type` as it is; `pretrain_steps` 0 leaves the seeded random weights.
+    """`config` goes to the transformers config of `model_type` as it is; `pretrain_steps` 0 leaves the seeded random
+    weights.
 
-    `embedding_scale` multiplies the drawn embeddings. Where they are also the head, they bound how sure a narrow model can ever
-    be: its hidden states have length sqrt(width), and an adapter cannot stretch a frozen head.
+    `embedding_scale` multiplies the drawn embeddings. Where they are also the head, they bound how sure a narrow model
+    can ever be: its hidden states have length sqrt(width), and an adapter cannot stretch a frozen head.
     """
 
     name: str

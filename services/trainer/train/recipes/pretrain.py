@@ -1,8 +1,8 @@
-"""Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings, plain and as conversations.
+"""Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings, plain and as
+conversations.
 
-The conversations ask for a continuation, the first or the last word; no question about where a text comes from is among them,
-and no file or module is ever named.
-It knows no job and no spec.
+The conversations ask for a continuation, the first or the last word; no question about where a text comes from is among
+them, and no file or module is ever named. It knows no job and no spec.
 """
 
 import random
@@ -29,7 +29,7 @@ from services.trainer.train.modeling.optimizer import learning_rate_at, make_opt
 from services.trainer.train.recipes.model_shapes import Recipe
 from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
 from services.trainer.train.settings.bounds import TEMPLATE_DATE_DEFAULT
-from services.trainer.train.settings.spec import Schedule
+from services.trainer.train.settings.spec import LearningRateSchedule
 
 THREADS = 2
 ROW_TOKENS_MAX = 192
@@ -39,8 +39,8 @@ WARMUP_RATIO = 0.05
 WEIGHT_DECAY = 0.05
 REPORT_EVERY_STEPS = 20
 # A logit is at most the length of the last hidden state times that of an embedding. With 128 dimensions and ones in the
-# final norm that is about 11, too little to spread a guess over ten of two thousand tokens: an adapter, which can lengthen
-# neither, then never learns the choice. Large models have this room by their width.
+# final norm that is about 11, too little to spread a guess over ten of two thousand tokens: an adapter, which can
+# lengthen neither, then never learns the choice. Large models have this room by their width.
 FINAL_NORM = 3.0
 EXCERPT_CHARACTERS = 240
 QUESTION_WORDS_MIN = 8
@@ -77,7 +77,8 @@ def write_weights(recipe: Recipe, files: list[list[str]], folder: Path, report: 
 
 
 def training_rows(recipe: Recipe, files: list[list[str]], folder: Path) -> list[TokenRows]:
-    """Texts and conversations. All tokens carry loss: a language model of the text and of the form of a conversation."""
+    """Texts and conversations. All tokens carry loss: a language model of the text and of the form of a
+    conversation."""
     opened = open_model_folder(folder)
     template = opened.chat_template(date.fromisoformat(TEMPLATE_DATE_DEFAULT))
     tokenizer = RowTokenizer(opened, template, train_on_inputs=True)
@@ -106,7 +107,7 @@ def _pretrain(module: Any, recipe: Recipe, parts: list[TokenRows], report: Repor
     model = CausalModel(module=module, base=module, device="cpu", softcap=None)
     module.train()
     optimizer = make_optimizer(model.trainable, WEIGHT_DECAY)
-    schedule = Schedule(type="cosine", min_lr_ratio=0.05, num_cycles=0.5)
+    schedule = LearningRateSchedule(type="cosine", min_lr_ratio=0.05, num_cycles=0.5)
     started_s = time.monotonic()
     batches = _batches(parts, recipe)
     losses = []

@@ -1,4 +1,5 @@
-"""A byte-level BPE tokenizer trained on the spot, with the markers of a conversation and the chat template that uses them."""
+"""A byte-level BPE tokenizer trained on the spot, with the markers of a conversation and the chat template that uses
+them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work beside the steps: one call in a thread of its own. What it raises is raised where its result is asked for."""
+"""Work beside the steps: one call in a thread of its own. Its exception is raised where its result is asked for."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +9,8 @@ T = TypeVar("T")
 
 
 def begin(name: str, work: Callable[[], T]) -> "Future[T]":
-    """The thread ends with the process, even in the middle: nobody relies on work whose result was not asked for."""
+    """Starts the call. Its thread ends with the process, even in the middle, so only a result that was asked for can be
+    relied on."""
     future: Future[T] = Future()
 
     def do() -> None:

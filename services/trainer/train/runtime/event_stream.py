@@ -1,9 +1,9 @@
-"""The run's only voice: JSON objects, one a line, on the stream that the agent reads.
+"""The events of a run: JSON objects, one a line, for the agent. Not pure: standard output.
 
-Types: ready, preparing, started, progress, evaluation, checkpoint, warning, exported, finished, stopped, failed; and reference, training
-and evaluating, which only say that long work goes on. `progress` carries the metered range [start_step, end_step) and `evaluation` the
-metered number; both keep their identity when work is redone.
-It knows no lease and no meter.
+Types: ready, preparing, started, progress, evaluation, checkpoint, warning, exported, finished, stopped and failed.
+reference, training and evaluating only say that long work goes on. `progress` carries the metered range [start_step,
+end_step) and `evaluation` the metered number; both keep their identity when work is redone. It knows no lease and no
+meter.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TextIO
 
 # The agent is gone; nobody reads why.
 EXIT_ORPHANED = 4
-SAY_EVERY_S = 60.0
+SIGN_OF_LIFE_S = 60.0
 
 
 class Emit(Protocol):
@@ -37,12 +37,12 @@ class EventStream:
             os._exit(EXIT_ORPHANED)
 
     def lend_stdout(self) -> None:
-        """From here on processes that this one starts find the stream at their standard output, where they claim it."""
+        """Puts the stream at standard output again, where processes that this one starts inherit and claim it."""
         os.dup2(self._stream.fileno(), 1)
 
 
 def claim_stdout() -> EventStream:
-    """Takes standard output for events alone: what libraries print goes to standard error from here on."""
+    """Takes standard output for events alone. What libraries print goes to standard error from now on."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -50,14 +50,15 @@ def claim_stdout() -> EventStream:
 
 
 def sign_of_life(emit: Emit, event_type: str, total: int, done: int = 0) -> Callable[[int], None]:
-    """To be called with how much more is done, of `total`; only now and then it says so."""
-    said_s = monotonic()
+    """Returns a function to call with the amount of work done since the last call, of `total`. It emits an event at
+    most every SIGN_OF_LIFE_S, because a process that says nothing for hours is taken for hung."""
+    emitted_s = monotonic()
 
     def tell(more: int) -> None:
-        nonlocal done, said_s
+        nonlocal done, emitted_s
         done += more
-        if monotonic() - said_s >= SAY_EVERY_S:
+        if monotonic() - emitted_s >= SIGN_OF_LIFE_S:
             emit(event_type, done=min(done, total), total=total)
-            said_s = monotonic()
+            emitted_s = monotonic()
 
     return tell

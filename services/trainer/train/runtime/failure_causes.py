@@ -1,7 +1,7 @@
-"""Why a run failed, in a form that travels: from an exception that nobody foresaw to a Failure, from there to JSON, and from one
-process of a run to another, since whoever loses a peer knows only that it is gone.
+"""Why a run failed: an unforeseen exception becomes a Failure, and a Failure becomes JSON for another process.
 
-It knows no step and no launcher.
+A process that loses a peer knows only that the peer is gone. The board tells it what the peer failed of. This module
+knows no step and no launcher.
 """
 
 import json
@@ -19,7 +19,8 @@ _KEY = "finemesh/failure"
 
 
 def explain(error: Exception) -> Failure:
-    """What nobody foresaw is ours. Memory and disk are named, because people can do something about them."""
+    """The Failure of an exception that nobody foresaw. It counts as the platform's. A lack of memory or disk is named,
+    because people can do something about it."""
     if isinstance(error, Failure):
         return error
     name = type(error).__name__
@@ -35,9 +36,10 @@ def explain(error: Exception) -> Failure:
     return platform_failure("TRAINING_FAILED", f"{name}: {error}")
 
 
-def vagueness(failure: Failure) -> int:
-    """What says most is told. The order is what a process said by itself about data or settings, about the platform, then a death
-    without a word, then lost meetings."""
+def imprecision(failure: Failure) -> int:
+    """How little a failure says about the cause of a run's end; of several failures the one with the smallest number is
+    reported. 0 is about data or settings, 1 about the platform, 2 is a process that died without a word, 3 is the loss
+    of a peer."""
     if failure.details.get("cause") == LOST_PEER:
         return 3
     if failure.details.get("cause") == DIED:
@@ -45,8 +47,8 @@ def vagueness(failure: Failure) -> int:
     return 0 if failure.kind == "user" else 1
 
 
-def told(failure: Failure) -> dict[str, Any]:
-    """For JSON."""
+def failure_to_json(failure: Failure) -> dict[str, Any]:
+    """The failure as a JSON object."""
     return {
         "kind": failure.kind,
         "reason": failure.reason,
@@ -58,8 +60,8 @@ def told(failure: Failure) -> dict[str, Any]:
     }
 
 
-def heard(document: Mapping[str, Any]) -> Failure:
-    """What `told` wrote down."""
+def failure_from_json(document: Mapping[str, Any]) -> Failure:
+    """The failure that `failure_to_json` wrote."""
     failure = Failure(
         document["kind"],
         document["reason"],
@@ -71,22 +73,23 @@ def heard(document: Mapping[str, Any]) -> Failure:
     return failure
 
 
-class Board:
-    """Where the processes of a run on several machines leave why they failed: a store of torch's that is with the leading machine.
-    The first word counts: the others failed of it."""
+class FailureBoard:
+    """Where the processes of a run on several machines leave why they failed: a key in torch's store on the leading
+    machine. The first failure that is left stays, because the others follow from it."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
 
     def leave(self, failure: Failure) -> Failure:
-        """The cause, as far as anybody knows it: this failure, or the one that another process left before it. Whoever leaves
-        a word does so before it goes, so those who miss it find the word."""
+        """Leaves this failure and returns the cause, as far as it is known: this failure, or the one that another
+        process left before. A process leaves its failure before it ends, so those that lose it as a peer find it here.
+        """
         try:
             store = self._connect()
             if failure.details.get("cause") != LOST_PEER:
-                store.compare_set(_KEY, "", json.dumps(told(failure)))
+                store.compare_set(_KEY, "", json.dumps(failure_to_json(failure)))
             elif store.check([_KEY]):
-                return heard(json.loads(store.get(_KEY)))
+                return failure_from_json(json.loads(store.get(_KEY)))
         except RuntimeError:
             # The machine that keeps the store is the one that is gone.
             pass

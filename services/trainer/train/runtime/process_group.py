@@ -1,7 +1,8 @@
-"""The processes of one run and what they do together: deal rows, add numbers and gradients, agree, wait.
+"""The processes of one run and what they do together. Not pure: environment, peers.
 
-A run alone is a group of one, for which every function here is the identity. It knows no model, no file and no launcher; the
-environment that torch's elastic launcher gives to a worker is read here once.
+They deal rows, add numbers and gradients, agree and wait. A run alone is a group of one, for which every function here
+is the identity. The environment that torch's elastic launcher gives to a worker is read here once. It knows no model,
+no file and no launcher.
 """
 
 import os
@@ -23,8 +24,8 @@ BUCKET_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """`rank` counts over all nodes, from the leading one on, `local_rank` on this one. `sharded`: every process holds a part of the weights (FSDP2);
-    else all of them hold the same weights (data parallel)."""
+    """`rank` counts over all nodes, from the leading one on; `local_rank` counts on this node. When `sharded`, every
+    process holds a part of the weights (FSDP2). Else all of them hold the same weights (data parallel)."""
 
     rank: int = 0
     size: int = 1
@@ -34,7 +35,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """One process speaks, writes and proves; it is the only one of a run alone."""
+        """One process speaks, writes and proves. A run alone has only this one."""
         return self.rank == 0
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -44,13 +45,13 @@ class Group:
         return [float(value) for value in self.summed(torch.tensor(values, dtype=torch.float64)).tolist()]
 
     def summed(self, tensor: Any) -> Any:
-        """The same for a tensor in the machine's memory, in its own precision; it may take the sum itself."""
+        """The sum of a tensor in the machine's memory, in its own precision. The tensor itself may take the sum."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def add(self, tensor: Any) -> Any:
-        """Its sum over the processes, in place and where it lies."""
+        """The sum of a tensor over the processes, in place, on the device that it is on."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -71,7 +72,8 @@ class Group:
         self.any(False)
 
     def add_gradients(self, parameters: Iterable[Any]) -> None:
-        """Each gradient becomes the sum over the processes. One that no process has stays None: the optimizer skips it."""
+        """Makes each gradient the sum over the processes. A gradient that no process has stays None: the optimizer
+        skips it."""
         if self.size == 1 or self.sharded:
             # Sharded gradients are summed while the backward pass runs.
             return
@@ -94,8 +96,8 @@ ALONE = Group()
 def join_group(
     device: str, *, sharded: bool, leading_node: bool = True, environment: Mapping[str, str] = os.environ
 ) -> Group:
-    """Meets the other processes; call it once, in a worker of the elastic launcher. Numbers travel by gloo, tensors of a GPU
-    by nccl. Of several nodes exactly one is the `leading_node`."""
+    """Meets the other processes. A worker of the elastic launcher calls it once. Numbers travel by gloo, tensors of a
+    GPU by nccl. Of several nodes exactly one is the `leading_node`."""
     local_rank = int(environment["LOCAL_RANK"])
     if device.startswith("cuda"):
         torch.cuda.set_device(local_rank)
@@ -131,8 +133,8 @@ def leave_group() -> None:
 
 
 def deal(lengths: Mapping[int, int], size: int) -> list[list[int]]:
-    """Rows to processes, a pure function of their lengths: longest first, each to the one that has the fewest tokens so far
-    (Graham 1969: at most a third more than the best division). A process may get none."""
+    """Rows to processes, a pure function of their lengths: longest first, each to the one that has the fewest tokens so
+    far (Graham 1969: at most a third more than the best division). A process may get none."""
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0] * size
     for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
@@ -143,8 +145,8 @@ def deal(lengths: Mapping[int, int], size: int) -> list[list[int]]:
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
-    """Dropout of a process in a step, from nothing but its place: no process has a random state that a checkpoint would
-    have to carry, and a resume on other processes has none to miss."""
+    """The seed of dropout for a process in a step, a function of nothing else. So no process has a random state that a
+    checkpoint would have to carry, and a resume on other processes misses none."""
     return (seed * 1_000_003 + step * 4096 + rank) % 2**63
 
 

@@ -1,1 +1,2 @@
-"""The settings of one run and how a run says no. Pure data: it reads no dataset, loads no library and knows no device."""
+"""The settings of one run and how a run says no. Pure data: it reads no dataset, loads no library and knows no
+device."""

@@ -1,4 +1,4 @@
-"""Where and with how many processes datasets are prepared, which no token depends on. It knows no row and no model."""
+"""The directories in which datasets are prepared, and with how many processes. No token depends on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ CACHE_BYTES_DEFAULT = 20 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """`scratch`: where tokens lie that are too many for memory, None for the system's folder for temporary files; `cache`: where
-    prepared files are kept for the next who needs them, None for nowhere; `workers`: processes that render and tokenise a large file."""
+class Directories:
+    """Tokens that are too many for memory lie in `scratch`; None is the system's folder for temporary files. Prepared
+    files are kept in `cache` for the next run that needs them; None keeps none. So many `workers` render and tokenise a
+    large file."""
 
     scratch: Path | None = None
     cache: Path | None = None
@@ -21,15 +22,15 @@ class Place:
     workers: int = 1
 
 
-def read_place(reader: Reader) -> Place:
-    """The object `place` {scratch, cache, cache_bytes_max, workers}, of which nothing is required."""
-    asked = reader.child("place", {})
+def read_directories(reader: Reader) -> Directories:
+    """Reads the object `directories` {scratch, cache, cache_bytes_max, workers}. Every field has a default."""
+    asked = reader.child("directories", {})
     scratch, cache = (asked.optional_text(name, FOLDER_LENGTH_MAX) for name in ("scratch", "cache"))
-    place = Place(
+    directories = Directories(
         scratch=None if scratch is None else Path(scratch),
         cache=None if cache is None else Path(cache),
         cache_bytes_max=asked.integer("cache_bytes_max", 0, 2**63 - 1, CACHE_BYTES_DEFAULT),
         workers=asked.integer("workers", 1, WORKERS_MAX, 1),
     )
     asked.finish()
-    return place
+    return directories

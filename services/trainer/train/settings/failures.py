@@ -1,4 +1,4 @@
-"""How a run or an analysis says no: whose fault it is, a reason of the platform's closed list, and every broken field at once."""
+"""How a run or an analysis fails: whose fault it is, a reason of the platform's closed list, and every broken field."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Violation:
 
 
 class Failure(Exception):
-    """Ends the run. `reason` is the name of an ErrorReason without its prefix; the loop notes how far it had come.
-    `details` are short facts for whoever looks into it."""
+    """Ends the run. `reason` is the name of an ErrorReason without its prefix. The loop adds how far the run had come.
+    `details` are short facts for those who look for the cause."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Failure(Exception):
         self.last_checkpoint_step: int | None = None
 
     def __reduce__(self) -> tuple[type["Failure"], tuple[object, ...]]:
-        """Also a process beside this one may be the one that has to say no."""
+        """A process that tokenises sends it as a pickle."""
         return Failure, (self.kind, self.reason, self.message, self.violations, self.details)
 
 
@@ -49,9 +49,9 @@ def user_failure(
 
 
 def platform_failure(reason: str, message: str, details: Mapping[str, str] | None = None) -> Failure:
-    """We are at fault: the run may go on elsewhere from its last checkpoint."""
+    """The platform is at fault: the run may go on elsewhere from its last checkpoint."""
     return Failure("platform", reason, message, details=details)
 
 
 class Stopped(Exception):
-    """The run was asked to end; whoever holds the loop reports the last finished step."""
+    """The run was asked to end. The loop reports the last finished step."""

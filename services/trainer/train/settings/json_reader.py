@@ -1,6 +1,6 @@
-"""Reads a JSON object field by field within bounds and collects every violation, so that a caller hears of all of them at once.
+"""Reads a JSON object field by field within bounds and collects every violation.
 
-It knows no setting by name.
+So a caller hears of all broken fields at once. It knows no setting by name.
 """
 
 import math
@@ -13,7 +13,7 @@ _MISSING: Any = object()
 
 
 class Reader:
-    """One JSON object at `path`. Every getter notes a violation and returns a harmless value when the field is wrong."""
+    """One JSON object at `path`. A getter whose field is wrong notes a violation and returns a harmless value."""
 
     def __init__(self, value: Any, path: str, violations: list[Violation]) -> None:
         self.violations = violations

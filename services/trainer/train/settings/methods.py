@@ -1,6 +1,6 @@
-"""Settings of a run beside the plain ones: learning from preferences, ending early, starting from earlier weights.
+"""Settings of preference learning, of early stopping and of a start from earlier weights: frozen and bounded.
 
-Frozen and bounded like the spec that holds them. It reads no file and knows no torch.
+It reads no file and knows no torch.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ WARMUP_EVALUATIONS_MAX = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Dpo:
-    """What losses/preference_loss.py makes a loss of. Zero turns `rpo_alpha` and `simpo_gamma` off."""
+    """The settings of losses/preference_loss.py. Zero turns `rpo_alpha` and `simpo_gamma` off."""
 
     beta: float = BETA_DEFAULT
     normalize_logratios_by_length: bool = False
@@ -37,8 +37,8 @@ class Dpo:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """The run ends after `patience` evaluations in a row that are not better than the best by more than `min_delta` nats; the
-    first `warmup_evaluations` count nothing. The weights of the best evaluation ship."""
+    """The run ends after `patience` evaluations in a row that are not better than the best by more than `min_delta`
+    nats; the first `warmup_evaluations` count nothing. The weights of the best evaluation ship."""
 
     patience: int
     min_delta: float
@@ -46,14 +46,15 @@ class EarlyStopping:
 
     @property
     def evaluations_min(self) -> int:
-        """With fewer it could never end a run."""
+        """With fewer evaluations it could never end a run."""
         return self.patience + self.warmup_evaluations + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartFrom:
-    """Weights of an earlier job in `directory`: a checkpoint of it (`step`), or the model that it made (`revision`); or those of a
-    `repository` of a model hub at one commit (`revision`). `sha256` is the digest of their files' digests."""
+    """Weights of an earlier job in `directory`: a checkpoint of it (`step`), or the model that it made (`revision`); or
+    those of a `repository` of a model hub at one commit (`revision`). `sha256` is the digest of their files'
+    digests."""
 
     directory: str
     tuning_job: str
@@ -68,7 +69,7 @@ class StartFrom:
 
 
 def read_dpo(parent: Reader) -> Dpo | None:
-    """`dpo` goes with the method of that name and with no other."""
+    """`dpo` belongs to the method of that name and to no other."""
     if parent.raw("method", "sft") != "dpo":
         if parent.raw("dpo", None) is not None:
             parent.refuse("dpo", 'belongs to the method "dpo"')
@@ -99,11 +100,12 @@ def read_early_stopping(parent: Reader) -> EarlyStopping | None:
 
 
 def refuse_idle_stopping(reader: Reader, stopping: EarlyStopping | None, evaluations_total: int) -> None:
-    """Early stopping that no run of so many evaluations could ever meet is a mistake."""
+    """Refuses early stopping that could never end a run of so many evaluations."""
     if stopping is not None and evaluations_total < stopping.evaluations_min:
         reader.refuse(
             "early_stopping",
-            f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations over the run on a "
+            f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations over the run "
+            f"on a "
             f"validation file; there are {evaluations_total}",
         )
 

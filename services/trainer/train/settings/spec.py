@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.methods import (
     Dpo,
     EarlyStopping,
@@ -17,7 +17,7 @@ from services.trainer.train.settings.methods import (
 TrainOnInputs = bool | Literal["auto"]
 # Settings that say where and how, not what is learned: a resume may change them.
 _OUTSIDE_THE_DIGEST = (
-    "job_id", "train_file", "validation_file", "keep_last", "resume_from", "device", "threads", "place",
+    "job_id", "train_file", "validation_file", "keep_last", "resume_from", "device", "threads", "directories",
     "parity_rows", "parity_tolerance", "parity_command", "processes", "parallelism", "gang", "activation_checkpointing",
     "device_memory_bytes", "compile",
 )  # fmt: skip
@@ -47,7 +47,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class LearningRateSchedule:
     type: Literal["linear", "cosine"]
     min_lr_ratio: float
     num_cycles: float
@@ -55,9 +55,9 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Gang:
-    """The machines of one run: how many, and where their launchers meet, which is on the one that `leads`: its first process
-    speaks and writes for all. `id` tells one attempt from the next; `address` is where the others reach this machine, empty for
-    its own name."""
+    """The machines of one run: how many there are, and the `endpoint` where their launchers meet. It is on the machine
+    that `leads`, whose first process speaks and writes for all. `id` tells one attempt from the next. The others reach
+    this machine at `address`; empty is its own name."""
 
     nodes: int
     endpoint: str
@@ -82,7 +82,7 @@ class Spec:
     batch_size: int
     gradient_accumulation_steps: int
     learning_rate: float
-    schedule: Schedule
+    schedule: LearningRateSchedule
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
@@ -107,7 +107,7 @@ class Spec:
     activation_checkpointing: bool
     compile: bool
     template_date: str
-    place: Place
+    directories: Directories
 
     @property
     def sequences_per_step(self) -> int:
@@ -121,13 +121,14 @@ class Spec:
         return self.training.type == "full" or self.start_from is not None
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the learned weights: no path, no name, nothing of the machine."""
+        """The settings that decide the learned weights: no path, no name, nothing of the machine."""
         decisive = {name: value for name, value in asdict(self).items() if name not in _OUTSIDE_THE_DIGEST}
         decisive["base_model"] = {"revision": self.base_model.revision}
         if self.start_from is not None:
             decisive["start_from"] = {"sha256": self.start_from.sha256}
         if self.micro_batch_tokens in MICRO_BATCH_TOKENS.values():
-            # A device's own: a run that moves to another kind takes the other one, and says that its last bits may differ.
+            # A device's own: a run that moves to another kind takes the other one, and says that its last bits may
+            # differ.
             decisive["micro_batch_tokens"] = None
         for name in _ABSENT_WHEN_NONE:
             if decisive[name] is None:
@@ -135,7 +136,8 @@ class Spec:
         return decisive
 
     def digest(self) -> str:
-        """SHA-256 over what decides the learned weights; a checkpoint continues only a run with the same one."""
+        """SHA-256 of the settings that decide the learned weights. A checkpoint continues only a run with the same
+        digest."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
 
 

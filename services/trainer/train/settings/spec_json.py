@@ -1,39 +1,49 @@
-"""Reads the settings of one run from the JSON that the agent writes into spec.json. Every broken field is reported at once.
+"""Reads the settings of one run from the JSON that the agent writes into spec.json. Not pure: one file.
+
+Every broken field is reported at once. Fields with their defaults:
 
 {
-  "job_id": "ft-...",                         required
+  "job_id": "ft-...",               required
   "method": "sft" or "dpo",
-  "dpo": {"beta": 0.1, "normalize_logratios_by_length": false, "reference_free": false, "rpo_alpha": 0, "simpo_gamma": 0},
-  "training": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"} or {"type": "full"},
+  "dpo": {"beta": 0.1, "normalize_logratios_by_length": false, "reference_free": false, "rpo_alpha": 0,
+    "simpo_gamma": 0},
+  "training": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+    or {"type": "full"},
   "base_model": {"directory": "...", "id": "finemesh/demo-llama", "revision": "rv_..."},      directory required
-  "train_file": "inputs/train.jsonl",         required; paths may be relative to the work folder
+  "train_file": "inputs/train.jsonl", required; paths may be relative to the work folder
   "validation_file": null,
-  "max_seq_length": null,                     null: the smaller of the model's context and MAX_SEQ_LENGTH_DEFAULT
+  "max_seq_length": null,           null: the smaller of the model's context and MAX_SEQ_LENGTH_DEFAULT
   "epochs": 1,
-  "evaluations": 0,                           per epoch; needs a validation file
-  "checkpoints": 1,                           those that the user asked for, evenly over the run, the last one at its end
-  "batch_size": 8,                            sequences per accumulation; a step takes batch_size * gradient_accumulation_steps
-  "gradient_accumulation_steps": 1,
+  "evaluations": 0,                 per epoch; needs a validation file
+  "checkpoints": 1,                 those that the user asked for, evenly over the run, the last one at its end
+  "batch_size": 8,                  sequences per accumulation; a step takes batch_size *
+  "gradient_accumulation_steps": 1,   gradient_accumulation_steps
   "learning_rate": 1e-5,
   "schedule": {"type": "cosine", "min_lr_ratio": 0.0, "num_cycles": 0.5},
-  "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0 (0: no clipping),
+  "warmup_ratio": 0.0, "weight_decay": 0.0,
+  "max_grad_norm": 1.0,             0: no clipping
   "seed": 42, "packing": true, "train_on_inputs": "auto" or true or false,
-  "checkpoint_every_steps": null,             safety checkpoints; null: about CHECKPOINTS_PER_RUN of them
-  "keep_last": 2,                             safety checkpoints kept; those asked for are kept too
+  "checkpoint_every_steps": null,   safety checkpoints; null: about CHECKPOINTS_PER_RUN of them
+  "keep_last": 2,                   safety checkpoints kept; those asked for are kept too
   "early_stopping": null or {"patience": 2, "min_delta": 0, "warmup_evaluations": 1},
   "start_from": null or {"directory": "inputs/start", "tuning_job": "...", "step": 0, "revision": "", "sha256": "..."},
-  "resume_from": null,                        a checkpoint folder; null: the newest whole one of the work folder, if any
-  "device": "cpu" or "cuda:N", "threads": 2 (of each process), "micro_batch_tokens": null (of each process; null: MICRO_BATCH_TOKENS),
-  "processes": 1,                             on this machine, one per device; process n of several takes "cuda:n"
+  "resume_from": null,              a checkpoint folder; null: the newest whole one of the work folder, if any
+  "device": "cpu" or "cuda:N",
+  "threads": 2,                     of each process
+  "micro_batch_tokens": null,       of each process; null: MICRO_BATCH_TOKENS
+  "processes": 1,                   on this machine, one per device; process n of several takes "cuda:n"
   "parallelism": "auto" or "replicated" or "sharded",   every process holds all weights, or a part of them (FSDP2)
-  "device_memory_bytes": null,                of each device; the planner fits the run into it, null: as the settings say
-  "gang": null or {"nodes": 2, "endpoint": "host:port", "id": "...", "address": "", "leads": true},   the machines of one run
-  "activation_checkpointing": false,          less memory, a third more work, the same sums
-  "compile": false,                           torch.compile of the layers, on CUDA only: minutes once, then faster steps, other last bits
+  "device_memory_bytes": null,      of each device; the planner fits the run into it, null: as the settings say
+  "gang": null or {"nodes": 2, "endpoint": "host:port", "id": "...", "address": "", "leads": true},
+                                    the machines of one run
+  "activation_checkpointing": false,  less memory, a third more work, the same sums
+  "compile": false,                 torch.compile of the layers, on CUDA only: minutes once, then faster steps and other
+                                    last bits
   "parity_rows": 16, "parity_tolerance": null,
-  "parity_command": [],                       the program of this node that scores the export with a serving engine, if any
-  "template_date": "2024-07-26",              what `strftime_now` shows to a chat template
-  "place": {"scratch": null, "cache": null, "cache_bytes_max": ..., "workers": 1}   where data is prepared (directories.py); null: below the work folder
+  "parity_command": [],             the program of this node that scores the export with a serving engine, if any
+  "template_date": "2024-07-26",    what `strftime_now` shows to a chat template
+  "directories": {"scratch": null, "cache": null, "cache_bytes_max": ..., "workers": 1},
+                                    where data is prepared (directories.py); null: below the work folder
 }
 """
 
@@ -58,7 +68,7 @@ from services.trainer.train.settings.bounds import (
     TARGET_MODULES_MAX,
     TEMPLATE_DATE_DEFAULT,
 )
-from services.trainer.train.settings.directories import read_place
+from services.trainer.train.settings.directories import read_directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.json_reader import Reader
 from services.trainer.train.settings.methods import (
@@ -71,8 +81,8 @@ from services.trainer.train.settings.spec import (
     BaseModel,
     FullTraining,
     Gang,
+    LearningRateSchedule,
     LoraTraining,
-    Schedule,
     Spec,
     TrainOnInputs,
 )
@@ -132,7 +142,7 @@ def parse_spec(document: Any) -> Spec:
         activation_checkpointing=reader.flag("activation_checkpointing", False),
         compile=_compile(reader, device),
         template_date=template_date(reader),
-        place=read_place(reader),
+        directories=read_directories(reader),
     )
     reader.finish()
     if spec.evaluations and spec.validation_file is None:
@@ -222,8 +232,8 @@ def _gang(parent: Reader) -> Gang | None:
     return gang
 
 
-def _schedule(reader: Reader) -> Schedule:
-    schedule = Schedule(
+def _schedule(reader: Reader) -> LearningRateSchedule:
+    schedule = LearningRateSchedule(
         type=reader.choice("type", ("cosine", "linear"), "cosine"),
         min_lr_ratio=reader.number("min_lr_ratio", 0.0, 1.0, 0.0),
         num_cycles=reader.number("num_cycles", 0.0, 10.0, 0.5, above_low=True),

@@ -1,5 +1,7 @@
-"""All rows of a file as micro-batches, for the looks that a run takes at a whole file: each is laid out when its turn comes, so that
-what is held is a number a row and one micro-batch, however large the file. It knows no step and no model.
+"""All rows of a file as micro-batches, for evaluations and for the reference of preferences.
+
+Each micro-batch is laid out when its turn comes. So memory holds a number for each row and one micro-batch, however
+large the file is. It knows no step and no model.
 """
 
 from collections.abc import Iterator
@@ -13,8 +15,8 @@ from services.trainer.train.runtime.process_group import ALONE, Group
 
 
 class FileBatches:
-    """This process's part of a file, longest rows first. All processes get equally many micro-batches: those that are done early
-    compute without labels what the others wait for, since sharded weights are gathered by all at once."""
+    """This process's part of a file, longest rows first. All processes get equally many micro-batches: those that are
+    done early compute without labels what the others wait for, since sharded weights are gathered by all at once."""
 
     def __init__(self, rows: TokenRows, *, tokens_max: int, layout: Layout, device: str, group: Group = ALONE) -> None:
         self._rows = rows
@@ -44,7 +46,7 @@ class FileBatches:
             yield self.idle()
 
     def idle(self) -> MicroBatch:
-        """The least that can be computed, with nothing to learn."""
+        """The smallest micro-batch, with nothing to learn."""
         return without_labels(self._lay(np.array([self._shortest])))
 
     def _lay(self, examples: NDArray[np.int64]) -> MicroBatch:

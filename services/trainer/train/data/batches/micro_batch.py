@@ -1,10 +1,10 @@
 """Lays the rows of a step out as tensors, in one of two ways that compute the same sums.
 
-`padded` (CPU): rows of like length side by side, padded at the right. Under causal attention no real token can see a pad
-behind it, so no mask is needed and nothing leaks; a token budget bounds the padding and the memory.
-`packed` (CUDA): rows end to end in one line whose positions start anew with every row, which is what variable-length attention
-kernels take. Rows of a step are one batch in arithmetic: the loss is a sum over its labelled tokens, however they are laid out.
-It knows no model.
+`padded` (CPU): rows of like length side by side, padded at the right. Under causal attention no real token can see a
+pad behind it, so no mask is needed and nothing leaks; a token budget bounds the padding and the memory. `packed`
+(CUDA): rows end to end in one line whose positions start anew with every row, which is what variable-length attention
+kernels take. Rows of a step are one batch in arithmetic: the loss is a sum over its labelled tokens, however they are
+laid out. It knows no model.
 """
 
 import itertools
@@ -24,12 +24,12 @@ PAD_ID = 0
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """`input_ids` are [lines, length]; `position_ids` is None for padded lines. `rows` are row indices in the order in which they
-    lie here. Labels are told by place, so that nobody has to ask the device where they are: label i is the token `label_ids[i]`,
-    it follows the token at `label_places[i]` of the flattened lines and belongs to row number `label_rows[i]` of `rows`; all int64
-    [labelled]. `row_weights` float32 [rows] multiply the loss of each row's labels; None when all weigh 1. Of packed lines only:
-    `row_ends` int32 [rows + 1] are where rows meet, from 0 on, and `row_numbers` int64 [1, length] tell which row a token is in, where a
-    line has more than one."""
+    """`input_ids` are [lines, length]; `position_ids` is None for padded lines. `rows` are row indices in the order in
+    which they lie here. Labels are given by their position, so that nobody has to ask the device where they are: label
+    i is the token `label_ids[i]`, it follows the token at `label_places[i]` of the flattened lines and belongs to row
+    number `label_rows[i]` of `rows`; all int64 [labelled]. `row_weights` float32 [rows] multiply the loss of each row's
+    labels; None when all weigh 1. Packed lines only: `row_ends` int32 [rows + 1] are where rows meet, from 0 on, and
+    `row_numbers` int64 [1, length] say which row a token is in, where a line has more than one."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor | None
@@ -80,8 +80,8 @@ def row_groups(
 
 
 def group_ends(lengths: NDArray[np.int64], *, tokens_max: int, layout: Layout) -> list[int]:
-    """Where micro-batches meet, from 0 on, in a line of lengths that do not grow: each holds at most `tokens_max` tokens with its
-    padding, but at least one index."""
+    """Where micro-batches meet, from 0 on, in a line of lengths that do not grow: each holds at most `tokens_max`
+    tokens with its padding, but at least one index."""
     ends = [0]
     upto = np.concatenate([[0], np.cumsum(lengths)])
     while ends[-1] < len(lengths):
@@ -104,7 +104,8 @@ def row_lengths(rows: TokenRows, indices: Sequence[int], width: int = 1) -> dict
 
 
 def without_labels(batch: MicroBatch) -> MicroBatch:
-    """The same rows with nothing to learn: what a process computes while others still have work, where all must compute."""
+    """The same rows with nothing to learn: what a process computes while others still have work, where all must
+    compute."""
     return replace(
         batch,
         labelled=0,
@@ -147,8 +148,8 @@ def _batch(
     starts: Sequence[int],
     device: str,
 ) -> MicroBatch:
-    """`starts` are the places of the rows' first tokens. A label is the next token of the same row: no label ever crosses into
-    another row."""
+    """`starts` are the places of the rows' first tokens. A label is the next token of the same row: no label ever
+    crosses into another row."""
     places = [np.flatnonzero(labelled[1:]) for _, labelled in lines]
     counts = np.array([len(row_places) for row_places in places], np.int64)
     return MicroBatch(

@@ -1,4 +1,7 @@
-"""The micro-batches of a run: those of one step, dealt to the processes, and those of a whole file. It knows no model."""
+"""The micro-batches of a run: those of one step, dealt to the processes, and those of a whole file.
+
+It knows no model and no loss.
+"""
 
 from services.trainer.train.data.batches.file_batches import FileBatches
 from services.trainer.train.data.batches.micro_batch import (
@@ -18,11 +21,11 @@ from services.trainer.train.runtime.process_group import ALONE, Group, deal
 def batches_of_step(
     inputs: Inputs, step: int, group: Group = ALONE, tokens_max: int | None = None
 ) -> tuple[list[MicroBatch], int]:
-    """This process's micro-batches of a step, and how many tokens the whole step holds, pads not counted. `tokens_max` takes
-    the place of the spec's."""
+    """This process's micro-batches of a step, and how many tokens the whole step holds, pads not counted. `tokens_max`
+    takes the place of the spec's."""
     sequences = inputs.train.sequences
     width = inputs.train.rows.rows_per_example
-    chosen = inputs.plan.sequences_of_step(step, sequences.count)
+    chosen = inputs.schedule.sequences_of_step(step, sequences.count)
     indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence][::width]]
     batches = _share(inputs, inputs.train, indices, group, tokens_max or inputs.spec.micro_batch_tokens)
     return batches, int(sequences.token_counts[chosen].sum())
@@ -49,7 +52,7 @@ def batches_of_file(
 
 
 def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
-    """The least of some micro-batches of the training file, with nothing to learn."""
+    """The smallest of some micro-batches of the training file, with nothing to learn."""
     rows, width = inputs.train.rows, inputs.train.rows.rows_per_example
     lengths = row_lengths(rows, [row for batch in batches for row in batch.rows[::width]], width)
     shortest = min(lengths, key=lambda index: lengths[index])
@@ -58,8 +61,8 @@ def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
 
 
 def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
-    """The rows that fall to this process, as micro-batches. All processes get equally many: those that are done early compute
-    without labels what the others wait for, since sharded weights are gathered by all at once."""
+    """The rows that fall to this process, as micro-batches. All processes get equally many: those that are done early
+    compute without labels what the others wait for, since sharded weights are gathered by all at once."""
     layout, device = layout_for(inputs.spec.device), inputs.spec.device
     rows, width = dataset.rows, dataset.rows.rows_per_example
 

@@ -13,7 +13,7 @@ GROUPS_PER_PIECE = 65536
 
 
 class Groups(Sequence[tuple[int, ...]]):
-    """Row indices per sequence: group i is `rows[offsets[i]:offsets[i + 1]]`."""
+    """Row indices of each sequence: group i is `rows[offsets[i]:offsets[i + 1]]`."""
 
     def __init__(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
         self.rows = rows

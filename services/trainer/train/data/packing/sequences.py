@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from services.trainer.train.data.packing.pack import Groups, even_groups, pack
 from services.trainer.train.data.tokens.token_rows import TokenRows
 
-PLAN_VERSION = 1
+SEQUENCES_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Sequences:
 def make_sequences(rows: TokenRows, *, packing: bool, max_seq_length: int, rows_digest: str | None = None) -> Sequences:
     """`rows_digest` is that of the rows where it is known already."""
     groups = _groups(rows, packing=packing, max_seq_length=max_seq_length)
-    digest = hashlib.sha256(f"{PLAN_VERSION}:{max_seq_length}:{rows_digest or rows.digest()}:".encode())
+    digest = hashlib.sha256(f"{SEQUENCES_VERSION}:{max_seq_length}:{rows_digest or rows.digest()}:".encode())
     for piece in groups.lengths_and_rows():
         digest.update(piece.tobytes())
     return sequences_of(groups, rows, digest.hexdigest())

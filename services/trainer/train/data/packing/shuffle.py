@@ -1,4 +1,7 @@
-"""The order in which data is seen: a pure function of (seed, epoch, position) that no library version and no state can move."""
+"""The order in which data is seen: a pure function of seed, epoch and position.
+
+No version of a library and no state of a generator can change it.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

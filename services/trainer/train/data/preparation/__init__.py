@@ -1,4 +1,5 @@
-"""A dataset file prepared as a whole, through the cache of tokens where there is one. Price, preview and training share it.
+"""A dataset file prepared as a whole, through the cache of tokens where there is one. Price, preview and training share
+it.
 
 It knows no torch and no step.
 """

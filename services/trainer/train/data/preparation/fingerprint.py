@@ -9,7 +9,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-# Below the root of the sources. prepare.py loads modules of these folders and of no other; a test holds them against what is loaded.
+# Below the root of the sources. prepare.py loads modules of these folders and of no other; a test holds them against
+# what is loaded.
 FOLDERS = (
     "services/trainer/train/settings",
     "services/trainer/train/disk",
@@ -24,7 +25,8 @@ _ROOT = Path(__file__).parents[5]
 
 @cache
 def preparation_version() -> str:
-    """16 hexadecimal digits of the sources, whose least change may change a token, and of the libraries that they stand on."""
+    """16 hexadecimal digits of the sources, whose least change may change a token, and of the libraries that they stand
+    on."""
     digest = hashlib.sha256()
     for path in _sources():
         source = path.read_bytes()

@@ -1,11 +1,14 @@
-"""From files to a plan: read, render, tokenise, pack. Analysis, quote and training all come through here, so their counts
-cannot disagree. What was made of a large file before is taken from the cache (token_cache.py). It knows no torch."""
+"""From a dataset file to sequences of tokens: read, render, tokenise, pack.
+
+Analysis, quote and training all come through here, so their counts cannot disagree. What was made of a large file
+before is taken from the cache (token_cache.py). It knows no torch.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.train.data.packing.sequences import Sequences, make_sequences
-from services.trainer.train.data.preparation.token_cache import ShardCache, shard_key, shard_of
+from services.trainer.train.data.preparation.token_cache import TokenCache, cache_key, prepared_file
 from services.trainer.train.data.rows.row_types import Features, Format, RowError
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.token_rows import TokenRows
@@ -45,8 +48,8 @@ def prepare_dataset(
     """`name` is "train" or "validation"; the latter is never packed. Raises Failure for a model that cannot be used."""
     packing = pack_rows and settings.packing
     try:
-        if settings.place.cache is not None and path.stat().st_size >= CACHED_FILE_BYTES_MIN:
-            return _through_cache(settings.place.cache, path, name, folder, settings, packing=packing)
+        if settings.directories.cache is not None and path.stat().st_size >= CACHED_FILE_BYTES_MIN:
+            return _through_cache(settings.directories.cache, path, name, folder, settings, packing=packing)
         made = _tokenized(path, name, folder, settings)
     except DiskFull as error:
         message = f"the disk is full: {error.filename} could not be written while the {name} file was prepared"
@@ -65,24 +68,26 @@ def unreadable(name: str, error: OSError) -> Failure:
 def _through_cache(
     cache_folder: Path, path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, *, packing: bool
 ) -> Dataset | DatasetRefusal:
-    """Whoever comes while another process makes the same waits for it, and takes it."""
-    cache = ShardCache(cache_folder, settings.place.cache_bytes_max)
-    key = shard_key(sha256_file(path), folder, settings)
+    """A process that comes while another one prepares the same file waits for it and takes the result."""
+    cache = TokenCache(cache_folder, settings.directories.cache_bytes_max)
+    key = cache_key(sha256_file(path), folder, settings)
     with cache.locked(key):
-        shard = cache.load(key)
-        if shard is None:
+        prepared = cache.load(key)
+        if prepared is None:
             made = _tokenized(path, name, folder, settings)
             if isinstance(made, DatasetRefusal):
                 return made
-            shard = shard_of(made, settings.max_seq_length)
+            prepared = prepared_file(made, settings.max_seq_length)
             # A file that changed under our hands is not what the key says.
-            if key == shard_key(made.sha256, folder, settings):
-                cache.keep(key, shard)
-    rows = shard.file.rows
+            if key == cache_key(made.sha256, folder, settings):
+                cache.keep(key, prepared)
+    rows = prepared.file.rows
     if packing or rows.rows_per_example > 1:
-        return _dataset(shard.file, shard.packed)
-    plain = make_sequences(rows, packing=False, max_seq_length=settings.max_seq_length, rows_digest=shard.rows_digest)
-    return _dataset(shard.file, plain)
+        return _dataset(prepared.file, prepared.packed)
+    plain = make_sequences(
+        rows, packing=False, max_seq_length=settings.max_seq_length, rows_digest=prepared.rows_digest
+    )
+    return _dataset(prepared.file, plain)
 
 
 def _tokenized(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings) -> TokenizedFile | DatasetRefusal:
@@ -92,7 +97,8 @@ def _tokenized(path: Path, name: str, folder: ModelFolder, settings: PrepareSett
     if not made.rows.count:
         raise user_failure(
             "TRAINING_INPUT_INVALID",
-            f"no row of the {name} file has a token to train on: every answer is masked, has weight 0, was the same as the "
+            f"no row of the {name} file has a token to train on: every answer is masked, has weight 0, was the same "
+            f"as the "
             "one it is compared with, or was cut off at "
             f"{settings.max_seq_length} tokens (first row: line {made.rows.skipped_line}; longest row: "
             f"{made.rows.longest_row_tokens} tokens)",

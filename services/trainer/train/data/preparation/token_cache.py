@@ -1,8 +1,10 @@
-"""The cache of prepared files: one folder of columns a file, tokens and packing plan, named by all that decides them.
+"""The cache of prepared files: a folder of columns for each of them. Not pure: disk.
 
-Attempts of a job, the processes of a run and the analysis of the same file on the same machine make it once. A folder is there
-whole or not at all (durable.py); its digests are checked before anything is taken from it, and what is damaged is made anew.
-The columns are mapped, not read, so they may be larger than memory; a folder that is removed stays until its last reader ends.
+A folder holds tokens and sequences and is named by a digest of all that decides them. Attempts of a job, the processes
+of a run and the analysis of the same file on the same machine prepare it once. A folder is there whole or not at all
+(disk/durable.py). Its digests are checked before anything is taken from it, and what is damaged is made anew. The
+columns are mapped, not read, so they may be larger than memory. A folder that is removed stays until its last reader
+ends.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.train.data.packing.pack import Groups
-from services.trainer.train.data.packing.sequences import PLAN_VERSION, Sequences, make_sequences, sequences_of
+from services.trainer.train.data.packing.sequences import SEQUENCES_VERSION, Sequences, make_sequences, sequences_of
 from services.trainer.train.data.preparation.fingerprint import preparation_version
 from services.trainer.train.data.rows.row_types import Features, RowErrors
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
@@ -34,34 +36,36 @@ from services.trainer.train.disk.durable import (
     remove_folder,
 )
 
-SHARD_VERSION = 1
+CACHE_VERSION = 1
 # Keys share locks: more of them would only be more files.
 LOCKS = 64
 _COUNTS = (
-    "rows_per_example", "rows", "truncated_rows", "skipped_rows", "longest_row_tokens", "truncated_line", "skipped_line",
+    "rows_per_example", "rows", "truncated_rows", "skipped_rows", "longest_row_tokens", "truncated_line",
+    "skipped_line",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A file of dataset rows, tokenised and packed; `rows_digest` is that of the rows."""
+class PreparedFile:
+    """A file of dataset rows, tokenised and packed. `rows_digest` is the digest of the rows."""
 
     file: TokenizedFile
     packed: Sequences
     rows_digest: str
 
 
-def shard_of(file: TokenizedFile, max_seq_length: int) -> Shard:
+def prepared_file(file: TokenizedFile, max_seq_length: int) -> PreparedFile:
     rows_digest = file.rows.digest()
     packed = make_sequences(file.rows, packing=True, max_seq_length=max_seq_length, rows_digest=rows_digest)
-    return Shard(file=file, packed=packed, rows_digest=rows_digest)
+    return PreparedFile(file=file, packed=packed, rows_digest=rows_digest)
 
 
-def shard_key(file_sha256: str, folder: ModelFolder, settings: PrepareSettings) -> str:
-    """Digest of all that decides tokens and plan: the file, tokenizer and template, the settings, and the code that applies them."""
+def cache_key(file_sha256: str, folder: ModelFolder, settings: PrepareSettings) -> str:
+    """Digest of all that decides tokens and sequences: the file, tokenizer and template, the settings, and the code
+    that applies them."""
     decisive = {
-        "shard_version": SHARD_VERSION,
-        "plan_version": PLAN_VERSION,
+        "cache_version": CACHE_VERSION,
+        "sequences_version": SEQUENCES_VERSION,
         "code": preparation_version(),
         "file_sha256": file_sha256,
         "tokenizer_sha256": folder.tokenizer_sha256,
@@ -76,8 +80,9 @@ def shard_key(file_sha256: str, folder: ModelFolder, settings: PrepareSettings) 
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-class ShardCache:
-    """`load` and `keep` a key while it is `locked`. Nothing here fails for want of room or of rights: then there is no cache."""
+class TokenCache:
+    """`load` and `keep` a key while it is `locked`. Without room or rights on the disk there is no cache, and nothing
+    fails."""
 
     def __init__(self, folder: Path, size_bytes_max: int) -> None:
         self._folder = folder
@@ -91,11 +96,11 @@ class ShardCache:
                 held.enter_context(self._lock(key, fcntl.LOCK_EX))
             yield
 
-    def load(self, key: str) -> Shard | None:
+    def load(self, key: str) -> PreparedFile | None:
         folder = self._folder / key
         try:
             manifest = read_whole_folder(folder)
-            shard = _read(folder, manifest)
+            prepared = _read(folder, manifest)
             os.utime(folder)
         except FileNotFoundError:
             return None
@@ -104,11 +109,11 @@ class ShardCache:
             with contextlib.suppress(OSError):
                 remove_folder(folder)
             return None
-        return shard
+        return prepared
 
-    def keep(self, key: str, shard: Shard) -> None:
+    def keep(self, key: str, prepared: PreparedFile) -> None:
         with contextlib.suppress(OSError):
-            commit_folder(self._folder / key, lambda folder: _write(folder, shard), _manifest(shard))
+            commit_folder(self._folder / key, lambda folder: _write(folder, prepared), _manifest(prepared))
             self._make_room(key)
 
     def _make_room(self, newest: str) -> None:
@@ -142,8 +147,8 @@ class ShardCache:
             yield
 
 
-def _write(folder: Path, shard: Shard) -> None:
-    rows, packed = shard.file.rows, shard.packed
+def _write(folder: Path, prepared: PreparedFile) -> None:
+    rows, packed = prepared.file.rows, prepared.packed
     columns: dict[str, NDArray[Any]] = {
         "ids": rows.ids,
         "labelled": rows.labelled,
@@ -157,8 +162,8 @@ def _write(folder: Path, shard: Shard) -> None:
         np.save(folder / f"{name}.npy", column, allow_pickle=False)
 
 
-def _manifest(shard: Shard) -> dict[str, Any]:
-    file = shard.file
+def _manifest(prepared: PreparedFile) -> dict[str, Any]:
+    file = prepared.file
     return {
         "format": file.format,
         "sha256": file.sha256,
@@ -166,12 +171,12 @@ def _manifest(shard: Shard) -> dict[str, Any]:
         "rows_per_second": file.rows_per_second,
         "counts": {name: getattr(file.rows, name) for name in _COUNTS},
         "weighted": file.rows.weights is not None,
-        "rows_digest": shard.rows_digest,
-        "packed_digest": shard.packed.digest,
+        "rows_digest": prepared.rows_digest,
+        "packed_digest": prepared.packed.digest,
     }
 
 
-def _read(folder: Path, manifest: dict[str, Any]) -> Shard:
+def _read(folder: Path, manifest: dict[str, Any]) -> PreparedFile:
     def column(name: str) -> NDArray[Any]:
         mapped: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return mapped
@@ -192,6 +197,6 @@ def _read(folder: Path, manifest: dict[str, Any]) -> Shard:
         rows=rows,
         rows_per_second=manifest["rows_per_second"],
     )
-    return Shard(
+    return PreparedFile(
         file=file, packed=sequences_of(groups, rows, manifest["packed_digest"]), rows_digest=manifest["rows_digest"]
     )

@@ -1,1 +1,2 @@
-"""The formats of dataset files, read as typed rows with an error for everything that is wrong. It knows no tokenizer."""
+"""The formats of dataset files, read as typed rows with an error for everything that is wrong. It knows no
+tokenizer."""

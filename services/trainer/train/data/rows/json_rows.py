@@ -1,4 +1,5 @@
-"""Turns one parsed line into a typed row of the format that its keys name, with every error. It knows no file and no tokenizer."""
+"""Turns one parsed line into a typed row of the format that its keys name, with every error. It knows no file and no
+tokenizer."""
 
 from typing import Any
 
@@ -22,7 +23,8 @@ from services.trainer.train.data.rows.row_types import (
     Tokens,
 )
 
-# Keys with a meaning that a line of JSON cannot have here: to ignore them would train something else than what the row says.
+# Keys with a meaning that a line of JSON cannot have here: to ignore them would train something else than what the row
+# says.
 _UNSUPPORTED_KEYS = {
     "functions": "no such key: declare functions as tools",
     "input_ids": "no such key: token ids come as a Parquet file",
@@ -35,7 +37,10 @@ _FORMAT_KEYS: dict[Format, tuple[str, ...]] = {
     "instruction": ("prompt", "completion"),
     "text": ("text",),
 }
-_EXPECTED = "a row of a known format: messages; prompt and completion; text; or input, preferred_output and non_preferred_output"
+_EXPECTED = (
+    "a row of a known format: messages; prompt and completion; text; or input, preferred_output and "
+    "non_preferred_output"
+)
 
 
 def format_of(document: dict[str, Any], refuse: Refuse) -> Format | None:

@@ -1,4 +1,5 @@
-"""Reads the messages and tools of a row from parsed JSON and reports everything that is wrong with them. It knows no file."""
+"""Reads the messages and tools of a row from parsed JSON and reports everything that is wrong with them. It knows no
+file."""
 
 import json
 import math
@@ -210,8 +211,8 @@ def _check_tool(tool: Any, path: str, refuse: Refuse) -> None:
 
 
 def strict_json(text: str) -> Any:
-    """Raises ValueError, also for what Python's decoder takes or drops unless told otherwise: NaN, Infinity, numbers that only become
-    infinite, and a key that comes twice, of which the first would be lost unseen."""
+    """Raises ValueError, also for what Python's decoder takes or drops unless told otherwise: NaN, Infinity, numbers
+    that only become infinite, and a key that comes twice, of which the first would be lost unseen."""
     return _DECODER.decode(text)
 
 

@@ -1,4 +1,5 @@
-"""Reads a dataset file row by row, in bounded memory, and reports every broken line. It knows no tokenizer and no template."""
+"""Reads a dataset file row by row, in bounded memory, and reports every broken line. It knows no tokenizer and no
+template."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class RowParser:
-    """Turns lines into rows of one format: that of the first line that has one, or the one `expected`. Keeps no line."""
+    """Turns lines into rows of one format: that of the first line that has one, or the one `expected`. Keeps no
+    line."""
 
     def __init__(self, errors_max: int = ERRORS_MAX, expected: Format | None = None) -> None:
         self.errors = RowErrors(kept_max=errors_max)
@@ -82,7 +84,8 @@ class LineReader:
 
 
 class RowReader:
-    """Iterates over the sound rows of a file. `errors`, `format`, `features` and `sha256` are complete once the iteration is."""
+    """Iterates over the sound rows of a file. `errors`, `format`, `features` and `sha256` are complete once the
+    iteration is."""
 
     def __init__(self, path: Path, errors_max: int = ERRORS_MAX) -> None:
         self.format: Format | None = None

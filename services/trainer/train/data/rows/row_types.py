@@ -1,4 +1,5 @@
-"""The rows of a dataset as types, and the errors of broken ones. It reads no file and knows no tokenizer and no template."""
+"""The rows of a dataset as types, and the errors of broken ones. It reads no file and knows no tokenizer and no
+template."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -65,7 +66,8 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolCall:
-    """`arguments` is a JSON object, also where the file spelt it as a string: so the server hands it to the template."""
+    """`arguments` is a JSON object, also where the file spelt it as a string: so the server hands it to the
+    template."""
 
     name: str
     arguments: dict[str, Any]
@@ -87,8 +89,8 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """`tools` are the JSON objects that declare functions, passed to the template as they are. One way of a preference says under
-    which key its `answer` stands, and that `asked` messages of the input come before it."""
+    """`tools` are the JSON objects that declare functions, passed to the template as they are. One way of a preference
+    says under which key its `answer` stands, and that `asked` messages of the input come before it."""
 
     line: int
     messages: tuple[Message, ...]

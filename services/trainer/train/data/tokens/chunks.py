@@ -1,6 +1,6 @@
-"""Some lines of a dataset in, their tokens as they are trained out: the unit of work that any process can do with the same result.
+"""Tokenises some lines of a dataset: the unit of work that any process does with the same result.
 
-It knows neither the file around the lines nor who else works on it.
+It knows neither the file around the lines nor the other processes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +24,8 @@ CHUNK_BYTES_MAX = 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Numbered lines in succession. `expected` is the format of the file, None while no line has told it. Without `tokens` the lines
-    are only checked."""
+    """Numbered lines in succession. `expected` is the format of the file, None as long as no line was recognised.
+    Without `tokens` the lines are only checked."""
 
     lines: tuple[tuple[int, bytes], ...]
     expected: Format | None
@@ -34,8 +34,8 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkResult:
-    """`expected` is the chunk's, or what its first recognised line is; `sound` says that a row of it can be used. There is no block
-    where a line is broken. `refusal` is what no row of such a file can be trained for."""
+    """`expected` is the chunk's, or the format of its first recognised line. `sound` says that a row of it can be used.
+    There is no block when a line is broken. `refusal` says why no row of such a file can be trained on."""
 
     expected: Format | None
     sound: bool
@@ -47,7 +47,8 @@ class ChunkResult:
 
 
 def chunks_of(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[tuple[int, bytes], ...]]:
-    """Up to CHUNK_LINES_MAX lines and CHUNK_BYTES_MAX bytes, and the line that goes over it."""
+    """Chunks of up to CHUNK_LINES_MAX lines and CHUNK_BYTES_MAX bytes; the line that exceeds the bytes is still part of
+    its chunk."""
     chunk: list[tuple[int, bytes]] = []
     size_bytes = 0
     for number, line in lines:
@@ -62,7 +63,7 @@ def chunks_of(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[tuple[int, b
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRules:
-    """What decides the tokens of a chunk; goes to other processes as it is."""
+    """What decides the tokens of a chunk. Other processes get it as it is."""
 
     folder: ModelFolder
     max_seq_length: int
@@ -72,7 +73,7 @@ class ChunkRules:
 
 
 class ChunkTokenizer:
-    """The same result for the same chunk, whatever came before it."""
+    """Gives the same result for the same chunk, whatever came before it."""
 
     def __init__(self, rules: ChunkRules) -> None:
         self._rules = rules
@@ -90,7 +91,7 @@ class ChunkTokenizer:
             return replace(result, refusal=refusal)
 
     def block(self, rows: Sequence[Row], kind: Format, errors: RowErrors) -> TokenBlock:
-        """Raises Failure for what no row of such a file can be trained for."""
+        """Raises Failure when no row of such a file can be trained on."""
         length_max = self._rules.max_seq_length
         if kind == "preference":
             pairs = [row for row in rows if isinstance(row, Preference)]

@@ -1,5 +1,7 @@
-"""Preferences as token rows: row 2i is the preferred and row 2i + 1 the other answer to one question, each with that question
-before it, by the same template and the same masks as a conversation. It knows no model and no loss.
+"""Preferences as token rows: row 2i is the preferred and row 2i + 1 the other answer to one question.
+
+The question stands before each answer, by the same template and the same masks as a conversation. It knows no model and
+no loss.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,8 +17,9 @@ from services.trainer.train.data.tokens.token_rows import TokenBlock, TokenRow, 
 def pair_block(
     tokenizer: RowTokenizer, rows: Iterable[Preference], max_seq_length: int, errors: RowErrors
 ) -> TokenBlock:
-    """Answers beyond `max_seq_length` tokens, the question included, lose their end. A pair is skipped as a whole when one of its
-    answers has no token left to learn, when both are the same up to the cut, or when its weight is 0. Counts are of pairs."""
+    """Answers beyond `max_seq_length` tokens, the question included, lose their end. A pair is skipped as a whole when
+    one of its answers has no token left to learn, when both are the same up to the cut, or when its weight is 0. Counts
+    are of pairs."""
     kept: list[TokenRow] = []
     truncated: list[int] = []
     skipped: list[int] = []

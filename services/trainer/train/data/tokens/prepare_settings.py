@@ -1,4 +1,4 @@
-"""How a dataset is prepared: what decides its tokens and its plan, who hears of it, and where the work is done."""
+"""How a dataset is prepared: the settings that decide its tokens, the directories, and who hears of the progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from services.trainer.train.data.rows.row_types import ERRORS_MAX
 from services.trainer.train.data.tokens.chunks import ChunkRules
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.bounds import MAX_SEQ_LENGTH_DEFAULT
-from services.trainer.train.settings.directories import Place
+from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.spec import TrainOnInputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class PreparationProgress:
     """How far the reading of a file is."""
 
     file: str
@@ -30,9 +30,9 @@ class PrepareSettings:
     train_on_inputs: TrainOnInputs
     template_date: str
     errors_max: int = ERRORS_MAX
-    place: Place = field(default_factory=Place)
+    directories: Directories = field(default_factory=Directories)
     # Hears of a long preparation every few seconds.
-    tell: Callable[[Told], None] | None = None
+    tell: Callable[[PreparationProgress], None] | None = None
 
     def chunk_rules(self, folder: ModelFolder) -> ChunkRules:
         return ChunkRules(

@@ -1,6 +1,6 @@
-"""Turns rows into token ids with a mark on every token that carries loss: the one path for analysis, preview, quote and training.
+"""Turns rows into token ids with a mark on every token that carries loss.
 
-It knows no file, no packing, no batches and no torch.
+Analysis, preview, quote and training share this one path. It knows no file, no packing, no batches and no torch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,8 +50,8 @@ class RowTokenizer:
         return kept.token_rows()
 
     def block(self, rows: Sequence[Row], max_seq_length: int, errors: RowErrors) -> TokenBlock:
-        """Rows beyond `max_seq_length` tokens lose their end; rows left without a labelled token, and rows of weight 0, are
-        skipped."""
+        """Rows beyond `max_seq_length` tokens lose their end; rows left without a labelled token, and rows of weight 0,
+        are skipped."""
         kept: list[TokenRow] = []
         truncated: list[int] = []
         skipped: list[int] = []
@@ -92,7 +92,7 @@ class RowTokenizer:
             try:
                 text, spans = self._template.trained_spans(row, train_on_inputs=self._train_on_inputs)
             except TemplateRefusal as refusal:
-                told, before = (row.line, _path(row, refusal.place), str(refusal)), told
+                told, before = (row.line, _path(row, refusal.part), str(refusal)), told
                 if told != before:
                     # What is wrong with a question is wrong with both of its answers, and said once.
                     errors.add(*told)
@@ -141,15 +141,15 @@ class RowTokenizer:
             yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
 
 
-def _path(row: Conversation, place: int | str | None) -> str:
-    """Where a part of the conversation stands in its line."""
-    if place == TOOLS:
+def _path(row: Conversation, part: int | str | None) -> str:
+    """Where a part of the conversation stands in its line, as a JSON path."""
+    if part == TOOLS:
         return "$.input.tools" if row.answer else "$.tools"
-    if not isinstance(place, int):
+    if not isinstance(part, int):
         return f"$.{row.answer or 'messages'}"
     if not row.answer:
-        return f"$.messages[{place}]"
-    return f"$.input.messages[{place}]" if place < row.asked else f"$.{row.answer}[{place - row.asked}]"
+        return f"$.messages[{part}]"
+    return f"$.input.messages[{part}]" if part < row.asked else f"$.{row.answer}[{part - row.asked}]"
 
 
 def _no_inputs(what: str) -> Failure:

@@ -16,14 +16,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.trainer.train.data.rows.row_types import Conversation, Message, ToolCall
-from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_heard, check_said
+from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_answer, check_context
 from services.trainer.train.settings.failures import Failure, user_failure
 
 Span = tuple[int, int]
 
 TEMPLATE_LENGTH_MAX = 256 * 1024
 # Of what a template says against a row.
-SAID_LENGTH_MAX = 500
+REFUSAL_LENGTH_MAX = 500
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 # An opening of the last turn that a template leaves out of earlier ones, in characters.
 OPENING_LENGTH_MAX = 256
@@ -65,7 +65,7 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise TemplateRefusal(
-                f"a conversation that the chat template accepts: {str(error)[:SAID_LENGTH_MAX]}"
+                f"a conversation that the chat template accepts: {str(error)[:REFUSAL_LENGTH_MAX]}"
             ) from error
         if len(text) > RENDERED_LENGTH_MAX:
             raise TemplateRefusal(f"a conversation of at most {RENDERED_LENGTH_MAX} rendered characters")
@@ -77,10 +77,10 @@ class ChatTemplate:
         if row.tools and not self._takes_tools:
             raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out", TOOLS)
         text = self.render(row.messages, tools=row.tools, add_generation_prompt=False)
-        check_heard(text, row.messages, row.tools)
+        check_context(text, row.messages, row.tools)
         if train_on_inputs and all(message.weight for message in row.messages):
             for index, message in enumerate(row.messages):
-                check_said(text, index, message)
+                check_answer(text, index, message)
             return text, [(0, len(text))]
         spans: list[Span] = []
         start = 0
@@ -92,7 +92,7 @@ class ChatTemplate:
                 start = _prefix_length(text, prompt, index)
             end = self._end(text, start, row, index)
             if message.weight:
-                check_said(text[start:end], index, message)
+                check_answer(text[start:end], index, message)
                 spans.append((start, end))
             start = end
         return text, spans
@@ -138,8 +138,8 @@ class ChatTemplate:
         alone = self.render(row.messages[: index + 1], tools=row.tools, add_generation_prompt=False)
         if text.startswith(alone) or message.role != "assistant" or not alone.startswith(text[:start]):
             return _prefix_length(text, alone, index)
-        # Some templates open the last answer with a block of (empty) reasoning and leave it out of earlier ones. Such a turn
-        # stands in the whole text as it stands alone, less that opening.
+        # Some templates open the last answer with a block of (empty) reasoning and leave it out of earlier ones. Such a
+        # turn stands in the whole text as it stands alone, less that opening.
         body = message.content.strip() or (message.tool_calls[0].name if message.tool_calls else "")
         body_at = alone.find(body, start) if body else -1
         for opening_end in range(start, min(body_at, start + OPENING_LENGTH_MAX) + 1):

@@ -1,5 +1,7 @@
-"""Whether a rendered conversation holds what its messages say: a template may leave out what it does not know, and nothing may be
-dropped unseen. It knows no template and no tokenizer.
+"""Checks that a rendered conversation holds everything that its messages say.
+
+A template may leave out what it does not know, such as tool calls or reasoning. Such a row is refused, because nothing
+may be dropped unseen. It knows no template and no tokenizer.
 """
 
 import json
@@ -12,17 +14,17 @@ TOOLS = "tools"
 
 
 class TemplateRefusal(Exception):
-    """This conversation does not fit the template; the text says why, `place` where: the index of a message, or TOOLS, or None for the
-    whole."""
+    """This conversation does not fit the template. The text says what was expected. `part` says where: the index of a
+    message, TOOLS, or None for the whole conversation."""
 
-    def __init__(self, why: str, place: int | str | None = None) -> None:
+    def __init__(self, why: str, part: int | str | None = None) -> None:
         super().__init__(why)
-        self.place = place
+        self.part = part
 
 
-def check_heard(rendered: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
-    """What the model reads. Earlier answers without loss may lose their reasoning and be rewritten, as they are when the model is
-    asked, but not their tool calls. Raises TemplateRefusal."""
+def check_context(rendered: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+    """Checks the whole text, which is what the model reads. Earlier answers without loss may lose their reasoning and
+    be rewritten, as at inference, but they must keep their tool calls. Raises TemplateRefusal."""
     if not all(_holds(rendered, tool["function"]["name"]) for tool in tools):
         raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves some out", TOOLS)
     for index, message in enumerate(messages):
@@ -31,15 +33,16 @@ def check_heard(rendered: str, messages: Sequence[Message], tools: Sequence[dict
         _check_calls(rendered, index, message)
 
 
-def check_said(rendered: str, index: int, message: Message) -> None:
-    """What the model learns to say, in the part of the text that is trained for it. Raises TemplateRefusal."""
+def check_answer(rendered: str, index: int, message: Message) -> None:
+    """Checks the trained part of the text, which is what the model learns to say. Raises TemplateRefusal."""
     if message.role != "assistant":
         return
     if message.content.strip() not in rendered:
         raise TemplateRefusal(f"a chat template that renders the content of message {index} as it is", index)
     if message.reasoning is not None and message.reasoning.strip() not in rendered:
         raise TemplateRefusal(
-            f"a chat template that renders the reasoning of message {index}; this one leaves it out (there are templates that "
+            f"a chat template that renders the reasoning of message {index}; this one leaves it out (there are "
+            f"templates that "
             "keep it only after the last question: give earlier answers weight 0, or rows of their own)",
             index,
         )
@@ -69,7 +72,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _holds(rendered: str, text: str) -> bool:
-    """As it is, or in the spelling of JSON or of Python, which templates use for structures."""
+    """Whether the text is there as it is, or spelt as in JSON or Python, which templates use for structures."""
     if text.strip() in rendered:
         return True
     spelled = (json.dumps(text, ensure_ascii=False), json.dumps(text), repr(text))

@@ -1,4 +1,7 @@
-"""Token rows: ids with a mark on every token that carries loss, end to end and in bounded memory. It knows no text and no tokenizer."""
+"""Token rows: ids with a mark on every token that carries loss, end to end and in bounded memory.
+
+It knows no text and no tokenizer.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,8 +20,9 @@ DIGEST_PIECE_BYTES = 16 * 1024**2
 class TokenRows:
     """Kept rows, end to end: row i is `ids[offsets[i]:offsets[i + 1]]`, and `labelled` says which tokens carry loss.
     The first token of a row is never predicted, so it is never labelled. `weights`, one a row, multiply the row's loss;
-    None when all of them are 1. Of preferences (preference_pairs.py) two rows make an example; `rows` and what follows count examples.
-    `truncated_line` and `skipped_line` are where the first such row stands in the file, from 1; 0 when there is none."""
+    None when all of them are 1. Of preferences (preference_pairs.py) two rows make an example; `rows` and the fields
+    after it count examples. `truncated_line` and `skipped_line` are the lines of the first such row in the file, from
+    1; 0 when there is none."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
@@ -86,8 +90,8 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBlock:
-    """Some rows in succession as they are trained: those that are kept end to end, `lengths` and `weights` one a row, and what
-    was counted of all of them, in examples as in TokenRows."""
+    """Some rows in succession as they are trained: those that are kept end to end, `lengths` and `weights` one a row,
+    and what was counted of all of them, in examples as in TokenRows."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
@@ -121,7 +125,8 @@ def token_block(
 
 
 class KeptRows:
-    """Blocks end to end, collected in bounded memory: what is long goes to files without a name in the folder `scratch`."""
+    """Blocks end to end, collected in bounded memory: what is long goes to files without a name in the folder
+    `scratch`."""
 
     def __init__(self, scratch: Path | None) -> None:
         self._ids = SpilledArray(np.int32, scratch)

@@ -1,4 +1,4 @@
-"""A whole dataset file as token rows: its chunks tokenised here or by other processes, put together in the order of the file.
+"""A whole dataset file as token rows: chunks tokenised here or by other processes, joined in the order of the file.
 
 Neither tokens, nor counts, nor errors depend on how many processes work. It knows no packing and no cache.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from services.trainer.train.data.rows.row_reader import LineReader, RowReader, add_empty, is_parquet
 from services.trainer.train.data.rows.row_types import Features, Format, Row, RowErrors, Tokens
 from services.trainer.train.data.tokens.chunks import CHUNK_LINES_MAX, Chunk, ChunkResult, ChunkTokenizer, chunks_of
-from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, Told
+from services.trainer.train.data.tokens.prepare_settings import PreparationProgress, PrepareSettings
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenRows
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import Workers
@@ -25,7 +25,7 @@ TELL_EVERY_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedFile:
-    """`rows` are worth nothing where there are errors."""
+    """`rows` are of no use when there are errors."""
 
     format: Format | None
     sha256: str
@@ -36,7 +36,8 @@ class TokenizedFile:
 
 
 def tokenize_file(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings) -> TokenizedFile:
-    """Raises OSError for a file that cannot be read, DiskFull, and Failure for a model or a setting that no row can be used with."""
+    """Raises OSError for a file that cannot be read, DiskFull, and Failure for a model or a setting that no row can be
+    used with."""
     collected = _Collected(name, path.stat().st_size, folder, settings)
     read = _token_rows if is_parquet(path) else _lines
     sha256 = read(path, collected)
@@ -60,7 +61,7 @@ class _Collected:
         self.bytes_total = bytes_total
         self.errors = RowErrors(kept_max=settings.errors_max)
         self.features = Features()
-        self.kept = KeptRows(settings.place.scratch)
+        self.kept = KeptRows(settings.directories.scratch)
         # A line is: then no tokens are needed any more.
         self.is_broken = False
         # What the first recognised row is, and the same once a row of it was sound.
@@ -83,8 +84,8 @@ class _Collected:
         self.features.add_all(result.features)
         self.is_broken |= result.errors.count > 0
         if self.is_broken:
-            # The file is refused already: what else is wrong with its lines is told, but nothing more is spent on tokens. Some may
-            # have been made ahead of this; what was found there counts as little.
+            # The file is refused already: what else is wrong with its lines is told, but nothing more is spent on
+            # tokens. Some may have been made ahead of this; what was found there counts as little.
             return
         if result.refusal is not None:
             raise result.refusal
@@ -98,7 +99,7 @@ class _Collected:
             return
         self._told_s = now_s
         self.settings.tell(
-            Told(
+            PreparationProgress(
                 file=self._name,
                 rows=self.kept.rows,
                 bytes_read=bytes_read,
@@ -131,7 +132,7 @@ def _lines(path: Path, collected: _Collected) -> str:
 
 
 def _workers(stack: contextlib.ExitStack, collected: _Collected) -> Workers | None:
-    count = collected.settings.place.workers
+    count = collected.settings.directories.workers
     if count < 2 or collected.bytes_total < PARALLEL_BYTES_MIN:
         return None
     return stack.enter_context(Workers(count, collected.rules))
@@ -142,7 +143,7 @@ def _chunk(group: tuple[tuple[int, bytes], ...], collected: _Collected) -> Chunk
 
 
 def _token_rows(path: Path, collected: _Collected) -> str:
-    """Rows that are tokens already: to send them to other processes would cost more than to look at them."""
+    """Rows that are tokens already. Sending them to other processes would cost more than checking them here."""
     reader = RowReader(path, collected.settings.errors_max)
     collected.errors = reader.errors
     unknown_ids = 0

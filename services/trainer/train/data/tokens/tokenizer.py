@@ -66,8 +66,9 @@ def open_model_folder(directory: Path) -> ModelFolder:
 
 
 def without_offset_trimming(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy whose offsets cover every character. The byte-level post-processor cuts white space off them, and a token of
-    nothing but white space at the edge of an answer would then seem to lie outside. Only for use without special tokens."""
+    """A copy whose offsets cover every character. The byte-level post-processor cuts white space off them, and a token
+    of nothing but white space at the edge of an answer would then seem to lie outside. Only for use without special
+    tokens."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.post_processor = processors.Sequence([])
     return copy
@@ -107,7 +108,8 @@ def _json(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _with_map(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
-    """As transformers has it: names in a file of their own win, unless the config is of the kind that lists added tokens itself."""
+    """As transformers has it: names in a file of their own win, unless the config is of the kind that lists added
+    tokens itself."""
     if "added_tokens_decoder" in tokenizer_config:
         return tokenizer_config
     return tokenizer_config | _json(directory / "special_tokens_map.json", required=False)
@@ -124,7 +126,8 @@ def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
 
 
 def _templates(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The one for every row and the one for rows with tools, named and chosen as by `get_chat_template` of transformers."""
+    """The one for every row and the one for rows with tools, named and chosen as by `get_chat_template` of
+    transformers."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
@@ -160,8 +163,8 @@ def _context_length(config: dict[str, Any]) -> int:
 
 
 def _short_context(config: dict[str, Any]) -> int | None:
-    """Of a model with longrope: transformers rotates all rows of a micro-batch by the factors of its longest one, so that rows on both
-    sides of this length would not be computed as alone."""
+    """Of a model with longrope: transformers rotates all rows of a micro-batch by the factors of its longest one, so
+    that rows on both sides of this length would not be computed as alone."""
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, dict) or "long_factor" not in rope:
         return None

@@ -1,8 +1,9 @@
-"""Processes that tokenise chunks of a large file: `python -m services.trainer.train.data.tokens.tokenizing_workers` is one of them.
+"""Processes that tokenise chunks of a large file. Not pure: subprocess.
 
-Started by a plain exec, never by a fork, which would inherit the locks of torch's and tokenizers' threads but not the threads.
-A worker reads chunks from standard input and ends with it, so none outlives the process that it works for. Pickles go between
-processes of one program only; no file of a user or a model is ever read as one.
+`python -m services.trainer.train.data.tokens.tokenizing_workers` is one of them. It is started by a plain exec. A fork
+would inherit the locks of torch's and tokenizers' threads but not the threads. A worker reads chunks from standard
+input and ends with it, so none outlives the process that it works for. Pickles go between processes of one program
+only; no file of a user or a model is ever read as one.
 """
 
 import contextlib
@@ -33,7 +34,8 @@ class WorkerLost(RuntimeError):
 
 
 class Workers:
-    """`results` in the order of the chunks, whoever worked on which. Leaving the context ends the processes."""
+    """`results` come in the order of the chunks, whichever process worked on them. Leaving the context ends the
+    processes."""
 
     def __init__(self, count: int, rules: ChunkRules) -> None:
         self._rules = pickle.dumps(rules)
