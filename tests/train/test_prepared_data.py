@@ -39,7 +39,7 @@ def test_workers_and_cache_change_no_bit_and_an_attempt_takes_what_the_first_one
     plain_events, plain = ran(make_job("plain", packing=True))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tokenized_file, "PARALLEL_BYTES_MIN", 0)
-    monkeypatch.setattr(tokenized_file, "TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(tokenized_file, "REPORT_EVERY_S", 0.0)
     monkeypatch.setattr(prepare, "CACHED_FILE_BYTES_MIN", 0)
     monkeypatch.setattr(chunks, "CHUNK_LINES_MAX", 5)
     directories = {"cache": str(tmp_path / "prepared"), "workers": 2}

@@ -90,7 +90,7 @@ def work(spec: Spec, workdir: Path, emit: Emit) -> None:
         if not isinstance(error, Failure):
             traceback.print_exc()
         failure, gang = explain(error), spec.gang
-        # Processes of one machine tell their launcher, which then knows all there is to know.
+        # Processes of one machine report to their launcher, which then knows every cause.
         raise (failure if gang is None else FailureBoard(lambda: _meeting_place(gang)).leave(failure)) from error
     leave_group()
 

@@ -28,7 +28,7 @@ EXIT_OK = 0
 EXIT_USER = 2
 EXIT_PLATFORM = 3
 _PR_SET_PDEATHSIG = 1
-# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no look at any network, and
+# Read by the libraries when they are loaded: exactness (one code path in MKL and cuBLAS), no network, and
 # worker threads that sleep when idle: spinning ones cost ten times the step when other processes want the same cores.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -83,7 +83,7 @@ def run(workdir: Path, emit: EventStream, stop: threading.Event) -> None:
 
 
 def _work(workdir: Path, emit: EventStream) -> int:
-    """One of several processes. The elastic launcher ends it by SIGTERM, tells why, and passes on who asks the run to
+    """One of several processes. The elastic launcher ends it by SIGTERM, reports why, and passes on a request to
     stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

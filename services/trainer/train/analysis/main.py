@@ -60,7 +60,7 @@ def analyze(document: Any) -> dict[str, Any]:
         template_date=asked.template_date,
         errors_max=asked.errors_max,
         directories=asked.directories,
-        tell=_tell,
+        report=_report,
     )
     if asked.shown is not None:
         seen = preview_dataset(Path(asked.train_file), folder, settings, asked.shown)
@@ -80,8 +80,8 @@ def _prepare(
     return datasets
 
 
-def _tell(progress: PreparationProgress) -> None:
-    """On standard error, for the log of whoever asked."""
+def _report(progress: PreparationProgress) -> None:
+    """On standard error, for the log of the caller."""
     share = 100 * progress.bytes_read // max(progress.bytes_total, 1)
     print(
         f"{progress.file} file: {progress.rows} rows, {share} % of {progress.bytes_total} bytes, "

@@ -72,7 +72,7 @@ def preview_dataset(
         count = sum(1 for _ in reader)
         if reader.errors.count or reader.format is None:
             return _refusal(reader)
-        # A second look instead of a memory of all rows: the file may be large.
+        # The file is read twice instead of keeping all rows: it may be large.
         chosen = {number * count // shown.rows_max for number in range(shown.rows_max)}
         sample = list(compress(RowReader(path), (number in chosen for number in range(count))))
     except OSError as error:

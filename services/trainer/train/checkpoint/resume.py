@@ -26,7 +26,7 @@ from services.trainer.train.settings.spec import Spec
 
 
 def find_checkpoint(root: Path, identity: Identity, discard: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of this very run below `root`; `discard` hears of those passed over."""
+    """The newest whole checkpoint of this very run below `root`; `discard` is called for those passed over."""
     for path in sorted(root.glob("step-*"), reverse=True):
         try:
             _checked_state(path, identity)

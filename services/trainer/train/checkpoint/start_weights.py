@@ -20,7 +20,7 @@ from services.trainer.train.settings.failures import Failure, user_failure
 from services.trainer.train.settings.spec import Spec
 
 _CONFIG = "config.json"
-# What a config says besides the computation: by whom it was written, how weights lie on disk, what a server shall do.
+# Fields of a config that do not decide the computation: its writer, how weights lie on disk, hints to a server.
 _OF_NO_SHAPE = frozenset(
     {
         "_name_or_path",

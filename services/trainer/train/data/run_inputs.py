@@ -63,7 +63,7 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
             scratch=spec.directories.scratch or workdir,
             cache=spec.directories.cache or workdir / PREPARED,
         ),
-        tell=lambda progress: emit("preparing", **asdict(progress)),
+        report=lambda progress: emit("preparing", **asdict(progress)),
     )
     train_data = _dataset(Path(spec.train_file), "train", folder, settings, spec.method, emit)
     validation = None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from services.trainer.train.data.packing.shuffle import epoch_order
 
 REPORTS_PER_RUN = 100
-# Steps of one range: all of them are told in one event, and the agent reads no endless line.
+# Steps of one range. One event reports all of them, and the agent bounds the length of a line.
 REPORT_STEPS_MAX = 3000
 CHECKPOINTS_PER_RUN = 20
 

@@ -73,7 +73,7 @@ def settle_checkpoint(run: Run, *, wait: bool = True) -> None:
 
 
 def kept_checkpoint(run: Run) -> str:
-    """Where a run that diverged can be taken up again, in words."""
+    """A clause for messages: the checkpoint from which a run that diverged can go on."""
     settle_checkpoint(run)
     kept = run.last_checkpoint_step
     return f"the last good checkpoint is at step {kept}" if kept is not None else "there is no checkpoint yet"

@@ -74,8 +74,8 @@ def _evaluate(run: Run, name: str) -> Evaluation:
     found = None
     while found is None:
         batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
-        tell = sign_of_life(run.emit, "evaluating", len(batches))
-        found = evaluate(run.model, objective, batches, run.stopping, tell, run.group)
+        report = sign_of_life(run.emit, "evaluating", len(batches))
+        found = evaluate(run.model, objective, batches, run.stopping, report, run.group)
         if found is None:
             _halve(run, name, divisible=batches.is_divisible)
     if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
@@ -87,6 +87,39 @@ def _evaluate(run: Run, name: str) -> Evaluation:
     return found
 
 
+def evaluate(
+    model: CausalModel,
+    objective: Objective,
+    batches: FileBatches,
+    stopping: Callable[[], bool],
+    report: Callable[[int], None],
+    group: Group = ALONE,
+) -> Evaluation | None:
+    """Means over the batches of all processes; None when memory ran out. `report` is called after each batch.
+    Raises Stopped between batches."""
+    sums: list[list[float]] = []
+
+    def score(batch: MicroBatch) -> None:
+        sums.append(objective.sums(model, batch))
+        report(1)
+
+    def unless_stopping() -> Iterator[MicroBatch]:
+        for batch in batches:
+            if stopping():
+                raise Stopped
+            yield batch
+
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            enough = fits(model, group, unless_stopping(), score, batches.idle)
+    finally:
+        model.module.train()
+    if not enough:
+        return None
+    return objective.evaluation(group.total([sum(column) for column in zip(*sums, strict=True)]))
+
+
 def _halve(run: Run, name: str, *, divisible: bool) -> None:
     release()
     spent = run.evaluation_tokens
@@ -96,39 +129,5 @@ def _halve(run: Run, name: str, *, divisible: bool) -> None:
         "warning",
         code="OUT_OF_MEMORY_RETRIED",
         message=f"out of memory in {name}: micro-batches of evaluations have at most {run.evaluation_tokens} tokens "
-        f"from here on "
-        f"instead of {spent}; it is done again",
+        f"from here on instead of {spent}; it is done again",
     )
-
-
-def evaluate(
-    model: CausalModel,
-    objective: Objective,
-    batches: FileBatches,
-    stopping: Callable[[], bool],
-    tell: Callable[[int], None],
-    group: Group = ALONE,
-) -> Evaluation | None:
-    """Means over the batches of all processes; None when memory ran out. `tell` hears of each batch that is done.
-    Raises Stopped between batches."""
-    sums: list[list[float]] = []
-
-    def look(batch: MicroBatch) -> None:
-        sums.append(objective.sums(model, batch))
-        tell(1)
-
-    def heeding() -> Iterator[MicroBatch]:
-        for batch in batches:
-            if stopping():
-                raise Stopped
-            yield batch
-
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            enough = fits(model, group, heeding(), look, batches.idle)
-    finally:
-        model.module.train()
-    if not enough:
-        return None
-    return objective.evaluation(group.total([sum(column) for column in zip(*sums, strict=True)]))

@@ -40,19 +40,19 @@ class Progress:
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS)
         self._evaluation_s: float | None = None
         self._seen_s = -inf
-        self._tell = sign_of_life(emit, "training", schedule.total_steps)
+        self._report_life = sign_of_life(emit, "training", schedule.total_steps)
 
     def start_at(self, position: Position) -> None:
         """Checkpoints stand at range ends, so a resumed run opens the very next range."""
         self._start_step = position.step
-        self._tell = sign_of_life(self._emit, "training", self._schedule.total_steps, position.step)
+        self._report_life = sign_of_life(self._emit, "training", self._schedule.total_steps, position.step)
 
     def add(self, record: StepRecord, started_s: float, seen_s: float) -> None:
         """Times of one clock. A step may be launched before the one ahead of it is seen; that time counts once."""
         self._records.append(record)
         self._window.append((record.train_tokens, seen_s - max(started_s, self._seen_s)))
         self._seen_s = seen_s
-        self._tell(1)
+        self._report_life(1)
 
     def note_evaluation(self, duration_s: float) -> None:
         self._evaluation_s = duration_s

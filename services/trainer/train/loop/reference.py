@@ -102,7 +102,7 @@ def _compute(inputs: Inputs, model: CausalModel, group: Group, emit: Emit) -> di
 
 
 def _score(
-    inputs: Inputs, dataset: Dataset, model: CausalModel, group: Group, tell: Callable[[int], None], emit: Emit
+    inputs: Inputs, dataset: Dataset, model: CausalModel, group: Group, report: Callable[[int], None], emit: Emit
 ) -> Any:
     """All rows of a file; again in smaller micro-batches when memory runs out."""
     tokens = inputs.spec.micro_batch_tokens
@@ -114,7 +114,7 @@ def _score(
             found = answer_log_probs(model, batch)
             if batch.labelled:
                 own[list(batch.rows)] = found.double().cpu()
-            tell(len(batch.rows))
+            report(len(batch.rows))
 
         if fits(model, group, batches, score, batches.idle):
             return group.summed(own).float()

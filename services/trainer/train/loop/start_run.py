@@ -178,8 +178,7 @@ def _keep_micro_batches(run: Run, before: int) -> None:
         "warning",
         code="RESUME_NOT_EXACT",
         message=f"this device has room for micro-batches of {run.micro_batch_tokens} tokens, and the checkpoint was "
-        f"written "
-        f"with {before}; the last bits of the result may differ",
+        f"written with {before}; the last bits of the result may differ",
     )
 
 

@@ -57,46 +57,6 @@ def launch_step(run: Run, step: int) -> Launched:
     )
 
 
-def settle_step(run: Run) -> None:
-    """Reads the numbers of the step that was launched last. Whatever follows a step calls this first. Raises
-    Failure(user)."""
-    launched = run.launched
-    if launched is None:
-        return
-    run.launched = None
-    loss, norm = launched.numbers.read()
-    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
-        raise _diverged(run, launched, loss, norm)
-    schedule = run.inputs.schedule
-    finished = launched.step + 1
-    epoch, epoch_step = divmod(finished, schedule.steps_per_epoch)
-    run.position = replace(
-        run.position,
-        step=finished,
-        epoch=epoch,
-        epoch_step=epoch_step,
-        metered_train_tokens=run.position.metered_train_tokens + launched.tokens,
-        loss=loss,
-    )
-    record = StepRecord(
-        step=finished, loss=loss, learning_rate=launched.learning_rate, grad_norm=norm, train_tokens=launched.tokens
-    )
-    run.progress.add(record, launched.started_s, time.monotonic())
-
-
-def report_when_due(run: Run) -> None:
-    if run.position.step in run.inputs.schedule.report_set:
-        run.progress.flush(run.position)
-
-
-def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
-    return user_failure(
-        "TRAINING_INPUT_INVALID",
-        f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
-        f"{launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower the learning rate or raise the warm-up",
-    )
-
-
 def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
     """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many
     tokens the step has. The gradients are those of that mean and the same on every process. Raises Failure(platform,
@@ -126,7 +86,7 @@ def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
         torch.manual_seed(seed_of_step(run.inputs.spec.seed, step, group.rank))
     # FSDP takes the mean over the processes where we want the sum.
     scale = (group.size if group.sharded else 1) / units
-    # It stays where it is made: to look at it after every micro-batch would let a GPU run dry.
+    # It stays on the device: to read it after every micro-batch would let a GPU run dry.
     loss = torch.zeros((), dtype=torch.float64, device=run.model.device)
 
     def learn(batch: MicroBatch) -> None:
@@ -152,6 +112,46 @@ def _halve(run: Run, step: int, batches: list[MicroBatch] | None) -> None:
         "warning",
         code="OUT_OF_MEMORY_RETRIED",
         message=f"out of memory at step {step + 1}: micro-batches have at most {run.micro_batch_tokens} tokens from "
-        f"here on "
-        f"instead of {spent}, and there are about twice as many of them; the step is done again with the same rows",
+        f"here on instead of {spent}, and there are about twice as many of them; the step is done again with the same "
+        "rows",
     )
+
+
+def settle_step(run: Run) -> None:
+    """Reads the numbers of the step that was launched last. Whatever follows a step calls this first. Raises
+    Failure(user)."""
+    launched = run.launched
+    if launched is None:
+        return
+    run.launched = None
+    loss, norm = launched.numbers.read()
+    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
+        raise _diverged(run, launched, loss, norm)
+    schedule = run.inputs.schedule
+    finished = launched.step + 1
+    epoch, epoch_step = divmod(finished, schedule.steps_per_epoch)
+    run.position = replace(
+        run.position,
+        step=finished,
+        epoch=epoch,
+        epoch_step=epoch_step,
+        metered_train_tokens=run.position.metered_train_tokens + launched.tokens,
+        loss=loss,
+    )
+    record = StepRecord(
+        step=finished, loss=loss, learning_rate=launched.learning_rate, grad_norm=norm, train_tokens=launched.tokens
+    )
+    run.progress.add(record, launched.started_s, time.monotonic())
+
+
+def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
+    return user_failure(
+        "TRAINING_INPUT_INVALID",
+        f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
+        f"{launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower the learning rate or raise the warm-up",
+    )
+
+
+def report_when_due(run: Run) -> None:
+    if run.position.step in run.inputs.schedule.report_set:
+        run.progress.flush(run.position)

@@ -88,7 +88,7 @@ class AdapterOff:
 
     def log_probs(self, model: CausalModel, batch: MicroBatch) -> Any:
         was_training = model.module.training
-        # No dropout: a reference is one model, not a new one at every look.
+        # No dropout: a reference is one model, not a new one each time.
         model.module.eval()
         try:
             with torch.no_grad(), model.module.disable_adapter():

@@ -18,7 +18,7 @@ from services.trainer.train.runtime.process_group import Group
 from services.trainer.train.settings.spec import LoraTraining
 
 _HEAD = "lm_head.weight"
-# A shape that leaves out biases still tells a model's size; one that misses a kind of layers does not.
+# A shape without biases is close enough to a model's size; one that misses a kind of layers is not.
 _UNEXPLAINED_SHARE_MAX = 0.05
 
 
@@ -44,7 +44,7 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
         memory_bytes=group.least(spec.device_memory_bytes),
         kind=kind,
     )
-    # One process has nobody to share its weights with.
+    # One process has no other to share its weights with.
     asked = None if spec.parallelism == "auto" or group.size == 1 else spec.parallelism
     return planner.choose(shape, work, devices, asked)
 

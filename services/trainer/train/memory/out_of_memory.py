@@ -18,7 +18,7 @@ from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS_MIN
 from services.trainer.train.settings.failures import Failure, platform_failure
 
 T = TypeVar("T")
-# What torch's allocators say; only that of CUDA has a type of its own.
+# The words of torch's allocators; only that of CUDA has an error type of its own.
 _OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from services.trainer.train.settings.failures import Failure, user_failure
 
 _INDEX = "model.safetensors.index.json"
-# Names in a message; how many there are is said, too.
+# Names in a message; the number of the others follows.
 _NAMED_MAX = 5
 
 

@@ -113,7 +113,7 @@ def _read(directory: Path, dtype: Any) -> Any:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            # Then they are told, and refused below with their names.
+            # Then they are listed, and refused below with their names.
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -135,8 +135,7 @@ def _check_head(model: CausalModel, dtype: Any) -> None:
         raise user_failure(
             "MODEL_INVALID",
             f"the architecture {type(model.base).__name__} is not supported: its logits are not hidden states times "
-            f"head "
-            f"(difference {difference:.3g})",
+            f"head (difference {difference:.3g})",
         )
 
 

@@ -35,7 +35,7 @@ class Exchanges:
     def exchange(self, collective: Callable[..., Any], output_tensor: Any, input_tensor: Any, **how: Any) -> Any:
         if self._to_skip:
             self._to_skip -= 1
-            # Nobody learns from this pass, but what was in this memory might not even be numbers.
+            # The result of this pass is dropped, but what was in this memory might not even be numbers.
             output_tensor.zero_()
             return None
         under_way = collective(output_tensor, input_tensor, **how)

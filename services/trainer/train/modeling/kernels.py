@@ -95,9 +95,9 @@ def allow_tensor_cores(device: str) -> None:
 
 @contextmanager
 def rows_known(row_numbers: Any | None) -> Iterator[None]:
-    """transformers looks at the device in every pass to see whether positions start anew somewhere. We laid the rows
-    out and know: within this context it is told which row each token is in, [1, length], or None where no line has more
-    than one."""
+    """transformers reads from the device in every pass whether positions start anew somewhere. The engine laid the rows
+    out and knows. Within this context transformers gets `row_numbers`, [1, length]: the row that each token is in, or
+    None where no line has more than one row."""
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda _position_ids: row_numbers
     try:

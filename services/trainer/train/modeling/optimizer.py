@@ -31,7 +31,7 @@ def learning_rate_at(
 
 
 def make_optimizer(trainable: dict[str, Any], weight_decay: float) -> Any:
-    """Decay applies to matrices only: shrinking norms and biases helps nobody."""
+    """Decay applies to matrices only: norms and biases are not shrunk."""
     matrices = [parameter for parameter in trainable.values() if parameter.ndim >= 2]
     vectors = [parameter for parameter in trainable.values() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol, TextIO
 
-# The agent is gone; nobody reads why.
+# The exit code when the agent is gone.
 EXIT_ORPHANED = 4
 SIGN_OF_LIFE_S = 60.0
 
@@ -54,11 +54,11 @@ def sign_of_life(emit: Emit, event_type: str, total: int, done: int = 0) -> Call
     most every SIGN_OF_LIFE_S, because a process that says nothing for hours is taken for hung."""
     emitted_s = monotonic()
 
-    def tell(more: int) -> None:
+    def report(more: int) -> None:
         nonlocal done, emitted_s
         done += more
         if monotonic() - emitted_s >= SIGN_OF_LIFE_S:
             emit(event_type, done=min(done, total), total=total)
             emitted_s = monotonic()
 
-    return tell
+    return report

@@ -13,7 +13,7 @@ from services.trainer.train.disk.durable import is_disk_full
 from services.trainer.train.settings.failures import Failure, Violation, platform_failure
 
 LOST_PEER, DIED = "lost_peer", "died"
-# What gloo says when the process at the other end has died.
+# The words of gloo when the process at the other end has died.
 _LOST_PEER_WORDS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
 _KEY = "finemesh/failure"
 

@@ -1,2 +1,2 @@
-"""The settings of one run and how a run says no. Pure data: it reads no dataset, loads no library and knows no
+"""The settings of one run, and the failures that end it. Pure data: it reads no dataset, loads no library and knows no
 device."""

@@ -105,8 +105,7 @@ def refuse_idle_stopping(reader: Reader, stopping: EarlyStopping | None, evaluat
         reader.refuse(
             "early_stopping",
             f"needs at least patience + warmup_evaluations + 1 = {stopping.evaluations_min} evaluations over the run "
-            f"on a "
-            f"validation file; there are {evaluations_total}",
+            f"on a validation file; there are {evaluations_total}",
         )
 
 

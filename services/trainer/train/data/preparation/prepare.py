@@ -78,7 +78,7 @@ def _through_cache(
             if isinstance(made, DatasetRefusal):
                 return made
             prepared = prepared_file(made, settings.max_seq_length)
-            # A file that changed under our hands is not what the key says.
+            # A file that changed while it was read has another key.
             if key == cache_key(made.sha256, folder, settings):
                 cache.keep(key, prepared)
     rows = prepared.file.rows
@@ -98,8 +98,7 @@ def _tokenized(path: Path, name: str, folder: ModelFolder, settings: PrepareSett
         raise user_failure(
             "TRAINING_INPUT_INVALID",
             f"no row of the {name} file has a token to train on: every answer is masked, has weight 0, was the same "
-            f"as the "
-            "one it is compared with, or was cut off at "
+            "as the one it is compared with, or was cut off at "
             f"{settings.max_seq_length} tokens (first row: line {made.rows.skipped_line}; longest row: "
             f"{made.rows.longest_row_tokens} tokens)",
         )

@@ -105,7 +105,7 @@ class TokenCache:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, OSError):
-            # Torn or damaged: whoever asked makes it anew.
+            # Torn or damaged: the caller makes it anew.
             with contextlib.suppress(OSError):
                 remove_folder(folder)
             return None

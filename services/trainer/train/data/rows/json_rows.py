@@ -86,7 +86,7 @@ def note_features(row: Row, features: Features) -> None:
 
 
 def read_row(line: int, document: dict[str, Any], kind: Format, refuse: Refuse) -> Row | None:
-    """None when something is wrong; `refuse` heard it."""
+    """None when something is wrong; `refuse` was called for it."""
     for key, why in _UNSUPPORTED_KEYS.items():
         if key in document:
             refuse(f"$.{key}", why)

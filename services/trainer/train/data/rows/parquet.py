@@ -129,6 +129,6 @@ def _unpadded(line: int, mask: NDArray[np.int64], errors: RowErrors) -> slice:
 
 
 def _check_first(line: int, name: str, wrong: NDArray[np.bool_], expected: str, errors: RowErrors) -> None:
-    """One error a row and column: the first place says enough."""
+    """One error a row and column: the first place is enough."""
     if wrong.any():
         errors.add(line, f"$.{name}[{int(wrong.argmax())}]", expected)

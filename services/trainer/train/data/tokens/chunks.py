@@ -115,5 +115,5 @@ def _row_tokenizer(kind: Format, rules: ChunkRules) -> RowTokenizer:
     if kind in ("conversation", "preference"):
         template = rules.folder.chat_template(date.fromisoformat(rules.template_date))
         check_generation_prompt(template)
-    # Of preferences the answers alone are compared, whatever is said about inputs.
+    # Preferences compare answers alone, whatever the setting for inputs is.
     return RowTokenizer(rules.folder, template, False if kind == "preference" else rules.train_on_inputs)

@@ -31,8 +31,8 @@ class PrepareSettings:
     template_date: str
     errors_max: int = ERRORS_MAX
     directories: Directories = field(default_factory=Directories)
-    # Hears of a long preparation every few seconds.
-    tell: Callable[[PreparationProgress], None] | None = None
+    # Called every few seconds of a long preparation.
+    report: Callable[[PreparationProgress], None] | None = None
 
     def chunk_rules(self, folder: ModelFolder) -> ChunkRules:
         return ChunkRules(

@@ -87,15 +87,15 @@ class RowTokenizer:
     def _conversations(self, rows: list[Conversation], errors: RowErrors) -> Iterator[TokenRow]:
         rendered: list[tuple[Conversation, str, list[Span]]] = []
         assert self._template is not None
-        told: tuple[int, str, str] | None = None
+        error: tuple[int, str, str] | None = None
         for row in rows:
             try:
                 text, spans = self._template.trained_spans(row, train_on_inputs=self._train_on_inputs)
             except TemplateRefusal as refusal:
-                told, before = (row.line, _path(row, refusal.part), str(refusal)), told
-                if told != before:
-                    # What is wrong with a question is wrong with both of its answers, and said once.
-                    errors.add(*told)
+                error, before = (row.line, _path(row, refusal.part), str(refusal)), error
+                if error != before:
+                    # An error in a question is found with both of its answers and is reported once.
+                    errors.add(*error)
                 continue
             rendered.append((row, text, spans))
         # The template writes every special token itself, as it does at inference.

@@ -22,7 +22,7 @@ from services.trainer.train.settings.failures import Failure, user_failure
 Span = tuple[int, int]
 
 TEMPLATE_LENGTH_MAX = 256 * 1024
-# Of what a template says against a row.
+# Characters of a template's own message about a row.
 REFUSAL_LENGTH_MAX = 500
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 # An opening of the last turn that a template leaves out of earlier ones, in characters.
@@ -128,7 +128,7 @@ class ChatTemplate:
         try:
             with_tool = self.render(question, tools=[_TOOL], add_generation_prompt=True)
         except TemplateRefusal:
-            # What it has against this tool is said for the rows that have one.
+            # Rows that have tools get the reason of the refusal.
             return True
         return with_tool != self.render(question, add_generation_prompt=True)
 

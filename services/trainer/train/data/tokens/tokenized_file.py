@@ -20,7 +20,7 @@ from services.trainer.train.data.tokens.tokenizing_workers import Workers
 # Below it the file is done before a process of its own would have loaded its libraries.
 PARALLEL_BYTES_MIN = 8 * 1024**2
 CHUNK_TOKENS_MAX = 1024**2
-TELL_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class _Collected:
         self.expected: Format | None = None
         self.format: Format | None = None
         self._name = name
-        self._started_s = self._told_s = time.perf_counter()
+        self._started_s = self._reported_s = time.perf_counter()
 
     @property
     def rows_per_second(self) -> float:
@@ -78,14 +78,14 @@ class _Collected:
         self.expected = result.expected
         if result.sound and self.format is None and result.expected is not None:
             self.format = result.expected
-            # A model that cannot be used is said before whatever is wrong with the rows.
+            # A model that cannot be used is refused before anything that is wrong with the rows.
             self.tokenizer.tokenizer(result.expected)
         self.errors.add_all(result.errors)
         self.features.add_all(result.features)
         self.is_broken |= result.errors.count > 0
         if self.is_broken:
-            # The file is refused already: what else is wrong with its lines is told, but nothing more is spent on
-            # tokens. Some may have been made ahead of this; what was found there counts as little.
+            # The file is refused already. Errors of its other lines are still reported, but no more tokens are made.
+            # What other processes made ahead of this is dropped.
             return
         if result.refusal is not None:
             raise result.refusal
@@ -93,12 +93,12 @@ class _Collected:
         if result.block is not None:
             self.kept.append(result.block)
 
-    def tell(self, bytes_read: int) -> None:
+    def report(self, bytes_read: int) -> None:
         now_s = time.perf_counter()
-        if self.settings.tell is None or now_s < self._told_s + TELL_EVERY_S:
+        if self.settings.report is None or now_s < self._reported_s + REPORT_EVERY_S:
             return
-        self._told_s = now_s
-        self.settings.tell(
+        self._reported_s = now_s
+        self.settings.report(
             PreparationProgress(
                 file=self._name,
                 rows=self.kept.rows,
@@ -114,17 +114,17 @@ def _lines(path: Path, collected: _Collected) -> str:
     groups = chunks_of(lines)
     with contextlib.ExitStack() as stack:
         workers = _workers(stack, collected)
-        # Which format the file has is for its first lines to say; the others need to know.
+        # The first lines decide which format the file has; the others need to know it.
         for group in groups:
             collected.add(collected.tokenizer(_chunk(group, collected)))
-            collected.tell(lines.bytes_read)
+            collected.report(lines.bytes_read)
             if collected.expected is not None:
                 break
         chunks = (_chunk(group, collected) for group in groups)
         results = map(collected.tokenizer, chunks) if workers is None else workers.results(chunks)
         for result in results:
             collected.add(result)
-            collected.tell(lines.bytes_read)
+            collected.report(lines.bytes_read)
     collected.errors.add_all(lines.errors)
     if collected.format is None and not collected.errors.count:
         add_empty(collected.errors)

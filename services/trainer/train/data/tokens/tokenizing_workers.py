@@ -50,7 +50,7 @@ class Workers:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
-        # The processes first: a thread that waits for one hears of its end.
+        # The processes first: a thread that waits for one notices its end.
         for process in self._processes:
             process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -74,7 +74,7 @@ class Workers:
 
     def _greet(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None
-        # One that is gone already is found out by whoever takes it for a chunk.
+        # One that is gone already fails when it is taken for a chunk.
         with contextlib.suppress(OSError):
             _send(process.stdin, self._rules)
         self._free.put(process)

@@ -1,4 +1,4 @@
-"""The planner's choices, from numbers alone; tests/train/test_planner.py holds its predictions against measured
+"""The planner's choices, from numbers alone; tests/train/test_fit.py holds its predictions against measured
 peaks."""
 
 from dataclasses import replace
