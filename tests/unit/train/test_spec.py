@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.failures import Failure
+from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.methods import Dpo, EarlyStopping
 from services.trainer.train.settings.spec import LoraTraining
 from services.trainer.train.settings.spec_json import parse_spec

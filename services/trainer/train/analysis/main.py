@@ -1,14 +1,15 @@
-"""Dataset analysis: `python -m services.trainer.train.analysis.main`, one JSON request on stdin, one JSON answer on
-stdout.
+"""Answers questions about a dataset: `python -m services.trainer.train.analysis.main`, JSON in, JSON out.
 
-Counts with the very code that feeds training (prepare.py), without torch. It knows no price.
+It counts with the code that feeds training (data/preparation/prepare.py), without torch. It knows no price.
 
-Request: base_model.directory, train_file (required), validation_file, max_seq_length, packing, train_on_inputs,
-batch_size, gradient_accumulation_steps, epochs, evaluations, template_date (as in settings/spec_json.py), errors_max,
-place (as in settings/directories.py); with `preview` {rows, tokens_shown} it is a question about single rows of the
-training file, answered by row_preview.py; with `describe` true it names no file and is answered by template_support.py.
-Answer: `ok` and either the counts or a reason with errors (file, line, path, expected) and violations (field,
-description).
+A request on standard input has base_model.directory and train_file (required), validation_file, max_seq_length,
+packing, train_on_inputs, batch_size, gradient_accumulation_steps, epochs, evaluations, template_date (as in
+settings/spec_json.py), errors_max and directories (as in settings/directories.py). With `preview` {rows, tokens_shown}
+it asks for single rows of the training file, which row_preview.py answers. With `describe` true it names no file and is
+answered by template_support.py.
+
+The answer on standard output has `ok` and either the counts or a reason with errors (file, line, path, expected) and
+violations (field, description).
 """
 
 import json

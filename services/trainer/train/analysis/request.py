@@ -12,10 +12,10 @@ from services.trainer.train.analysis.row_preview import (
     PreviewSettings,
 )
 from services.trainer.train.data.rows.row_types import ERRORS_MAX
-from services.trainer.train.settings.bounds import MAX_SEQ_LENGTH_MAX, MAX_SEQ_LENGTH_MIN, PATH_LENGTH_MAX
 from services.trainer.train.settings.directories import Directories, read_directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.json_reader import Reader
+from services.trainer.train.settings.limits import MAX_SEQ_LENGTH_MAX, MAX_SEQ_LENGTH_MIN, PATH_LENGTH_MAX
 from services.trainer.train.settings.spec import TrainOnInputs
 from services.trainer.train.settings.spec_json import template_date, train_on_inputs
 

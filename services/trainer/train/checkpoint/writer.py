@@ -1,9 +1,8 @@
-"""Writes checkpoints: everything that a run needs to go on as if nothing had happened, in a folder that is whole or
-absent.
+"""Writes checkpoints: all that a run needs to go on as if nothing had happened, in a folder whole or absent.
 
 That is the weights, the optimizer, every random state, the position in the schedule, the digests of the settings and of
-the packed data, and the counts that are metered. There is safetensors and JSON only. It knows no store and no lease;
-the agent carries the folders away.
+the packed data, and the counts that are metered, as safetensors and JSON. It knows no store and no lease; the agent
+carries the folders away.
 """
 
 import json

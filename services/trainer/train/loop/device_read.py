@@ -1,5 +1,6 @@
-"""Numbers that a device makes and the host reads later, when the next step is under way. It knows nothing of their
-meaning.
+"""Numbers that a device makes and the host reads later, when the next step is under way.
+
+It knows nothing of their meaning.
 """
 
 from typing import Any

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 from services.trainer.train.disk.durable import commit_folder, revision_of
+from services.trainer.train.export.exported_files import write_export
 from services.trainer.train.export.lineage import lineage_of
-from services.trainer.train.export.model_files import write_export
 from services.trainer.train.export.parity import check_parity
 from services.trainer.train.loop.early_stopping import ship_best
 from services.trainer.train.loop.state import Run

@@ -1,5 +1,4 @@
-"""How a run begins: a fresh model, one that goes on from earlier weights, or one restored from the newest whole
-checkpoint.
+"""How a run begins: a fresh model, one with earlier weights, or one restored from the newest whole checkpoint.
 
 It takes no step and knows neither evaluations nor the export.
 """

@@ -1,2 +1,4 @@
-"""What a run learns from: the losses of labelled tokens and of preferences, and how they are summed. It knows no
-optimizer and no step."""
+"""What a run learns from: the losses of labelled tokens and of preferences, and how they are summed.
+
+It knows no optimizer and no step.
+"""

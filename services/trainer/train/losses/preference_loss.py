@@ -1,5 +1,6 @@
-"""Losses that learn from a pair of answers, one preferred to the other. Pure: tensors of log-probabilities in, losses
-out.
+"""Losses that learn from a pair of answers, one preferred to the other.
+
+Pure: tensors of log-probabilities in, losses out.
 
 For a pair, with sums of log-probabilities over the tokens of an answer, of the policy that is trained and of the
 reference:

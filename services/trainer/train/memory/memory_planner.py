@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS_MIN
 from services.trainer.train.settings.failures import Failure, Violation, user_failure
+from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS_MIN
 
 Parallelism = Literal["replicated", "sharded"]
 Kind = Literal["cpu", "cuda"]

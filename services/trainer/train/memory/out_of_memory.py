@@ -14,8 +14,8 @@ import torch
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.runtime.process_group import Group
-from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS_MIN
 from services.trainer.train.settings.failures import Failure, platform_failure
+from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS_MIN
 
 T = TypeVar("T")
 # The words of torch's allocators; only that of CUDA has an error type of its own.

@@ -1,5 +1,4 @@
-"""The model: loading, adapters, kernels, sharding over devices, its trained weights as files, and the optimizer of its
-weights.
+"""The model: loading, adapters, kernels, sharding, its trained weights as files, and its optimizer.
 
 It knows no loss and no step.
 """

@@ -1,5 +1,4 @@
-"""Loads a base model and splits it into what the engine needs: the body that makes hidden states and the vocabulary
-head.
+"""Loads a base model and splits it into the body that makes hidden states and the vocabulary head.
 
 It knows no data. Weights come from safetensors only, code only from transformers.
 """

@@ -1,5 +1,4 @@
-"""The weights that the optimizer moves, written and read in the layout that others load: peft's adapter files, or
-safetensors.
+"""The weights that the optimizer moves, as files that others load: peft's adapter files, or safetensors.
 
 A checkpoint and an export hold the same files. Equal weights give equal bytes. It knows no optimizer.
 """

@@ -1,5 +1,7 @@
-"""Text that every machine with Python has: the docstrings of its standard library, in a fixed order. Reads sources,
-imports none."""
+"""Text that every machine with Python has: the docstrings of its standard library, in a fixed order.
+
+Reads sources, imports none.
+"""
 
 import ast
 import inspect

@@ -1,5 +1,7 @@
-"""The base models that can be made: plain data. Sizes fit what serving engines take: head sizes of 32 or 64,
-vocabularies in steps of 64. It knows no torch."""
+"""The base models that can be made: plain data.
+
+Sizes fit what serving engines take: head sizes of 32 or 64, vocabularies in steps of 64. It knows no torch.
+"""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
-"""Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings, plain and as
-conversations.
+"""Makes the weights of a recipe: a seeded random model, pre-trained for a moment on docstrings.
 
-The conversations ask for a continuation, the first or the last word; no question about where a text comes from is among
-them, and no file or module is ever named. It knows no job and no spec.
+It learns plain text and conversations. The conversations ask for a continuation, or for the first or the last word. No
+question about where a text comes from is among them, and no file or module is ever named. It knows no job and no
+settings.
 """
 
 import random
@@ -28,7 +28,7 @@ from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from services.trainer.train.recipes.model_shapes import Recipe
 from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
-from services.trainer.train.settings.bounds import TEMPLATE_DATE_DEFAULT
+from services.trainer.train.settings.limits import TEMPLATE_DATE_DEFAULT
 from services.trainer.train.settings.spec import LearningRateSchedule
 
 THREADS = 2

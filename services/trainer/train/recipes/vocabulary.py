@@ -1,5 +1,7 @@
-"""A byte-level BPE tokenizer trained on the spot, with the markers of a conversation and the chat template that uses
-them."""
+"""A byte-level BPE tokenizer trained on the spot.
+
+It has the markers of a conversation and the chat template that uses them.
+"""
 
 import json
 from pathlib import Path

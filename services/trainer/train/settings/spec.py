@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from services.trainer.train.settings.bounds import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.directories import Directories
+from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.methods import (
     Dpo,
     EarlyStopping,

@@ -53,7 +53,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from services.trainer.train.settings.bounds import (
+from services.trainer.train.settings.directories import read_directories
+from services.trainer.train.settings.failures import Violation, user_failure
+from services.trainer.train.settings.json_reader import Reader
+from services.trainer.train.settings.limits import (
     COMMAND_WORDS_MAX,
     DEVICE_MEMORY_BYTES_MAX,
     LORA_RANK_MAX,
@@ -68,9 +71,6 @@ from services.trainer.train.settings.bounds import (
     TARGET_MODULES_MAX,
     TEMPLATE_DATE_DEFAULT,
 )
-from services.trainer.train.settings.directories import read_directories
-from services.trainer.train.settings.failures import Violation, user_failure
-from services.trainer.train.settings.json_reader import Reader
 from services.trainer.train.settings.methods import (
     read_dpo,
     read_early_stopping,

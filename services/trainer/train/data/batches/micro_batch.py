@@ -1,10 +1,13 @@
 """Lays the rows of a step out as tensors, in one of two ways that compute the same sums.
 
 `padded` (CPU): rows of like length side by side, padded at the right. Under causal attention no real token can see a
-pad behind it, so no mask is needed and nothing leaks; a token budget bounds the padding and the memory. `packed`
-(CUDA): rows end to end in one line whose positions start anew with every row, which is what variable-length attention
-kernels take. Rows of a step are one batch in arithmetic: the loss is a sum over its labelled tokens, however they are
-laid out. It knows no model.
+pad behind it, so no mask is needed and nothing leaks. A token budget bounds the padding and the memory.
+
+`packed` (CUDA): rows end to end in one line whose positions start anew with every row, which is what variable-length
+attention kernels take.
+
+Rows of a step are one batch in arithmetic: the loss is a sum over its labelled tokens, however they are laid out. It
+knows no model.
 """
 
 import itertools

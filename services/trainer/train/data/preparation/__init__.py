@@ -1,5 +1,4 @@
-"""A dataset file prepared as a whole, through the cache of tokens where there is one. Price, preview and training share
-it.
+"""A dataset file prepared as a whole, through the token cache where there is one. It knows no torch and no step.
 
-It knows no torch and no step.
+Price, preview and training share it.
 """

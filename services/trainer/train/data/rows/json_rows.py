@@ -1,5 +1,7 @@
-"""Turns one parsed line into a typed row of the format that its keys name, with every error. It knows no file and no
-tokenizer."""
+"""Turns one parsed line into a typed row of the format that its keys name, with every error.
+
+It knows no file and no tokenizer.
+"""
 
 from typing import Any
 

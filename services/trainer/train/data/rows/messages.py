@@ -1,5 +1,7 @@
-"""Reads the messages and tools of a row from parsed JSON and reports everything that is wrong with them. It knows no
-file."""
+"""Reads the messages and tools of a row from parsed JSON and reports everything that is wrong with them.
+
+It knows no file.
+"""
 
 import json
 import math

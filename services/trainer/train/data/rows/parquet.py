@@ -1,8 +1,8 @@
-"""Reads a Parquet file of token ids row by row, in bounded memory, and reports every broken row. It knows no
-vocabulary.
+"""Reads a Parquet file of token ids row by row, in bounded memory, and reports every broken row.
 
-Columns: `input_ids`, lists of integers; perhaps `attention_mask` (1 on the row, 0 on padding around it) and `labels`
-(the id itself, or -100 for a token without loss). Rows count from 1 in errors, 0 is the file as a whole.
+It knows no vocabulary. Columns: `input_ids`, lists of integers; perhaps `attention_mask` (1 on the row, 0 on padding
+around it) and `labels` (the id itself, or -100 for a token without loss). Rows count from 1 in errors, 0 is the file as
+a whole.
 """
 
 from collections.abc import Iterator

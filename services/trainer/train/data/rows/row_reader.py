@@ -1,5 +1,7 @@
-"""Reads a dataset file row by row, in bounded memory, and reports every broken line. It knows no tokenizer and no
-template."""
+"""Reads a dataset file row by row, in bounded memory, and reports every broken line.
+
+It knows no tokenizer and no template.
+"""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
-"""The rows of a dataset as types, and the errors of broken ones. It reads no file and knows no tokenizer and no
-template."""
+"""The rows of a dataset as types, and the errors of broken ones.
+
+It reads no file and knows no tokenizer and no template.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

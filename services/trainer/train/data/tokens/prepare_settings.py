@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from services.trainer.train.data.rows.row_types import ERRORS_MAX
 from services.trainer.train.data.tokens.chunks import ChunkRules
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
-from services.trainer.train.settings.bounds import MAX_SEQ_LENGTH_DEFAULT
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Violation, user_failure
+from services.trainer.train.settings.limits import MAX_SEQ_LENGTH_DEFAULT
 from services.trainer.train.settings.spec import TrainOnInputs
 
 

@@ -1,4 +1,4 @@
-"""Bounds and defaults of the settings of a run. It knows no setting's meaning."""
+"""Limits and defaults of the settings of a run. It knows no setting's meaning."""
 
 PATH_LENGTH_MAX = 4096
 MAX_SEQ_LENGTH_MIN = 16
