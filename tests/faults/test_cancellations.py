@@ -11,6 +11,7 @@ from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.chat import sampling, user
 from tests.faults.conftest import Undisturbed, create_and_wait_for_its_middle, tokens_by_work, usage_of
 from tests.harness.mesh import BASE, Mesh
+from tests.harness.polling import eventually
 
 GREEDY = {"temperature": 0.0, "output_tokens_max": 64}
 
@@ -58,15 +59,15 @@ async def test_a_cancelled_stream_frees_its_slot_and_is_metered_once(mesh: Mesh)
     written = {r.kind: r.quantity for r in records}[usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS]
     assert len(records) == 2
     assert 2 <= written < whole.usage.output_tokens
+    # Long enough for a second record, which must not come.
     await asyncio.sleep(2)
     assert await metered(mesh, heard[0].generation_id) == records
 
 
 async def metered(mesh: Mesh, generation_id: str) -> list[usage_record_pb2.UsageRecord]:
     """The call's usage records once there are any; they arrive with the bus."""
-    async with asyncio.timeout(30):
-        while True:
-            found = [r async for r in mesh.client.billing.usage(limit=50) if generation_id in r.work_key]
-            if found:
-                return found
-            await asyncio.sleep(0.1)
+
+    async def booked() -> list[usage_record_pb2.UsageRecord]:
+        return [r async for r in mesh.client.billing.usage(limit=50) if generation_id in r.work_key]
+
+    return await eventually(booked, within_s=30)

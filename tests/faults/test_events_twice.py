@@ -88,6 +88,7 @@ async def until_quiet(mesh: Mesh, js: JetStreamContext) -> None:
             waiting = await unhandled(js) or await unpublished(mesh)
             if not waiting and before == await message_counts(js):
                 return
+            # Neither a bus nor an outbox tells that it is empty.
             await asyncio.sleep(0.2)
 
 

@@ -55,8 +55,10 @@ async def test_a_frozen_node_loses_its_job_and_is_refused_when_it_wakes(mesh: Me
 
 async def until_second_attempt_has_a_checkpoint(mesh: Mesh, name: str) -> None:
     async with asyncio.timeout(JOB_TIMEOUT_S):
-        while not [c async for c in mesh.client.jobs.checkpoints(name) if c.attempt == 2]:
-            await asyncio.sleep(0.1)
+        async for _ in mesh.client.jobs.watch(name):
+            if [c async for c in mesh.client.jobs.checkpoints(name) if c.attempt == 2]:
+                return
+    raise AssertionError(f"{name} ended before its second attempt had a checkpoint")
 
 
 async def assert_refused(mesh: Mesh, name: str, stale_token: int) -> None:

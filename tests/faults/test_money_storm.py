@@ -12,6 +12,8 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest
 from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
 from finemesh_client.accounting.journal import ACCOUNTS, Recomputed, recompute
 from tests.faults.storm import JOBS, ORGANIZATIONS, UNHELD, Event, job_name, make_storm
+from tests.harness.polling import eventually
 
 if TYPE_CHECKING:
     from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceAsyncStub
@@ -145,6 +148,7 @@ async def publish(js: JetStreamContext, events: Sequence[Event]) -> None:
                     await js.publish(event.subject, event.payload, headers=event.headers)
                     break
                 except (NatsError, OSError, TimeoutError):
+                    # As a publisher backs off while the bus is away.
                     await asyncio.sleep(0.05)
 
     await asyncio.gather(*(worker() for _ in range(PUBLISHERS)))
@@ -159,9 +163,12 @@ async def storm_and_kill(town: Town, js: JetStreamContext, events: Sequence[Even
         storming.create_task(publish(js, first))
         for victim, part in zip(victims, others, strict=True):
             handled = (handled + len(known)) // 2
-            async with asyncio.timeout(QUIET_TIMEOUT_S):
-                while await town.value("SELECT count(*) FROM inbox") < handled:
-                    await asyncio.sleep(0.02)
+            await eventually(
+                lambda: town.value("SELECT count(*) FROM inbox"),
+                partial(le, handled),
+                within_s=QUIET_TIMEOUT_S,
+                pause_s=0.02,
+            )
             await town.stack.kill(victim)
             known |= {event.id for event in part}
             storming.create_task(publish(js, part))
@@ -182,6 +189,7 @@ async def quiet(town: Town, js: JetStreamContext) -> None:
             unpublished = await town.value("SELECT count(*) FROM outbox WHERE published_at IS NULL")
             if readers and not waiting and not unpublished:
                 return
+            # Neither a bus nor an outbox tells that it is empty.
             await asyncio.sleep(0.1)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from finemesh.tuning.v1 import tuning_job_event_pb2 as events
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client import Client, find_config
 from finemesh_client.billing import NANOS_PER_DOLLAR
+from tests.harness.polling import eventually
 
 BASE = "finemesh/tiny-llama"
 CREDIT_NANOS_USD = 500 * NANOS_PER_DOLLAR
@@ -106,20 +108,23 @@ class Mesh:
 
     async def adapter_sha256(self, model_id: str) -> str:
         """Digest of the adapter's bytes as a user downloads them."""
-        async with asyncio.timeout(60):
-            while not [m async for m in self.client.models.list() if m.model_id == model_id]:
-                await asyncio.sleep(0.1)
+        await self.until_registered(model_id)
         target = self.folder / "downloads" / model_id.replace("/", "-")
         paths = await self.client.models.download(model_id, target)
         weights = next(path for path in paths if path.name == "adapter_model.safetensors")
         return hashlib.sha256(weights.read_bytes()).hexdigest()
 
+    async def until_registered(self, model_id: str) -> None:
+        """A model comes by an event after its job has ended."""
+
+        async def listed() -> bool:
+            return model_id in [model.model_id async for model in self.client.models.list()]
+
+        await eventually(listed)
+
     async def settled(self, name: str) -> object:
         """The job's charge, once billing has settled it."""
-        async with asyncio.timeout(60):
-            while not (charge := await self.client.billing.job_charge(name)).settled:
-                await asyncio.sleep(0.1)
-        return charge
+        return await eventually(partial(self.client.billing.job_charge, name), lambda charge: charge.settled)
 
     def training_children(self) -> dict[str, psutil.Process]:
         """The training processes by the name of their agent, each of which has one at a time."""
@@ -138,9 +143,8 @@ class Mesh:
 
     async def until_nobody_trains(self) -> None:
         """A job is over when its leading process said so; those that followed it end a moment later."""
-        async with asyncio.timeout(60):
-            while self.training_children():
-                await asyncio.sleep(0.1)
+        _, alive = await asyncio.to_thread(psutil.wait_procs, list(self.training_children().values()), 60)
+        assert not alive
 
     async def rows(self, service: str, statement: str, *values: object) -> list[asyncpg.Record]:
         """What a statement finds in the tables of one service, which no API shows."""

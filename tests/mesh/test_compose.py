@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -23,6 +24,7 @@ from finemesh_client.billing import NANOS_PER_DOLLAR
 from finemesh_client.chat import sampling, user
 from tests.harness.compose import Compose, running_compose
 from tests.harness.mesh import BASE, make_base, make_rows, write_rows
+from tests.harness.polling import eventually
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
@@ -188,18 +190,16 @@ async def test_volumes_keep_what_was_acknowledged(compose: Compose, client: Clie
 
 
 async def settled(client: Client, name: str) -> billing_service_pb2.GetJobChargeResponse:
-    async with asyncio.timeout(SETTLE_TIMEOUT_S):
-        while not (charge := await client.billing.job_charge(name)).settled:
-            await asyncio.sleep(0.2)
-    return charge
+    look = partial(client.billing.job_charge, name)
+    return await eventually(look, lambda charge: charge.settled, within_s=SETTLE_TIMEOUT_S)
 
 
 async def registered(client: Client, job: pb.TuningJob) -> None:
-    async with asyncio.timeout(SETTLE_TIMEOUT_S):
-        while True:
-            try:
-                await client.models.get(job.output_model)
-            except NotFound:
-                await asyncio.sleep(0.2)
-            else:
-                return
+    async def found() -> bool:
+        try:
+            await client.models.get(job.output_model)
+        except NotFound:
+            return False
+        return True
+
+    await eventually(found, within_s=SETTLE_TIMEOUT_S)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import openai
@@ -18,6 +19,7 @@ from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh_client import FinemeshError
 from finemesh_client.chat import sampling, user
 from tests.harness.mesh import BASE, Mesh, running_mesh
+from tests.harness.polling import eventually
 
 MINUTE_S = 0.5
 # A device minute of type `cpu`; the credit lasts for twenty of them, ten seconds here.
@@ -36,10 +38,8 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
 
 
 async def reaches(mesh: Mesh, name: str, state: endpoint_pb2.EndpointState.ValueType) -> endpoint_pb2.Endpoint:
-    async with asyncio.timeout(120):
-        while (endpoint := await mesh.client.endpoints.get(name)).state != state:
-            await asyncio.sleep(0.1)
-    return endpoint
+    look = partial(mesh.client.endpoints.get, name)
+    return await eventually(look, lambda endpoint: endpoint.state == state, within_s=120)
 
 
 async def cli(mesh: Mesh, *arguments: str) -> str:

@@ -26,6 +26,7 @@ from deploy.local.stack import Stack, StackOptions
 from deploy.local.table import SERVICES
 from finemesh.events.v1 import usage_events_pb2
 from finemesh_client import Client, find_config
+from tests.harness.polling import eventually
 
 USD = 10**9
 WAIT_S_MAX = 60
@@ -67,9 +68,7 @@ class Office:
         await bus.close()
 
     async def until(self, statement: str, expected: int) -> None:
-        async with asyncio.timeout(WAIT_S_MAX):
-            while (await self.rows(statement))[0][0] != expected:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: self.rows(statement), lambda rows: rows[0][0] == expected, within_s=WAIT_S_MAX)
 
 
 async def _run(*command: str, code: int = 0, **environment: str) -> str:

@@ -33,6 +33,7 @@ async def _gone(pids: list[int]) -> bool:
     for _ in range(300):
         if not any(_alive(pid) for pid in pids):
             return True
+        # They are no children of this process, so the kernel does not tell it of their end.
         await asyncio.sleep(0.1)
     return False
 

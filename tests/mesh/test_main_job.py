@@ -7,13 +7,15 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import openai
 import pytest
 import pytest_asyncio
 
-from finemesh.billing.v1 import invoice_service_pb2
+from finemesh.billing.v1 import invoice_service_pb2, usage_record_pb2
+from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client import InvalidRequest, NotFound, Unauthenticated
@@ -21,6 +23,7 @@ from finemesh_client.chat import sampling, user
 from finemesh_client.client import Client
 from finemesh_client.config import ClientConfig
 from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
+from tests.harness.polling import eventually
 
 # Enough for every job of this file but the dear one.
 CREDIT_NANOS_USD = 50_000_000_000
@@ -151,9 +154,7 @@ async def test_full_weights_ship_and_answer(mesh: Mesh) -> None:
     spec.full.SetInParent()
     job = await mesh.ended((await mesh.client.jobs.create(spec)).name)
     assert job.state == pb.TUNING_JOB_STATE_SUCCEEDED, job.error.message
-    async with asyncio.timeout(60):
-        while job.output_model not in [m.model_id async for m in mesh.client.models.list()]:
-            await asyncio.sleep(0.1)
+    await mesh.until_registered(job.output_model)
     answer = await mesh.client.chat.answer(
         job.output_model, [user("river stone number 3")], sampling(temperature=0.0, output_tokens_max=4)
     )
@@ -234,21 +235,20 @@ async def test_too_little_credit_fails_the_job_with_the_shortfall(mesh: Mesh, tm
 
 async def test_a_dedicated_endpoint_serves_and_is_billed_by_the_minute(mesh: Mesh, tuned: pb.TuningJob) -> None:
     made = await mesh.client.endpoints.create("mine", tuned.output_model)
-    async with asyncio.timeout(180):
-        while (endpoint := await mesh.client.endpoints.get(made.name)).state != 3:  # ENDPOINT_STATE_READY
-            await asyncio.sleep(0.5)
+    look = partial(mesh.client.endpoints.get, made.name)
+    endpoint = await eventually(look, lambda found: found.state == endpoint_pb2.ENDPOINT_STATE_READY, within_s=180)
     answer = await mesh.client.chat.answer(
         endpoint.endpoint_id, [user("river stone number 3")], sampling(temperature=0.0, output_tokens_max=4)
     )
     assert answer.revision == tuned.output_revision
     await mesh.client.endpoints.stop(made.name)
-    async with asyncio.timeout(60):
-        while (endpoint := await mesh.client.endpoints.get(made.name)).state != 5:  # ENDPOINT_STATE_STOPPED
-            await asyncio.sleep(0.2)
+    endpoint = await eventually(look, lambda found: found.state == endpoint_pb2.ENDPOINT_STATE_STOPPED)
     assert endpoint.billed_minutes >= 1
-    async with asyncio.timeout(60):
-        while len(found := [r async for r in mesh.client.billing.usage(made.name)]) < endpoint.billed_minutes:
-            await asyncio.sleep(0.2)
+
+    async def booked() -> list[usage_record_pb2.UsageRecord]:
+        return [record async for record in mesh.client.billing.usage(made.name)]
+
+    found = await eventually(booked, lambda records: len(records) >= endpoint.billed_minutes)
     assert sum(record.quantity for record in found) == endpoint.billed_minutes
 
 

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from chassis.clock import SystemClock
 from chassis.db.pool import Pool, open_pool, transaction
 from chassis.identity import Caller, acting_as
 from chassis.ids import SystemIds
-from chassis.process import Process
 from chassis.rpc.channel import open_channel
 from finemesh.billing.v1.billing_service_pb2 import EstimatePriceRequest, TopUpRequest
 from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
@@ -29,6 +29,8 @@ from services.billing.config import BillingSettings
 from services.billing.main import main
 from tests.harness.books import write_books
 from tests.harness.fixtures import SettingsFactory
+from tests.harness.living import living
+from tests.harness.polling import eventually
 from tests.harness.servers import NatsServer
 
 if TYPE_CHECKING:
@@ -59,13 +61,8 @@ class Mesh:
         self.outbox.wake()
 
     async def until(self, query: str, expected: object, *arguments: object) -> None:
-        answer: object = None
-        try:
-            async with asyncio.timeout(WAIT_S_MAX):
-                while (answer := await self.pool.fetchval(query, *arguments)) != expected:
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise TimeoutError(f"{query} answered {answer}, not {expected}") from None
+        look = partial(self.pool.fetchval, query, *arguments)
+        await eventually(look, lambda answer: answer == expected, within_s=WAIT_S_MAX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,31 +147,23 @@ async def mesh(
         journal_batch_rows=3,
         dead_letter_batch_rows=2,
     )
-    process = Process(settings)
-    life = asyncio.create_task(process.live(lambda running: main(running, settings)))
     assert settings.port_file is not None
-    async with asyncio.timeout(WAIT_S_MAX):
-        while not settings.port_file.exists():
-            assert not life.done(), process.failure
-            await asyncio.sleep(0.02)
-    target = f"127.0.0.1:{settings.port_file.read_text().strip()}"
-    channels = {name: open_channel(make_settings(name), target, "billing") for name in ("gateway", "scheduler")}
-    pool = await open_pool(settings)
-    yield Mesh(
-        settings=settings,
-        billing=BillingServiceStub(channels["gateway"]),
-        holds=HoldServiceStub(channels["scheduler"]),
-        misplaced=HoldServiceStub(channels["gateway"]),
-        channels=channels,
-        pool=pool,
-        outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
-    )
-    for channel in channels.values():
-        await channel.close()
-    await pool.close()
-    process.stop()
-    await life
-    assert process.failure is None
+    async with living(settings, lambda process: main(process, settings)):
+        target = f"127.0.0.1:{settings.port_file.read_text().strip()}"
+        channels = {name: open_channel(make_settings(name), target, "billing") for name in ("gateway", "scheduler")}
+        pool = await open_pool(settings)
+        yield Mesh(
+            settings=settings,
+            billing=BillingServiceStub(channels["gateway"]),
+            holds=HoldServiceStub(channels["scheduler"]),
+            misplaced=HoldServiceStub(channels["gateway"]),
+            channels=channels,
+            pool=pool,
+            outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
+        )
+        for channel in channels.values():
+            await channel.close()
+        await pool.close()
 
 
 @pytest.fixture

@@ -219,6 +219,7 @@ async def test_more_requests_than_the_queue_holds_are_refused(subject: Subject) 
     prompt = await subject.engine.render_chat(HELLO)
     open_streams = [subject.engine.generate(request_for(prompt, GREEDY)) for _ in range(SETTINGS.queue_requests_max)]
     firsts = [asyncio.ensure_future(anext(stream)) for stream in open_streams]
+    # One turn of the loop, in which all of them ask.
     await asyncio.sleep(0)
     with pytest.raises(EngineBusy):
         await ask(subject.engine, request_for(prompt))

@@ -67,6 +67,7 @@ def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path
     deadline = time.monotonic() + (GONE_WITHIN_S if moment == "started" else IMPORTED_WITHIN_S)
     while _alive(child):
         assert time.monotonic() < deadline, "the computing process outlived its service"
+        # Its parent is dead: there is nobody whom the kernel would tell.
         time.sleep(0.1)
 
 
@@ -83,6 +84,7 @@ async def test_a_dead_computing_process_fails_requests_and_is_reported(base_mode
     await engine.start()
     prompt = await engine.render_chat([Message(role="user", content="hm")])
     asked = [asyncio.create_task(ask(engine, request_for(prompt, Sampling(temperature=0.0)))) for _ in range(2)]
+    # Long enough for the requests to reach the other process, which tells nobody what it computes.
     await asyncio.sleep(0.05)
     (child,) = set(multiprocessing.active_children()) - others
     assert child.pid is not None
@@ -104,6 +106,7 @@ async def test_a_stop_ends_requests_and_processes(base_model: Path) -> None:
     await engine.start()
     prompt = await engine.render_chat([Message(role="user", content="hm")])
     asked = asyncio.create_task(ask(engine, request_for(prompt, Sampling(temperature=0.0))))
+    # As above.
     await asyncio.sleep(0.05)
     await engine.stop()
     with pytest.raises(EngineFailed):
@@ -119,6 +122,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(base_model: Path) -> 
     engine = await open_engine("vllm", base_model, SETTINGS)
     starting = asyncio.create_task(engine.start())
     while set(multiprocessing.active_children()) <= others:
+        # vLLM tells nobody that it has made a process.
         await asyncio.sleep(0.05)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -106,6 +106,7 @@ async def test_a_process_from_first_key_to_clean_stop(database_url: str, tls_dir
     try:
         async with asyncio.timeout(START_S_MAX):
             while not (tmp_path / "mesh.port").exists():
+                # Another process tells that it is up by this file.
                 await asyncio.sleep(0.05)
         port = int((tmp_path / "public.port").read_text())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

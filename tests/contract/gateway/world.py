@@ -47,6 +47,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.domain import ROLES, ApiKey, Organization, Project
 from services.gateway.main import main
 from services.gateway.store import MIGRATIONS, Store
+from tests.harness.living import living
+from tests.harness.polling import eventually
 
 if TYPE_CHECKING:
     from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceAsyncStub
@@ -260,9 +262,7 @@ class World:
 
     async def removals_become(self, count: int) -> None:
         """Returns once so many removals are noted; the process under test is not asked, so its tables are."""
-        async with asyncio.timeout(60):
-            while await self.pool.fetchval("SELECT count(*) FROM removals") != count:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: self.pool.fetchval("SELECT count(*) FROM removals"), lambda noted: noted == count)
 
     def stored(self) -> list[Path]:
         return [path for path in self.artifacts.rglob("*") if path.is_file()]
@@ -286,29 +286,6 @@ async def refused(reason: str, code: str = "") -> AsyncIterator[list[errors.Doma
         told.append(typed)
         return
     raise AssertionError(f"nothing failed, {reason} was expected")
-
-
-@contextlib.asynccontextmanager
-async def living(settings: ChassisSettings, main: Any) -> AsyncIterator[Process]:
-    """A process that drains when the block ends."""
-    process, wired = Process(settings), asyncio.Event()
-
-    async def wire(process: Process) -> None:
-        try:
-            await main(process)
-        finally:
-            wired.set()
-
-    life = asyncio.create_task(process.live(wire))
-    await wired.wait()
-    try:
-        if process.failure is None:
-            yield process
-    finally:
-        process.stop()
-        await life
-    if process.failure is not None:
-        raise process.failure
 
 
 @contextlib.asynccontextmanager

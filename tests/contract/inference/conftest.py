@@ -7,12 +7,13 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1 import model_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.main import main
+from tests.harness.living import living
+from tests.harness.polling import eventually
 
 BASE = "finemesh/tiny"
 RANK = 4
@@ -49,6 +52,14 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
         self.owner = ""
         self.token = 0
         self.busy = False
+        self._given = asyncio.Event()
+
+    async def gives(self) -> None:
+        """Returns once somebody has the device."""
+        async with asyncio.timeout(60):
+            while not self.owner:
+                self._given.clear()
+                await self._given.wait()
 
     async def CreateAllocation(
         self, request: allocations.CreateAllocationRequest, context: object
@@ -57,6 +68,7 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
             return allocations.CreateAllocationResponse(waiting_for="1 device of type cpu; 0 of 1 free")
         if not self.owner:
             self.owner, self.token = request.owner, self.token + 1
+            self._given.set()
         return allocations.CreateAllocationResponse(
             allocation=allocations.Allocation(
                 lease_token=self.token, node="local-0", device_indices=[0], hardware_type="cpu"
@@ -101,21 +113,6 @@ class World:
         )
         with acting_as(caller):
             yield
-
-
-@asynccontextmanager
-async def living(settings: ChassisSettings, wire: object) -> AsyncIterator[int]:
-    """A process inside this one: started when its port file appears, drained at the end."""
-    process = Process(settings)
-    task = asyncio.create_task(process.live(wire))  # type: ignore[arg-type]
-    assert settings.port_file is not None
-    while not settings.port_file.exists():
-        if task.done():
-            await task
-        await asyncio.sleep(0.02)
-    yield int(settings.port_file.read_text())
-    process.stop()
-    await task
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +174,10 @@ async def world(
         )
         await server.start()
 
-    async with living(as_scheduler, wire_scheduler) as scheduler_port:
+    async with living(as_scheduler, wire_scheduler):
         settings = InferenceSettings(
             port_file=root / "inference.port",
-            scheduler_address=f"127.0.0.1:{scheduler_port}",
+            scheduler_address=f"127.0.0.1:{(root / 'scheduler.port').read_text()}",
             artifacts_url=(root / "artifacts").as_uri(),
             data_dir=root / "data",
             engine="stub",
@@ -189,9 +186,9 @@ async def world(
             outbox_poll_s=0.05,
             **given,
         )
-        async with living(settings, lambda process: main(process, settings)) as port:
+        async with living(settings, lambda process: main(process, settings)):
             gateway = ChassisSettings(service_name="gateway", **given)
-            channel = open_channel(gateway, f"127.0.0.1:{port}", "inference")
+            channel = open_channel(gateway, f"127.0.0.1:{(root / 'inference.port').read_text()}", "inference")
             made = World(channel=channel, settings=settings, scheduler=scheduler)
             with made.caller():
                 stub = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -200,14 +197,14 @@ async def world(
             await channel.close()
 
 
-async def publish(world: World, event: Message) -> None:
-    """An event as another service emits it, with an id of its own."""
-    subject = subject_of(event)
+async def publish(world: World, event: Message) -> uuid.UUID:
+    """An event as another service emits it; returns the id that it got."""
+    subject, event_id = subject_of(event), uuid.uuid4()
     bus = await connect(world.settings)
     await bus.ensure_stream(stream_of(subject))
     headers = {
         "ce-specversion": "1.0",
-        "ce-id": str(uuid.uuid4()),
+        "ce-id": str(event_id),
         "ce-source": "test",
         "ce-type": event.DESCRIPTOR.full_name,
         "ce-subject": "test",
@@ -215,6 +212,16 @@ async def publish(world: World, event: Message) -> None:
     }
     await bus.jetstream.publish(subject, event.SerializeToString(), headers=headers)
     await bus.close()
+    return event_id
+
+
+async def handled(world: World, event_id: uuid.UUID) -> None:
+    """Returns once the service has handled the event, which only its inbox says."""
+    connection = await asyncpg.connect(world.settings.database_url)
+    try:
+        await eventually(lambda: connection.fetchval("SELECT true FROM inbox WHERE event_id = $1", event_id))
+    finally:
+        await connection.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -256,10 +263,12 @@ async def tuned_model(world: World) -> str:
     event.end_time.GetCurrentTime()
     for _ in range(2):
         await publish(world, event)
-    async with asyncio.timeout(60):
-        while True:
-            with world.caller():
-                try:
-                    return (await stub.GetModel(models.GetModelRequest(name="demo/tuned"))).model.model_id
-                except NotFound:
-                    await asyncio.sleep(0.05)
+
+    async def registered() -> str:
+        with world.caller():
+            try:
+                return (await stub.GetModel(models.GetModelRequest(name="demo/tuned"))).model.model_id
+            except NotFound:
+                return ""
+
+    return await eventually(registered)

@@ -3,7 +3,6 @@ and usage metered exactly."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import asyncpg
@@ -15,6 +14,7 @@ from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.contract.inference.conftest import BASE, World
+from tests.harness.polling import eventually
 
 HELLO = [generation.ChatMessage(role="user", content="hello there")]
 GREEDY = generation.SamplingParameters(temperature=0, output_tokens_max=12)
@@ -57,9 +57,7 @@ async def test_a_stream_that_is_left_early_is_metered_for_what_it_used(world: Wo
         call = stub.StreamChat(inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=long))
         first: Any = await call.read()
         call.cancel()
-    async with asyncio.timeout(60):
-        while first.generation_id not in (records := await metered(world)):
-            await asyncio.sleep(0.02)
+    records = await eventually(lambda: metered(world), lambda records: first.generation_id in records)
     assert 0 < records[first.generation_id].output_tokens <= 400
 
 

@@ -18,17 +18,18 @@ from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.contract.inference.conftest import BASE, World
 from tests.contract.inference.test_chat import metered
+from tests.harness.polling import eventually
 
 
 async def reaches(world: World, name: str, state: str) -> endpoint_pb2.Endpoint:
     """The endpoint once it is in that state."""
     stub = EndpointServiceStub(world.channel)
-    async with asyncio.timeout(60):
-        while True:
-            found = (await stub.GetEndpoint(endpoints.GetEndpointRequest(name=name))).endpoint
-            if endpoint_pb2.EndpointState.Name(found.state) == f"ENDPOINT_STATE_{state}":
-                return found
-            await asyncio.sleep(0.02)
+
+    async def look() -> endpoint_pb2.Endpoint:
+        return (await stub.GetEndpoint(endpoints.GetEndpointRequest(name=name))).endpoint
+
+    wanted = endpoint_pb2.EndpointState.Value(f"ENDPOINT_STATE_{state}")
+    return await eventually(look, lambda found: found.state == wanted, pause_s=0.02)
 
 
 async def minutes(world: World, name: str) -> list[usage_events_pb2.EndpointMinuteRecorded]:
@@ -63,6 +64,7 @@ async def test_a_whole_life_with_chat_minutes_stop_and_delete(world: World) -> N
         assert answer.usage.output_tokens <= 4
         # Its minutes pay for the tokens: a second record would bill them twice.
         assert answer.generation_id not in await metered(world)
+        # Minutes go by on the clock of the service.
         await asyncio.sleep(0.5)
         with pytest.raises(FailedPrecondition) as refused:
             await stub.DeleteEndpoint(endpoints.DeleteEndpointRequest(name=made.name))
@@ -91,18 +93,13 @@ async def test_it_waits_for_devices_and_says_for_what(world: World) -> None:
     try:
         with world.caller():
             made = await create(world)
-            async with asyncio.timeout(60):
-                while (
-                    "0 of 1 free"
-                    not in (
-                        found := (
-                            await EndpointServiceStub(world.channel).GetEndpoint(
-                                endpoints.GetEndpointRequest(name=made.name)
-                            )
-                        ).endpoint
-                    ).status_message
-                ):
-                    await asyncio.sleep(0.02)
+            get = EndpointServiceStub(world.channel).GetEndpoint
+            request = endpoints.GetEndpointRequest(name=made.name)
+
+            async def look() -> endpoint_pb2.Endpoint:
+                return (await get(request)).endpoint
+
+            found = await eventually(look, lambda each: "0 of 1 free" in each.status_message)
             assert found.state == endpoint_pb2.ENDPOINT_STATE_PENDING
             await EndpointServiceStub(world.channel).StopEndpoint(endpoints.StopEndpointRequest(name=made.name))
             await reaches(world, made.name, "STOPPED")
@@ -115,11 +112,8 @@ async def test_lost_devices_begin_again_under_a_new_lease(world: World) -> None:
     with world.caller():
         made = await create(world)
         await reaches(world, made.name, "READY")
-        token = world.scheduler.token
         world.scheduler.owner = ""  # The scheduler gave the devices away.
-        async with asyncio.timeout(60):
-            while world.scheduler.token == token:
-                await asyncio.sleep(0.02)
+        await world.scheduler.gives()
         await reaches(world, made.name, "READY")
         recorded = await minutes(world, made.name)
         assert len({event.work_key for event in recorded}) == len(recorded)

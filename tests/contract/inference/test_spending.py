@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,9 +19,10 @@ from finemesh.endpoints.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 from finemesh.events.v1 import billing_events_pb2
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-from tests.contract.inference.conftest import BASE, World, publish
+from tests.contract.inference.conftest import BASE, World, handled, publish
 from tests.contract.inference.test_chat import GREEDY, HELLO
 from tests.contract.inference.test_endpoints import create, minutes, reaches
+from tests.harness.polling import eventually
 
 _numbers = itertools.count(1)
 
@@ -31,8 +33,8 @@ def project() -> str:
     return f"proj_spending_{next(_numbers)}"
 
 
-async def say_credit(world: World, project: str, state: str, revision: int) -> None:
-    await publish(
+async def say_credit(world: World, project: str, state: str, revision: int) -> uuid.UUID:
+    return await publish(
         world,
         billing_events_pb2.CreditStateChanged(organization_id=f"org_of_{project}", to_state=state, revision=revision),
     )
@@ -40,10 +42,10 @@ async def say_credit(world: World, project: str, state: str, revision: int) -> N
 
 async def say_cap(
     world: World, project: str, capped: bool, revision: int, *, key: str = "", hours: float = 24.0
-) -> None:
+) -> uuid.UUID:
     until = Timestamp()
     until.FromDatetime(datetime.now(UTC) + timedelta(hours=hours))
-    await publish(
+    return await publish(
         world,
         billing_events_pb2.SpendCapStateChanged(
             organization_id=f"org_of_{project}",
@@ -69,9 +71,7 @@ async def chat(world: World, project: str, model: str = BASE) -> str:
 
 
 async def chat_becomes(world: World, project: str, outcome: str, model: str = BASE) -> None:
-    async with asyncio.timeout(60):
-        while await chat(world, project, model) != outcome:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: chat(world, project, model), lambda found: found == outcome, pause_s=0.02)
 
 
 async def test_without_credit_calls_are_refused_until_there_is_some(world: World, project: str) -> None:
@@ -96,15 +96,13 @@ async def test_without_credit_calls_are_refused_until_there_is_some(world: World
     await say_credit(world, project, "SUFFICIENT", 4)
     await say_credit(world, project, "LOW", 6)
     await chat_becomes(world, project, "ok")
-    await say_credit(world, project, "EXHAUSTED", 5)
-    await asyncio.sleep(0.3)
+    await handled(world, await say_credit(world, project, "EXHAUSTED", 5))
     assert await chat(world, project) == "ok"
 
 
 async def test_caps_stop_a_key_or_a_project_until_the_month_ends(world: World, project: str) -> None:
-    await say_cap(world, project, True, 1, key="key_other")
-    await say_cap(world, project, True, 1, hours=-1.0)
-    await asyncio.sleep(0.3)
+    await handled(world, await say_cap(world, project, True, 1, key="key_other"))
+    await handled(world, await say_cap(world, project, True, 1, hours=-1.0))
     assert await chat(world, project) == "ok"
     await say_cap(world, project, True, 2, key="key_1")
     await chat_becomes(world, project, "SPEND_CAP_EXCEEDED")
@@ -130,6 +128,7 @@ async def test_an_endpoint_without_credit_is_parked_and_resumes(world: World, pr
         for refused in (stub.StartEndpoint(endpoints.StartEndpointRequest(name=made.name)), create(world)):
             with pytest.raises(FailedPrecondition, match="BALANCE_INSUFFICIENT"):
                 await refused
+        # Long enough for two of its minutes, none of which may come.
         await asyncio.sleep(0.5)
         assert len(await minutes(world, made.name)) == len(counted)
         resumed_s = time.monotonic()
@@ -157,6 +156,7 @@ async def test_what_its_owner_stopped_stays_stopped(world: World, project: str) 
         await stub.DeleteEndpoint(endpoints.DeleteEndpointRequest(name=deleted.name))
         await say_credit(world, project, "SUFFICIENT", 2)
         await chat_becomes(world, project, "ok")
+        # Long enough for many looks of the reconciler, which tells nobody that it let an endpoint be.
         await asyncio.sleep(0.3)
         listed = (await stub.ListEndpoints(endpoints.ListEndpointsRequest())).endpoints
         assert {each.name: each.state for each in listed} == {
@@ -183,13 +183,12 @@ async def test_time_that_an_endpoint_was_stopped_is_never_billed(world: World, p
         await reaches(world, made.name, "READY")
         await stub.StopEndpoint(endpoints.StopEndpointRequest(name=made.name))
         before = await reaches(world, made.name, "STOPPED")
+        # Five of its minutes, which pass on the clock of the service.
         await asyncio.sleep(1.0)
         # Started again, and stopped as soon as it has devices.
         started_s = time.monotonic()
         await stub.StartEndpoint(endpoints.StartEndpointRequest(name=made.name))
-        async with asyncio.timeout(60):
-            while world.scheduler.owner == "":
-                await asyncio.sleep(0.001)
+        await world.scheduler.gives()
         await stub.StopEndpoint(endpoints.StopEndpointRequest(name=made.name))
         after = await reaches(world, made.name, "STOPPED")
         # A begun minute counts; those that it was stopped for are five more.

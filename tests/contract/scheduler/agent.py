@@ -170,6 +170,7 @@ class Agent:
         while True:
             tokens = list(self.assignments) if self.working else []
             yield node_service_pb2.HeartbeatRequest(node=self.node, incarnation=self.incarnation, lease_tokens=tokens)
+            # The pace of a heartbeat, not a wait for something.
             await asyncio.sleep(self._interval_s)
 
     async def _until(self, look):

@@ -2,6 +2,7 @@
 as their contracts promise them."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chassis.errors import DomainError, NotFound, Unavailable
@@ -47,9 +48,22 @@ class Script:
     ended_holds: set[str] = field(default_factory=set)
     renewed: list[str] = field(default_factory=list)
     renewal_error: DomainError | None = None
+    renewals_refused: int = 0
     base_revision: str = "rv_base"
     context_tokens_max: int = 2048
     parameter_count: int = 1_000_000
+    _asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self) -> None:
+        """Wakes whoever waits for what a peer was asked."""
+        self._asked.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns once a question about holds has made it true."""
+        async with asyncio.timeout(60):
+            while not condition():
+                self._asked.clear()
+                await self._asked.wait()
 
 
 class Files(file_artifact_service_pb2_grpc.FileArtifactServiceServicer):
@@ -150,12 +164,15 @@ class Holds(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.ReleaseHoldRequest, context: object
     ) -> hold_service_pb2.ReleaseHoldResponse:
         self.script.released.append(request.resource)
+        self.script.note()
         return hold_service_pb2.ReleaseHoldResponse()
 
     async def RenewHolds(
         self, request: hold_service_pb2.RenewHoldsRequest, context: object
     ) -> hold_service_pb2.RenewHoldsResponse:
         if self.script.renewal_error is not None:
+            self.script.renewals_refused += 1
+            self.script.note()
             raise self.script.renewal_error
         self.script.renewed += request.resources
         ended = [resource for resource in request.resources if resource in self.script.ended_holds]

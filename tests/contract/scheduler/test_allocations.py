@@ -32,6 +32,7 @@ async def kept(world: World, owner: str, token: int) -> AsyncIterator[None]:
     async def renew() -> None:
         while True:
             await world.allocations.RenewAllocation(_pb.RenewAllocationRequest(owner=owner, lease_token=token))
+            # The pace of a renewal, not a wait for something.
             await asyncio.sleep(0.2)
 
     renewing = asyncio.create_task(renew())

@@ -335,8 +335,8 @@ async def test_a_job_whose_hold_is_over_ends_as_the_platforms_failure(world: Wor
         await world.until(waiting, "QUEUED")
         world.script.renewal_error = AWAY
         world.script.ended_holds |= {name, waiting}
-        await asyncio.sleep(0.5)
         # Nobody is judged while billing is away.
+        await world.script.until(lambda: world.script.renewals_refused >= 2)
         assert state_name(await world.get(name)) == "RUNNING"
         world.script.renewal_error = None
         jobs = [await world.until(each, "FAILED") for each in (name, waiting)]

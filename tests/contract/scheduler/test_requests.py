@@ -300,6 +300,7 @@ async def test_a_taken_output_name_is_named(world: World) -> None:
     assert refused.value.reason == "ALREADY_EXISTS"
     assert refused.value.violations[0].field == "spec.output_name"
     await world.cancel(name)
+    await world.until(name, "CANCELLED")
     await world.cancel(await world.create(world.spec(output_name="taken")))
 
 
@@ -398,9 +399,7 @@ async def test_a_hold_whose_answer_came_too_late_is_released(world: World) -> No
         name = await world.create()
         await world.when(name, lambda job: "waits for billing" in job.queue.waiting_for)
         await world.cancel(name)
-        async with asyncio.timeout(60):
-            while name not in world.script.released:
-                await asyncio.sleep(0.05)
+        await world.script.until(lambda: name in world.script.released)
 
 
 async def test_a_quote_without_a_trainer_says_so(world: World) -> None:

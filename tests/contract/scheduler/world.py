@@ -10,7 +10,6 @@ from typing import Any
 from chassis.identity import Caller, acting_as
 from chassis.process import Process
 from chassis.rpc.channel import open_channel
-from chassis.settings import ChassisSettings
 from finemesh.allocations.v1 import allocation_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from services.scheduler.config import SchedulerSettings
@@ -18,6 +17,7 @@ from services.scheduler.main import main
 from tests.contract.scheduler.agent import WAIT_S_MAX, Agent
 from tests.contract.scheduler.peers import BASE, Ports, Script, serve_peers
 from tests.harness.fixtures import SettingsFactory
+from tests.harness.living import living
 
 OWNER = Caller(
     service="gateway", tenant="proj_a", account="org_a", subject="key_a", roles=frozenset({"member"}), namespace="team"
@@ -89,31 +89,6 @@ class World:
         except TimeoutError:
             raise AssertionError(f"the job did not get there; it is {last}") from None
         raise AssertionError(f"the job ended otherwise: {last}")
-
-
-@asynccontextmanager
-async def living(settings: ChassisSettings, wire: Callable[[Process], Any]) -> AsyncIterator[Process]:
-    """A process in this loop, wired, until the block ends; its failure fails the test."""
-    process = Process(settings)
-    wired = asyncio.Event()
-
-    async def main_then_tell(started: Process) -> None:
-        await wire(started)
-        wired.set()
-
-    task = asyncio.create_task(process.live(main_then_tell))
-    waiting = asyncio.create_task(wired.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    try:
-        if process.failure is not None:
-            raise process.failure
-        yield process
-    finally:
-        process.stop()
-        await task
-    if process.failure is not None:
-        raise process.failure
 
 
 @asynccontextmanager

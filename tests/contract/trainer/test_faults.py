@@ -26,6 +26,7 @@ async def test_a_stale_lease_kills_the_child_and_nothing_is_stored_afterwards(wo
     await wait_for_death(pid)
     await _until_idle(world)
     stored, accepted = world.stored(""), len(world.scheduler.reports)
+    # Long enough for an upload or a report, which must not come.
     await asyncio.sleep(0.5)
     assert world.stored("") == stored
     assert len(world.scheduler.reports) == accepted
@@ -54,6 +55,7 @@ async def test_reports_survive_a_scheduler_that_is_away_in_order_and_once(world:
     await world.scheduler.wait_for("progress")
     pid = await world.wait_for_child()
     await world.server.stop()
+    # Away for as long as most of the steps take: reports fail meanwhile, and the agent tells nobody.
     await asyncio.sleep(1.0)
     await world.server.start()
     finish = await world.scheduler.wait_for("finish")

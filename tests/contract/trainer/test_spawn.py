@@ -38,6 +38,7 @@ async def spawn_repeatedly() -> None:
         process.close()
         process.close()
         del process
+        # One turn of the loop, in which transports close.
         await asyncio.sleep(0)
         gc.collect()
 

@@ -16,6 +16,7 @@ from chassis.clock import SystemClock
 from chassis.db.pool import Connection
 from chassis.errors import DataLoss, FailedPrecondition, Unavailable
 from chassis.telemetry.trace import current_trace_id, span
+from tests.harness.polling import eventually
 from tests.harness.servers import NatsServer, PostgresServer
 from tests.store.chassis.world import Counted, Ignored, Newer, World
 
@@ -36,12 +37,12 @@ def _relay(world: World) -> Relay:
 
 async def _idle(world: World) -> None:
     """Waits until the bus has nothing left to deliver to the consumer."""
-    async with asyncio.timeout(30):
-        while True:
-            info = await world.bus.jetstream.consumer_info("PROBE", "prober")
-            if info.num_pending == 0 and info.num_ack_pending == 0:
-                return
-            await asyncio.sleep(0.05)
+
+    async def left() -> int:
+        info = await world.bus.jetstream.consumer_info("PROBE", "prober")
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    await eventually(left, lambda count: count == 0)
 
 
 async def test_everything_twice_and_shuffled_has_its_effect_once(world: World) -> None:
@@ -75,18 +76,27 @@ async def test_two_consumers_of_one_name_share_the_work(world: World) -> None:
 async def test_a_consumer_without_events_keeps_its_subscription(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pull that its reader has left takes the next event with it,
     which then comes only after the acknowledgement time."""
-    begun = 0
-    subscribe = Consumer._subscribe
+    begun = fetched = 0
+    often = asyncio.Event()
+    subscribe, fetch = Consumer._subscribe, Consumer._fetch
 
     async def count(consumer: Consumer, stream: str, subjects: list[str]) -> object:
         nonlocal begun
         begun += 1
         return await subscribe(consumer, stream, subjects)
 
+    async def count_fetches(consumer: Consumer, subscription: Any) -> list[Msg]:
+        nonlocal fetched
+        fetched += 1
+        if fetched > 20:
+            often.set()
+        return await fetch(consumer, subscription)
+
     monkeypatch.setattr(Consumer, "_subscribe", count)
+    monkeypatch.setattr(Consumer, "_fetch", count_fetches)
     world.bus.settings = world.settings.model_copy(update={"consumer_fetch_wait_s": 0.05, "publish_timeout_s": 20.0})
     world.spawn(_consumer(world).run)
-    await asyncio.sleep(3)
+    await asyncio.wait_for(often.wait(), 60)
     assert begun == 1
 
 
@@ -264,6 +274,7 @@ async def test_stop_finishes_the_events_in_hand(world: World) -> None:
     await world.add(Counted(name="a"))
     await begun.wait()
     stopping = asyncio.create_task(consumer.stop())
+    # A stop that does not wait would be over by now; one that waits tells nothing.
     await asyncio.sleep(0.05)
     assert not stopping.done()
     go_on.set()
@@ -307,6 +318,7 @@ async def test_postgres_killed_mid_stream(world: World, postgres: PostgresServer
     world.spawn(_consumer(world).run)
     await world.until("SELECT count(*) > 20 FROM effects", True)
     await postgres.kill()
+    # The database is away for a while: deliveries fail meanwhile, and the consumer tells nobody.
     await asyncio.sleep(0.5)
     await postgres.start()
     await world.until(EFFECTS, 300)

@@ -193,6 +193,7 @@ async def test_two_replays_at_once_have_one_effect(world: World) -> None:
 
     async def slow(connection: Connection, message: Any, event: EventInfo) -> None:
         begun.set()
+        # Long enough for the others to come to the row that this one has locked.
         await asyncio.sleep(0.1)
         await record(connection, message, event)
 

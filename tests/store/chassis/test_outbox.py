@@ -63,11 +63,24 @@ async def test_two_relays_share_one_outbox(world: World) -> None:
     assert await _stream_size(world) == 300
 
 
-async def test_wake_publishes_without_waiting_for_the_poll(world: World) -> None:
+def told_to_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a relay has found nothing and waits for more."""
+    waiting, wait = asyncio.Event(), world.outbox.wait
+
+    async def tell(timeout_s: float) -> None:
+        waiting.set()
+        await wait(timeout_s)
+
+    monkeypatch.setattr(world.outbox, "wait", tell)
+    return waiting
+
+
+async def test_wake_publishes_without_waiting_for_the_poll(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = world.settings.model_copy(update={"outbox_poll_s": 3600.0})
     world.bus.settings = slow
+    waiting = told_to_wait(world, monkeypatch)
     world.spawn(Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).run)
-    await asyncio.sleep(0.1)
+    await waiting.wait()
     await world.add(Counted(name="a"))
     await world.until(WAITING, 0)
 
@@ -95,10 +108,11 @@ async def test_crash_between_publish_and_mark_publishes_one_event_once(world: Wo
     assert await _stream_size(world) == 1
 
 
-async def test_stop_publishes_what_the_last_calls_left(world: World) -> None:
+async def test_stop_publishes_what_the_last_calls_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    waiting = told_to_wait(world, monkeypatch)
     running = world.spawn(relay.run)
-    await asyncio.sleep(0.1)
+    await waiting.wait()
     await world.add(Counted(name="a"))
     await world.bus.close()
     assert running.done()

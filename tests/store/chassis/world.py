@@ -72,6 +72,7 @@ class World:
                     for task in self.tasks:
                         if task.done() and not task.cancelled():
                             await task
+                    # Rows tell nobody that they are there.
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise TimeoutError(f"{query} answered {answer}, not {expected}") from None

@@ -1,6 +1,5 @@
 """A service of our own making, with one method of each shape, registered as generated code does it."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from chassis.process import Process
 from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 
@@ -64,25 +62,6 @@ class EchoStub:
         self.Count: grpc.aio.UnaryStreamMultiCallable[Any, Any] = channel.unary_stream(f"/{SERVICE}/Count", **coders)
         self.Join: grpc.aio.StreamUnaryMultiCallable[Any, Any] = channel.stream_unary(f"/{SERVICE}/Join", **coders)
         self.Talk: grpc.aio.StreamStreamMultiCallable[Any, Any] = channel.stream_stream(f"/{SERVICE}/Talk", **coders)
-
-
-@contextlib.asynccontextmanager
-async def living(settings: ChassisSettings) -> AsyncIterator[Process]:
-    """A process without a main of its own; it drains when the block ends."""
-    process, started = Process(settings), asyncio.Event()
-
-    async def main(_: Process) -> None:
-        started.set()
-
-    life = asyncio.create_task(process.live(main))
-    await started.wait()
-    try:
-        yield process
-    finally:
-        process.stop()
-        await life
-    if process.failure is not None:
-        raise process.failure
 
 
 @contextlib.asynccontextmanager

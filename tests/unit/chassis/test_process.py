@@ -28,7 +28,7 @@ from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
 
 how, folder = sys.argv[1], Path(sys.argv[2])
-settings = ChassisSettings(service_name="daemon", port_file=folder / "ready", drain_grace_s=1.0,
+settings = ChassisSettings(service_name="daemon", drain_grace_s=1.0,
                            otlp_endpoint=sys.argv[3] if len(sys.argv) > 3 else None)
 
 def say(what):
@@ -57,7 +57,7 @@ async def main(process):
         async def fail():
             raise ValueError("no disk")
         process.spawn("broken", fail)
-    (folder / "ready").write_text("1")
+    print("ready", flush=True)
     if how == "hang":
         await asyncio.Event().wait()
 
@@ -80,14 +80,19 @@ async def live(how: str, folder: Path, number: signal.Signals | None, endpoint: 
     """Runs the daemon until it is ready, sends the signal, and gives exit code, story and log."""
     arguments = [how, str(folder), *([endpoint] if endpoint else [])]
     daemon = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DAEMON, *arguments, stderr=subprocess.PIPE, cwd=Path(__file__).parents[3]
+        sys.executable,
+        "-c",
+        DAEMON,
+        *arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
     )
     try:
         async with asyncio.timeout(30):
-            # Another process cannot set an event of ours.
-            while number is not None and not (folder / "ready").exists():
-                await asyncio.sleep(0.02)
             if number is not None:
+                assert daemon.stdout is not None
+                assert await daemon.stdout.readline() == b"ready\n"
                 daemon.send_signal(number)
             _, log = await daemon.communicate()
     finally:

@@ -28,9 +28,10 @@ from chassis.rpc import deadline
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
+from tests.harness.living import living
 from tests.harness.raw_calls import raw_call
 
-from .echo import SERVICE, Echo, add_echo_to_server, living, settings_of, stub_of
+from .echo import SERVICE, Echo, add_echo_to_server, settings_of, stub_of
 
 WAIT_S_MAX = 30
 

@@ -18,8 +18,9 @@ from chassis.errors import NotFound
 from chassis.rpc.server import ServerBuilder
 from chassis.telemetry import logs
 from chassis.telemetry import trace as telemetry
+from tests.harness.living import living
 
-from .echo import SERVICE, Echo, add_echo_to_server, living, settings_of, stub_of
+from .echo import SERVICE, Echo, add_echo_to_server, settings_of, stub_of
 
 
 class Work(Echo):

@@ -13,9 +13,10 @@ from chassis.errors import DomainError, FieldViolation, Internal, Unavailable
 from chassis.identity import Caller
 from chassis.rpc.server import ServerBuilder
 from chassis.telemetry import trace as telemetry
+from tests.harness.living import living
 from tests.harness.raw_calls import raw_call
 
-from .echo import SERVICE, Echo, EchoStub, add_echo_to_server, living, settings_of, stub_of
+from .echo import SERVICE, Echo, EchoStub, add_echo_to_server, settings_of, stub_of
 
 DOMAIN_ERRORS = [kind for kind in DomainError.__subclasses__()]
 USER = Caller(service="", tenant="p1", account="o1", subject="k1", roles=frozenset({"admin", "member"}))

