@@ -13,10 +13,10 @@ from typing import IO
 
 import structlog
 
-from services.gateway.dataset_check import DatasetCheck, DatasetError, DatasetLimits, DatasetReport
-from services.gateway.dataset_rows import Features
+from formats.row_errors import RowError
+from formats.rows import PARQUET_MAGIC, Features
+from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
 
-PARQUET_MAGIC = b"PAR1"
 _LAST_WORDS_MAX = 2000
 log = structlog.get_logger()
 
@@ -99,12 +99,12 @@ class ContentCheck:
         return DatasetReport(
             format="tokens",
             line_count=answer["rows"],
-            errors=tuple(DatasetError(**error) for error in answer["errors"]),
+            errors=tuple(RowError(**error) for error in answer["errors"]),
             error_count=answer["error_count"],
             features=Features(),
         )
 
 
 def _refused(expectation: str, found: str) -> DatasetReport:
-    error = DatasetError(line=0, path="$", expectation=expectation, found=found)
+    error = RowError(line=0, path="$", expectation=expectation, found=found)
     return DatasetReport(format="tokens", line_count=0, errors=(error,), error_count=1, features=Features())

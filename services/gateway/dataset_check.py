@@ -1,16 +1,14 @@
 """Checks a JSONL dataset from chunks of bytes and reports every error with its line, JSON path and expectation.
 
-Pure and bounded: it holds one line at a time and never the file. It knows no tokenizer, no store and no protobuf.
+Bounded: it holds one line at a time and never the file. It knows no tokenizer, no store and no protobuf.
 """
 
-import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from services.gateway.dataset_rows import Features, Format, check_row, describe, strict_json
+from formats.line_parser import LineParser
+from formats.row_errors import RowError
+from formats.rows import Features, Format
 
-_FOUND_CHARS_MAX = 80
-_BOM = b"\xef\xbb\xbf"
 _WHOLE = "$"
 
 
@@ -24,22 +22,13 @@ class DatasetLimits:
     errors_max: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetError:
-    """`line` counts from 1; 0 is the file as a whole."""
-
-    line: int
-    path: str
-    expectation: str
-    found: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
+    """What is known of a file after its check. `line_count` is how many examples it has: lines that are not blank."""
+
     format: Format | None
-    # Non-blank lines, which are the examples.
     line_count: int
-    errors: tuple[DatasetError, ...]
+    errors: tuple[RowError, ...]
     error_count: int
     features: Features
 
@@ -49,15 +38,11 @@ class DatasetCheck:
 
     def __init__(self, limits: DatasetLimits) -> None:
         self._limits = limits
-        self._errors = FoundErrors(kept_max=limits.errors_max)
+        self._parser = LineParser(limits.errors_max, messages_max=limits.messages_max)
         self._partial = bytearray()
         self._skipping = False
         self._line = 0
-        self._features = Features()
         self._examples = 0
-        # The format of the first sound line; of the first recognised one as long as none is sound.
-        self._format: Format | None = None
-        self._seen: Format | None = None
 
     def feed(self, chunk: bytes) -> None:
         start = 0
@@ -76,14 +61,15 @@ class DatasetCheck:
     def finish(self) -> DatasetReport:
         if self._partial:
             self._end_partial()
+        errors = self._parser.errors
         if not self._examples:
-            self._errors.add(0, _WHOLE, "at least one example, one JSON object on a line", "an empty file")
+            errors.add(0, _WHOLE, "at least one example, one JSON object on a line", "an empty file")
         return DatasetReport(
-            format=self._format or self._seen,
+            format=self._parser.expected,
             line_count=self._examples,
-            errors=tuple(self._errors.kept),
-            error_count=self._errors.count,
-            features=self._features,
+            errors=tuple(errors.kept),
+            error_count=errors.count,
+            features=self._parser.features,
         )
 
     def _add(self, piece: bytes) -> None:
@@ -109,65 +95,12 @@ class DatasetCheck:
         self._examples += 1
         if self._examples > self._limits.lines_max:
             if self._examples == self._limits.lines_max + 1:
-                self._errors.add(self._line, _WHOLE, f"at most {self._limits.lines_max} examples in a file", "one more")
-            return
-        errors_before = self._errors.count
-        document = self._parse(line)
-        if document is None:
-            return
-        shape = check_row(document, self._limits.messages_max, self._features, self._refuse)
-        if shape is None:
-            return
-        self._seen = self._seen or shape
-        expected = self._format or self._seen
-        if shape != expected:
-            self._refuse(_WHOLE, f"an example of the {expected} format, like the lines before it", f"{shape} format")
-        elif self._format is None and self._errors.count == errors_before:
-            self._format = shape
-
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        if len(line) > self._limits.line_bytes_max:
+                self._refuse(f"at most {self._limits.lines_max} examples in a file", "one more")
+        elif len(line) > self._limits.line_bytes_max:
             limit = self._limits.line_bytes_max
-            self._refuse(_WHOLE, f"a line of at most {limit} bytes", f"more than {limit} bytes")
-            return None
-        if line.startswith(_BOM) and self._line == 1:
-            self._refuse(_WHOLE, "UTF-8 without a byte order mark", "a byte order mark")
-            line = line[len(_BOM) :]
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{line[error.start]:02x} at offset {error.start} of the line"
-            self._refuse(_WHOLE, "UTF-8 text", found)
-            return None
-        try:
-            document = strict_json(text)
-        except json.JSONDecodeError as error:
-            self._refuse(_WHOLE, "a JSON object", f"{error.msg} at character {error.pos + 1}")
-            return None
-        except RecursionError:
-            self._refuse(_WHOLE, "a JSON object", "brackets nested too deeply")
-            return None
-        except ValueError as error:
-            self._refuse(_WHOLE, "a JSON object", str(error)[:_FOUND_CHARS_MAX])
-            return None
-        if not isinstance(document, dict):
-            self._refuse(_WHOLE, "a JSON object", describe(document))
-            return None
-        return document
+            self._refuse(f"a line of at most {limit} bytes", f"more than {limit} bytes")
+        else:
+            self._parser.row(self._line, line)
 
-    def _refuse(self, path: str, expectation: str, found: str) -> None:
-        self._errors.add(self._line, path, expectation, found)
-
-
-@dataclass(kw_only=True)
-class FoundErrors:
-    """Keeps the first ones and counts all."""
-
-    kept_max: int
-    kept: list[DatasetError] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, line: int, path: str, expectation: str, found: str) -> None:
-        self.count += 1
-        if len(self.kept) < self.kept_max:
-            self.kept.append(DatasetError(line=line, path=path, expectation=expectation, found=found))
+    def _refuse(self, expectation: str, found: str) -> None:
+        self._parser.errors.add(self._line, _WHOLE, expectation, found)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from services.gateway.dataset_check import DatasetError
-from services.gateway.dataset_rows import Format
+from formats.row_errors import RowError
+from formats.rows import Format
 
 # Each role includes those before it: an admin is a member, an operator is both.
 ROLES = ("member", "admin", "operator")
@@ -73,7 +73,7 @@ class StoredFile:
     format: Format | None
     line_count: int
     error_count: int
-    errors: tuple[DatasetError, ...]
+    errors: tuple[RowError, ...]
     features: tuple[str, ...]
     create_time: datetime
 

@@ -44,7 +44,7 @@ def _not_ready(name: str, file: StoredFile) -> FailedPrecondition:
         "FILE_NOT_READY",
         f"the file {name} has {file.error_count} errors; correct its lines and upload it again",
         violations=[
-            FieldViolation(f"line {error.line}: {error.path}", f"expected {error.expectation}; found {error.found}")
+            FieldViolation(f"line {error.line}: {error.path}", f"expected {error.verdict}")
             for error in file.errors[:_SHOWN_ERRORS_MAX]
         ],
         metadata={"name": name, "error_count": str(file.error_count)},

@@ -7,7 +7,7 @@ from typing import Any
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
-from services.gateway.dataset_check import DatasetError
+from formats.row_errors import RowError
 from services.gateway.domain import ApiKey, KeyHolder, Organization, Project, Repeated, StoredFile
 
 QUERIES_FILE = Path(__file__).parent / "queries.sql"
@@ -216,5 +216,5 @@ def _key_of(row: Any) -> ApiKey:
 
 
 def _file_of(row: Any) -> StoredFile:
-    errors = tuple(DatasetError(**error) for error in row["errors"])
+    errors = tuple(RowError(**error) for error in row["errors"])
     return StoredFile(**{**row, "errors": errors, "features": tuple(row["features"])})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CODE = ("chassis", "services", "client", "deploy")
+CODE = ("formats", "chassis", "services", "client", "deploy")
 HEAVY = {"torch", "transformers", "peft"}
 HEAVY_ROOMS = ("services/trainer/train/", "services/inference/engines/")
 VLLM_ROOM = "services/inference/engines/vllm.py"
@@ -58,7 +58,6 @@ PURE = (
     "services/billing/invoices/documents/pdf.py",
     "services/billing/invoices/documents/glyphs.py",
     "services/gateway/dataset_check.py",
-    "services/gateway/dataset_rows.py",
     "services/gateway/keys.py",
     "services/gateway/rate_limit.py",
     "services/gateway/domain.py",

@@ -3,10 +3,11 @@
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from chassis.errors import InvalidArgument
 from finemesh.inference.v1.generation_pb2 import ChatMessage, SamplingParameters
+from formats.strict_json import json_object
 from services.gateway.http.errors import bad_param
 
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
@@ -75,16 +76,9 @@ def read_chat(body: bytes, messages_max: int) -> ChatCall:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("INVALID_FIELD", "the body is no JSON; send a JSON object in UTF-8") from error
-    if not isinstance(fields, dict):
-        raise InvalidArgument("INVALID_FIELD", "the body must be a JSON object")
-    return fields
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+        return json_object(body)
+    except ValueError as error:
+        raise InvalidArgument("INVALID_FIELD", f"the body is no JSON object: {error}; send one in UTF-8") from error
 
 
 def _messages(value: Any, messages_max: int) -> list[ChatMessage]:

@@ -17,8 +17,9 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
 from chassis.objects.client import ObjectStore
+from formats.manifests import revision_of
 from services.inference.config import InferenceSettings
-from services.inference.models.domain import BaseModel, StoredFile, Weights, revision_of
+from services.inference.models.domain import BaseModel, StoredFile, Weights
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
@@ -72,7 +73,7 @@ class BaseImporter:
         header = check_header(await anext(parts, None))
         spool = await self._spool(parts, folder)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
-        revision = revision_of({file.path: file.sha256 for file in spool.files})
+        revision = revision_of(spool.files)
         key = f"base/{header.model_id}/{revision}/"
         for file in spool.files:
             await self._objects.put(key + file.path, self._read(folder / file.path))

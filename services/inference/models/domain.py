@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,11 +76,3 @@ def unknown_model(model: str) -> NotFound:
 def model_invalid(field: str, problem: str, reason: str = "MODEL_INVALID") -> InvalidArgument:
     """The error for a file of a model, or a field of its import, that is not taken."""
     return invalid(field, problem, message=f"{field}: {problem}", reason=reason)
-
-
-def revision_of(files: Mapping[str, str]) -> str:
-    """The revision of a set of files, from path -> lower-case hex SHA-256: the same contents, the same revision."""
-    digest = hashlib.sha256()
-    for path, sha256 in sorted(files.items()):
-        digest.update(f"{path}\0{sha256}\n".encode())
-    return f"rv_{digest.hexdigest()[:32]}"

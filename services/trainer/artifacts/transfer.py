@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,12 +62,6 @@ def key_of(prefix: str, file: StoredFile) -> str:
             "INVALID_FIELD", f"the artifact key {rule}", violations=[FieldViolation("artifact.key", rule)]
         )
     return checked_path(prefix + file.path)
-
-
-def revision_of(files: Iterable[StoredFile]) -> str:
-    """The content-derived revision of a set of files."""
-    lines = sorted(f"{file.path}\0{file.sha256}\n" for file in files)
-    return "rv_" + hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 class ArtifactStore:

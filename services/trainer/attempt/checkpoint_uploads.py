@@ -15,12 +15,12 @@ import structlog
 from chassis.errors import Unavailable
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
+from formats.manifests import MANIFEST
 from services.trainer.artifacts.convert import artifact_to_proto, stored_files_from_proto
 from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, checked_path, key_of
 from services.trainer.attempt.convert import stored_files_from_event
 from services.trainer.attempt.reports import Reporter
 from services.trainer.child.training_child import Event
-from services.trainer.inputs.fetch import MANIFEST
 from services.trainer.node import work_folders
 
 log = structlog.get_logger()

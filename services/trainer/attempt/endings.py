@@ -9,8 +9,9 @@ from pathlib import Path
 
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
+from formats.manifests import revision_of
 from services.trainer.artifacts.convert import artifact_to_proto
-from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, revision_of
+from services.trainer.artifacts.transfer import ArtifactStore, StoredFile
 from services.trainer.attempt import convert
 from services.trainer.attempt.child_events import own_folder
 from services.trainer.attempt.reports import AttemptOver, Ending

@@ -9,6 +9,7 @@ from chassis.clock import Clock
 from chassis.errors import DataLoss, Unavailable
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
+from formats.manifests import MANIFEST
 from services.trainer.artifacts.convert import stored_files_from_proto
 from services.trainer.artifacts.file_cache import FileCache
 from services.trainer.artifacts.transfer import ArtifactStore
@@ -21,7 +22,6 @@ from services.trainer.integrations.programs import HOME
 BASE = "inputs/base"
 START = "inputs/start"
 # In a checkpoint: the names and digests of its other files.
-MANIFEST = "manifest.json"
 # An adapter of a large rank may be more than a very small base.
 START_BYTES_MIN = 256 * 1024**2
 # What a checkpoint holds for its own run alone.

@@ -10,8 +10,8 @@ import pytest_asyncio
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool
 from chassis.db.queries import statements
+from formats.row_errors import RowError
 from services.gateway import keys
-from services.gateway.dataset_check import DatasetError
 from services.gateway.domain import ApiKey, Organization, Project, StoredFile
 from services.gateway.store import MIGRATIONS, QUERIES_FILE, Store
 from tests.harness.fixtures import SettingsFactory
@@ -40,7 +40,7 @@ FILE = StoredFile(
     format=None,
     line_count=1,
     error_count=7,
-    errors=(DatasetError(line=1, path="$", expectation="a JSON object", found='"übel\\ud800"'),),
+    errors=(RowError(line=1, path="$", expectation="a JSON object", found='"übel\\ud800"'),),
     features=("reasoning", "tools"),
     create_time=NOW,
 )

@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from formats import rows
 from services.gateway.config import GatewaySettings
 from services.gateway.dataset_check import DatasetCheck, DatasetLimits
 from services.trainer.config import TrainerSettings
 from services.trainer.train.analysis import row_preview as preview
 from services.trainer.train.data.preparation import prepare
-from services.trainer.train.data.rows import row_types as data
-from services.trainer.train.data.rows.row_reader import RowReader
-from services.trainer.train.data.tokens import chunks, tokenized_file
+from services.trainer.train.data.tokens import chunks, row_reader, tokenized_file
+from services.trainer.train.data.tokens.row_reader import RowReader
 from services.trainer.train.disk import spill
 
 TEXT = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(jsonl|text) (\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 EXAMPLES = [(kind, content.encode()) for language, kind, content in BLOCKS if language == "jsonl" and kind != "refused"]
-TRAINER_MODULES = (data, chunks, prepare, preview, spill, tokenized_file)
+MODULES = (rows, chunks, prepare, preview, spill, row_reader, tokenized_file)
 
 
 def read(folder: Path, content: bytes) -> tuple[RowReader, int]:
@@ -39,8 +39,8 @@ def test_every_format_has_an_example() -> None:
 
 @pytest.mark.parametrize(("kind", "content"), EXAMPLES)
 def test_both_checkers_take_every_example(kind: str, content: bytes, tmp_path: Path) -> None:
-    reader, rows = read(tmp_path, content)
-    assert (reader.errors.kept, reader.format, rows) == ([], kind, content.count(b"\n"))
+    reader, count = read(tmp_path, content)
+    assert (reader.errors.kept, reader.format, count) == ([], kind, content.count(b"\n"))
     settings = GatewaySettings(service_name="gateway")
     limits = DatasetLimits(
         line_bytes_max=settings.dataset_line_bytes_max,
@@ -55,7 +55,7 @@ def test_both_checkers_take_every_example(kind: str, content: bytes, tmp_path: P
 
 
 def test_the_examples_use_every_feature(tmp_path: Path) -> None:
-    used = data.Features()
+    used = rows.Features()
     for _, content in EXAMPLES:
         used.add_all(read(tmp_path, content)[0].features)
     assert all(getattr(used, name) for name in used.__slots__)
@@ -66,7 +66,7 @@ def test_the_errors_shown_are_the_errors_told(tmp_path: Path) -> None:
     (refused,) = [content for language, kind, content in BLOCKS if (language, kind) == ("jsonl", "refused")]
     (shown,) = [content for language, kind, content in BLOCKS if (language, kind) == ("text", "errors")]
     reader, _ = read(tmp_path, refused.encode())
-    told = [f"line {error.line}: {error.path}: expected {error.expected}" for error in reader.errors.kept]
+    told = [f"line {error.line}: {error.path}: expected {error.expectation}" for error in reader.errors.kept]
     assert sorted(told) == sorted(shown.splitlines())
 
 
@@ -75,8 +75,8 @@ def test_the_table_of_token_ids_is_a_sound_file(tmp_path: Path) -> None:
     columns: dict[str, Any] = {name: [json.loads(cell) for cell in cells] for name, *cells in found}
     assert list(columns) == ["input_ids", "attention_mask", "labels"]
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    reader, rows = read(tmp_path, (tmp_path / "t.parquet").read_bytes())
-    assert (reader.errors.kept, reader.format, rows) == ([], "tokens", 2)
+    reader, count = read(tmp_path, (tmp_path / "t.parquet").read_bytes())
+    assert (reader.errors.kept, reader.format, count) == ([], "tokens", 2)
 
 
 def test_every_limit_is_the_one_in_force() -> None:
@@ -91,5 +91,5 @@ def test_every_limit_is_the_one_in_force() -> None:
         if prefix is not None:
             in_force = getattr(services[prefix], name.removeprefix(prefix).lower())
         else:
-            in_force = next(getattr(module, name) for module in TRAINER_MODULES if hasattr(module, name))
+            in_force = next(getattr(module, name) for module in MODULES if hasattr(module, name))
         assert in_force == int(value), name

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from formats.manifests import revision_of
 from services.trainer.train.disk.durable import (
     DiskFull,
     commit_folder,
     read_whole_folder,
     remove_folder,
     remove_unfinished,
-    revision_of,
 )
 
 

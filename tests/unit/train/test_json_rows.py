@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.data.rows.row_reader import RowReader
-from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, Preference, Text, ToolCall
+from formats.rows import Conversation, Instruction, Message, Preference, Text, ToolCall
+from services.trainer.train.data.tokens.row_reader import RowReader
 
 GOOD = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
 
@@ -129,4 +129,4 @@ def test_errors_are_capped_but_all_counted(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     _, reader = read(tmp_path, b"\n \n")
-    assert [error.expected for error in reader.errors.kept] == ["at least one row; the file is empty"]
+    assert [error.expectation for error in reader.errors.kept] == ["at least one row; the file is empty"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.data.rows.row_types import Conversation, Message
+from formats.rows import Conversation, Message
 from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
 from services.trainer.train.data.tokens.tokenizer import open_model_folder
 from services.trainer.train.settings.failures import Failure

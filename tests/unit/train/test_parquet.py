@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from formats.rows import Tokens
 from services.trainer.train.analysis.main import answer_request
-from services.trainer.train.data.rows.row_reader import RowReader
-from services.trainer.train.data.rows.row_types import Tokens
+from services.trainer.train.data.tokens.row_reader import RowReader
 
 
 def write(path: Path, **columns: Any) -> Path:

@@ -4,7 +4,8 @@ from datetime import date
 
 import pytest
 
-from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, RowErrors
+from formats.row_errors import RowErrors
+from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
 from services.trainer.train.data.tokens.template_coverage import TemplateRefusal

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer.train.data.rows.messages import read_messages
-from services.trainer.train.data.rows.row_types import Conversation, Message, ToolCall
+from formats.messages import read_messages
+from formats.row_errors import LineFaults, RowErrors
+from formats.rows import Conversation, Message, ToolCall
 from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.data.tokens.template_coverage import TemplateRefusal, check_answer
 
@@ -31,9 +32,9 @@ def call(number: int, name: str = "add") -> dict[str, Any]:
 
 
 def messages_of(*entries: dict[str, Any]) -> tuple[Message, ...]:
-    problems: list[tuple[str, str]] = []
-    messages = read_messages(list(entries), "$", lambda path, expected: problems.append((path, expected)))
-    assert not problems, problems
+    errors = RowErrors()
+    messages = read_messages(list(entries), "$", LineFaults(1, errors), set(), messages_max=100)
+    assert not errors.kept, errors.kept
     assert messages is not None
     return messages
 

@@ -76,7 +76,7 @@ def settings_for(count: int, **changes: Any) -> PrepareSettings:
 
 def told(path: Path, folder: ModelFolder, count: int, **changes: Any) -> dict[str, Any]:
     file = tokenize_file(path, "train", folder, settings_for(count, **changes))
-    errors = [(error.line, error.path, error.expected) for error in file.errors.kept]
+    errors = [(error.line, error.path, error.expectation) for error in file.errors.kept]
     counted: dict[str, Any] = {
         "errors": errors,
         "count": file.errors.count,
@@ -177,8 +177,9 @@ def test_a_message_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
 
 _LOADED = """
 import sys
-import services.trainer.train.data.preparation.prepare, services.trainer.train.data.rows.parquet
-print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("services.trainer.train.")))
+import services.trainer.train.data.preparation.prepare, formats.parquet
+rooms = ("formats.", "services.trainer.train.")
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith(rooms)))
 """
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss, InvalidArgument
+from formats.manifests import revision_of
 from services.trainer.artifacts.file_cache import FileCache
-from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, checked_path, key_of, revision_of
+from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, checked_path, key_of
 
 
 def make_store(folder: Path, **limits: int) -> ArtifactStore:

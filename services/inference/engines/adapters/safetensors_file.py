@@ -5,7 +5,6 @@ It refuses to know what the matrices are for.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from formats.strict_json import json_value
 
 HEADER_BYTES_MAX = 16 << 20
 MATRICES_MAX = 1 << 16
@@ -86,22 +87,15 @@ def check_finite(file: BinaryIO, matrices: Sequence[Matrix]) -> None:
 
 def _parse_header(raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise FileProblem("its header is not JSON") from error
+        header = json_value(raw)
+    except ValueError as error:
+        raise FileProblem(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise FileProblem("its header is not a JSON object")
     header.pop("__metadata__", None)
     if not 1 <= len(header) <= MATRICES_MAX:
         raise FileProblem(f"it holds {len(header)} matrices, expected 1 to {MATRICES_MAX}")
     return header
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        raise ValueError("a key appears twice")
-    return keys
 
 
 def _parse_entry(name: str, entry: object, data_start: int) -> Matrix:

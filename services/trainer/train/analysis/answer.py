@@ -65,7 +65,11 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
 
 def invalid_rows(refusals: list[DatasetRefusal]) -> dict[str, Any]:
     total = sum(refusal.error_count for refusal in refusals)
-    errors = [{"file": refusal.file, **asdict(error)} for refusal in refusals for error in refusal.errors]
+    errors = [
+        {"file": refusal.file, "line": error.line, "path": error.path, "expected": error.verdict}
+        for refusal in refusals
+        for error in refusal.errors
+    ]
     first = errors[0]
     where = f"{first['file']} file, line {first['line']}: {first['path']}: expected {first['expected']}"
     return {

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from formats.row_errors import ERRORS_MAX
 from services.trainer.train.analysis.row_preview import (
     PREVIEW_ROWS_DEFAULT,
     PREVIEW_ROWS_MAX,
@@ -11,7 +12,6 @@ from services.trainer.train.analysis.row_preview import (
     PREVIEW_TOKENS_MAX,
     PreviewSettings,
 )
-from services.trainer.train.data.rows.row_types import ERRORS_MAX
 from services.trainer.train.settings.directories import Directories, read_directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.json_reader import Reader

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from formats.rows import UNLABELLED, Features, Format, Preference, Row
 from services.trainer.train.data.preparation.prepare import DatasetRefusal, unreadable
-from services.trainer.train.data.rows.row_reader import RowReader
-from services.trainer.train.data.rows.row_types import UNLABELLED, Features, Format, Preference, Row
 from services.trainer.train.data.tokens.chunks import ChunkTokenizer
 from services.trainer.train.data.tokens.preference_pairs import answers_of
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
+from services.trainer.train.data.tokens.row_reader import RowReader
 from services.trainer.train.data.tokens.token_rows import TokenRow
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
+from formats.manifests import MANIFEST, FileDigest
 from services.trainer.train.checkpoint.manifest import (
     FOLDER_NAME,
     OPTIMIZER,
@@ -29,7 +30,6 @@ from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.checkpoint.random_states import torch_states
 from services.trainer.train.data.run_inputs import Identity
 from services.trainer.train.disk.durable import (
-    FileDigest,
     commit_folder,
     remove_folder,
     sha256_file,
@@ -128,7 +128,7 @@ def save_checkpoint(
 
     def commit() -> SavedCheckpoint:
         files = commit_folder(path, write, {"step": position.step, "asked": asked})
-        return SavedCheckpoint(path=path, files=files, manifest_sha256=sha256_file(path / "manifest.json"))
+        return SavedCheckpoint(path=path, files=files, manifest_sha256=sha256_file(path / MANIFEST))
 
     return commit
 
@@ -143,7 +143,7 @@ def prune_checkpoints(root: Path, keep_last: int) -> None:
 def _asked(path: Path) -> bool:
     """An unreadable one counts as a safety checkpoint: it ages out with them."""
     try:
-        return bool(json.loads((path / "manifest.json").read_bytes())["asked"])
+        return bool(json.loads((path / MANIFEST).read_bytes())["asked"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

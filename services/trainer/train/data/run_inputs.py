@@ -99,7 +99,7 @@ def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettin
     dataset = prepare_dataset(path, name, folder, settings, pack_rows=name == "train")
     if isinstance(dataset, DatasetRefusal):
         violations = [
-            Violation(field=f"{name} line {error.line}: {error.path}", description=f"expected {error.expected}")
+            Violation(field=f"{name} line {error.line}: {error.path}", description=f"expected {error.verdict}")
             for error in dataset.errors
         ]
         raise user_failure("DATASET_INVALID", f"the {name} file has {dataset.error_count} invalid entries", violations)

@@ -6,15 +6,14 @@ tensors.
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+from formats.manifests import MANIFEST, FileDigest, read_manifest, write_manifest
+
 UNFINISHED_PREFIX = "tmp-"
 # No room on the device, beyond the quota, beyond the size that this process may write.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,13 +24,6 @@ class DiskFull(OSError):
 
     def __init__(self, name: str) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileDigest:
-    path: str
-    size_bytes: int
-    sha256: str
 
 
 def commit_folder(target: Path, write: Callable[[Path], None], manifest: dict[str, Any] | None) -> list[FileDigest]:
@@ -65,8 +57,7 @@ def _fill(unfinished: Path, write: Callable[[Path], None], manifest: dict[str, A
     write(unfinished)
     files = digest_files(unfinished)
     if manifest is not None:
-        document = {**manifest, "files": [asdict(file) for file in files]}
-        (unfinished / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
+        (unfinished / MANIFEST).write_text(write_manifest(manifest, files), encoding="utf-8")
     for path in sorted(unfinished.rglob("*")):
         _sync(path)
     _sync(unfinished)
@@ -93,16 +84,9 @@ def digest_files(folder: Path) -> list[FileDigest]:
 def read_whole_folder(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files all match it. Raises ValueError saying what is wrong."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder.name}: the manifest cannot be read: {error}") from error
-    actual = {file.path: file.sha256 for file in digest_files(folder)}
-    if listed != actual:
-        wrong = sorted(path for path in listed.keys() | actual.keys() if listed.get(path) != actual.get(path))
-        raise ValueError(f"{folder.name}: files differ from the manifest: {', '.join(wrong)}")
-    assert isinstance(manifest, dict)
-    return manifest
+        return read_manifest((folder / MANIFEST).read_bytes(), digest_files(folder))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder.name}: {error}") from error
 
 
 def remove_unfinished(parent: Path) -> list[str]:
@@ -126,12 +110,6 @@ def remove_folder(folder: Path) -> None:
         folder.rename(doomed)
         folder = doomed
     shutil.rmtree(folder)
-
-
-def revision_of(files: list[FileDigest]) -> str:
-    """The content-derived name of a set of files."""
-    lines = "".join(f"{file.path}\0{file.sha256}\n" for file in sorted(files, key=lambda file: file.path))
-    return "rv_" + hashlib.sha256(lines.encode()).hexdigest()[:32]
 
 
 def sha256_file(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 
-from services.trainer.train.disk.durable import commit_folder, revision_of
+from formats.manifests import revision_of
+from services.trainer.train.disk.durable import commit_folder
 from services.trainer.train.export.exported_files import write_export
 from services.trainer.train.export.lineage import lineage_of
 from services.trainer.train.export.parity import check_parity

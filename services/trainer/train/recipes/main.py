@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from services.trainer.train.disk.durable import commit_folder, digest_files, revision_of
+from formats.manifests import revision_of
+from services.trainer.train.disk.durable import commit_folder, digest_files
 from services.trainer.train.recipes.corpus import standard_library_docstrings
 from services.trainer.train.recipes.model_shapes import CONTEXT_LENGTH, RECIPES, Recipe
 from services.trainer.train.recipes.vocabulary import train_tokenizer, write_tokenizer

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from formats.row_errors import RowErrors
+from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.batches.micro_batch import micro_batches
 from services.trainer.train.data.packing.shuffle import epoch_order
-from services.trainer.train.data.rows.row_types import Conversation, Instruction, Message, RowErrors
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenizer import open_model_folder

@@ -12,9 +12,9 @@ from pathlib import Path
 # Below the root of the sources. prepare.py loads modules of these folders and of no other; a test holds them against
 # what is loaded.
 FOLDERS = (
+    "formats",
     "services/trainer/train/settings",
     "services/trainer/train/disk",
-    "services/trainer/train/data/rows",
     "services/trainer/train/data/tokens",
     "services/trainer/train/data/packing",
     "services/trainer/train/data/preparation",

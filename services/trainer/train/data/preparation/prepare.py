@@ -7,9 +7,10 @@ before is taken from the cache (token_cache.py). It knows no torch.
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats.row_errors import RowError
+from formats.rows import Features, Format
 from services.trainer.train.data.packing.sequences import Sequences, make_sequences
 from services.trainer.train.data.preparation.token_cache import TokenCache, cache_key, prepared_file
-from services.trainer.train.data.rows.row_types import Features, Format, RowError
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenized_file import TokenizedFile, tokenize_file

@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.manifests import MANIFEST
+from formats.row_errors import RowErrors
+from formats.rows import Features
 from services.trainer.train.data.packing.pack import Groups
 from services.trainer.train.data.packing.sequences import SEQUENCES_VERSION, Sequences, make_sequences, sequences_of
 from services.trainer.train.data.preparation.fingerprint import preparation_version
-from services.trainer.train.data.rows.row_types import Features, RowErrors
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenized_file import TokenizedFile
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.disk.durable import (
-    MANIFEST,
     UNFINISHED_PREFIX,
     commit_folder,
     read_whole_folder,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
-from services.trainer.train.data.rows.row_reader import RowParser
-from services.trainer.train.data.rows.row_types import Features, Format, Preference, Row, RowErrors
+from formats.line_parser import LineParser
+from formats.row_errors import RowErrors
+from formats.rows import Features, Format, Preference, Row
 from services.trainer.train.data.tokens.preference_pairs import pair_block
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.template import check_generation_prompt
@@ -80,7 +81,7 @@ class ChunkTokenizer:
         self._tokenizers: dict[Format, RowTokenizer] = {}
 
     def __call__(self, chunk: Chunk) -> ChunkResult:
-        parser = RowParser(self._rules.errors_max, chunk.expected)
+        parser = LineParser(self._rules.errors_max, chunk.expected)
         rows = [row for number, line in chunk.lines if (row := parser.row(number, line)) is not None]
         result = ChunkResult(expected=parser.expected, sound=bool(rows), errors=parser.errors, features=parser.features)
         if not rows or parser.errors.count or parser.expected is None or not chunk.tokens:

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from services.trainer.train.data.rows.row_types import Conversation, Preference, RowErrors
+from formats.row_errors import RowErrors
+from formats.rows import Conversation, Preference
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.token_rows import TokenBlock, TokenRow, token_block
 

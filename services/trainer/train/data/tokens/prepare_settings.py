@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.trainer.train.data.rows.row_types import ERRORS_MAX
+from formats.row_errors import ERRORS_MAX
 from services.trainer.train.data.tokens.chunks import ChunkRules
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.directories import Directories

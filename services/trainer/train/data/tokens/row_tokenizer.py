@@ -9,15 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from services.trainer.train.data.rows.row_types import (
-    Conversation,
-    Instruction,
-    Preference,
-    Row,
-    RowErrors,
-    Text,
-    Tokens,
-)
+from formats.row_errors import RowErrors
+from formats.rows import Conversation, Instruction, Preference, Row, Text, Tokens
 from services.trainer.train.data.tokens.template import ChatTemplate, Span
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block

@@ -15,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.trainer.train.data.rows.row_types import Conversation, Message, ToolCall
+from formats.rows import Conversation, Message, ToolCall
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_answer, check_context
 from services.trainer.train.settings.failures import Failure, user_failure
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from services.trainer.train.data.rows.row_types import Message
+from formats.rows import Message
 
 TOOLS = "tools"
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.train.data.rows.row_reader import LineReader, RowReader, add_empty, is_parquet
-from services.trainer.train.data.rows.row_types import Features, Format, Row, RowErrors, Tokens
+from formats.row_errors import RowErrors
+from formats.rows import Features, Format, Row, Tokens
 from services.trainer.train.data.tokens.chunks import CHUNK_LINES_MAX, Chunk, ChunkResult, ChunkTokenizer, chunks_of
 from services.trainer.train.data.tokens.prepare_settings import PreparationProgress, PrepareSettings
+from services.trainer.train.data.tokens.row_reader import LineReader, RowReader, add_empty, is_parquet
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenRows
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import Workers

@@ -1,24 +1,15 @@
-"""The gateway's check and the trainer's reader give the same verdict on every file: format,
-faults with their places, features."""
+"""What a line of a dataset may hold: its format, its features, and every error by its path."""
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.content_check import ContentCheck, ParquetLimits
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits, FoundErrors
-from services.gateway.parquet_check import check_tokens
-from services.trainer.train.data.rows.row_reader import RowReader
-from services.trainer.train.data.rows.row_types import LINE_BYTES_MAX, MESSAGES_MAX, ROWS_MAX
+from formats.line_parser import LineParser
 
-LIMITS = DatasetLimits(line_bytes_max=LINE_BYTES_MAX, lines_max=ROWS_MAX, messages_max=MESSAGES_MAX, errors_max=1000)
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Ho"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -145,18 +136,15 @@ BAD: list[tuple[Any, list[str]]] = [
 ]  # fmt: skip
 
 
-def both(folder: Path, content: bytes) -> tuple[Any, Any]:
-    """What each of the two says: format, faults as (line, path), features."""
-    check = DatasetCheck(LIMITS)
-    check.feed(content)
-    report = check.finish()
-    path = folder / "rows.jsonl"
-    path.write_bytes(content)
-    reader = RowReader(path, errors_max=1000)
-    list(reader)
-    here = (report.format, sorted((error.line, error.path) for error in report.errors), asdict(report.features))
-    there = (reader.format, sorted((error.line, error.path) for error in reader.errors.kept), asdict(reader.features))
-    return here, there
+def parsed(content: bytes) -> tuple[LineParser, int]:
+    """The parser after all lines that hold something, and how many of them are sound."""
+    parser = LineParser(errors_max=1000)
+    rows = [parser.row(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
+    return parser, sum(row is not None for row in rows)
+
+
+def places(parser: LineParser) -> list[tuple[int, str]]:
+    return sorted((error.line, error.path) for error in parser.errors.kept)
 
 
 def lines(*documents: Any) -> bytes:
@@ -164,40 +152,46 @@ def lines(*documents: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("document", "kind", "used"), GOOD)
-def test_both_take_a_good_file(tmp_path: Path, document: Any, kind: str, used: set[str]) -> None:
-    here, there = both(tmp_path, lines(document))
-    assert here == there
-    assert here[:2] == (kind, [])
-    assert {name for name, on in here[2].items() if on} == used
+def test_a_good_line_has_a_format_and_features(document: Any, kind: str, used: set[str]) -> None:
+    parser, sound = parsed(lines(document))
+    assert (parser.expected, places(parser), sound) == (kind, [], 1)
+    assert {name for name, on in asdict(parser.features).items() if on} == used == set(parser.features.used())
 
 
 @pytest.mark.parametrize(("document", "paths"), BAD)
-def test_both_refuse_a_bad_file_at_the_same_places(tmp_path: Path, document: Any, paths: list[str]) -> None:
-    here, there = both(tmp_path, lines(document))
-    assert here[1] == there[1] == [(1, path) for path in sorted(paths)]
+def test_a_bad_line_is_refused_at_all_its_places(document: Any, paths: list[str]) -> None:
+    parser, sound = parsed(lines(document))
+    assert places(parser) == [(1, path) for path in sorted(paths)]
+    assert sound == 0
+    for error in parser.errors.kept:
+        assert error.found
+        assert error.verdict == f"{error.expectation}; found {error.found}"
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "lines_wrong"),
     [
-        b"\xef\xbb\xbf" + lines(PAIR),
-        lines(PAIR) + b"\xff\n",
-        lines(PAIR) + b"{oops}\n",
-        lines(PAIR) + b'{"prompt": NaN, "completion": "x"}',
-        b'{"text": "said", "text": "dropped"}',
-        b'{"messages": [{"role": "system", "role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
-        b'{"text": "t", "note": {"\\ud800": 1, "\\ud800": 2}}',
-        b'{"text": "t", "weight": 1e999}',
-        b'{"text": "t", "note": [-1e999]}',
-        lines(PAIR, talk(USER, ANSWER), PAIR, {"text": "x"}),
-        lines({"prompt": "p"}, talk(USER, ANSWER), PAIR),
-        b"\n \n\t\n" + lines(PAIR)[:-1] + b"\n1",
-        b"[" * 100_000,
+        (b"\xef\xbb\xbf" + lines(PAIR), [1]),
+        (lines(PAIR) + b"\xff\n", [2]),
+        (lines(PAIR) + b"{oops}\n", [2]),
+        (lines(PAIR) + b'{"prompt": NaN, "completion": "x"}', [2]),
+        (b'{"text": "said", "text": "dropped"}', [1]),
+        (
+            b'{"messages": [{"role": "system", "role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            [1],
+        ),
+        (b'{"text": "t", "note": {"\\ud800": 1, "\\ud800": 2}}', [1]),
+        (b'{"text": "t", "weight": 1e999}', [1]),
+        (b'{"text": "t", "note": [-1e999]}', [1]),
+        (lines(PAIR, talk(USER, ANSWER), PAIR, {"text": "x"}), [2, 4]),
+        (lines({"prompt": "p"}, talk(USER, ANSWER), PAIR), [1, 2]),
+        (b"\n \n\t\n" + lines(PAIR)[:-1] + b"\n1", [5]),
+        (b"[" * 100_000, [1]),
     ],
 )
-def test_both_see_the_same_lines(tmp_path: Path, content: bytes) -> None:
-    here, there = both(tmp_path, content)
-    assert here[1] == there[1] != []
+def test_lines_that_are_no_rows_are_refused(content: bytes, lines_wrong: list[int]) -> None:
+    parser, _ = parsed(content)
+    assert [line for line, _ in places(parser)] == lines_wrong
 
 
 KEYS = (
@@ -225,94 +219,6 @@ TALKS = st.builds(talk, st.just(USER), DOCUMENTS, DOCUMENTS)
 
 @given(st.lists(DOCUMENTS | TALKS | st.sampled_from([row for row, _, _ in GOOD]), max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_both_agree_on_anything(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
-    here, there = both(tmp_path_factory.getbasetemp(), lines(*rows))
-    if not rows:
-        # Each says it in its own words: line 0 is the whole file there, line 1 here.
-        assert here[1]
-        assert there[1]
-        return
-    assert here[1] == there[1]
-    if not here[1]:
-        assert here == there
-
-
-TABLES: list[tuple[dict[str, Any], bool]] = [
-    ({"input_ids": [[1, 2], [3]]}, True),
-    ({"input_ids": [[0, 1, 2]], "attention_mask": [[0, 1, 1]], "labels": [[-100, -100, 2]]}, True),
-    ({"input_ids": pa.array([[1], [2, 3]], pa.large_list(pa.uint16()))}, True),
-    ({"ids": [[1]]}, False),
-    ({"input_ids": [[1]], "position_ids": [[0]]}, False),
-    ({"input_ids": [["a"]]}, False),
-    ({"input_ids": [[1.5]]}, False),
-    ({"input_ids": pa.array([], pa.list_(pa.int32()))}, False),
-    ({"input_ids": [[1], None, [2, None], [], [-1], [2**31]]}, False),
-    ({"input_ids": [[1, 2]], "labels": [[1]]}, False),
-    ({"input_ids": [[1, 2]] * 3, "labels": [[1, 3], [-1, 2], None]}, False),
-    ({"input_ids": [[1, 2, 3]] * 4, "attention_mask": [[1, 0, 1], [0, 0, 0], [1, 1, 2], [1, 1]]}, False),
-    ({"input_ids": [[1, 2]], "attention_mask": [[1, 0]], "labels": [[1, 2]]}, False),
-]
-
-
-def both_of_tokens(path: Path) -> tuple[Any, Any]:
-    errors = FoundErrors(kept_max=1000)
-    with path.open("rb") as stream:
-        check_tokens(stream, ROWS_MAX, errors)
-    reader = RowReader(path, errors_max=1000)
-    list(reader)
-    here = sorted((error.line, error.path) for error in errors.kept)
-    return here, sorted((error.line, error.path) for error in reader.errors.kept)
-
-
-@pytest.mark.parametrize(("columns", "is_good"), TABLES)
-def test_both_judge_token_files_alike(tmp_path: Path, columns: dict[str, Any], is_good: bool) -> None:
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table(columns), path, row_group_size=2)
-    here, there = both_of_tokens(path)
-    assert here == there
-    assert (not here) == is_good
-
-
-def test_an_uploaded_token_file_is_checked_by_a_process_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"input_ids": [[1, 2], [-1]]}), path)
-    check = ContentCheck(LIMITS, ParquetLimits(check_s_max=60, memory_bytes_max=4 << 30, spool_dir=tmp_path))
-    for piece in (path.read_bytes()[:3], path.read_bytes()[3:]):
-        check.feed(piece)
-    report = check.finish()
-    check.close()
-    assert (report.format, report.line_count, report.error_count) == ("tokens", 2, 1)
-    assert (report.errors[0].line, report.errors[0].path) == (2, "$.input_ids[0]")
-    # Nothing is left where the bytes waited.
-    assert [left.name for left in tmp_path.iterdir()] == ["t.parquet"]
-
-
-@pytest.mark.parametrize("content", [b"PAR1", b"PAR1 and text PAR1", b"PAR1" + bytes(200)])
-def test_both_refuse_a_torn_token_file(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "t.parquet"
-    path.write_bytes(content)
-    here, there = both_of_tokens(path)
-    assert here == there == [(0, "$")]
-
-
-def test_a_parquet_check_out_of_bounds_is_an_error_of_the_file(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"input_ids": [[1] * 5_000_000]}), tmp_path / "t.parquet")
-    for limits in (
-        ParquetLimits(check_s_max=0.01, memory_bytes_max=4 << 30, spool_dir=None),
-        ParquetLimits(check_s_max=60, memory_bytes_max=64 << 20, spool_dir=None),
-    ):
-        check = ContentCheck(LIMITS, limits)
-        check.feed((tmp_path / "t.parquet").read_bytes())
-        report = check.finish()
-        check.close()
-        assert (report.error_count, report.errors[0].line) == (1, 0)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"PAR", b'{"text": "x"}'])
-def test_short_content_is_checked_as_lines(content: bytes) -> None:
-    lines_alone = DatasetCheck(LIMITS)
-    lines_alone.feed(content)
-    check = ContentCheck(LIMITS, ParquetLimits(check_s_max=1, memory_bytes_max=1, spool_dir=None))
-    for byte in content:
-        check.feed(bytes([byte]))
-    assert check.finish() == lines_alone.finish()
+def test_every_line_is_a_row_or_has_errors(rows: list[Any]) -> None:
+    parser, sound = parsed(lines(*rows))
+    assert sound + len({line for line, _ in places(parser)}) == len(rows)

@@ -1,59 +1,31 @@
-"""The rows of a dataset as types, and the errors of broken ones.
+"""The rows of a dataset as types, which features they use, and how large they may be."""
 
-It reads no file and knows no tokenizer and no template.
-"""
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    # Only the type of two fields: who reads no token ids does not load numpy.
+    import numpy as np
+    from numpy.typing import NDArray
 
 Format = Literal["conversation", "instruction", "text", "preference", "tokens"]
 
-LINE_BYTES_MAX = 16 * 1024 * 1024
+# The first bytes of a Parquet file; every other file is JSONL.
+PARQUET_MAGIC = b"PAR1"
 ROWS_MAX = 10_000_000
 ROW_TOKENS_MAX = 16_777_216
 MESSAGES_MAX = 1000
 TOOLS_MAX = 128
 TOOL_CALLS_MAX = 128
 # A row's weight multiplies its loss; more than this is a mistake of scale, not a preference.
-ROW_WEIGHT_MAX = 100.0
-ERRORS_MAX = 100
+ROW_WEIGHT_MAX = 100
 # The label of a token without loss, as transformers has it.
 UNLABELLED = -100
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowError:
-    """`line` counts from 1, 0 is the file as a whole; in a Parquet file it is the row."""
-
-    line: int
-    path: str
-    expected: str
-
-
-@dataclass(kw_only=True)
-class RowErrors:
-    """Keeps the first `kept_max` errors and counts all."""
-
-    kept_max: int = ERRORS_MAX
-    kept: list[RowError] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, line: int, path: str, expected: str) -> None:
-        self.count += 1
-        if len(self.kept) < self.kept_max:
-            self.kept.append(RowError(line=line, path=path, expected=expected))
-
-    def add_all(self, others: "RowErrors") -> None:
-        self.count += others.count
-        self.kept += others.kept[: max(self.kept_max - len(self.kept), 0)]
-
-
 @dataclass(kw_only=True, slots=True)
 class Features:
-    """What any row of a file makes use of; a weight counts when it is not 1."""
+    """What any sound row of a file makes use of; a weight counts when it is not 1."""
 
     tools: bool = False
     reasoning: bool = False
@@ -65,11 +37,14 @@ class Features:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) or getattr(others, name))
 
+    def used(self) -> tuple[str, ...]:
+        """Names, in alphabetical order."""
+        return tuple(sorted(feature.name for feature in fields(self) if getattr(self, feature.name)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolCall:
-    """`arguments` is a JSON object, also where the file spelt it as a string: so the server hands it to the
-    template."""
+    """`arguments` is a JSON object, also where the file spelled it as a string: so servers hand it to the template."""
 
     name: str
     arguments: dict[str, Any]
@@ -91,8 +66,11 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """`tools` are the JSON objects that declare functions, passed to the template as they are. One way of a preference
-    says under which key its `answer` stands, and that `asked` messages of the input come before it."""
+    """`tools` are the JSON objects that declare functions, passed to the template as they are.
+
+    One way of a preference says under which key its `answer` stands, and that `asked` messages of the input come
+    before it.
+    """
 
     line: int
     messages: tuple[Message, ...]
@@ -104,6 +82,8 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instruction:
+    """A prompt and its completion, without a template."""
+
     line: int
     prompt: str
     completion: str
@@ -112,6 +92,8 @@ class Instruction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
+    """Text that is learned whole."""
+
     line: int
     text: str
     weight: float = 1.0
@@ -119,8 +101,10 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preference:
-    """One question and two ways to go on, each of them messages of the assistant and of tools: `{"input": {"messages",
-    "tools"?}, "preferred_output": [...], "non_preferred_output": [...]}`."""
+    """One question and two ways to go on, each of them messages of the assistant and of tools.
+
+    The line reads `{"input": {"messages", "tools"?}, "preferred_output": [...], "non_preferred_output": [...]}`.
+    """
 
     line: int
     messages: tuple[Message, ...]
@@ -135,8 +119,8 @@ class Tokens:
     """A row that came as token ids, without padding. `labelled` is None when the file says nothing about labels."""
 
     line: int
-    ids: NDArray[np.int32]
-    labelled: NDArray[np.bool_] | None
+    ids: "NDArray[np.int32]"
+    labelled: "NDArray[np.bool_] | None"
     weight: float = 1.0
 
 

@@ -1,0 +1,148 @@
+"""Turns one parsed line into a typed row of the format that its keys name, with every error."""
+
+from typing import Any
+
+from formats.descriptions import describe, describe_entry
+from formats.fields import read_text
+from formats.messages import OUTPUT_ROLES, read_messages
+from formats.row_errors import LineFaults
+from formats.rows import ROW_WEIGHT_MAX, Conversation, Features, Format, Instruction, Preference, Row, Text
+from formats.tools import read_tools
+
+# Keys with a meaning that a line of JSON cannot have here: to ignore them would train something else than the row says.
+_UNSUPPORTED_KEYS = {
+    "functions": "no such key: declare functions as tools",
+    "input_ids": "no such key: token ids come as a Parquet file",
+    "labels": "no such key: token ids come as a Parquet file",
+}
+# Which key names which format; a row with keys of two formats is neither.
+_FORMAT_OF_KEY: dict[str, Format] = {
+    "messages": "conversation",
+    "input": "preference",
+    "preferred_output": "preference",
+    "non_preferred_output": "preference",
+    "prompt": "instruction",
+    "completion": "instruction",
+    "text": "text",
+}
+_KNOWN_FORMATS = (
+    "a row of a known format: the key `messages`, the keys `prompt` and `completion`, the key `text`, or "
+    "the keys `input`, `preferred_output` and `non_preferred_output`"
+)
+
+
+def format_of(document: dict[str, Any], faults: LineFaults) -> Format | None:
+    """What the keys name, also of a row with errors."""
+    named = list(dict.fromkeys(kind for key, kind in _FORMAT_OF_KEY.items() if key in document))
+    if len(named) == 1:
+        return named[0]
+    expectation = f"a row of one format, not of {' and '.join(named)}" if named else _KNOWN_FORMATS
+    faults.add("$", expectation, describe(document))
+    return None
+
+
+def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaults, messages_max: int) -> Row | None:
+    """The row, perhaps with parts missing when `faults` got any; None when it cannot be made."""
+    for key, why in _UNSUPPORTED_KEYS.items():
+        if key in document:
+            faults.add(f"$.{key}", why, describe(document[key]))
+    if kind != "conversation" and document.get("tools") is not None:
+        where = "input.tools" if kind == "preference" else "a row with messages"
+        faults.add("$.tools", f"no such key in a {kind} row: tools belong to {where}", describe(document["tools"]))
+    weight = _row_weight(document.get("weight"), faults)
+    match kind:
+        case "conversation":
+            return _conversation(line, document, weight, faults, messages_max)
+        case "preference":
+            return _preference(line, document, weight, faults, messages_max)
+        case "instruction":
+            prompt = read_text(document, "prompt", "$", faults, may_be_empty=True)
+            completion = read_text(document, "completion", "$", faults, may_be_empty=False)
+            if prompt is None or completion is None:
+                return None
+            return Instruction(line=line, prompt=prompt, completion=completion, weight=weight)
+        case _:
+            text = read_text(document, "text", "$", faults, may_be_empty=False)
+            return None if text is None else Text(line=line, text=text, weight=weight)
+
+
+def note_features(row: Row, features: Features) -> None:
+    """Adds what a sound row uses."""
+    features.sample_weights |= row.weight != 1
+    if isinstance(row, Conversation):
+        messages = row.messages
+    elif isinstance(row, Preference):
+        messages = (*row.messages, *row.preferred_output, *row.non_preferred_output)
+    else:
+        return
+    if row.tools:
+        features.tools = True
+    for message in messages:
+        if message.tool_calls:
+            features.tools = True
+            features.parallel_tool_calls |= len(message.tool_calls) > 1
+        if message.reasoning is not None:
+            features.reasoning = True
+        if not message.weight:
+            features.message_weights = True
+
+
+def _conversation(
+    line: int, document: dict[str, Any], weight: float, faults: LineFaults, messages_max: int
+) -> Conversation | None:
+    tools = read_tools(document.get("tools"), "$.tools", faults)
+    entries = document["messages"]
+    messages = read_messages(entries, "$.messages", faults, set(), messages_max=messages_max)
+    if isinstance(entries, list) and entries and not any(_is_answer(entry) for entry in entries):
+        faults.add("$.messages", "at least one message of the role assistant", "none")
+        return None
+    return None if messages is None else Conversation(line=line, messages=messages, tools=tools, weight=weight)
+
+
+def _is_answer(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("role") == "assistant"
+
+
+def _preference(
+    line: int, document: dict[str, Any], weight: float, faults: LineFaults, messages_max: int
+) -> Preference | None:
+    question = document.get("input")
+    tools: tuple[dict[str, Any], ...] = ()
+    messages, calls = None, set[str]()
+    if isinstance(question, dict):
+        tools = read_tools(question.get("tools"), "$.input.tools", faults)
+        messages = read_messages(question.get("messages"), "$.input.messages", faults, calls, messages_max=messages_max)
+        if messages and messages[-1].role == "assistant":
+            expectation = "a last message that is not of the role assistant: the outputs go on from there"
+            faults.add("$.input.messages", expectation, "one of the role assistant")
+    else:
+        faults.add("$.input", "an object with messages", describe_entry(document, "input"))
+    outputs = []
+    for key in ("preferred_output", "non_preferred_output"):
+        path = f"$.{key}"
+        output = read_messages(
+            document.get(key), path, faults, set(calls), messages_max=messages_max, roles=OUTPUT_ROLES
+        )
+        if output and (output[0].role != "assistant" or output[-1].role != "assistant"):
+            faults.add(path, "messages that begin and end with the role assistant", "one of the role tool")
+        outputs.append(output)
+    preferred, non_preferred = outputs
+    if messages is None or preferred is None or non_preferred is None:
+        return None
+    return Preference(
+        line=line,
+        messages=messages,
+        preferred_output=preferred,
+        non_preferred_output=non_preferred,
+        tools=tools,
+        weight=weight,
+    )
+
+
+def _row_weight(value: Any, faults: LineFaults) -> float:
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= ROW_WEIGHT_MAX:
+        faults.add("$.weight", f"a number from 0 to {ROW_WEIGHT_MAX}", describe(value))
+        return 1.0
+    return float(value)

@@ -1,0 +1,76 @@
+"""JSON as the standard has it: what Python's decoder takes or drops silently is an error here."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+_KEY_CHARS_MAX = 60
+
+
+def strict_json(text: str) -> Any:
+    """Raises ValueError, also for NaN, Infinity, numbers too large to be held and a key that comes twice in one object.
+
+    Brackets that are nested too deeply raise RecursionError.
+    """
+    return _DECODER.decode(text)
+
+
+def json_value(content: bytes) -> Any:
+    """A document in UTF-8. Raises ValueError saying what is wrong, also of brackets nested too deeply."""
+    try:
+        return strict_json(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("brackets nested too deeply") from error
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """As `json_value`, of an object."""
+    document = json_value(content)
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    return document
+
+
+def is_sound_json(value: Any) -> bool:
+    """Whether a parsed value can be written again as UTF-8."""
+    try:
+        return not has_lone_surrogate(_ENCODER.encode(value))
+    except RecursionError:
+        return False
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """JSON can spell half of a surrogate pair; no tokenizer and no UTF-8 can hold it."""
+    if text.isascii():
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError("a number too large to be held")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name[:_KEY_CHARS_MAX]!a} twice in one object")
+            seen.add(name)
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
