@@ -26,7 +26,6 @@ PURE = (
     "services/scheduler/jobs/lifecycle.py",
     "services/scheduler/nodes/node.py",
     "services/scheduler/placement/allocation.py",
-    "services/scheduler/placement/fleet.py",
     "services/scheduler/placement/leases.py",
     "services/scheduler/placement/policy.py",
     "services/scheduler/spec/defaults.py",

@@ -6,7 +6,7 @@ Nothing is stored here: a request that is refused leaves nothing behind.
 import asyncio
 from dataclasses import dataclass, replace
 
-from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, invalid
+from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, invalid
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2, model_artifact_service_pb2
@@ -14,7 +14,7 @@ from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.admission.continuation import base_model_of, find_origin
 from services.scheduler.admission.dataset_counts import Inputs
-from services.scheduler.admission.peer_errors import about
+from services.scheduler.admission.peer_errors import ask_about
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.jobs.convert import encoded
@@ -145,17 +145,11 @@ class Admission:
 
     async def _resolve_base(self, model_id: str, field: str) -> Resolved:
         request = model_artifact_service_pb2.ResolveBaseModelRequest(model_id=model_id)
-        try:
-            return await self._peers.models.ResolveBaseModel(request)
-        except DomainError as error:
-            raise about(field, error) from error
+        return await ask_about(field, self._peers.models.ResolveBaseModel(request))
 
     async def _resolve_file(self, field: str, name: str) -> artifact_pb2.Artifact:
         request = file_artifact_service_pb2.ResolveFileRequest(name=name)
-        try:
-            response = await self._peers.files.ResolveFile(request)
-        except DomainError as error:
-            raise about(f"spec.{field}", error) from error
+        response = await ask_about(f"spec.{field}", self._peers.files.ResolveFile(request))
         return response.artifact
 
     async def _refuse_too_large(self, spec: TuningSpec, memory_bytes_min: int) -> None:

@@ -4,34 +4,25 @@ Names are resolved here, rows are rendered by a trainer, and nothing is kept.
 """
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
 
-from chassis.errors import DomainError, FieldViolation, InvalidArgument
+from chassis.errors import FieldViolation, InvalidArgument
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import file_artifact_service_pb2, model_artifact_service_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
-from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
-from services.scheduler.admission.peer_errors import about
+from finemesh.tuning.v1 import tuning_service_pb2
+from services.scheduler.admission.peer_errors import ask_about
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.trainers import first_answer
 from services.scheduler.peers import Peers
-from services.scheduler.spec.convert import base_facts_from_proto
+from services.scheduler.spec.convert import base_facts_from_proto, train_on_inputs_from_proto
 from services.scheduler.spec.tuning_limits import LimitsTable
-from services.scheduler.spec.tuning_spec import SEQUENCE_TOKENS_MAX, SEQUENCE_TOKENS_MIN
+from services.scheduler.spec.tuning_spec import SEQUENCE_TOKENS_MAX, SEQUENCE_TOKENS_MIN, TrainOnInputs
 
 ROWS_MAX = 50
 TOKENS_SHOWN_MAX = 8192
-Answer = TypeVar("Answer")
-_TRAIN_ON_INPUTS = {
-    tuning_job_pb2.TRAIN_ON_INPUTS_UNSPECIFIED: "auto",
-    tuning_job_pb2.TRAIN_ON_INPUTS_AUTO: "auto",
-    tuning_job_pb2.TRAIN_ON_INPUTS_TRUE: "true",
-    tuning_job_pb2.TRAIN_ON_INPUTS_FALSE: "false",
-}
 
 
 class Previewer:
@@ -46,16 +37,16 @@ class Previewer:
     ) -> dataset_preview_pb2.DatasetPreview:
         """Raises InvalidArgument with every violation, the refusal of the file, the model or the data, or Unavailable
         while no trainer answers."""
-        _check(request)
+        train_on_inputs = _check(request)
         own_name(file_pb2.File, request.file, caller, "file")
         base, file = await asyncio.gather(
-            _resolved(
+            ask_about(
                 "base_model",
                 self._peers.models.ResolveBaseModel(
                     model_artifact_service_pb2.ResolveBaseModelRequest(model_id=request.base_model)
                 ),
             ),
-            _resolved(
+            ask_about(
                 "file", self._peers.files.ResolveFile(file_artifact_service_pb2.ResolveFileRequest(name=request.file))
             ),
         )
@@ -70,7 +61,7 @@ class Previewer:
             base_model=base.artifact,
             # Left out, as a job fills it in: a preview cuts nothing that the job would train.
             sequence_tokens_max=request.sequence_tokens_max or limits.sequence_tokens_max,
-            train_on_inputs=_TRAIN_ON_INPUTS[request.train_on_inputs],
+            train_on_inputs=train_on_inputs.value,
             row_count_max=request.row_count_max,
             tokens_shown_max=request.tokens_shown_max,
         )
@@ -81,11 +72,12 @@ class Previewer:
         return answer.preview
 
 
-def _check(request: tuning_service_pb2.PreviewDatasetRequest) -> None:
+def _check(request: tuning_service_pb2.PreviewDatasetRequest) -> TrainOnInputs:
     violations = []
     if not request.base_model:
         violations.append(FieldViolation("base_model", "give the id of a base model"))
-    if request.train_on_inputs not in _TRAIN_ON_INPUTS:
+    train_on_inputs = train_on_inputs_from_proto(request.train_on_inputs)
+    if train_on_inputs is None:
         violations.append(FieldViolation("train_on_inputs", "must be AUTO, TRUE or FALSE"))
     for field, value, least, most in (
         ("row_count_max", request.row_count_max, 1, ROWS_MAX),
@@ -94,17 +86,11 @@ def _check(request: tuning_service_pb2.PreviewDatasetRequest) -> None:
     ):
         if value and not least <= value <= most:
             violations.append(FieldViolation(field, f"must be {least} to {most}, or 0 for the default, not {value}"))
-    if violations:
+    if violations or train_on_inputs is None:
         raise _refusal(violations)
+    return train_on_inputs
 
 
 def _refusal(violations: list[FieldViolation]) -> InvalidArgument:
     names = ", ".join(violation.field for violation in violations)
     return InvalidArgument("INVALID_FIELD", f"the request is not valid: {names}", violations=violations)
-
-
-async def _resolved(field: str, call: Awaitable[Answer]) -> Answer:
-    try:
-        return await call
-    except DomainError as error:
-        raise about(field, error) from error

@@ -1,15 +1,17 @@
-"""Which failures of another service end a job and which are waited out. Pure: it classifies and words errors.
+"""Errors of other services: which of them end a job, which are waited out, and what a request is told of them.
 
 An error about the user's data, settings or credit will come again and ends the job; anything else is retried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from chassis.errors import DataLoss, DomainError, FieldViolation, Internal
 from services.scheduler.jobs.endings import JobFailure
 
+Answer = TypeVar("Answer")
 LINES_SHOWN_MAX = 20
 MESSAGE_CHARS_MAX = 4000
 RETRY_DELAY_S_FIRST = 0.25
@@ -95,12 +97,15 @@ def _bounded(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 1] + "…"
 
 
-def about(field: str, error: DomainError) -> DomainError:
-    """The same error, with the field of the request that it is about."""
-    return type(error)(
-        error.reason,
-        f"{field}: {error.message}",
-        violations=error.violations or [FieldViolation(field, error.message)],
-        metadata=error.metadata,
-        retry_after_s=error.retry_after_s,
-    )
+async def ask_about(field: str, call: Awaitable[Answer]) -> Answer:
+    """The answer of a call. Its error names the field of the request that it is about."""
+    try:
+        return await call
+    except DomainError as error:
+        raise type(error)(
+            error.reason,
+            f"{field}: {error.message}",
+            violations=error.violations or [FieldViolation(field, error.message)],
+            metadata=error.metadata,
+            retry_after_s=error.retry_after_s,
+        ) from error

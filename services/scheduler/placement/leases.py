@@ -26,10 +26,6 @@ def expiry(now: datetime, lease_duration_s: float) -> datetime:
     return now + timedelta(seconds=lease_duration_s)
 
 
-def is_expired(expires_at: datetime, now: datetime) -> bool:
-    return expires_at <= now
-
-
 def is_node_lost(seen_at: datetime, now: datetime, lease_duration_s: float) -> bool:
     """A node that was silent for as long as a lease lives has lost all of them."""
     return now - seen_at > timedelta(seconds=lease_duration_s)

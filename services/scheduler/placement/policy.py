@@ -61,6 +61,14 @@ class DeviceGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """A snapshot of all devices, with the incarnation that each node had then."""
+
+    groups: tuple[DeviceGroup, ...]
+    incarnations: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """The devices of one node. In a gang over several nodes it leads, and `followers` are the parts of the others."""
 

@@ -10,7 +10,6 @@ from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.placement import leases, policy
 from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
-from services.scheduler.placement.fleet import Fleet
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
 from services.scheduler.watching.store import NotificationStore
@@ -61,7 +60,7 @@ class ServingAllocations:
             if await AllocationStore(connection).release(lease_token, owner, self._database.now()):
                 await NotificationStore(connection).notify(QUEUE_TOPIC)
 
-    async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: Fleet) -> None:
+    async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: policy.Fleet) -> None:
         placement = policy.take(need, 1, group)
         incarnation = fleet.incarnations[group.node]
         try:

@@ -11,8 +11,7 @@ from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
 from services.scheduler.jobs.job import JobRef
 from services.scheduler.placement.allocation import AllocationKind, AllocationRecord, QueuedJob
-from services.scheduler.placement.fleet import Fleet
-from services.scheduler.placement.policy import DeviceGroup, Placement
+from services.scheduler.placement.policy import DeviceGroup, Fleet, Placement
 
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 

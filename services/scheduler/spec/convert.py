@@ -48,7 +48,7 @@ def spec_from_proto(message: tuning.TuningSpec) -> TuningSpec:
         training_file=message.training_file,
         validation_file=message.validation_file,
         output_name=message.output_name,
-        train_on_inputs=_TRAIN_ON_INPUTS.get(message.supervised.train_on_inputs),
+        train_on_inputs=train_on_inputs_from_proto(message.supervised.train_on_inputs),
         dpo=_dpo_from_proto(message.dpo) if message.HasField("dpo") else None,
         lora=None if message.HasField("full") else _lora_from_proto(message.lora),
         weights_given=message.WhichOneof("weights") is not None,
@@ -95,6 +95,11 @@ def spec_to_proto(spec: TuningSpec) -> tuning.TuningSpec:
             )
         )
     return message
+
+
+def train_on_inputs_from_proto(value: tuning.TrainOnInputs.ValueType) -> TrainOnInputs | None:
+    """None for a value that this release does not know."""
+    return _TRAIN_ON_INPUTS.get(value)
 
 
 def _lora_from_proto(message: tuning.LoraTraining) -> Lora:
