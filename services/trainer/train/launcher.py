@@ -34,7 +34,7 @@ MODULE = "services.trainer.train.main"
 STOP_FLAG = "stop-asked"
 # What is left of a failed group is of no use to anybody.
 SHUTDOWN_S_MAX = 5
-MEETING_S_MAX = 600
+RENDEZVOUS_S_MAX = 600
 STORE_S_MAX = 10
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -57,7 +57,7 @@ def launch(spec: Spec, workdir: Path, stop: threading.Event) -> None:
         run_id=gang.id if gang else spec.job_id,
         rdzv_backend="c10d",
         rdzv_endpoint=gang.endpoint if gang else "localhost:0",
-        rdzv_configs=_meeting(gang),
+        rdzv_configs=_rendezvous_settings(gang),
         local_addr=(gang.address or None) if gang else "localhost",
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_S_MAX,
@@ -91,7 +91,7 @@ def work(spec: Spec, workdir: Path, emit: Emit) -> None:
             traceback.print_exc()
         failure, gang = explain(error), spec.gang
         # Processes of one machine report to their launcher, which then knows every cause.
-        raise (failure if gang is None else FailureBoard(lambda: _meeting_place(gang)).leave(failure)) from error
+        raise (failure if gang is None else FailureBoard(lambda: _rendezvous_store(gang)).leave(failure)) from error
     leave_group()
 
 
@@ -115,16 +115,15 @@ def _prepare_environment(spec: Spec) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _meeting(gang: Gang | None) -> dict[str, Any]:
-    """The leading machine is where the launchers meet, whatever its name resolves to; the others wait until it is
-    there."""
-    settings: dict[str, Any] = {"timeout": MEETING_S_MAX, "read_timeout": MEETING_S_MAX}
+def _rendezvous_settings(gang: Gang | None) -> dict[str, Any]:
+    """The launchers meet on the leading machine, whatever its name resolves to. The others wait until it is there."""
+    settings: dict[str, Any] = {"timeout": RENDEZVOUS_S_MAX, "read_timeout": RENDEZVOUS_S_MAX}
     return settings if gang is None else {**settings, "is_host": gang.leads}
 
 
-def _meeting_place(gang: Gang) -> Any:
-    """The store of the rendezvous, in the launcher of the leading machine; that of the processes may be with
-    another."""
+def _rendezvous_store(gang: Gang) -> Any:
+    """The store of the rendezvous, which is in the launcher of the leading machine. The store of the processes may be
+    elsewhere."""
     from torch.distributed import TCPStore  # noqa: PLC0415
 
     host, _, port = gang.endpoint.rpartition(":")
@@ -132,7 +131,7 @@ def _meeting_place(gang: Gang) -> Any:
 
 
 def _root_cause(failures: Iterable[Any]) -> Failure:
-    """When one worker fails, the others fail at their next meeting with it."""
+    """The failure that says most. When one worker fails, the others fail at their next exchange with it."""
     return min((_failure_of(each) for each in failures), key=imprecision)
 
 

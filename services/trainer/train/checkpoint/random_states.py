@@ -7,7 +7,7 @@ import torch
 
 
 def torch_states() -> dict[str, Any]:
-    """By the name of the generator."""
+    """The states by the name of their generator."""
     states = {"torch_cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"torch_cuda_{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -15,7 +15,7 @@ def torch_states() -> dict[str, Any]:
 
 
 def restore_torch_states(states: Mapping[str, Any]) -> None:
-    """Those of devices that this machine has."""
+    """Sets the states of those generators that this machine has."""
     torch.set_rng_state(states["torch_cpu"])
     for index in range(torch.cuda.device_count()):
         if f"torch_cuda_{index}" in states:

@@ -130,7 +130,7 @@ def _check_base(spec: Spec, folder: Path) -> None:
 
 
 def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:
-    """The tokenizer and the way of asking are the base's, and so is where an answer ends."""
+    """Tokenizer and chat template are the base's, so the ids of its special tokens are kept, too."""
     expected = _config_of(Path(spec.base_model.directory), spec)
     for name in _OF_THE_BASE & expected.keys():
         setattr(model.base.config, name, expected[name])

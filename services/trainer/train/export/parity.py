@@ -223,7 +223,8 @@ def _scores(module: Any, rows: TokenRows, sample: list[int], device: str) -> lis
 
 
 def _scores_of_base(model: CausalModel, rows: TokenRows, sample: list[int]) -> list[float]:
-    """Only what is under an adapter is ever in reduced precision, so there is one to switch off."""
+    """Scores of the base under the adapter. Only a run with an adapter is ever in reduced precision, so there is one to
+    switch off."""
     with model.module.disable_adapter():
         return _scores(model.module, rows, sample, model.device)
 

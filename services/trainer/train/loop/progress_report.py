@@ -48,7 +48,8 @@ class Progress:
         self._report_life = sign_of_life(self._emit, "training", self._schedule.total_steps, position.step)
 
     def add(self, record: StepRecord, started_s: float, seen_s: float) -> None:
-        """Times of one clock. A step may be launched before the one ahead of it is seen; that time counts once."""
+        """Adds a finished step; both times are of one clock. A step may be launched before the numbers of the one ahead
+        of it are read, and that time counts once."""
         self._records.append(record)
         self._window.append((record.train_tokens, seen_s - max(started_s, self._seen_s)))
         self._seen_s = seen_s

@@ -45,8 +45,9 @@ class Stored:
 def stored_reference(
     inputs: Inputs, model: CausalModel, group: Group, emit: Emit, checkpoint: Path | None
 ) -> dict[str, Stored]:
-    """By file. Call it while `model` has the starting weights, before a checkpoint's are put in. What the checkpoint
-    carries is taken if it belongs to these weights and rows, and computed again if not."""
+    """The stored log-probabilities of each file, by its name. Call it while `model` has the starting weights, before a
+    checkpoint's are put in. What the checkpoint carries is taken if it belongs to these weights and rows, and computed
+    again if not."""
     identity = _identity(inputs)
     path = inputs.workdir / REFERENCE
     for known in ([] if checkpoint is None else [checkpoint / REFERENCE]) + [path]:
@@ -64,7 +65,7 @@ def stored_reference(
 
 
 def _identity(inputs: Inputs) -> str:
-    """Over the starting weights, byte by byte, and the rows that they score."""
+    """A digest of the starting weights, byte by byte, and of the rows that they score."""
     spec = inputs.spec
     folders = [Path(spec.base_model.directory), *([Path(spec.start_from.directory)] if spec.start_from else [])]
     facts = {

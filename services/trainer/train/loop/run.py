@@ -79,7 +79,8 @@ def train(spec: Spec, workdir: Path, emit: Emit, stopping: Callable[[], bool], g
 
 
 def _disk_full(run: Run, error: DiskFull) -> Failure:
-    """Ours, and it may pass: another attempt goes on from the last checkpoint, which nothing has touched."""
+    """The platform's fault, and it may pass: another attempt goes on from the last checkpoint, which nothing has
+    touched."""
     kept = run.last_checkpoint_step
     failure = platform_failure(
         "TRAINING_FAILED",

@@ -129,7 +129,7 @@ def _find_checkpoint(run: Run) -> Path | None:
 
 
 def _learn_from_preferences(run: Run, dpo: Dpo, checkpoint: Path | None) -> None:
-    """Before a checkpoint's weights are put in: the reference is what the run started from."""
+    """Comes before a checkpoint's weights are put in, because the reference is what the run started from."""
     inputs = run.inputs
     references: Mapping[str, Reference] = {}
     if inputs.spec.stores_reference:
@@ -167,8 +167,8 @@ def _what_counts(machine: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, 
 
 
 def _keep_micro_batches(run: Run, before: int) -> None:
-    """Those of the attempt before, or sums come out in another order; smaller ones only where a smaller device leaves
-    no choice."""
+    """Keeps the size of the attempt before, because another size adds in another order. A smaller one is used only
+    where a smaller device leaves no choice."""
     if run.micro_batch_tokens >= before:
         run.micro_batch_tokens = before
         return

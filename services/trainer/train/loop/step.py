@@ -58,9 +58,9 @@ def launch_step(run: Run, step: int) -> Launched:
 
 
 def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
-    """The mean loss over the labelled tokens, or the pairs of answers, of the whole step, where it lies, and how many
-    tokens the step has. The gradients are those of that mean and the same on every process. Raises Failure(platform,
-    JOB_TOO_LARGE) when not even single rows fit."""
+    """Makes the gradients of a step. Returns the mean loss over the labelled tokens, or the pairs of answers, of the
+    whole step, on the device, and how many tokens the step has. The gradients are those of that mean and the same on
+    every process. Raises Failure(platform, JOB_TOO_LARGE) when not even single rows fit."""
     while True:
         random_states = torch_states()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
@@ -75,8 +75,8 @@ def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
 
 
 def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
-    """This process's part of the loss; None when memory ran out on one of the processes: the division of rows is
-    everybody's. It may have run out before, so that a process has no `batches`."""
+    """This process's part of the loss. None when memory ran out on any of the processes, because they divide the rows
+    among them. It may have run out while rows were laid out; then this process has no `batches`."""
     group = run.group
     objective = run.objective
     units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])

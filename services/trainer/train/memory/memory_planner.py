@@ -252,7 +252,7 @@ def _expert_copies(shape: Shape) -> int:
 
 
 def _logits(shape: Shape, work: Work, tokens: int, kind: Kind) -> int:
-    """The buffer that chunk after chunk goes through; it stays."""
+    """The buffer that one chunk after another goes through. It stays allocated."""
     return min(work.head_rows, tokens) * shape.vocabulary * _FLOAT32 * LOGITS_COPIES[kind]
 
 

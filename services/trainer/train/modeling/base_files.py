@@ -21,7 +21,7 @@ _NAMED_MAX = 5
 
 
 def require_whole_files(directory: Path) -> None:
-    """Headers are read and held against the files' lengths; no tensor is. Raises Failure(user, MODEL_INVALID)."""
+    """Compares the headers with the lengths of the files; no tensor is read. Raises Failure(user, MODEL_INVALID)."""
     for path in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):

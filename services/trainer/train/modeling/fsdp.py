@@ -41,7 +41,7 @@ def shard(model: CausalModel, group: Group) -> CausalModel:
 
 
 def whole(tensors: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
-    """The same tensors, gathered, in the memory of a process that keeps them; nothing elsewhere. All processes call it
+    """Gathers the tensors in the memory of a process that keeps them; other processes get none. All processes call it
     together."""
     gathered = {}
     for name, tensor in tensors.items():
@@ -74,7 +74,8 @@ def load_shards(folder: Path, trainable: Mapping[str, Any], moments: Mapping[str
 
 
 def load_weights(folder: Path, trainable: Mapping[str, Any], group: Group) -> None:
-    """The same without moments. Raises ValueError when the shards are not of exactly these weights."""
+    """Fills the given weights as `load_shards` does. Raises ValueError when the shards are not of exactly these
+    weights."""
     stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     found = {name: tuple(stored[name].size) for name in stored if name.startswith(_MODEL)}
     if found != {_MODEL + name: tuple(tensor.shape) for name, tensor in trainable.items()}:

@@ -24,11 +24,11 @@ class Exchanges:
         module.set_custom_reduce_scatter(_Exchange(self, dist.reduce_scatter_single))
 
     def begin(self) -> None:
-        """A pass begins: all that is done with one micro-batch."""
+        """A pass begins: everything that is done with one micro-batch."""
         self._done = self._to_skip = 0
 
     def repeat(self) -> None:
-        """What comes next is the pass that failed, once more."""
+        """The next pass repeats the one that failed."""
         self._root.reset_iter_state()
         self._to_skip = self._done
 

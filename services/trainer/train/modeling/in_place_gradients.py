@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def add_to_gradient(weight: Any, left: Any, right: Any, scale: float = 1.0) -> None:
-    """weight.grad += scale * left.T @ right; the first one makes it, whatever lay there."""
+    """weight.grad += scale * left.T @ right. The first call makes the gradient, whatever was in its memory."""
     first = weight.grad is None
     if first:
         weight.grad = torch.empty_like(weight)

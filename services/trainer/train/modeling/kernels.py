@@ -108,7 +108,7 @@ def rows_known(row_numbers: Any | None) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """Where two modules are compared, kernels may differ and their float32 may not."""
+    """For comparing two modules: their kernels may differ, but float32 must be float32."""
     if not on_cuda(device):
         yield
         return

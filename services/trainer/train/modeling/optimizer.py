@@ -41,7 +41,7 @@ def make_optimizer(trainable: dict[str, Any], weight_decay: float) -> Any:
 
 
 def optimizer_tensors(optimizer: Any, trainable: dict[str, Any]) -> dict[str, Any]:
-    """The whole state by name, `<kind>.<parameter>`, where it lies."""
+    """The whole state by name, `<kind>.<parameter>`, each tensor on its device."""
     return {
         f"{kind}.{name}": tensor
         for name, parameter in trainable.items()
@@ -50,7 +50,7 @@ def optimizer_tensors(optimizer: Any, trainable: dict[str, Any]) -> dict[str, An
 
 
 def empty_optimizer_tensors(optimizer: Any, trainable: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer after steps that moved nothing, to be filled."""
+    """The state of an optimizer that has moved nothing yet, to be filled."""
     for parameter in trainable.values():
         moments = {kind: torch.zeros_like(parameter).detach() for kind in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter].update(step=torch.zeros((), dtype=torch.float32, device=parameter.device), **moments)
@@ -73,8 +73,8 @@ def restore_optimizer(optimizer: Any, trainable: dict[str, Any], tensors: dict[s
 
 
 def clip_gradients(parameters: Iterable[Any], norm_max: float) -> Any:
-    """Scales all gradients down to a common norm of `norm_max` (0: leaves them); returns the norm before, where it
-    lies."""
+    """Scales all gradients down to a common norm of `norm_max` (0: leaves them). Returns the norm before, on its
+    device."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, norm_max or math.inf)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

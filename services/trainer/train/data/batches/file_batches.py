@@ -15,8 +15,8 @@ from services.trainer.train.runtime.process_group import ALONE, Group
 
 
 class FileBatches:
-    """This process's part of a file, longest rows first. All processes get equally many micro-batches: those that are
-    done early compute without labels what the others wait for, since sharded weights are gathered by all at once."""
+    """This process's part of a file, longest rows first. All processes get equally many micro-batches. A process that
+    has fewer computes some without labels, because sharded weights are gathered by all at once."""
 
     def __init__(self, rows: TokenRows, *, tokens_max: int, layout: Layout, device: str, group: Group = ALONE) -> None:
         self._rows = rows

@@ -107,8 +107,7 @@ def row_lengths(rows: TokenRows, indices: Sequence[int], width: int = 1) -> dict
 
 
 def without_labels(batch: MicroBatch) -> MicroBatch:
-    """The same rows with nothing to learn: what a process computes while others still have work, where all must
-    compute."""
+    """The same rows with nothing to learn. A process without rows computes them where all processes must compute."""
     return replace(
         batch,
         labelled=0,

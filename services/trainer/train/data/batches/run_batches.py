@@ -61,8 +61,8 @@ def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
 
 
 def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
-    """The rows that fall to this process, as micro-batches. All processes get equally many: those that are done early
-    compute without labels what the others wait for, since sharded weights are gathered by all at once."""
+    """The rows that fall to this process, as micro-batches. All processes get equally many. A process that has fewer
+    computes some without labels, because sharded weights are gathered by all at once."""
     layout, device = layout_for(inputs.spec.device), inputs.spec.device
     rows, width = dataset.rows, dataset.rows.rows_per_example
 

@@ -135,7 +135,7 @@ class TokenCache:
                 excess_bytes -= size_bytes
 
     def _remove(self, path: Path, key: str) -> None:
-        """Unless somebody works on it."""
+        """Removes a folder unless another process works on it."""
         with contextlib.suppress(OSError), self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB):
             remove_folder(path)
 

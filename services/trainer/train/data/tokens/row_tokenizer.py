@@ -37,7 +37,7 @@ class RowTokenizer:
         self._inputs_must_not_train = train_on_inputs is False
 
     def tokenize(self, rows: Iterable[Row], max_seq_length: int, errors: RowErrors) -> TokenRows:
-        """`block` for rows that are all there is."""
+        """The token rows of rows that are all there is."""
         kept = KeptRows(None)
         kept.append(self.block(list(rows), max_seq_length, errors))
         return kept.token_rows()
@@ -120,7 +120,7 @@ class RowTokenizer:
             yield TokenRow(line=row.line, ids=ids, labelled=np.ones(len(ids), np.bool_), weight=row.weight)
 
     def _tokens(self, rows: list[Tokens], errors: RowErrors) -> Iterator[TokenRow]:
-        """Ids as they came. Labels that the file gives hold, unless everything is to be trained."""
+        """Takes ids as they came. Labels of the file hold, unless everything is to be trained."""
         for row in rows:
             ids = row.ids
             if ids.max() >= self._vocabulary_size:
@@ -155,7 +155,7 @@ def _no_inputs(what: str) -> Failure:
 def _encoded(
     tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool, offsets: bool = False
 ) -> Iterator[Encoding]:
-    """In the order of the texts, some at a time. The way without offsets gives the same ids and is faster."""
+    """Encodings in the order of the texts, some at a time. Without offsets the ids are the same and come faster."""
     encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
     batch: list[str] = []
     characters = 0
@@ -170,7 +170,7 @@ def _encoded(
 
 
 def _without_end(ids: list[int], eos_id: int) -> list[int]:
-    """Some tokenizers close every text; a prompt goes on."""
+    """Leaves out an end token: some tokenizers close every text, and a prompt goes on."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == eos_id else ids
 
 

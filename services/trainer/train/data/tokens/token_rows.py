@@ -150,7 +150,7 @@ class KeptRows:
         self._skipped_line = self._skipped_line or block.skipped_line
 
     def token_rows(self, rows_per_example: int = 1) -> TokenRows:
-        """All of them; once."""
+        """All collected rows. Call it once."""
         lengths, weights = self._lengths.whole(), self._weights.whole()
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
