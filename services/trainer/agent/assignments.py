@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import structlog
 
 from finemesh.nodes.v1 import node_pb2
-from services.trainer.attempt.attempt import Attempt
+from services.trainer.attempt.attempt_run import Attempt
 from services.trainer.attempt.kit import Kit
 
 log = structlog.get_logger()

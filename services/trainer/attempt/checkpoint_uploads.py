@@ -19,7 +19,7 @@ from formats.manifests import MANIFEST
 from services.trainer.artifacts.convert import artifact_to_proto, stored_files_from_proto
 from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, checked_path, key_of
 from services.trainer.attempt.convert import stored_files_from_event
-from services.trainer.attempt.reports import Reporter
+from services.trainer.attempt.reporter import Reporter
 from services.trainer.child.training_child import Event
 from services.trainer.node import work_folders
 

@@ -12,7 +12,7 @@ import structlog
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer.attempt.checkpoint_uploads import CheckpointUploads
 from services.trainer.attempt.convert import platform_fault_to_proto
-from services.trainer.attempt.reports import AttemptOver, Reporter
+from services.trainer.attempt.reporter import AttemptOver, Reporter
 from services.trainer.attempt.run_view import ProgressReport, RunView
 from services.trainer.child.training_child import Child, ChildProtocolError, Event
 from services.trainer.integrations.job_integrations import JobIntegrations

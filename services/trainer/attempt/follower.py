@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.trainer.attempt import convert
 from services.trainer.attempt.child_events import hear
-from services.trainer.attempt.reports import Ending, LeaseLostError
+from services.trainer.attempt.reporter import Ending, LeaseLostError
 from services.trainer.child.training_child import Child, Event
 
 

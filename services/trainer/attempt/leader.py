@@ -10,11 +10,11 @@ import structlog
 
 from chassis.errors import DomainError
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
-from services.trainer.attempt import convert, endings
+from services.trainer.attempt import convert, leader_ending
 from services.trainer.attempt.checkpoint_uploads import CheckpointUploads
 from services.trainer.attempt.child_events import ChildEvents, hear
 from services.trainer.attempt.kit import Kit
-from services.trainer.attempt.reports import Ending, Reporter
+from services.trainer.attempt.reporter import Ending, Reporter
 from services.trainer.attempt.run_view import RunView
 from services.trainer.child.training_child import Child
 from services.trainer.inputs.convert import job_id_of
@@ -87,23 +87,23 @@ class Leader:
 
     async def ending(self, child: Child, exit_code: int) -> Ending:
         last, partial = self._events.last, self._events.partial
-        if partial is not None and endings.is_final(last, is_cancelled=self._is_cancelled):
+        if partial is not None and leader_ending.is_final(last, is_cancelled=self._is_cancelled):
             await self._events.report(self._view.progress(partial))
         if last is None or last["type"] != "finished":
-            return endings.unfinished(
+            return leader_ending.unfinished(
                 last,
                 step=self._view.step,
                 exit_code=exit_code,
                 last_words=child.last_words,
                 is_cancelled=self._is_cancelled,
             )
-        model = await endings.upload_model(self._events.exported, self._assignment, self._folder, self._kit.store)
+        model = await leader_ending.upload_model(self._events.exported, self._assignment, self._folder, self._kit.store)
         # The model is safe; what fails from here on is no failure of the job.
         pushed: dict[str, str] = {}
         if not self._is_cancelled:
             names = [file.path for file in model.files]
             pushed = await self._integrations.push(model.folder, names, model.revision)
-        return endings.succeeded(last, model, self._assignment.spec, pushed)
+        return leader_ending.succeeded(last, model, self._assignment.spec, pushed)
 
     def cancel(self, child: Child | None) -> Ending | None:
         """After the current step, or at once when nothing runs yet."""

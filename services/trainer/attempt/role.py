@@ -6,7 +6,7 @@ A job on one node has one attempt, whose node leads. In a gang one node leads an
 from pathlib import Path
 from typing import Protocol
 
-from services.trainer.attempt.reports import Ending
+from services.trainer.attempt.reporter import Ending
 from services.trainer.child.training_child import Child
 
 

@@ -3,7 +3,7 @@
 None of them can make the job fail. A job without integrations pays nothing for this.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -14,11 +14,9 @@ from services.trainer.config import TrainerSettings
 from services.trainer.integrations.fetched_secrets import FetchedSecrets
 from services.trainer.integrations.hub.repository import Repository, push
 from services.trainer.integrations.programs import HOME
-from services.trainer.integrations.wandb.curves import Curves, Destination
+from services.trainer.integrations.wandb.curves import Curves, Destination, Warn
 
 PUSH_FAILED = "HUB_PUSH_FAILED"
-
-Warn = Callable[[str, str], Awaitable[None]]
 
 
 class JobIntegrations:

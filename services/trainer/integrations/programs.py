@@ -11,9 +11,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from services.trainer.child.spawn import Spawned, spawn_module
 
@@ -91,9 +91,28 @@ def environment_of(environment: Mapping[str, str], home: Path) -> dict[str, str]
 
 def answer_one(answer: Callable[[Document], Document]) -> None:
     """The program's end, for a program with one request and one answer. It exits when nobody waits for the answer."""
-    request = json.loads(sys.stdin.readline())
+    request = next(read_lines())
     threading.Thread(target=_exit_when_orphaned, daemon=True).start()
-    sys.stdout.write(json.dumps(answer(request)) + "\n")
+    write_line(sys.stdout, answer(request))
+
+
+def read_lines() -> Iterator[Document]:
+    """The program's input: its request, then whatever else the agent sends, to the end."""
+    while line := sys.stdin.readline():
+        yield json.loads(line)
+
+
+def write_line(output: TextIO, document: Document) -> None:
+    output.write(json.dumps(document) + "\n")
+    output.flush()
+
+
+@contextlib.contextmanager
+def output_for_answers() -> Iterator[TextIO]:
+    """The program's output, for answers only: what a library prints goes to standard error."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        yield answers
 
 
 def root_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from chassis.identity import acting_as
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.nodes.v1 import node_service_pb2
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
-from services.trainer.attempt.reports import Reporter
+from services.trainer.attempt.reporter import Reporter
 from services.trainer.attempt.run_view import ProgressReport
 from services.trainer.config import TrainerSettings
 from tests.contract.scheduler.agent import WAIT_S_MAX

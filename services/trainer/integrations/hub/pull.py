@@ -10,14 +10,13 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from services.trainer.integrations.hub.push import RETRIED
+from services.trainer.integrations.hub.push import http_failure
 from services.trainer.integrations.programs import answer_one, root_of
 
 FILES_MAX = 256
@@ -57,13 +56,8 @@ def pull(request: Mapping[str, Any]) -> dict[str, Any]:
     except _Unfit as error:
         return {"error": str(error), "reason": "MODEL_INVALID", "retryable": False}
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        retryable = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED
-        return {
-            "error": f"the hub answered {status} ({type(error).__name__})",
-            "reason": "DEPENDENCY_UNAVAILABLE" if retryable else "MODEL_UNKNOWN",
-            "retryable": retryable,
-        }
+        failure = http_failure(error)
+        return {**failure, "reason": "DEPENDENCY_UNAVAILABLE" if failure["retryable"] else "MODEL_UNKNOWN"}
     except Exception as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = "the disk of the node is full" if full else f"the hub could not be read ({root_of(error)})"

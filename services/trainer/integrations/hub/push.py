@@ -30,15 +30,20 @@ def push(request: Mapping[str, Any]) -> dict[str, Any]:
             commit_message=request["message"],
         )
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        return {
-            "error": f"the hub answered {status} ({type(error).__name__})",
-            "retryable": status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED,
-        }
+        return http_failure(error)
     except Exception as error:
         # The network, a broken upload, a malformed answer. Only the kind is told: messages may hold signed addresses.
         return {"error": f"the hub could not be reached or refused a file ({root_of(error)})", "retryable": True}
     return {"commit": commit.oid, "url": commit.repo_url.url if commit.repo_url else ""}
+
+
+def http_failure(error: HfHubHTTPError) -> dict[str, Any]:
+    """{"error", "retryable"}"""
+    status = error.response.status_code
+    return {
+        "error": f"the hub answered {status} ({type(error).__name__})",
+        "retryable": status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED,
+    }
 
 
 if __name__ == "__main__":

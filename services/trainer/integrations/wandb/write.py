@@ -6,11 +6,11 @@ that the run is open, or why it is not. Nothing but the curves and the job's set
 output, no facts of this machine.
 """
 
-import json
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, TextIO
+
+from services.trainer.integrations.programs import Document, output_for_answers, read_lines, write_line
 
 MESSAGE_CHARS_MAX = 300
 # In place of the node's name.
@@ -18,34 +18,33 @@ HOST = "finemesh"
 
 
 def main() -> int:
-    # What the library prints goes to standard error: our output holds answers only.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        return write(json.loads(sys.stdin.readline()), answers)
+    lines = read_lines()
+    with output_for_answers() as answers:
+        return write(next(lines), lines, answers)
 
 
-def write(request: Mapping[str, Any], answers: TextIO) -> int:
+def write(request: Document, points: Iterable[Document], answers: TextIO) -> int:
     """The exit code."""
     try:
         run = open_run(request)
     except ImportError:
-        answer(answers, error="wandb is not installed on this node: pip install 'finemesh[wandb]'")
+        write_line(answers, {"error": "wandb is not installed on this node: pip install 'finemesh[wandb]'"})
         return 1
     except Exception as error:
         # Whatever the library makes of a wrong key or a server that is away.
-        answer(answers, error=redacted(request["api_key"], f"{type(error).__name__}: {error}")[:MESSAGE_CHARS_MAX])
+        why = redacted(request["api_key"], f"{type(error).__name__}: {error}")[:MESSAGE_CHARS_MAX]
+        write_line(answers, {"error": why})
         return 1
-    answer(answers, url=run.url or "")
+    write_line(answers, {"url": run.url or ""})
     try:
-        for line in sys.stdin:
-            point = json.loads(line)
+        for point in points:
             run.log(point["values"], step=point["step"])
     finally:
         run.finish()
     return 0
 
 
-def open_run(request: Mapping[str, Any]) -> Any:
+def open_run(request: Document) -> Any:
     """The run, which a later attempt of the same job takes up again."""
     # An optional library, and one that takes seconds to load.
     import wandb  # noqa: PLC0415
@@ -77,11 +76,6 @@ def open_run(request: Mapping[str, Any]) -> Any:
         config=request["config"],
         settings=settings,
     )
-
-
-def answer(answers: TextIO, **fields: str) -> None:
-    answers.write(json.dumps(fields) + "\n")
-    answers.flush()
 
 
 def redacted(secret: str, text: str) -> str:

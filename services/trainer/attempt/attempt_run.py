@@ -15,7 +15,7 @@ from services.trainer.attempt import convert
 from services.trainer.attempt.follower import Follower
 from services.trainer.attempt.kit import Kit
 from services.trainer.attempt.leader import Leader
-from services.trainer.attempt.reports import AttemptOver, Ending, LeaseLostError, Reporter, ReportRefusedError
+from services.trainer.attempt.reporter import AttemptOver, Ending, LeaseLostError, Reporter, ReportRefusedError
 from services.trainer.attempt.role import Role
 from services.trainer.child.training_child import Child, ChildProtocolError
 from services.trainer.inputs.convert import job_id_of

@@ -14,7 +14,7 @@ from services.trainer.artifacts.convert import artifact_to_proto
 from services.trainer.artifacts.transfer import ArtifactStore, StoredFile
 from services.trainer.attempt import convert
 from services.trainer.attempt.child_events import own_folder
-from services.trainer.attempt.reports import AttemptOver, Ending
+from services.trainer.attempt.reporter import AttemptOver, Ending
 from services.trainer.child.training_child import ChildProtocolError, Event
 from services.trainer.inputs.convert import kind_from_proto
 
