@@ -1,7 +1,8 @@
-"""Which month's invoice something belongs to: its own, or a later one when that was closed before it came. Pure.
+"""Months, and which month's invoice something belongs to.
 
-Months are the dates of their first days, in UTC. Which months are closed is decided elsewhere, under the lock of the
-organization's chain; the answer holds as long as that lock is held.
+It is the month of the use, or a later one when that month's invoice was closed before. Months are UTC, and their dates
+are those of their first days. Which months are closed is read under the lock of the organization's chain; an answer
+holds for as long as that lock is held.
 """
 
 import re
@@ -63,7 +64,8 @@ def next_month(month: date) -> date:
 def billing_month(moment: datetime, closed: Collection[date], now: datetime) -> date:
     """The month of the moment while its invoice is open; then the month of now, because a closed one never changes.
 
-    A clock that is behind can see its own month closed by a process whose clock is not: then the next open one it is.
+    A clock that is behind can find its own month closed by a process whose clock is ahead: then it is the next month
+    that is open.
     """
     month = first_of_month(moment)
     if month not in closed:
@@ -76,7 +78,10 @@ def billing_month(moment: datetime, closed: Collection[date], now: datetime) -> 
 
 @dataclass(frozen=True)
 class OpenMonths:
-    """Which months are closed; true for as long as the organizations are locked, because closing takes the same locks."""
+    """Which months are closed, by organization.
+
+    It is true for as long as the organizations are locked, because closing an invoice takes the same locks.
+    """
 
     closed: Mapping[str, frozenset[date]]
     now: datetime

@@ -1,4 +1,7 @@
-"""Billing's readers of events: check what an event claims, then book it. What cannot be true is set aside with a reason."""
+"""Handlers for the events that report usage and the ends of jobs. Not pure: bus, database, protobuf.
+
+Each checks what an event claims, then has it booked. An event that cannot be true is set aside with a reason.
+"""
 
 from datetime import datetime
 

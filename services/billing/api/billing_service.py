@@ -1,6 +1,5 @@
-"""BillingService: prices, balance, usage and invoices of the caller's own organization and project, and nobody else's."""
+"""BillingService: prices, balance, usage and invoices of the caller's own organization and project."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from chassis import paging
@@ -15,8 +14,15 @@ from finemesh.billing.v1 import billing_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import balance_to_proto, price_to_proto, usage_record_to_proto, work_from_proto
-from services.billing.api.errors import typed_errors
-from services.billing.api.requests import check_size, invalid, list_filter_from_proto, month_of, own_account
+from services.billing.api.errors import invalid, typed_errors
+from services.billing.api.requests import (
+    check_size,
+    cursor_of,
+    list_filter_from_proto,
+    month_of,
+    own_account,
+    position_of,
+)
 from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
 from services.billing.config import BillingSettings
@@ -31,7 +37,6 @@ from services.billing.prices.pricebook import price_job
 from services.billing.usage.store import UsageStore
 
 TOP_UP_ROLE = "operator"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
@@ -89,15 +94,12 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
         wanted = list_filter_from_proto(request, project_id)
         scope = f"usage:{wanted!r}"
-        after = _position(paging.decode_token(request.page_token, scope=scope, kinds=(int, str)))
+        after = position_of(paging.decode_token(request.page_token, scope=scope, kinds=(int, str)), str)
         async with self._pool.acquire() as connection:
             page = await UsageStore(connection).list_newest(
                 wanted, after=after, row_max=size, scan_max=self._settings.usage_scan_max
             )
-        token = ""
-        if page.next is not None:
-            moment, work_key = page.next
-            token = paging.encode_token(((moment - _EPOCH) // datetime.resolution, work_key), scope=scope)
+        token = paging.encode_token(cursor_of(*page.next), scope=scope) if page.next is not None else ""
         return pb.ListUsageRecordsResponse(
             usage_records=[usage_record_to_proto(record) for record in page.records], next_page_token=token
         )
@@ -143,12 +145,3 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
             raise invalid("amount_nanos_usd", f"must be from 1 to {amount_max}")
         if not 1 <= len(request.request_id) <= chars_max or not request.request_id.isprintable():
             raise invalid("request_id", f"must be 1 to {chars_max} printable characters")
-
-
-def _position(cursor: paging.Cursor | None) -> tuple[datetime, str] | None:
-    if cursor is None:
-        return None
-    try:
-        return _EPOCH + int(cursor[0]) * datetime.resolution, str(cursor[1])
-    except (ValueError, OverflowError):
-        raise invalid("page_token", "is not a token of this list; begin again without one") from None

@@ -13,6 +13,7 @@ from finemesh.billing.v1 import budget_service_pb2 as pb
 from finemesh.billing.v1 import budget_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import budget_to_proto
+from services.billing.api.errors import invalid
 from services.billing.budgets import caps
 from services.billing.budgets.caps import Spender
 from services.billing.budgets.convert import WHOLE_PROJECT
@@ -54,7 +55,7 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
             )
             whose = [Spender(project_id, request.api_key_id)]
             await review_spending(connection, self._outbox, [caller.account], now, spenders=whose)
-            (made,) = await BudgetStore(connection).list_budgets([caller.account], whose, month.start.date())
+            (made,) = await BudgetStore(connection).list_budgets([caller.account], whose, month.first_day)
         self._outbox.wake()
         return pb.SetBudgetResponse(budget=budget_to_proto(made, month))
 
@@ -65,7 +66,7 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         async with self._pool.acquire() as connection:
             keys = await BudgetStore(connection).list_budget_keys(caller.account, project_id)
             spenders = [Spender(project_id, key) for key in keys]
-            budgets = await BudgetStore(connection).list_budgets([caller.account], spenders, month.start.date())
+            budgets = await BudgetStore(connection).list_budgets([caller.account], spenders, month.first_day)
         return pb.ListBudgetsResponse(budgets=[budget_to_proto(budget, month) for budget in budgets])
 
     async def DeleteBudget(self, request: pb.DeleteBudgetRequest, context: Any) -> pb.DeleteBudgetResponse:
@@ -85,7 +86,7 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         caller = _admin()
         amount_max = self._settings.amount_nanos_usd_max
         if not 0 <= request.low_balance_nanos_usd <= amount_max:
-            raise _invalid("low_balance_nanos_usd", f"must be from 0 to {amount_max}")
+            raise invalid("low_balance_nanos_usd", f"must be from 0 to {amount_max}")
         async with transaction(self._pool) as connection:
             await LedgerStore(connection).lock([caller.account])
             await BudgetStore(connection).set_low_balance(caller.account, request.low_balance_nanos_usd)
@@ -130,7 +131,3 @@ def _admin() -> Caller:
     caller = _member()
     caller.require_role(BUDGET_ROLE)
     return caller
-
-
-def _invalid(field: str, problem: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])

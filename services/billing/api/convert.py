@@ -1,4 +1,4 @@
-"""Between contracts and domain: the only place of billing that knows both. It decides nothing."""
+"""Between the messages of billing's services and the domain. It decides nothing."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,6 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from chassis.bus.dead_letters import DeadLetter
-from chassis.errors import FieldViolation, InvalidArgument
 from chassis.names import format_name
 from finemesh.billing.v1 import (
     balance_pb2,
@@ -16,6 +15,7 @@ from finemesh.billing.v1 import (
     ledger_service_pb2,
     usage_record_pb2,
 )
+from services.billing.api.errors import invalid
 from services.billing.audit.verification import Progress
 from services.billing.budgets.caps import Budget
 from services.billing.budgets.convert import budget_name
@@ -196,8 +196,7 @@ def dimensions_from_proto(values: Iterable[invoice_service_pb2.CostDimension.Val
         dimension = _DIMENSIONS.get(value)
         if dimension is None or dimension in found:
             problem = "is not known" if dimension is None else "comes twice"
-            field = f"group_by[{index}]"
-            raise InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])
+            raise invalid(f"group_by[{index}]", problem)
         found.append(dimension)
     return found
 

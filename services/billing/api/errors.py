@@ -8,17 +8,18 @@ from services.billing.prices.pricing import PriceUnknown, QuantityInvalid
 from services.billing.usage.bounds import FactInvalid
 
 
+def invalid(field: str, problem: str) -> InvalidArgument:
+    """The error for one field of a request."""
+    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])
+
+
 @contextmanager
 def typed_errors(field_prefix: str = "") -> Iterator[None]:
     """`field_prefix` leads from the request to the fields that the pure modules name, for example `price.`."""
     try:
         yield
     except QuantityInvalid as error:
-        raise InvalidArgument(
-            "INVALID_FIELD",
-            f"{field_prefix}{error}",
-            violations=[FieldViolation(f"{field_prefix}{error.field}", error.problem)],
-        ) from error
+        raise invalid(f"{field_prefix}{error.field}", error.problem) from error
     except PriceUnknown as error:
         raise InvalidArgument("PRICE_UNKNOWN", str(error)) from error
     except FactInvalid as error:

@@ -1,4 +1,4 @@
-"""HoldService, for the scheduler: quotes with their holds. Money is decided in `holding.py` and `pricing.py`."""
+"""HoldService, for the scheduler: quotes and the money held for them. Money is decided in `holds/` and `prices/`."""
 
 from datetime import timedelta
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import FieldViolation, InvalidArgument
 from chassis.names import format_name, parse_name
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import price_to_proto, work_from_proto
-from services.billing.api.errors import typed_errors
+from services.billing.api.errors import invalid, typed_errors
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.convert import timestamp_to_proto
@@ -53,7 +52,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
     ) -> hold_service_pb2.CreateHoldResponse:
         parts = parse_name(tuning_job_pb2.TuningJob, request.resource, "resource")
         if parts["project"] != request.project_id:
-            raise _invalid("project_id", "is not the project of the resource")
+            raise invalid("project_id", "is not the project of the resource")
         parse_name(identity_pb2.Organization, f"organizations/{request.organization_id}", "organization_id")
         now = self._clock.now()
         with typed_errors("price."):
@@ -97,7 +96,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.RenewHoldsRequest, context: Any
     ) -> hold_service_pb2.RenewHoldsResponse:
         if len(request.resources) > self._renewals_max:
-            raise _invalid("resources", f"must be at most {self._renewals_max} (hold_renewals_max)")
+            raise invalid("resources", f"must be at most {self._renewals_max} (hold_renewals_max)")
         for index, resource in enumerate(request.resources):
             parse_name(tuning_job_pb2.TuningJob, resource, f"resources[{index}]")
         until = self._clock.now() + self._hold_ttl
@@ -109,9 +108,5 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         """Only the current version holds money: nobody may choose a cheaper book for a job."""
         book = self._catalogue.at(self._clock.now())
         if version not in ("", book.version):
-            raise _invalid("price.price_book_version", f"must be empty or {book.version}, which prices new work")
+            raise invalid("price.price_book_version", f"must be empty or {book.version}, which prices new work")
         return book
-
-
-def _invalid(field: str, problem: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])

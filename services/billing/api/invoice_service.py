@@ -1,7 +1,6 @@
 """InvoiceService: invoices as documents, corrections and reports of cost, of the caller's own organization and project.
 
-Only an operator closes invoices and gives money back, for any organization. Money is decided in `invoicing.py` and
-`crediting.py`.
+Only an operator closes invoices and gives money back, for any organization. Money is decided in `invoices/`.
 """
 
 import asyncio

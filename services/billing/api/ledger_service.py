@@ -1,11 +1,11 @@
-"""LedgerService: the ledger for whoever wants to recompute it, and what could not be booked. It changes no entry; a dead
-letter that is run again is booked by the handler that books every event.
+"""LedgerService: verification and export of the ledger, and the events that could not be booked.
+
+It changes no entry. A dead letter that is run again is booked by the handler that books every event.
 """
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from chassis import paging
@@ -14,20 +14,21 @@ from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool
-from chassis.errors import FieldViolation, InvalidArgument, PermissionDenied, ResourceExhausted
+from chassis.errors import ResourceExhausted
 from chassis.identity import current_caller
 from chassis.names import parse_name
 from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
+from services.billing.api.errors import invalid
+from services.billing.api.requests import cursor_of, own_account, position_of
 from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
 from services.billing.ledger.store import LedgerStore
 
 OPERATOR_ROLE = "operator"
 EVERY_ORGANIZATION = "organizations/-"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LETTERS = "dead letters"
 
 
@@ -72,9 +73,9 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
     ) -> AsyncIterator[pb.ExportJournalResponse]:
         organization_id = _organization(request.organization)
         if organization_id is None:
-            raise _invalid("organization", "must name one organization")
+            raise invalid("organization", "must name one organization")
         if request.after_position < 0:
-            raise _invalid("after_position", "must not be negative")
+            raise invalid("after_position", "must not be negative")
         position, row_max = request.after_position, self._settings.journal_batch_rows
         while True:
             # A short read each: a slow client must not hold a connection.
@@ -91,7 +92,8 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         current_caller().require_role(OPERATOR_ROLE)
         size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
-        after = _position(paging.decode_token(request.page_token, scope=_LETTERS, kinds=(int, str)))
+        cursor = paging.decode_token(request.page_token, scope=_LETTERS, kinds=(int, str))
+        after = position_of(cursor, uuid.UUID)
         answer = pb.ListDeadLettersResponse()
         # Events can be large: a page ends with its number of rows or when it fills half a message.
         size_bytes, bytes_max = 0, self._settings.message_size_bytes_max // 2
@@ -103,7 +105,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
             for letter in letters:
                 if len(answer.dead_letters) == size or size_bytes > bytes_max:
                     assert after is not None
-                    answer.next_page_token = paging.encode_token(_cursor(*after), scope=_LETTERS)
+                    answer.next_page_token = paging.encode_token(cursor_of(*after), scope=_LETTERS)
                     return answer
                 event = self._consumer.read(letter.event_type, letter.payload)
                 shown = dead_letter_to_proto(letter, event, json_bytes_max=bytes_max // 2)
@@ -118,7 +120,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         try:
             event_id = uuid.UUID(request.event_id)
         except ValueError:
-            raise _invalid("event_id", "must be the id of an event, a UUID") from None
+            raise invalid("event_id", "must be the id of an event, a UUID") from None
         outcome = await dead_letters.replay(self._pool, self._consumer, event_id)
         self._outbox.wake()
         return pb.ReplayDeadLetterResponse(booked=outcome.done, error=outcome.error)
@@ -128,9 +130,7 @@ def _organization(name: str) -> str | None:
     """Id of the organization that the caller may ask about; None for all of them."""
     caller = current_caller()
     if not name:
-        if not caller.account:
-            raise PermissionDenied("CALLER_NOT_ALLOWED", "this call must be made for an organization")
-        return caller.account
+        return own_account(caller)
     if name == EVERY_ORGANIZATION:
         caller.require_role(OPERATOR_ROLE)
         return None
@@ -138,20 +138,3 @@ def _organization(name: str) -> str | None:
     if organization_id != caller.account:
         caller.require_role(OPERATOR_ROLE)
     return organization_id
-
-
-def _position(cursor: paging.Cursor | None) -> tuple[datetime, uuid.UUID] | None:
-    if cursor is None:
-        return None
-    try:
-        return _EPOCH + int(cursor[0]) * datetime.resolution, uuid.UUID(str(cursor[1]))
-    except (ValueError, OverflowError):
-        raise _invalid("page_token", "is not a token of this list; begin again without one") from None
-
-
-def _cursor(create_time: datetime, event_id: uuid.UUID) -> tuple[int, str]:
-    return (create_time - _EPOCH) // datetime.resolution, str(event_id)
-
-
-def _invalid(field: str, problem: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])

@@ -1,27 +1,33 @@
-"""What a request for documents may say: whose it is, which month, which days, which texts. It reads no table."""
+"""Checks what requests say and turns it into values. Not pure: protobuf.
 
-from collections.abc import Collection, Iterable
+It knows whose a request is, and which months, days and texts it may name. It reads no table.
+"""
+
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
+from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import paging
-from chassis.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
+from chassis.errors import NotFound, PermissionDenied, ResourceExhausted
 from chassis.identity import Caller
 from chassis.names import NAME_CHARS_MAX, parse_name
 from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, invoice_service_pb2, usage_record_pb2
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import USAGE_KIND_OF
+from services.billing.api.errors import invalid
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
 from services.billing.invoices.convert import invoice_name, party_from_proto
 from services.billing.invoices.crediting import Correction
 from services.billing.terms import Party
-from services.billing.usage.bounds import EARLIEST
-from services.billing.usage.pages import LATEST, UsageFilter
+from services.billing.usage.pages import EARLIEST, LATEST, UsageFilter
 from services.billing.usage.records import UsageKind
 
 _FRAME_BYTES = 512
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_K = TypeVar("_K")
 
 
 def own_account(caller: Caller) -> str:
@@ -104,10 +110,7 @@ def export_filter_from_proto(request: invoice_service_pb2.ExportUsageRequest, pr
         if month is None and not request.HasField(field):
             raise invalid(field, "must be given, or billing_month")
     check_text("resource", request.resource, NAME_CHARS_MAX)
-    start, end = _span(
-        request.start_time if request.HasField("start_time") else None,
-        request.end_time if request.HasField("end_time") else None,
-    )
+    start, end = _span(request)
     return UsageFilter(
         project_id=project_id,
         start=start,
@@ -121,10 +124,7 @@ def export_filter_from_proto(request: invoice_service_pb2.ExportUsageRequest, pr
 def list_filter_from_proto(request: billing_service_pb2.ListUsageRecordsRequest, project_id: str) -> UsageFilter:
     for field in ("resource", "model", "api_key_id"):
         check_text(field, getattr(request, field), NAME_CHARS_MAX)
-    start, end = _span(
-        request.start_time if request.HasField("start_time") else None,
-        request.end_time if request.HasField("end_time") else None,
-    )
+    start, end = _span(request)
     return UsageFilter(
         project_id=project_id,
         start=start,
@@ -134,6 +134,21 @@ def list_filter_from_proto(request: billing_service_pb2.ListUsageRecordsRequest,
         model=request.model,
         api_key_id=request.api_key_id,
     )
+
+
+def position_of(cursor: paging.Cursor | None, read_key: Callable[[str], _K]) -> tuple[datetime, _K] | None:
+    """Where a page of a list goes on that is sorted by a moment and a key."""
+    if cursor is None:
+        return None
+    try:
+        return _EPOCH + int(cursor[0]) * datetime.resolution, read_key(str(cursor[1]))
+    except (ValueError, OverflowError):
+        raise invalid("page_token", "is not a token of this list; begin again without one") from None
+
+
+def cursor_of(moment: datetime, key: object) -> paging.Cursor:
+    """The cursor behind which `position_of` goes on."""
+    return (moment - _EPOCH) // datetime.resolution, str(key)
 
 
 def month_before(cursor: paging.Cursor | None) -> date | None:
@@ -196,13 +211,11 @@ def check_size(size_bytes: int, settings: BillingSettings) -> None:
         )
 
 
-def invalid(field: str, problem: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])
-
-
-def _span(start: Timestamp | None, end: Timestamp | None) -> tuple[datetime, datetime]:
-    first = EARLIEST if start is None else moment_of("start_time", start)
-    last = LATEST if end is None else moment_of("end_time", end)
+def _span(
+    request: billing_service_pb2.ListUsageRecordsRequest | invoice_service_pb2.ExportUsageRequest,
+) -> tuple[datetime, datetime]:
+    first = moment_of("start_time", request.start_time) if request.HasField("start_time") else EARLIEST
+    last = moment_of("end_time", request.end_time) if request.HasField("end_time") else LATEST
     if last < first:
         raise invalid("end_time", "must not be before start_time")
     return max(first, EARLIEST), min(max(last, EARLIEST), LATEST)

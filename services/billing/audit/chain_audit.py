@@ -1,5 +1,6 @@
-"""The ledger recomputed, entry by entry: the chain of hashes, sums of postings, balances. Pure: rows in, the first
-difference out. It believes no row and never raises for what a row holds.
+"""Recomputes the ledger entry by entry: the chain of hashes, the sums of postings, the balances.
+
+It takes rows and returns the first difference. It believes no row and never raises for what a row holds.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
-"""Documents recomputed: a closed invoice line by line, a credit note from its request. Pure: values in, the first
-difference out; it reads no message and no table.
+"""Recomputes the digests of closed invoices, and credit notes from their requests.
+
+It takes rows and returns the first difference. It reads no message and no table.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def wrong_values(row: InvoiceRow, where: str, pairs: Sequence[tuple[str, Any, An
 
 
 class CreditNotesAudit:
-    """Takes all closed invoices, then all credit notes; `closed` are the months of each organization that are closed."""
+    """Takes all closed invoices, then all credit notes; `closed` are the closed months of each organization."""
 
     def __init__(self, closed: Mapping[str, Collection[date]]) -> None:
         self._closed = closed

@@ -1,5 +1,6 @@
-"""The ledger transactions of a job recomputed from its hold. Pure: rows in, the first difference out; what the hold ought
-to be is decided in `audit_jobs.py`.
+"""Recomputes the ledger transactions of a job from its hold.
+
+It takes rows and returns the first difference. What the hold ought to be is decided in `job_audit.py`.
 """
 
 import uuid
@@ -83,9 +84,9 @@ class JobEntryRow(NamedTuple):
         return f"organizations/{self.organization_id} transaction {self.position}"
 
 
-def wrong_entries(hold: HoldRow, entries: Sequence[JobEntryRow]) -> Difference | None:
+def wrong_entries(hold: HoldRow, booked: Sequence[JobEntryRow]) -> Difference | None:
     expected = _expected_entries(hold)
-    for wanted, found in zip(expected, entries, strict=False):
+    for wanted, found in zip(expected, booked, strict=False):
         moved = ", ".join(f"{each.account} {each.amount_nanos_usd}" for each in wanted.postings)
         pairs = (
             ("kind", wanted.kind.value, found.kind),
@@ -98,11 +99,11 @@ def wrong_entries(hold: HoldRow, entries: Sequence[JobEntryRow]) -> Difference |
         for name, right, stored in pairs:
             if right != stored:
                 return difference(HOLDS, found.location, f"{name} {right}", f"{name} {stored}")
-    if len(entries) > len(expected):
-        extra = entries[len(expected)]
+    if len(booked) > len(expected):
+        extra = booked[len(expected)]
         return difference(HOLDS, extra.location, f"no such entry: the hold is {hold.state}", extra.kind)
-    if len(entries) < len(expected):
-        return of_hold(hold, f"a transaction {expected[len(entries)].kind}", None)
+    if len(booked) < len(expected):
+        return of_hold(hold, f"a transaction {expected[len(booked)].kind}", None)
     return None
 
 

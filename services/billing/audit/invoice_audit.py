@@ -1,6 +1,7 @@
-"""Closed invoices rebuilt: from the sums of usage, holds and credit notes of their month, by the code that closes them,
-into the bytes that are stored. Names, addresses, the wording of lines and the debt of the moment are taken from the
-stored invoice; nothing else is.
+"""Rebuilds closed invoices by the code that closes them, into the bytes that are stored. Not pure: database, protobuf.
+
+The figures come from the sums of usage, the holds and the credit notes of the month. Names, addresses, the wording of
+lines and the debt of the moment are taken from the stored invoice; nothing else is.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
-"""Jobs recomputed: the quote from its numbers and its book, the charge from the usage records and the ending, the
-entries from both. Pure: rows in, the first difference out.
+"""Recomputes jobs: the quote, the charge, and the entries that follow from both.
+
+A quote follows from the job's numbers and its price book, a charge from the usage records and the ending. It takes rows
+and returns the first difference.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,5 +1,6 @@
-"""What an audit reads: whole tables in sorted streams, some rows at a time, inside the caller's transaction. It checks
-nothing.
+"""Reads what an audit recomputes: whole tables in sorted streams, some rows at a time. It checks nothing.
+
+All of it is read inside the caller's transaction.
 """
 
 from collections.abc import AsyncIterator, Callable

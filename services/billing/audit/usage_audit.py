@@ -1,5 +1,6 @@
-"""Usage recomputed: each record's price from its book and its amount from its quantity, each served entry from its
-records. Pure: rows in, the first difference out.
+"""Recomputes usage: the price and the amount of each record, and each served entry from its records.
+
+It takes rows and returns the first difference.
 """
 
 import uuid

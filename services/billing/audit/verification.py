@@ -1,7 +1,7 @@
-"""Verifies the ledger of one organization or of all: reads one snapshot, recomputes it, and names the first difference.
+"""Verifies the ledger of one organization or of all, up to the first difference. Not pure: database.
 
-What agrees and what does not is decided in `audit*.py`; this only feeds them, counts, and tells how far it is. Damaged
-rows are differences too: nothing that a row holds ends a verification with an error.
+It reads one snapshot, feeds the other modules of this room with it, counts, and tells how far it is. They decide what
+agrees and what does not. Damaged rows are differences too: nothing that a row holds ends a verification with an error.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping

@@ -1,4 +1,4 @@
-"""Monthly spend caps and their warnings, pure: what a budget allows, and what has to be announced of it.
+"""Monthly spend caps and their warnings: what a budget allows, and what has to be announced of it.
 
 It is given what was spent; it knows no table, no event and no calendar beyond the month in hand.
 """

@@ -1,4 +1,4 @@
-"""Between the contracts of budgets and credit and the domain; it decides nothing."""
+"""The names of budgets, and the events that announce credit and spending, as messages. It decides nothing."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""Whether an organization's prepaid credit is enough to go on: the table of states and the decision, pure.
+"""Whether an organization's prepaid credit is enough to go on: the table of states and the decision.
 
 It knows what is available and the threshold of a warning; it knows no table, no event and nobody who acts on a state.
 """

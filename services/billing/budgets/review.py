@@ -1,6 +1,7 @@
-"""What has to be announced after money moved, and whether a month's cap leaves room for more.
+"""Announces what follows when money moved, and refuses what a month's cap leaves no room for. Not pure: database, bus.
 
-`review` runs in the transaction that posted or held, under the lock of its organizations: each change is announced once.
+`review_spending` runs in the transaction that posted or held, under the lock of its organizations. So each change is
+announced once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,7 @@ async def review_spending(
     touched = _with_projects(spenders)
     if with_budgets and touched:
         month = Month.of(now)
-        budgets = await store.list_budgets(with_budgets, touched, month.start.date())
+        budgets = await store.list_budgets(with_budgets, touched, month.first_day)
         await _announce_shares(connection, outbox, budgets, month, now)
         await _announce_caps(connection, outbox, budgets, month, now)
 
@@ -62,10 +63,13 @@ async def refuse_over_cap(
     required_nanos_usd: int,
     now: datetime,
 ) -> None:
-    """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room; the organization must be locked."""
+    """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room.
+
+    The organization must be locked.
+    """
     month = Month.of(now)
     touched = _with_projects([Spender(project_id, api_key_id)])
-    budgets = await BudgetStore(connection).list_budgets([organization_id], touched, month.start.date())
+    budgets = await BudgetStore(connection).list_budgets([organization_id], touched, month.first_day)
     try:
         caps.check(budgets, required_nanos_usd)
     except CapExceeded as error:
@@ -83,7 +87,7 @@ async def _announce_shares(
     reached = [(budget, percent) for budget in budgets for percent in caps.percents_reached(budget)]
     if not reached:
         return
-    new = await BudgetStore(connection).add_alerts(reached, month.start.date(), now)
+    new = await BudgetStore(connection).add_alerts(reached, month.first_day, now)
     for budget, percent in reached:
         if (budget.project_id, budget.api_key_id, percent) in new:
             event = spend_threshold_to_proto(budget, percent, month, now)
@@ -93,7 +97,7 @@ async def _announce_shares(
 async def _announce_caps(
     connection: Connection, outbox: Outbox, budgets: Sequence[Budget], month: Month, now: datetime
 ) -> None:
-    start: date = month.start.date()
+    start: date = month.first_day
     changed = [budget for budget in budgets if caps.cap_state_changed(budget, start)]
     if not changed:
         return

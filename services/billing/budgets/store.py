@@ -1,5 +1,4 @@
-"""Credit states and budgets in the database: every function takes a connection, and domain values in and out. It decides
-nothing."""
+"""Credit states and budgets in the database. It decides nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -75,8 +74,10 @@ class BudgetStore:
     async def list_budgets(
         self, organization_ids: Iterable[str], spenders: Iterable[Spender], month: date
     ) -> list[Budget]:
-        """The spenders' own budgets with what is spent in the month, a project's before those of its keys; of those that were
-        removed the ones whose cap is still announced."""
+        """The spenders' own budgets with what is spent in the month, a project's before those of its keys.
+
+        A budget that was removed is among them while its cap is still announced.
+        """
         named = sorted(set(spenders))
         rows = _queries.list_budgets(
             self._connection,

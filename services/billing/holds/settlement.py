@@ -1,4 +1,4 @@
-"""What a job owes when it ends: the table of endings and the decision, pure. It knows neither balances nor tables."""
+"""What a job owes when it ends: the table of endings and the decision. It knows neither balances nor tables."""
 
 import enum
 from collections.abc import Mapping

@@ -1,5 +1,8 @@
-"""Closes the invoices of months that are over and past their time of grace. It decides only when; any number of
-processes may do it at once, because closing is done once under the organization's lock."""
+"""Closes the invoices of months that are over and past their time of grace. Not pure: database, bus.
+
+It decides only when. Any number of processes may do it at once, because closing is done once under the organization's
+lock.
+"""
 
 from datetime import date, timedelta
 

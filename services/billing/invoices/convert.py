@@ -1,4 +1,4 @@
-"""Between the contracts of documents and the domain: invoices, credit notes, parties. It decides nothing."""
+"""Invoices, credit notes and parties as messages, and the bytes of a closed invoice. It decides nothing."""
 
 from chassis.names import format_name
 from finemesh.billing.v1 import credit_note_pb2, invoice_pb2

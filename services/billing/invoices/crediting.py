@@ -1,4 +1,7 @@
-"""Credit notes: money given back by a new entry, never by changing an old one. It runs in the caller's transaction."""
+"""Gives money back by a credit note: a new entry, never a change of an old one. Not pure: database, bus.
+
+It runs in the caller's transaction.
+"""
 
 import dataclasses
 from datetime import datetime
@@ -87,7 +90,7 @@ def _same(before: CreditNote, correction: Correction) -> CreditNote:
 
 
 async def _refuse_more_than_invoiced(connection: Connection, correction: Correction) -> None:
-    """An invoice gives back what it asked for, once: whatever the request ids are, its notes come to its total at most."""
+    """All notes of an invoice together come to its total at most, whatever their request ids are."""
     invoices = InvoiceStore(connection)
     if correction.month is None:
         return

@@ -1,5 +1,7 @@
-"""An invoice of one month: lines from settled jobs and served usage, credit notes, totals. Pure: it knows no table and no
-message, and it rounds once per line."""
+"""An invoice of one month: lines from settled jobs and served usage, credit notes, totals.
+
+It knows no table and no message, and it rounds once per line.
+"""
 
 import enum
 import uuid

@@ -1,7 +1,7 @@
-"""Invoices from drafts to documents that never change. Each function runs in the caller's transaction.
+"""Drafts invoices, reads them, and closes them into documents that never change. Not pure: database, bus, protobuf.
 
-Closing takes the lock of the organization's chain, as whoever books does: what is booked before the close is on the
-invoice, and what comes after it goes to a later month.
+Each function runs in the caller's transaction. Closing takes the lock of the organization's chain, as whoever books
+does: what is booked before the close is on the invoice, and what comes after it goes to a later month.
 """
 
 import hashlib

@@ -67,7 +67,10 @@ class InvoiceStore:
         return [(row["organization_id"], row["billing_month"]) async for row in rows]
 
     async def take_number(self, kind: str) -> int:
-        """The next number of an `invoice` or `credit_note`: taken late in a transaction, because all others wait for it."""
+        """The next number of an `invoice` or `credit_note`.
+
+        It is taken late in a transaction, because all others wait for it.
+        """
         number: int = await _queries.take_number(self._connection, kind=kind)
         return number
 
@@ -152,7 +155,7 @@ class InvoiceStore:
         return tuning + served
 
     async def get_totals(self, organization_id: str, months: Sequence[date]) -> dict[date, int]:
-        """The totals that the invoices of these months would have, rounded by line as they are: nano-dollars by month."""
+        """What the invoices of these months would come to, rounded by line as they are: nano-dollars by month."""
         rows = _queries.list_totals(
             self._connection, organization_id=organization_id, billing_months=months, cent=NANOS_USD_PER_CENT
         )
@@ -170,8 +173,8 @@ class InvoiceStore:
     ) -> list[Charge]:
         """The charges with the names of up to `name_max` records each.
 
-        At most `scan_max` records of what was served are looked at, from each day on: a line whose records come after very
-        many others of their day is left without names, and still has their number.
+        At most `scan_max` records of what was served are looked at, from each day on. A line whose records come after
+        very many others of their day is left without names, and still has their number.
         """
         scope = {"organization_id": organization_id, "billing_month": month, "name_max": name_max}
         jobs: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The chain of hashes over an organization's ledger: each entry seals everything before it. Pure; it books nothing.
+"""The chain of hashes over an organization's ledger: each entry seals everything before it. It books nothing.
 
 Whoever has the journal can compute the same hashes with any SHA-256; docs/ledger.md has the formula in words.
 """

@@ -129,7 +129,10 @@ def hold(
     price_book_version: str,
     now: datetime,
 ) -> Transaction | None:
-    """Moves the amount out of reach of other spending; None when it is zero, BalanceInsufficient when it is not there."""
+    """Moves the amount out of reach of other spending; None when it is zero.
+
+    Raises BalanceInsufficient when it is not there.
+    """
     available = balances.available_nanos_usd
     if amount_nanos_usd > available:
         raise BalanceInsufficient(required_nanos_usd=amount_nanos_usd, available_nanos_usd=available)

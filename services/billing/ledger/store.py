@@ -55,7 +55,10 @@ class LedgerStore:
         )
 
     async def post(self, standings: dict[str, Standing], entries: Sequence[Transaction]) -> None:
-        """Writes ledger transactions, each after the last of its organization. `standings` come from the lock and move on."""
+        """Writes ledger transactions, each after the last of its organization.
+
+        `standings` come from `lock` and are moved on.
+        """
         if not entries:
             return
         linked: list[tuple[Transaction, Link]] = []

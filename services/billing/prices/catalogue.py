@@ -1,6 +1,6 @@
-"""Reads the folder of price books at the start and keeps what has been in force in the database.
+"""All versions of price books: read from their folder, and remembered in the database. Not pure: files, database.
 
-A version that has been in force never changes, and does not end before what it has priced; an end that it was stored
+A version that has been in force never changes, and does not end before what it has priced. An end that it was stored
 with stays. A file that says otherwise stops the start.
 """
 
@@ -66,8 +66,8 @@ async def open_catalogue(connection: Connection, folder: Path, *, current: str) 
             )
         if before.effective_until is not None and before.effective_until != book.effective_until:
             raise BookConflict(
-                f"{book.origin.dates}: price book version {version!r} ends on {before.effective_until:%Y-%m-%d} since it"
-                " came into force; write that end back, and let the next version begin on it"
+                f"{book.origin.dates}: price book version {version!r} ends on {before.effective_until:%Y-%m-%d} since"
+                " it came into force; write that end back, and let the next version begin on it"
             )
         if book.effective_until is not None:
             _refuse_early_end(book, book.effective_until, await prices.get_last_priced_day(version))
@@ -101,7 +101,7 @@ def read_folder(folder: Path) -> dict[str, tuple[PriceBook, str]]:
 
 
 def book_paths(folder: Path) -> list[Path]:
-    """The books of a folder, whichever way their ending is written: one that is passed over leaves old prices in force."""
+    """The books of a folder, with either ending: a book that is passed over would leave old prices in force."""
     return sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
 
 

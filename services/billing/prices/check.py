@@ -1,8 +1,9 @@
-"""Checks price books before they are deployed and shows what they say: `python -m services.billing.prices.check [PATH...]`.
+"""Checks price books before they are deployed and shows what they say.
 
-A path is a book or a folder of books; without one it reads the folder that ships with billing. It reads every book and
-tells the first mistake of each, with its line, and whether they can be in one catalogue. It opens no database:
-whether a version has been in force with other content is seen only there, when billing starts.
+Run `python -m services.billing.prices.check [PATH...]`. A path is a book or a folder of books; without one it reads the
+folder that ships with billing. It reads every book and tells the first mistake of each, with its line, and whether they
+can be in one catalogue. It opens no database: whether a version has been in force with other content is seen only when
+billing starts.
 """
 
 import argparse

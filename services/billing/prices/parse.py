@@ -1,4 +1,4 @@
-"""The sections of a price book's file; a wrong book is refused with its line. It prices nothing.
+"""Reads the sections of a price book's file; a wrong book is refused with its line. It prices nothing.
 
 `books/schema.json` says the same for editors and other tools, as far as a schema can; a test compares the two.
 """

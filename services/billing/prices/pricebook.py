@@ -1,6 +1,6 @@
-"""A price book: one dated version of rules and rates, and the catalogue of all versions that this service knows.
+"""A price book: one dated version of rules and rates, and how a rate is found in it.
 
-It holds data and finds entries in it; reading YAML is `bookfile.py`, arithmetic is `pricing.py`.
+It holds data. Reading YAML is `parse.py`, arithmetic is `pricing.py`, all versions together are `catalogue.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

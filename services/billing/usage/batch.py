@@ -1,4 +1,4 @@
-"""Usage records on their way into the database, as columns: what many records share is said once. Pure; it prices nothing.
+"""Usage records on their way into the database, as columns: what many records share is said once. It prices nothing.
 
 A message brings hundreds of records that differ in three or four values; a value object for each would cost more than
 booking it.

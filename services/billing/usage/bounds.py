@@ -1,4 +1,4 @@
-"""What events claim was used, and the bounds within which a claim can be true. Pure: it prices and books nothing."""
+"""The bounds within which what an event claims can be true. It prices and books nothing."""
 
 from datetime import UTC, datetime
 

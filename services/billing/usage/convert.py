@@ -1,4 +1,4 @@
-"""What events say of usage, as values. It decides nothing; what cannot be read is refused."""
+"""What events say of usage, as values. What cannot be read is refused; it decides nothing else."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What things cost, summed by project, model, day and more. It reads sums and settled holds, never single records."""
+"""The rows and dimensions of a report of what things cost. Plain values."""
 
 import enum
 from dataclasses import dataclass

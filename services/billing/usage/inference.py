@@ -4,8 +4,8 @@ It runs in the consumer's transaction, so an event and its effect are one. It kn
 jobs and machines.
 
 A message brings hundreds of calls, so records are booked as columns and posted as one ledger transaction for each
-group of calls that share organization, project, resource, price and month. Nothing is refused for lack of credit: what was
-served is owed.
+group of calls that share organization, project, resource, price and month. Nothing is refused for lack of credit:
+what was served is owed.
 """
 
 import uuid
@@ -50,7 +50,8 @@ class _GroupKey(NamedTuple):
     resource: str
     base_model: str
     price_book_version: str
-    # Of the use. Which invoice has it must not matter here: a replay meets other closed months, and writes the same entries.
+    # Of the use. Which invoice has it must not matter here: a replay meets other closed months and must write the same
+    # entries.
     month: date
     api_key_id: str
 

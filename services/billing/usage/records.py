@@ -1,4 +1,7 @@
-"""What billing remembers: usage records, holds, endings of jobs. Plain values; no rule and no table."""
+"""What billing remembers of usage, and what events claim of it. Plain values; no rule and no table.
+
+A fact is one report of work by whoever did it. A record is that fact with its price.
+"""
 
 import enum
 import uuid
@@ -27,9 +30,12 @@ RULE_TOKENS: Mapping[UsageKind, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class UsageRecord:
-    """One priced fact. `unit_price_nanos_usd` is of a million tokens, a device minute or a node hour; `model` is the base
-    model whose price applies, or the hardware type. `billing_month` is the first day of the month whose invoice has it;
-    `transaction_id` names the entry that posted it, None for a job's records, which its settlement posts."""
+    """One priced fact.
+
+    `unit_price_nanos_usd` is of a million tokens, a device minute or a node hour; `model` is the base model whose price
+    applies, or the hardware type. `billing_month` is the first day of the month whose invoice has it. `transaction_id`
+    names the entry that posted it; it is None for a job's records, which its settlement posts.
+    """
 
     work_key: str
     kind: UsageKind

@@ -118,8 +118,10 @@ class UsageStore:
         return _page(rows, row_max=scan_max, looked_at_max=scan_max)
 
     async def within_month(self, wanted: UsageFilter, organization_id: str) -> UsageFilter:
-        """The same filter, with its span cut to the days that have records behind its month's invoice: those that came late
-        or belong to a job can be of any day."""
+        """The same filter, with its span cut to the days that have records behind its month's invoice.
+
+        Records that came late or belong to a job can be of any day.
+        """
         days = await _queries.get_billed_days(
             self._connection,
             organization_id=organization_id,

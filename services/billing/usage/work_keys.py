@@ -1,5 +1,6 @@
-"""The names of pieces of work, as whoever reports work derives them: the same work has the same name, so it is booked
-once. Pure; it knows no event and no table.
+"""The names of pieces of work, as whoever reports work derives them.
+
+The same work has the same name, so it is booked once. It knows no event and no table.
 """
 
 import re
@@ -28,7 +29,10 @@ def of_training(kind: UsageKind, job_id: str, start_step: int, end_step: int) ->
 
 
 def rented_number(kind: UsageKind, project_id: str, resource: str, work_key: str) -> int | None:
-    """Which minute of an endpoint or hour of a cluster of the project it is; None when the key is not one of `resource`."""
+    """Which minute of an endpoint, or hour of a cluster, of the project it is.
+
+    None when the key is not one of `resource`.
+    """
     begin = f"projects/{project_id}/{COLLECTIONS[kind]}/"
     rented_id = resource.removeprefix(begin)
     if not resource.startswith(begin) or not rented_id or "/" in rented_id or not work_key.startswith(f"{rented_id}:"):

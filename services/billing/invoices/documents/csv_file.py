@@ -1,4 +1,4 @@
-"""An invoice as CSV (RFC 4180): a header, a row per line and credit note, and the total. It knows no layout.
+"""An invoice as CSV (RFC 4180): a header, a row per line and credit note, and the total. Not pure: protobuf.
 
 Texts that a spreadsheet would run as a formula begin with an apostrophe instead; figures are never changed.
 """
@@ -31,8 +31,8 @@ HEADER = (
     "usage_records",
     "minimum_applied",
 )
-# What spreadsheets take for the beginning of a formula, in ASCII and in full width; what they cannot show before it, they
-# strip or skip, and some run what comes after a line break.
+# What spreadsheets take for the beginning of a formula, in ASCII and in full width. They strip or skip what they cannot
+# show before it, and some run what comes after a line break.
 _FORMULA = frozenset("=+-@＝＋－＠")
 _BREAKS = ("\t", "\r", "\n")
 

@@ -1,4 +1,4 @@
-"""One invoice, any of its documents: content, media type and a name for the file."""
+"""An invoice in each of its formats: content, media type and a name for the file. Not pure: protobuf."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

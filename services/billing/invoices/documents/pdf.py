@@ -1,5 +1,7 @@
-"""An invoice as PDF: A4, a table that breaks over pages, header and footer on each. The same sheet is the same bytes:
-nothing in the file comes from the clock or from chance."""
+"""An invoice as PDF: A4, a table that breaks over pages, header and footer on each.
+
+The same sheet is the same bytes: nothing in the file comes from the clock or from chance.
+"""
 
 import io
 from collections.abc import Callable, Iterator

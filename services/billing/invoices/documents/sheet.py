@@ -1,4 +1,7 @@
-"""An invoice as the words and figures of a page, for HTML and PDF alike. It decides no amount and knows no layout."""
+"""An invoice as the words and figures of a page, for HTML and PDF alike. Not pure: protobuf.
+
+It decides no amount and knows no layout.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +154,7 @@ def _payment(invoice: invoice_pb2.Invoice) -> str:
     moment = "now" if invoice.open else "when this invoice was closed"
     if invoice.owed_nanos_usd:
         return (
-            f"Taken from prepaid credit, which did not cover {in_dollars(invoice.owed_nanos_usd)} {CURRENCY} of all usage"
-            f" {moment}; the next credit pays that first."
+            f"Taken from prepaid credit, which did not cover {in_dollars(invoice.owed_nanos_usd)} {CURRENCY} of all"
+            f" usage {moment}; the next credit pays that first."
         )
     return "Paid from prepaid credit; nothing is due."
