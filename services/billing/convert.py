@@ -1,8 +1,5 @@
-"""Amounts and moments as messages, for the converters of all rooms."""
+"""Amounts of money as messages, for the converters of all rooms."""
 
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.type import money_pb2
 
 _NANOS_USD_PER_USD = 10**9
@@ -13,9 +10,3 @@ def money_to_proto(nanos_usd: int) -> money_pb2.Money:
     sign = -1 if nanos_usd < 0 else 1
     units, nanos = divmod(abs(nanos_usd), _NANOS_USD_PER_USD)
     return money_pb2.Money(currency_code="USD", units=sign * units, nanos=sign * nanos)
-
-
-def timestamp_to_proto(moment: datetime) -> Timestamp:
-    value = Timestamp()
-    value.FromDatetime(moment)
-    return value

@@ -6,15 +6,16 @@ from chassis import paging
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import NotFound
+from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
+from chassis.timestamps import time_to_proto
 from finemesh.billing.v1 import billing_service_pb2 as pb
 from finemesh.billing.v1 import billing_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import balance_to_proto, price_to_proto, usage_record_to_proto, work_from_proto
-from services.billing.api.errors import invalid, typed_errors
+from services.billing.api.errors import typed_errors
 from services.billing.api.requests import (
     check_size,
     cursor_of,
@@ -26,7 +27,6 @@ from services.billing.api.requests import (
 from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
 from services.billing.config import BillingSettings
-from services.billing.convert import timestamp_to_proto
 from services.billing.holds.hold import HoldState
 from services.billing.holds.store import HoldStore
 from services.billing.invoices import invoicing
@@ -91,17 +91,20 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
 
     async def ListUsageRecords(self, request: pb.ListUsageRecordsRequest, context: Any) -> pb.ListUsageRecordsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
         wanted = list_filter_from_proto(request, project_id)
-        scope = f"usage:{wanted!r}"
-        after = position_of(paging.decode_token(request.page_token, scope=scope, kinds=(int, str)), str)
+        page = paging.read_page(
+            request, scope=f"usage:{wanted!r}", kinds=(int, str), maximum=self._settings.page_size_max
+        )
         async with self._pool.acquire() as connection:
-            page = await UsageStore(connection).list_newest(
-                wanted, after=after, row_max=size, scan_max=self._settings.usage_scan_max
+            found = await UsageStore(connection).list_newest(
+                wanted,
+                after=position_of(page.cursor, str),
+                row_max=page.size,
+                scan_max=self._settings.usage_scan_max,
             )
-        token = paging.encode_token(cursor_of(*page.next), scope=scope) if page.next is not None else ""
+        token = page.token(cursor_of(*found.next)) if found.next is not None else ""
         return pb.ListUsageRecordsResponse(
-            usage_records=[usage_record_to_proto(record) for record in page.records], next_page_token=token
+            usage_records=[usage_record_to_proto(record) for record in found.records], next_page_token=token
         )
 
     async def GetInvoice(self, request: pb.GetInvoiceRequest, context: Any) -> pb.GetInvoiceResponse:
@@ -136,7 +139,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
             training_tokens=totals.training_tokens,
             evaluation_tokens=totals.evaluation_tokens,
             discrepancy=hold.discrepancy,
-            hold_expire_time=timestamp_to_proto(hold.expire_time) if hold.state is HoldState.HELD else None,
+            hold_expire_time=time_to_proto(hold.expire_time) if hold.state is HoldState.HELD else None,
         )
 
     def _check_top_up(self, request: pb.TopUpRequest) -> None:

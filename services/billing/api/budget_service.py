@@ -6,14 +6,13 @@ from typing import Any
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
-from chassis.errors import FieldViolation, InvalidArgument, PermissionDenied, ResourceExhausted
+from chassis.errors import FieldViolation, PermissionDenied, ResourceExhausted, invalid, refuse_invalid
 from chassis.identity import Caller, current_caller
 from chassis.names import own_name, own_parent
 from finemesh.billing.v1 import budget_service_pb2 as pb
 from finemesh.billing.v1 import budget_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import budget_to_proto
-from services.billing.api.errors import invalid
 from services.billing.budgets import caps
 from services.billing.budgets.caps import Spender
 from services.billing.budgets.convert import WHOLE_PROJECT
@@ -115,9 +114,7 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
         problem = caps.percents_problem(percents)
         if problem:
             violations.append(FieldViolation("alert_percents", problem))
-        if violations:
-            message = f"{violations[0].field} {violations[0].description}"
-            raise InvalidArgument("INVALID_FIELD", message, violations=violations)
+        refuse_invalid(violations)
 
 
 def _member() -> Caller:

@@ -6,7 +6,9 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from chassis.bus.dead_letters import DeadLetter
+from chassis.errors import invalid
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.billing.v1 import (
     balance_pb2,
     billing_service_pb2,
@@ -15,13 +17,12 @@ from finemesh.billing.v1 import (
     ledger_service_pb2,
     usage_record_pb2,
 )
-from services.billing.api.errors import invalid
 from services.billing.audit.verification import Progress
 from services.billing.budgets.caps import Budget
 from services.billing.budgets.convert import budget_name
 from services.billing.budgets.credit import CreditState, state_of
 from services.billing.calendar import Month
-from services.billing.convert import money_to_proto, timestamp_to_proto
+from services.billing.convert import money_to_proto
 from services.billing.ledger.chain import EntryRow
 from services.billing.ledger.entries import Balances
 from services.billing.prices.pricing import Price, QuantityInvalid, Work
@@ -104,7 +105,7 @@ def usage_record_to_proto(record: UsageRecord) -> usage_record_pb2.UsageRecord:
         resource=record.resource,
         model=record.model,
         quantity=record.quantity,
-        usage_time=timestamp_to_proto(record.usage_time),
+        usage_time=time_to_proto(record.usage_time),
         amount_nanos_usd=record.amount_nanos_usd,
         price_book_version=record.price_book_version,
         start_step=record.start_step,
@@ -124,7 +125,7 @@ def budget_to_proto(budget: Budget, month: Month) -> budget_service_pb2.Budget:
         spent_nanos_usd=budget.spent_nanos_usd,
         capped=budget.capped,
         month=str(month),
-        update_time=timestamp_to_proto(budget.update_time),
+        update_time=time_to_proto(budget.update_time),
     )
 
 
@@ -154,7 +155,7 @@ def journal_entry_to_proto(row: EntryRow) -> ledger_service_pb2.JournalEntry:
         organization_id=row.organization_id,
         resource=row.resource or "",
         price_book_version=row.price_book_version or "",
-        transaction_time=timestamp_to_proto(row.transaction_time),
+        transaction_time=time_to_proto(row.transaction_time),
         postings=[
             ledger_service_pb2.JournalPosting(account=account, amount_nanos_usd=amount)
             for account, amount in zip(row.accounts or (), row.amounts or (), strict=True)
@@ -174,7 +175,7 @@ def dead_letter_to_proto(
         reason=letter.reason,
         error=letter.error,
         failures=letter.failures,
-        create_time=timestamp_to_proto(letter.create_time),
+        create_time=time_to_proto(letter.create_time),
         event_json=shown if len(shown.encode()) <= json_bytes_max else "",
     )
 

@@ -3,14 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import InvalidArgument, invalid
 from services.billing.prices.pricing import PriceUnknown, QuantityInvalid
 from services.billing.usage.bounds import FactInvalid
-
-
-def invalid(field: str, problem: str) -> InvalidArgument:
-    """The error for one field of a request."""
-    return InvalidArgument("INVALID_FIELD", f"{field} {problem}", violations=[FieldViolation(field, problem)])
 
 
 @contextmanager

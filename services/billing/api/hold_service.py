@@ -6,15 +6,16 @@ from typing import Any
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
+from chassis.errors import invalid
 from chassis.names import format_name, parse_name
+from chassis.timestamps import time_to_proto
 from finemesh.holds.v1 import hold_service_pb2, hold_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import price_to_proto, work_from_proto
-from services.billing.api.errors import invalid, typed_errors
+from services.billing.api.errors import typed_errors
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
-from services.billing.convert import timestamp_to_proto
 from services.billing.holds import holding
 from services.billing.holds.store import HoldStore
 from services.billing.ledger.store import LedgerStore
@@ -76,7 +77,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         return hold_service_pb2.CreateHoldResponse(
             hold_id=hold.id,
             quote=price_to_proto(holding.quote_of(hold, made_by), made_by.version),
-            expire_time=timestamp_to_proto(hold.expire_time),
+            expire_time=time_to_proto(hold.expire_time),
         )
 
     async def ReleaseHold(
@@ -102,7 +103,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         until = self._clock.now() + self._hold_ttl
         async with transaction(self._pool) as connection:
             ended = await HoldStore(connection).renew(list(request.resources), until)
-        return hold_service_pb2.RenewHoldsResponse(ended_resources=ended, expire_time=timestamp_to_proto(until))
+        return hold_service_pb2.RenewHoldsResponse(ended_resources=ended, expire_time=time_to_proto(until))
 
     def _current_book(self, version: str) -> PriceBook:
         """Only the current version holds money: nobody may choose a cheaper book for a job."""

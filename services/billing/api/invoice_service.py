@@ -49,17 +49,16 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, context: Any) -> pb.ListInvoicesResponse:
         account = requests.own_account(current_caller())
-        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
-        scope = f"invoices:{account}"
-        before = requests.month_before(paging.decode_token(request.page_token, scope=scope, kinds=(str,)))
+        page = paging.read_page(
+            request, scope=f"invoices:{account}", kinds=(str,), maximum=self._settings.page_size_max
+        )
+        before = requests.month_before(page.cursor)
         async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
             heads = await invoicing.list_heads(
-                connection, account, before=before, running=Month.of(self._clock.now()), row_max=size + 1
+                connection, account, before=before, running=Month.of(self._clock.now()), row_max=page.row_max
             )
-        page = heads[:size]
-        more = len(heads) > size
-        token = paging.encode_token((page[-1].name.rpartition("/")[2],), scope=scope) if more else ""
-        return pb.ListInvoicesResponse(invoices=page, next_page_token=token)
+        shown, token = page.cut(heads, lambda head: (head.name.rpartition("/")[2],))
+        return pb.ListInvoicesResponse(invoices=shown, next_page_token=token)
 
     async def RenderInvoice(self, request: pb.RenderInvoiceRequest, context: Any) -> pb.RenderInvoiceResponse:
         account = requests.own_account(current_caller())
@@ -104,17 +103,16 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
 
     async def ListCreditNotes(self, request: pb.ListCreditNotesRequest, context: Any) -> pb.ListCreditNotesResponse:
         account = requests.own_account(current_caller())
-        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
-        scope = f"creditNotes:{account}"
-        cursor = paging.decode_token(request.page_token, scope=scope, kinds=(int,))
+        page = paging.read_page(
+            request, scope=f"creditNotes:{account}", kinds=(int,), maximum=self._settings.page_size_max
+        )
         async with self._pool.acquire() as connection:
             notes = await InvoiceStore(connection).list_credit_notes(
-                account, before=int(cursor[0]) if cursor else None, row_max=size + 1
+                account, before=int(page.cursor[0]) if page.cursor else None, row_max=page.row_max
             )
-        page = notes[:size]
-        token = paging.encode_token((page[-1].number,), scope=scope) if len(notes) > size else ""
+        shown, token = page.cut(notes, lambda note: (note.number,))
         return pb.ListCreditNotesResponse(
-            credit_notes=[credit_note_to_proto(note) for note in page], next_page_token=token
+            credit_notes=[credit_note_to_proto(note) for note in shown], next_page_token=token
         )
 
     async def GetBillingProfile(

@@ -14,14 +14,13 @@ from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool
-from chassis.errors import ResourceExhausted
+from chassis.errors import ResourceExhausted, invalid
 from chassis.identity import current_caller
 from chassis.names import parse_name
 from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
-from services.billing.api.errors import invalid
 from services.billing.api.requests import cursor_of, own_account, position_of
 from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
@@ -29,7 +28,6 @@ from services.billing.ledger.store import LedgerStore
 
 OPERATOR_ROLE = "operator"
 EVERY_ORGANIZATION = "organizations/-"
-_LETTERS = "dead letters"
 
 
 class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
@@ -91,9 +89,8 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         current_caller().require_role(OPERATOR_ROLE)
-        size = paging.page_size(request.page_size, maximum=self._settings.page_size_max)
-        cursor = paging.decode_token(request.page_token, scope=_LETTERS, kinds=(int, str))
-        after = position_of(cursor, uuid.UUID)
+        page = paging.read_page(request, scope="dead letters", kinds=(int, str), maximum=self._settings.page_size_max)
+        after = position_of(page.cursor, uuid.UUID)
         answer = pb.ListDeadLettersResponse()
         # Events can be large: a page ends with its number of rows or when it fills half a message.
         size_bytes, bytes_max = 0, self._settings.message_size_bytes_max // 2
@@ -103,9 +100,9 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                     connection, self._consumer.durable, after=after, row_max=self._settings.dead_letter_batch_rows
                 )
             for letter in letters:
-                if len(answer.dead_letters) == size or size_bytes > bytes_max:
+                if len(answer.dead_letters) == page.size or size_bytes > bytes_max:
                     assert after is not None
-                    answer.next_page_token = paging.encode_token(cursor_of(*after), scope=_LETTERS)
+                    answer.next_page_token = page.token(cursor_of(*after))
                     return answer
                 event = self._consumer.read(letter.event_type, letter.payload)
                 shown = dead_letter_to_proto(letter, event, json_bytes_max=bytes_max // 2)

@@ -10,13 +10,12 @@ from typing import TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import paging
-from chassis.errors import NotFound, PermissionDenied, ResourceExhausted
+from chassis.errors import NotFound, PermissionDenied, ResourceExhausted, invalid
 from chassis.identity import Caller
 from chassis.names import NAME_CHARS_MAX, parse_name
 from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, invoice_service_pb2, usage_record_pb2
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import USAGE_KIND_OF
-from services.billing.api.errors import invalid
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
 from services.billing.invoices.convert import invoice_name, party_from_proto
@@ -143,7 +142,7 @@ def position_of(cursor: paging.Cursor | None, read_key: Callable[[str], _K]) -> 
     try:
         return _EPOCH + int(cursor[0]) * datetime.resolution, read_key(str(cursor[1]))
     except (ValueError, OverflowError):
-        raise invalid("page_token", "is not a token of this list; begin again without one") from None
+        raise paging.invalid_token() from None
 
 
 def cursor_of(moment: datetime, key: object) -> paging.Cursor:
@@ -156,7 +155,7 @@ def month_before(cursor: paging.Cursor | None) -> date | None:
         return None
     month = Month.parse(str(cursor[0]))
     if month is None:
-        raise invalid("page_token", "is not a token of this list; begin again without one")
+        raise paging.invalid_token()
     return month.first_day
 
 

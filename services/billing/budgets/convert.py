@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.billing.v1 import budget_service_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.budgets.caps import Budget
 from services.billing.budgets.credit import CreditChange
 from services.billing.calendar import Month
-from services.billing.convert import timestamp_to_proto
 
 # The id of a project's own budget; a key's budget has the id of the key.
 WHOLE_PROJECT = "project"
@@ -26,7 +26,7 @@ def credit_change_to_proto(change: CreditChange, now: datetime) -> billing_event
         available_nanos_usd=change.balances.available_nanos_usd,
         owed_nanos_usd=change.balances.owed_nanos_usd,
         revision=change.revision,
-        event_time=timestamp_to_proto(now),
+        event_time=time_to_proto(now),
     )
 
 
@@ -41,7 +41,7 @@ def spend_threshold_to_proto(
         percent=percent,
         spent_nanos_usd=budget.spent_nanos_usd,
         cap_nanos_usd=budget.monthly_cap_nanos_usd,
-        event_time=timestamp_to_proto(now),
+        event_time=time_to_proto(now),
     )
 
 
@@ -51,9 +51,9 @@ def spend_cap_to_proto(budget: Budget, month: Month, now: datetime) -> billing_e
         project_id=budget.project_id,
         api_key_id=budget.api_key_id,
         capped=budget.capped,
-        until_time=timestamp_to_proto(month.end),
+        until_time=time_to_proto(month.end),
         spent_nanos_usd=budget.spent_nanos_usd,
         cap_nanos_usd=budget.monthly_cap_nanos_usd,
         revision=budget.revision + 1,
-        event_time=timestamp_to_proto(now),
+        event_time=time_to_proto(now),
     )

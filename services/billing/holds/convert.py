@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
+from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import billing_events_pb2
-from services.billing.convert import timestamp_to_proto
 from services.billing.holds.hold import Hold
 
 
@@ -13,5 +13,5 @@ def expired_hold_to_proto(hold: Hold, now: datetime) -> billing_events_pb2.HoldE
         project_id=hold.project_id,
         organization_id=hold.organization_id,
         released_nanos_usd=hold.held_nanos_usd,
-        event_time=timestamp_to_proto(now),
+        event_time=time_to_proto(now),
     )

@@ -4,7 +4,6 @@ What a job's scheduler forgot must not keep its owner's money for ever. It judge
 itself: while billing was away, nobody could renew.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -12,7 +11,8 @@ import structlog
 from chassis.backoff import Backoff
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Connection, Pool, database_is_away, transaction
+from chassis.db.pool import Connection, Pool, transaction
+from chassis.rounds import AbsenceGuard, run_rounds
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.holds.convert import expired_hold_to_proto
@@ -28,27 +28,6 @@ LOOKS_MISSED_MAX = 4
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Since when billing could be asked to renew holds without a gap, on the monotonic clock."""
-
-    since_s: float
-    last_s: float
-
-    @staticmethod
-    def begin(now_s: float) -> "Watch":
-        return Watch(since_s=now_s, last_s=now_s)
-
-    def look(self, now_s: float, gap_s_max: float) -> "Watch":
-        """Called at each look that reached the database; a longer gap between two looks begins the watch anew."""
-        if now_s - self.last_s > gap_s_max:
-            return Watch.begin(now_s)
-        return Watch(since_s=self.since_s, last_s=now_s)
-
-    def may_judge(self, grace_s: float) -> bool:
-        return self.last_s - self.since_s >= grace_s
-
-
 class Sweeper:
     """Ends holds whose time is over: by what is booked if the job's ending is known, else by giving all of it back."""
 
@@ -60,24 +39,22 @@ class Sweeper:
         self._outbox = outbox
         self._settings = settings
         self._clock = clock
-        self._watch = Watch.begin(clock.monotonic())
+        self._absence = AbsenceGuard(
+            clock,
+            gap_s_max=settings.hold_sweep_interval_s * LOOKS_MISSED_MAX,
+            watch_s_min=settings.hold_grace_s,
+        )
 
     async def run(self) -> None:
         """Sweeps until cancelled; a database that is away is waited for."""
         settings = self._settings
-        backoff = Backoff(first_s=settings.reconnect_backoff_s_min, last_s=settings.reconnect_backoff_s_max)
-        while True:
-            try:
-                more = await self.sweep()
-            except Exception as error:
-                if not database_is_away(error):
-                    raise
-                _log.warning("sweeper_waits", error=repr(error))
-                await self._clock.sleep(backoff.next_s())
-                continue
-            backoff.reset()
-            if not more:
-                await self._clock.sleep(settings.hold_sweep_interval_s)
+        await run_rounds(
+            "hold_sweeper",
+            self.sweep,
+            wait=lambda: self._clock.sleep(settings.hold_sweep_interval_s),
+            clock=self._clock,
+            backoff=Backoff(first_s=settings.reconnect_backoff_s_min, last_s=settings.reconnect_backoff_s_max),
+        )
 
     async def sweep(self) -> bool:
         """One look; True when there may be more to end at once."""
@@ -86,8 +63,8 @@ class Sweeper:
             resources = await HoldStore(connection).list_expired(
                 self._clock.now(), row_max=settings.hold_sweep_batch_max
             )
-        self._watch = self._watch.look(self._clock.monotonic(), settings.hold_sweep_interval_s * LOOKS_MISSED_MAX)
-        if not self._watch.may_judge(settings.hold_grace_s):
+        self._absence.look()
+        if not self._absence.may_judge:
             return False
         for resource in resources:
             async with transaction(self._pool) as connection:

@@ -8,9 +8,11 @@ from datetime import date, timedelta
 
 import structlog
 
+from chassis.backoff import Backoff
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
+from chassis.rounds import run_rounds
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
 from services.billing.invoices import invoicing
@@ -30,14 +32,19 @@ class Closer:
         self._clock = clock
 
     async def run(self) -> None:
-        while True:
-            try:
-                await self.close_due()
-            except Exception as error:
-                if not database_is_away(error):
-                    raise
-                _log.warning("closing_postponed", error=repr(error))
-            await self._clock.sleep(self._settings.invoice_close_interval_s)
+        interval_s = self._settings.invoice_close_interval_s
+        await run_rounds(
+            "invoice_closer",
+            self._close_all_due,
+            wait=lambda: self._clock.sleep(interval_s),
+            clock=self._clock,
+            backoff=Backoff(first_s=interval_s, last_s=interval_s),
+        )
+
+    async def _close_all_due(self) -> bool:
+        await self.close_due()
+        # Whatever is left is not due yet, or cannot be closed: it is looked at again after the pause.
+        return False
 
     async def close_due(self) -> int:
         """Closes all that is due and returns how many invoices that were; one that cannot be closed stops no other."""

@@ -1,10 +1,11 @@
 """Invoices, credit notes and parties as messages, and the bytes of a closed invoice. It decides nothing."""
 
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.calendar import Month
-from services.billing.convert import money_to_proto, timestamp_to_proto
+from services.billing.convert import money_to_proto
 from services.billing.invoices.invoice import CreditNote, Invoice, Line, credit_note_number, invoice_number
 from services.billing.invoices.store import ClosedInvoice
 from services.billing.terms import Party
@@ -13,14 +14,14 @@ from services.billing.terms import Party
 def invoice_to_proto(invoice: Invoice) -> invoice_pb2.Invoice:
     return invoice_pb2.Invoice(
         name=invoice_name(invoice.organization_id, invoice.month),
-        period_start_time=timestamp_to_proto(invoice.month.start),
-        period_end_time=timestamp_to_proto(invoice.month.end),
+        period_start_time=time_to_proto(invoice.month.start),
+        period_end_time=time_to_proto(invoice.month.end),
         lines=[_line_to_proto(line) for line in invoice.lines],
         total_nanos_usd=invoice.total_nanos_usd,
         total=money_to_proto(invoice.total_nanos_usd),
         open=invoice.open,
         number=invoice_number(invoice.number) if invoice.number else "",
-        close_time=timestamp_to_proto(invoice.close_time) if invoice.close_time else None,
+        close_time=time_to_proto(invoice.close_time) if invoice.close_time else None,
         issuer=party_to_proto(invoice.issuer),
         customer=party_to_proto(invoice.customer),
         credit_notes=[credit_note_to_proto(note) for note in invoice.credit_notes],
@@ -45,12 +46,12 @@ def closed_head_to_proto(organization_id: str, closed: ClosedInvoice) -> invoice
     month = Month.from_day(closed.billing_month)
     return invoice_pb2.Invoice(
         name=invoice_name(organization_id, month),
-        period_start_time=timestamp_to_proto(month.start),
-        period_end_time=timestamp_to_proto(month.end),
+        period_start_time=time_to_proto(month.start),
+        period_end_time=time_to_proto(month.end),
         total_nanos_usd=closed.total_nanos_usd,
         total=money_to_proto(closed.total_nanos_usd),
         number=invoice_number(closed.number),
-        close_time=timestamp_to_proto(closed.close_time),
+        close_time=time_to_proto(closed.close_time),
         sha256=closed.sha256.hex(),
     )
 
@@ -61,8 +62,8 @@ def open_head_to_proto(
     """An open invoice without its lines, for lists."""
     return invoice_pb2.Invoice(
         name=invoice_name(organization_id, month),
-        period_start_time=timestamp_to_proto(month.start),
-        period_end_time=timestamp_to_proto(month.end),
+        period_start_time=time_to_proto(month.start),
+        period_end_time=time_to_proto(month.end),
         total_nanos_usd=total_nanos_usd,
         total=money_to_proto(total_nanos_usd),
         open=True,
@@ -76,7 +77,7 @@ def invoice_closed_to_proto(organization_id: str, closed: ClosedInvoice) -> bill
         organization_id=organization_id,
         number=invoice_number(closed.number),
         total_nanos_usd=closed.total_nanos_usd,
-        event_time=timestamp_to_proto(closed.close_time),
+        event_time=time_to_proto(closed.close_time),
     )
 
 
@@ -88,7 +89,7 @@ def credit_note_to_proto(note: CreditNote) -> credit_note_pb2.CreditNote:
         reason=note.reason,
         resource=note.resource,
         invoice=note.invoice,
-        create_time=timestamp_to_proto(note.create_time),
+        create_time=time_to_proto(note.create_time),
         transaction_id=str(note.transaction_id),
         billing_month=f"{note.billing_month:%Y-%m}",
     )

@@ -1,19 +1,17 @@
 """What events say of usage, as values. What cannot be read is refused; it decides nothing else."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.names import parse_name
+from chassis.timestamps import time_from_proto
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.holds.hold import JobEnding
 from services.billing.holds.settlement import Ending
 from services.billing.usage.bounds import FactInvalid
 from services.billing.usage.records import ClusterFact, EndpointFact, InferenceFact, TrainingFact, UsageKind
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 _TRAINING_KINDS = {"train": UsageKind.TRAINING_TOKENS, "evaluate": UsageKind.EVALUATION_TOKENS}
 
@@ -115,7 +113,6 @@ def _job_id(name: str, project_id: str) -> str:
 
 def _moment(name: str, value: Timestamp) -> datetime:
     try:
-        # Several times as fast as ToDatetime, which every served call would pay for.
-        return _EPOCH + timedelta(0, value.seconds, value.nanos // 1000)
-    except (ValueError, OverflowError):
+        return time_from_proto(value)
+    except ValueError:
         raise FactInvalid(f"{name} is no moment of this era") from None

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from chassis.clock import ManualClock
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition, InvalidArgument
+from chassis.rounds import AbsenceGuard
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.config import BillingSettings
-from services.billing.holds.expiry import LOOKS_MISSED_MAX, Sweeper, Watch
+from services.billing.holds.expiry import LOOKS_MISSED_MAX, Sweeper
 from services.billing.holds.store import HoldStore
 from services.billing.ledger.store import LedgerStore
 from services.billing.usage.store import UsageStore
@@ -178,10 +180,15 @@ async def test_nobody_is_judged_before_they_could_renew(world: World) -> None:
 
 def test_an_absence_begins_the_watch_anew() -> None:
     gap = 30.0 * LOOKS_MISSED_MAX
-    watch = Watch.begin(0.0)
-    for now_s in (30.0, 60.0, 90.0):
-        watch = watch.look(now_s, gap)
-    assert watch.may_judge(90.0)
-    assert not watch.may_judge(91.0)
-    watch = watch.look(90.0 + gap + 1, gap)
-    assert not watch.may_judge(1.0)
+    clock = ManualClock()
+    enough = AbsenceGuard(clock, gap_s_max=gap, watch_s_min=90.0)
+    too_short = AbsenceGuard(clock, gap_s_max=gap, watch_s_min=91.0)
+    for _ in range(3):
+        clock.jump(30.0)
+        enough.look()
+        too_short.look()
+    assert enough.may_judge
+    assert not too_short.may_judge
+    clock.jump(gap + 1)
+    enough.look()
+    assert not enough.may_judge
