@@ -1,6 +1,7 @@
-"""Makes the first organization, project and key of a platform, straight in the database, and prints the key once.
+"""Makes the first organization, project and key of a platform. Not pure: database, protobuf.
 
-Run it as `python -m services.gateway.bootstrap`; it refuses when there is an organization, unless told `--new-key`.
+It writes straight into the database and prints the key once. Run it as `python -m services.gateway.bootstrap`; it
+refuses when there is an organization, unless told `--new-key`.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from chassis.names import format_name
 from chassis.telemetry import logs
 from chassis.telemetry import trace as telemetry
 from finemesh.identity.v1 import identity_pb2
-from services.gateway import audit, keys
-from services.gateway.config import GatewaySettings
-from services.gateway.domain import RESERVED_SLUGS, ROLES, SLUG, ApiKey, Organization, Project
-from services.gateway.store import MIGRATIONS, Store
+from services.gateway.config import MIGRATIONS, GatewaySettings
+from services.gateway.identity import keys
+from services.gateway.identity.domain import RESERVED_SLUGS, ROLES, SLUG, ApiKey, Organization, Project
+from services.gateway.identity.store import IdentityStore
+from services.gateway.requests import audit
 
 log = structlog.get_logger()
 
@@ -56,23 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _bootstrap(settings: GatewaySettings, options: argparse.Namespace) -> dict[str, str]:
     clock = SystemClock()
     telemetry.carry(None)
-    store, ids, now = Store(), SystemIds(clock), clock.now()
+    ids, now = SystemIds(clock), clock.now()
     pool = await open_pool(settings)
     try:
         await migrate(pool, [MIGRATIONS])
         async with transaction(pool) as connection:
             # Two bootstraps at once must not both find an empty database.
-            await store.lock_bootstrap(connection)
-            organizations = await store.count_organizations(connection)
+            store = IdentityStore(connection)
+            await store.lock_bootstrap()
+            organizations = await store.count_organizations()
             if options.new_key:
-                project = await store.project_by_slug(connection, options.slug)
+                project = await store.project_by_slug(options.slug)
                 if project is None:
                     raise Refused(f"there is no project with the slug {options.slug}; run this without --new-key first")
             elif organizations:
                 raise Refused(f"there are {organizations} organizations already; --new-key makes a key of a project")
             else:
-                project = await _make_first(store, connection, ids, options, now)
-            secret = await _make_key(store, connection, ids, project, now)
+                project = await _make_first(connection, ids, options, now)
+            secret = await _make_key(connection, ids, project, now)
     finally:
         await pool.close()
     return {
@@ -83,9 +86,7 @@ async def _bootstrap(settings: GatewaySettings, options: argparse.Namespace) -> 
     }
 
 
-async def _make_first(
-    store: Store, connection: Connection, ids: Ids, options: argparse.Namespace, now: datetime
-) -> Project:
+async def _make_first(connection: Connection, ids: Ids, options: argparse.Namespace, now: datetime) -> Project:
     if not SLUG.fullmatch(options.slug) or options.slug in RESERVED_SLUGS:
         raise Refused(f"{options.slug!r} cannot be a slug: 3 to 40 lower-case letters, digits and inner hyphens")
     organization = Organization(organization_id=ids.new("org_"), display_name=options.organization, create_time=now)
@@ -96,14 +97,15 @@ async def _make_first(
         display_name=options.project,
         create_time=now,
     )
-    await store.add_organization(connection, organization)
-    await store.add_project(connection, project)
+    store = IdentityStore(connection)
+    await store.add_organization(organization)
+    await store.add_project(project)
     name = format_name(identity_pb2.Project, project=project.project_id)
-    await audit.record(store, connection, _caller(project), now, "project.create", name)
+    await audit.record(connection, _caller(project), now, "project.create", name)
     return project
 
 
-async def _make_key(store: Store, connection: Connection, ids: Ids, project: Project, now: datetime) -> str:
+async def _make_key(connection: Connection, ids: Ids, project: Project, now: datetime) -> str:
     secret = keys.new_secret()
     key = ApiKey(
         key_id=ids.new("key_"),
@@ -114,9 +116,9 @@ async def _make_key(store: Store, connection: Connection, ids: Ids, project: Pro
         create_time=now,
         revoke_time=None,
     )
-    await store.add_key(connection, key, keys.digest(secret))
+    await IdentityStore(connection).add_key(key, keys.digest(secret))
     name = format_name(identity_pb2.ApiKey, project=project.project_id, key=key.key_id)
-    await audit.record(store, connection, _caller(project), now, "key.create", name)
+    await audit.record(connection, _caller(project), now, "key.create", name)
     return secret
 
 

@@ -6,9 +6,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from chassis.settings import ChassisSettings
-from services.gateway.content_check import ParquetLimits
-from services.gateway.dataset_check import DatasetLimits
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 MIB = 1024 * 1024
 
 
@@ -73,20 +72,3 @@ class GatewaySettings(ChassisSettings):
     http_body_s_max: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
     http_chat_s_max: float = Field(default=600.0, gt=0, description="Longest generation over HTTP.")
     http_connections_max: int = Field(default=1000, ge=1, description="HTTP requests in flight at a time.")
-
-    @property
-    def parquet_limits(self) -> ParquetLimits:
-        return ParquetLimits(
-            check_s_max=self.parquet_check_s_max,
-            memory_bytes_max=self.parquet_memory_bytes_max,
-            spool_dir=self.parquet_spool_dir,
-        )
-
-    @property
-    def dataset_limits(self) -> DatasetLimits:
-        return DatasetLimits(
-            line_bytes_max=self.dataset_line_bytes_max,
-            lines_max=self.dataset_lines_max,
-            messages_max=self.dataset_messages_max,
-            errors_max=self.dataset_errors_max,
-        )

@@ -19,24 +19,23 @@ from finemesh.inference.v1 import inference_service_pb2
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from finemesh.models.v1 import model_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
-from services.gateway.auth import Authenticator
-from services.gateway.config import GatewaySettings
-from services.gateway.file_artifact_service import FileArtifactService
-from services.gateway.file_service import FileService
+from services.gateway.api.file_artifact_service import FileArtifactService
+from services.gateway.api.file_service import FileService
+from services.gateway.api.identity_service import IdentityService
+from services.gateway.api.proxy import Proxy
+from services.gateway.config import MIGRATIONS, GatewaySettings
+from services.gateway.files.artifact_gc import ArtifactCollector
+from services.gateway.files.uploads import Uploads
 from services.gateway.http.app import HttpApp
-from services.gateway.http.server import start_http
-from services.gateway.identity_service import IdentityService
-from services.gateway.intake import Intake
-from services.gateway.proxy import Proxy
-from services.gateway.rate_limit import RateLimiter
-from services.gateway.store import MIGRATIONS, KeyFinder, Store
-from services.gateway.sweep import Sweeper
+from services.gateway.http.http_server import start_http
+from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.rate_limit import RateLimiter
+from services.gateway.identity.store import KeyFinder
 
 
 async def main(process: Process, settings: GatewaySettings) -> None:
     clock = SystemClock()
     ids = SystemIds(clock)
-    store = Store()
     pool = await open_pool(settings)
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
     await migrate(pool, [MIGRATIONS])
@@ -45,18 +44,14 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         part_bytes=settings.upload_part_bytes,
         parts_in_flight_max=settings.upload_parts_in_flight_max,
     )
-    sweeper = Sweeper(pool, store, artifacts, clock, settings)
-    process.spawn("sweep", sweeper.run)
+    collector = ArtifactCollector(pool, artifacts, clock, settings)
+    process.spawn("artifact_gc", collector.run)
 
     limiter = RateLimiter(
         rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max
     )
     authenticator = Authenticator(
-        KeyFinder(pool, store),
-        limiter,
-        clock,
-        cache_s=settings.key_cache_s,
-        cache_size_max=settings.key_cache_size_max,
+        KeyFinder(pool), limiter, clock, cache_s=settings.key_cache_s, cache_size_max=settings.key_cache_size_max
     )
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     billing = open_channel(settings, settings.billing_address, "billing")
@@ -64,9 +59,9 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     for channel in (scheduler, billing, inference):
         process.on_drain(DrainStage.RELEASE_LEASES, channel.close)
 
-    intake = Intake(pool, store, artifacts, sweeper, clock, ids, settings)
-    files = FileService(pool, store, artifacts, intake, sweeper, clock, settings)
-    identities = IdentityService(pool, store, authenticator, clock, ids, settings)
+    uploads = Uploads(pool, artifacts, collector, clock, ids, settings)
+    files = FileService(pool, artifacts, uploads, collector, clock, settings)
+    identities = IdentityService(pool, authenticator, clock, ids, settings)
     proxy = Proxy(
         {
             tuning_service_pb2.DESCRIPTOR.services_by_name["TuningService"]: scheduler,
@@ -82,9 +77,9 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
     mesh.add(
         add_FileArtifactServiceServicer_to_server,
-        FileArtifactService(pool, store),
+        FileArtifactService(pool),
         "finemesh.artifacts.v1.FileArtifactService",
-        {"scheduler", "trainer"},
+        allow={"scheduler", "trainer"},
     )
     public = ServerBuilder(
         process,
@@ -94,8 +89,8 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         listen_address=settings.public_address,
         port_file=settings.public_port_file,
     )
-    public.add(add_FileServiceServicer_to_server, files, "finemesh.files.v1.FileService", ())
-    public.add(add_IdentityServiceServicer_to_server, identities, "finemesh.identity.v1.IdentityService", ())
+    public.add(add_FileServiceServicer_to_server, files, "finemesh.files.v1.FileService", allow=())
+    public.add(add_IdentityServiceServicer_to_server, identities, "finemesh.identity.v1.IdentityService", allow=())
     public.add_generic(proxy, endless=proxy.endless)
     public.announce(*proxy.service_names)
     edge = HttpApp(InferenceServiceStub(inference), authenticator, clock, settings)
@@ -107,6 +102,10 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     await mesh.start()
 
 
+def start() -> int:
+    settings = GatewaySettings()
+    return run(lambda process: main(process, settings), settings)
+
+
 if __name__ == "__main__":
-    SETTINGS = GatewaySettings()
-    sys.exit(run(lambda process: main(process, SETTINGS), SETTINGS))
+    sys.exit(start())

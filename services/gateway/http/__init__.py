@@ -1,1 +1,4 @@
-"""The HTTP edge for clients that speak OpenAI's protocol. It serves chat and models, and knows no engine."""
+"""The HTTP edge for clients that speak OpenAI's protocol: chat and the list of models.
+
+It refuses to know engines, files and tables.
+"""

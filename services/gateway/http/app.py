@@ -1,4 +1,7 @@
-"""The routes of the HTTP edge. Each authenticates, converts, calls the inference service and converts back."""
+"""The routes of the HTTP edge. Not pure: protobuf, gRPC.
+
+Each authenticates, converts, calls the inference service and converts back.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,12 +19,12 @@ from chassis.rpc import deadline
 from chassis.rpc.failures import domain_error_of
 from chassis.telemetry import trace as telemetry
 from finemesh.inference.v1 import inference_service_pb2
-from services.gateway.auth import Authenticator
 from services.gateway.config import GatewaySettings
 from services.gateway.http import chat_answer
+from services.gateway.http.bodies import DONE, EventStream, event, read_body, unless_disconnected
 from services.gateway.http.chat_request import ChatCall, read_chat
-from services.gateway.http.errors import error_body, error_response
-from services.gateway.http.streams import DONE, EventStream, event, read_body, unless_disconnected
+from services.gateway.http.openai_errors import error_body, error_response
+from services.gateway.identity.authenticator import Authenticator
 
 log = structlog.get_logger()
 
@@ -156,7 +159,7 @@ async def _events(
 def _typed(error: Exception, path: str) -> DomainError:
     typed = domain_error_of(error, telemetry.current_trace_id())
     if isinstance(typed, Internal):
-        log.error("request failed", path=path, exc_info=error)
+        log.error("request_failed", path=path, exc_info=error)
     return typed
 
 

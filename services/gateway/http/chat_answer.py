@@ -1,4 +1,4 @@
-"""Writes answers of the inference service as OpenAI's objects. Pure: the creation time is passed in."""
+"""Writes answers of the inference service as OpenAI's objects. Not pure: protobuf."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Reads the JSON of a chat completion request; what cannot be honoured is refused by name. Pure but for protobuf."""
+"""Reads the JSON of a chat completion request; what cannot be honoured is refused by name. Not pure: protobuf."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 from chassis.errors import InvalidArgument
 from finemesh.inference.v1.generation_pb2 import ChatMessage, SamplingParameters
 from formats.strict_json import json_object
-from services.gateway.http.errors import bad_param
+from services.gateway.http.openai_errors import bad_param
 
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
 _STOPS_MAX = 4

@@ -7,7 +7,7 @@ import pytest
 
 from finemesh.identity.v1 import identity_pb2, identity_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
-from services.gateway import keys
+from services.gateway.identity import keys
 from tests.contract.gateway.world import Tenant, World, add_tenant, gateway_world, refused
 
 

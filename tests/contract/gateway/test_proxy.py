@@ -17,7 +17,7 @@ from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.inference.v1 import generation_pb2, inference_service_pb2
 from finemesh.models.v1 import model_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
-from services.gateway import keys
+from services.gateway.identity import keys
 from tests.contract.gateway.world import World, gateway_world, refused
 from tests.harness.raw_calls import raw_call
 

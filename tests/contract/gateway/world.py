@@ -42,11 +42,11 @@ from finemesh.tuning.v1.tuning_service_pb2_grpc import (
     TuningServiceStub,
     add_TuningServiceServicer_to_server,
 )
-from services.gateway import keys
-from services.gateway.config import GatewaySettings
-from services.gateway.domain import ROLES, ApiKey, Organization, Project
+from services.gateway.config import MIGRATIONS, GatewaySettings
+from services.gateway.identity import keys
+from services.gateway.identity.domain import ROLES, ApiKey, Organization, Project
+from services.gateway.identity.store import IdentityStore
 from services.gateway.main import main
-from services.gateway.store import MIGRATIONS, Store
 from tests.harness.living import living
 from tests.harness.polling import eventually
 
@@ -365,7 +365,7 @@ async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overri
 
 
 async def add_tenant(pool: Any, slug: str, roles: tuple[str, ...] = ROLES) -> Tenant:
-    store, ids, now = Store(), SystemIds(), SystemClock().now()
+    ids, now = SystemIds(), SystemClock().now()
     organization = Organization(organization_id=ids.new("org_"), display_name=slug, create_time=now)
     project = Project(
         project_id=ids.new("proj_"),
@@ -385,9 +385,10 @@ async def add_tenant(pool: Any, slug: str, roles: tuple[str, ...] = ROLES) -> Te
         revoke_time=None,
     )
     async with pool.acquire() as connection:
-        await store.add_organization(connection, organization)
-        await store.add_project(connection, project)
-        await store.add_key(connection, key, keys.digest(secret))
+        store = IdentityStore(connection)
+        await store.add_organization(organization)
+        await store.add_project(project)
+        await store.add_key(key, keys.digest(secret))
     return Tenant(organization_id=organization.organization_id, project_id=project.project_id, secret=secret)
 
 

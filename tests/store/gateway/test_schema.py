@@ -1,6 +1,7 @@
 """Every query of the gateway against its real schema, and what the schema itself refuses."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -11,11 +12,16 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool
 from chassis.db.queries import statements
 from formats.row_errors import RowError
-from services.gateway import keys
-from services.gateway.domain import ApiKey, Organization, Project, StoredFile
-from services.gateway.store import MIGRATIONS, QUERIES_FILE, Store
+from services.gateway.config import MIGRATIONS
+from services.gateway.files.domain import StoredFile
+from services.gateway.files.store import FileStore
+from services.gateway.identity import keys
+from services.gateway.identity.domain import ApiKey, Organization, Project
+from services.gateway.identity.store import IdentityStore
+from services.gateway.requests.store import RequestStore
 from tests.harness.fixtures import SettingsFactory
 
+ROOT = Path(__file__).parents[3]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ORGANIZATION = Organization(organization_id="org_1", display_name="Acme", create_time=NOW)
 PROJECT = Project(project_id="proj_1", organization_id="org_1", slug="acme", display_name="Acme", create_time=NOW)
@@ -57,18 +63,25 @@ async def pool(make_settings: SettingsFactory):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def connection(pool: Pool):
-    store = Store()
     async with pool.acquire() as connection:
-        await store.add_organization(connection, ORGANIZATION)
-        await store.add_project(connection, PROJECT)
-        await store.add_key(connection, KEY, keys.digest(SECRET))
+        await IdentityStore(connection).add_organization(ORGANIZATION)
+        await IdentityStore(connection).add_project(PROJECT)
+        await IdentityStore(connection).add_key(KEY, keys.digest(SECRET))
         yield connection
 
 
-@pytest.mark.parametrize("name", sorted(statements(QUERIES_FILE)))
-async def test_every_query_fits_the_schema(pool: Pool, name: str):
+def all_queries() -> list[tuple[str, str]]:
+    """Name and SQL of the queries of every room."""
+    found = []
+    for file in sorted((ROOT / "services/gateway").rglob("queries.sql")):
+        found += [(f"{file.parent.name}.{name}", sql) for name, sql in sorted(statements(file).items())]
+    return found
+
+
+@pytest.mark.parametrize(("name", "sql"), all_queries())
+async def test_every_query_fits_the_schema(pool: Pool, name: str, sql: str):
     async with pool.acquire() as connection:
-        await connection.prepare(statements(QUERIES_FILE)[name])
+        await connection.prepare(sql)
 
 
 async def test_migrating_twice_changes_nothing(pool: Pool):
@@ -96,8 +109,8 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
 
 
 async def test_a_key_is_found_by_the_hash_of_its_secret(connection: Any):
-    store = Store()
-    holder = await store.find_key(connection, keys.digest(SECRET))
+    store = IdentityStore(connection)
+    holder = await store.find_key(keys.digest(SECRET))
     assert holder is not None
     assert (holder.key_id, holder.project_id, holder.organization_id, holder.slug) == (
         "key_1",
@@ -106,49 +119,50 @@ async def test_a_key_is_found_by_the_hash_of_its_secret(connection: Any):
         "acme",
     )
     assert (holder.roles, holder.revoked) == (frozenset({"member", "admin"}), False)
-    assert await store.revoke_key(connection, "proj_1", "key_1", NOW)
-    assert not await store.revoke_key(connection, "proj_1", "key_1", NOW + timedelta(days=1))
-    revoked = await store.key(connection, "proj_1", "key_1")
+    assert await store.revoke_key("proj_1", "key_1", NOW)
+    assert not await store.revoke_key("proj_1", "key_1", NOW + timedelta(days=1))
+    revoked = await store.key("proj_1", "key_1")
     assert revoked is not None
     assert revoked.revoke_time == NOW
-    revoked_holder = await store.find_key(connection, keys.digest(SECRET))
+    revoked_holder = await store.find_key(keys.digest(SECRET))
     assert revoked_holder is not None
     assert revoked_holder.revoked
-    assert await store.find_key(connection, keys.digest(keys.new_secret())) is None
-    assert await store.count_live_keys(connection, "proj_1") == 0
+    assert await store.find_key(keys.digest(keys.new_secret())) is None
+    assert await store.count_live_keys("proj_1") == 0
 
 
 async def test_a_file_comes_back_as_it_was_stored_until_it_is_deleted(connection: Any):
-    store = Store()
-    await store.add_file(connection, FILE)
-    assert await store.file(connection, "proj_1", "file-1") == FILE
-    assert await store.file(connection, "proj_2", "file-1") is None
-    assert await store.list_files(connection, "proj_1", "", 10) == [FILE]
-    assert not await store.delete_file(connection, "proj_2", "file-1", NOW)
-    assert await store.delete_file(connection, "proj_1", "file-1", NOW)
-    assert not await store.delete_file(connection, "proj_1", "file-1", NOW)
-    assert await store.file(connection, "proj_1", "file-1") is None
-    assert await store.list_files(connection, "proj_1", "", 10) == []
+    store = FileStore(connection)
+    await store.add(FILE)
+    assert await store.file("proj_1", "file-1") == FILE
+    assert await store.file("proj_2", "file-1") is None
+    assert await store.list_files("proj_1", "", 10) == [FILE]
+    assert not await store.delete("proj_2", "file-1", NOW)
+    assert await store.delete("proj_1", "file-1", NOW)
+    assert not await store.delete("proj_1", "file-1", NOW)
+    assert await store.file("proj_1", "file-1") is None
+    assert await store.list_files("proj_1", "", 10) == []
 
 
 async def test_a_claimed_removal_cannot_be_taken_back(connection: Any):
-    store, later = Store(), NOW + timedelta(hours=1)
+    store = FileStore(connection)
+    later = NOW + timedelta(hours=1)
     for key in ("files/a", "files/b"):
-        await store.add_removal(connection, key, later)
-    assert await store.claim_removals(connection, now=NOW, claimed_before=NOW, limit=10) == []
-    assert await store.take_back_removal(connection, "files/a")
-    assert await store.claim_removals(connection, now=later, claimed_before=NOW, limit=10) == ["files/b"]
-    assert not await store.take_back_removal(connection, "files/b")
-    assert not await store.claim_removal(connection, "files/b", later)
-    assert await store.claim_removals(connection, now=later, claimed_before=NOW, limit=10) == []
+        await store.add_removal(key, later)
+    assert await store.claim_removals(now=NOW, claimed_before=NOW, limit=10) == []
+    assert await store.take_back_removal("files/a")
+    assert await store.claim_removals(now=later, claimed_before=NOW, limit=10) == ["files/b"]
+    assert not await store.take_back_removal("files/b")
+    assert not await store.claim_removal("files/b", later)
+    assert await store.claim_removals(now=later, claimed_before=NOW, limit=10) == []
     much_later = later + timedelta(hours=1)
-    assert await store.claim_removals(connection, now=much_later, claimed_before=much_later, limit=10) == ["files/b"]
-    await store.finish_removal(connection, "files/b")
-    assert await store.claim_removals(connection, now=much_later, claimed_before=much_later, limit=10) == []
+    assert await store.claim_removals(now=much_later, claimed_before=much_later, limit=10) == ["files/b"]
+    await store.finish_removal("files/b")
+    assert await store.claim_removals(now=much_later, claimed_before=much_later, limit=10) == []
 
 
 async def test_a_request_id_is_claimed_once_and_forgotten_when_old(connection: Any):
-    store = Store()
+    store = RequestStore(connection)
     claim: dict[str, Any] = {
         "project_id": "proj_1",
         "method": "Create",
@@ -156,20 +170,20 @@ async def test_a_request_id_is_claimed_once_and_forgotten_when_old(connection: A
         "fingerprint": bytes(32),
         "now": NOW,
     }
-    assert await store.claim_request(connection, resource_id="a", **claim)
-    assert not await store.claim_request(connection, resource_id="b", **claim)
-    repeated = await store.repeated(connection, "proj_1", "Create", "r")
+    assert await store.claim(resource_id="a", **claim)
+    assert not await store.claim(resource_id="b", **claim)
+    repeated = await store.repeated("proj_1", "Create", "r")
     assert repeated is not None
     assert (repeated.resource_id, repeated.fingerprint) == ("a", bytes(32))
-    await store.prune_requests(connection, NOW, 10)
-    assert await store.repeated(connection, "proj_1", "Create", "r") is not None
-    await store.prune_requests(connection, NOW + timedelta(seconds=1), 10)
-    assert await store.repeated(connection, "proj_1", "Create", "r") is None
+    await store.prune(NOW, 10)
+    assert await store.repeated("proj_1", "Create", "r") is not None
+    await store.prune(NOW + timedelta(seconds=1), 10)
+    assert await store.repeated("proj_1", "Create", "r") is None
 
 
 async def test_a_slug_is_taken_once(connection: Any):
     again = Project(project_id="proj_2", organization_id="org_1", slug="acme", display_name="", create_time=NOW)
-    assert not await Store().add_project(connection, again)
+    assert not await IdentityStore(connection).add_project(again)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +200,6 @@ async def test_a_slug_is_taken_once(connection: Any):
     ],
 )
 async def test_the_schema_refuses_what_must_not_be(connection: Any, statement: str):
-    await Store().add_file(connection, FILE)
+    await FileStore(connection).add(FILE)
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await connection.execute(statement)

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.gateway.content_check import ContentCheck, ParquetLimits
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits
+from services.gateway.files.content_check import ContentCheck, ParquetLimits
+from services.gateway.files.line_check import DatasetLimits, LineCheck
 
 LIMITS = DatasetLimits(line_bytes_max=1 << 24, lines_max=1000, messages_max=1000, errors_max=1000)
 
@@ -41,7 +41,7 @@ def test_a_parquet_check_out_of_bounds_is_an_error_of_the_file(tmp_path: Path) -
 
 @pytest.mark.parametrize("content", [b"", b"{", b"PAR", b'{"text": "x"}'])
 def test_short_content_is_checked_as_lines(content: bytes) -> None:
-    lines_alone = DatasetCheck(LIMITS)
+    lines_alone = LineCheck(LIMITS)
     lines_alone.feed(content)
     check = ContentCheck(LIMITS, ParquetLimits(check_s_max=1, memory_bytes_max=1, spool_dir=None))
     for byte in content:

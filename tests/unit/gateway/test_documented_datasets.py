@@ -12,7 +12,7 @@ import pytest
 
 from formats import rows
 from services.gateway.config import GatewaySettings
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits
+from services.gateway.files.line_check import DatasetLimits, LineCheck
 from services.trainer.config import TrainerSettings
 from services.trainer.train.analysis import row_preview as preview
 from services.trainer.train.data.preparation import prepare
@@ -48,7 +48,7 @@ def test_both_checkers_take_every_example(kind: str, content: bytes, tmp_path: P
         messages_max=settings.dataset_messages_max,
         errors_max=settings.dataset_errors_max,
     )
-    check = DatasetCheck(limits)
+    check = LineCheck(limits)
     check.feed(content)
     report = check.finish()
     assert (list(report.errors), report.format) == ([], kind)

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway import keys
+from services.gateway.identity import keys
 
 
 def test_a_secret_carries_256_bits_and_is_recognised():

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.rate_limit import RateLimiter
+from services.gateway.identity.rate_limit import RateLimiter
 
 
 def test_a_burst_passes_and_then_the_rate_rules():

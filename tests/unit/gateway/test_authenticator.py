@@ -7,10 +7,10 @@ import pytest
 
 from chassis.clock import ManualClock
 from chassis.errors import ResourceExhausted, Unauthenticated
-from services.gateway import keys
-from services.gateway.auth import Authenticator
-from services.gateway.domain import KeyHolder
-from services.gateway.rate_limit import RateLimiter
+from services.gateway.identity import keys
+from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.domain import KeyHolder
+from services.gateway.identity.rate_limit import RateLimiter
 
 SECRET = keys.new_secret()
 HOLDER = KeyHolder(

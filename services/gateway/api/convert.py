@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from chassis.names import format_name
+from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.identity.v1 import identity_pb2
-from services.gateway.domain import ApiKey, Organization, Project, StoredFile, artifact_key
+from services.gateway.files.domain import StoredFile, artifact_key
+from services.gateway.identity.domain import ApiKey, Organization, Project
 
 _STATES = {"ready": file_pb2.FILE_STATE_READY, "invalid": file_pb2.FILE_STATE_INVALID}
 _FORMATS = {
@@ -31,7 +31,7 @@ _ROLES = {
 _ROLE_NAMES: dict[int, str] = {value: name for name, value in _ROLES.items()}
 
 
-def file_message(file: StoredFile) -> file_pb2.File:
+def file_to_proto(file: StoredFile) -> file_pb2.File:
     return file_pb2.File(
         name=format_name(file_pb2.File, project=file.project_id, file=file.file_id),
         display_name=file.display_name,
@@ -49,12 +49,12 @@ def file_message(file: StoredFile) -> file_pb2.File:
             ],
             error_count=file.error_count,
         ),
-        create_time=timestamp(file.create_time),
+        create_time=time_to_proto(file.create_time),
         features=file_pb2.DatasetFeatures(**dict.fromkeys(file.features, True)),
     )
 
 
-def resolved_file(file: StoredFile) -> file_artifact_service_pb2.ResolveFileResponse:
+def resolved_file_to_proto(file: StoredFile) -> file_artifact_service_pb2.ResolveFileResponse:
     """A READY file as other services see it."""
     assert file.format is not None
     entry = artifact_pb2.ArtifactFile(path="", size_bytes=file.size_bytes, sha256=file.sha256)
@@ -65,48 +65,42 @@ def resolved_file(file: StoredFile) -> file_artifact_service_pb2.ResolveFileResp
     )
 
 
-def organization_message(organization: Organization) -> identity_pb2.Organization:
+def organization_to_proto(organization: Organization) -> identity_pb2.Organization:
     return identity_pb2.Organization(
         name=format_name(identity_pb2.Organization, organization=organization.organization_id),
         display_name=organization.display_name,
-        create_time=timestamp(organization.create_time),
+        create_time=time_to_proto(organization.create_time),
     )
 
 
-def project_message(project: Project) -> identity_pb2.Project:
+def project_to_proto(project: Project) -> identity_pb2.Project:
     return identity_pb2.Project(
         name=format_name(identity_pb2.Project, project=project.project_id),
         slug=project.slug,
         display_name=project.display_name,
         organization=format_name(identity_pb2.Organization, organization=project.organization_id),
-        create_time=timestamp(project.create_time),
+        create_time=time_to_proto(project.create_time),
     )
 
 
-def key_message(key: ApiKey) -> identity_pb2.ApiKey:
+def key_to_proto(key: ApiKey) -> identity_pb2.ApiKey:
     return identity_pb2.ApiKey(
         name=format_name(identity_pb2.ApiKey, project=key.project_id, key=key.key_id),
         display_name=key.display_name,
         secret_prefix=key.secret_prefix,
         roles=[_ROLES[role] for role in key.roles],
-        create_time=timestamp(key.create_time),
-        revoke_time=None if key.revoke_time is None else timestamp(key.revoke_time),
+        create_time=time_to_proto(key.create_time),
+        revoke_time=time_to_proto(key.revoke_time),
     )
 
 
-def role_names(roles: Iterable[int]) -> frozenset[str]:
+def roles_from_proto(roles: Iterable[int]) -> frozenset[str]:
     """InvalidArgument for a value that is no role."""
     values = list(roles)
     for index, value in enumerate(values):
         if value not in _ROLE_NAMES:
             raise invalid(f"roles[{index}]", "must be one of ROLE_MEMBER, ROLE_ADMIN, ROLE_OPERATOR")
     return frozenset(_ROLE_NAMES[value] for value in values)
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
 
 
 def fingerprint(request: Message, parent: str) -> bytes:
@@ -130,7 +124,3 @@ def checked_display_name(display_name: str, field: str = "display_name") -> str:
     if len(display_name) > 200 or not display_name.isprintable():
         raise invalid(field, "must be at most 200 printable characters")
     return display_name
-
-
-def invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {description}", violations=[FieldViolation(field, description)])

@@ -1,11 +1,11 @@
-"""Creates that may be repeated: what a request_id made before, or the claim to make it now."""
+"""Creates that may be repeated: what a request_id made before, or the claim to make it now. Not pure: database."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
 from chassis.db.pool import Connection
 from chassis.errors import AlreadyExists, FieldViolation
-from services.gateway.store import Store
+from services.gateway.requests.store import RequestStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +18,11 @@ class Request:
     fingerprint: bytes
 
 
-async def earlier(store: Store, connection: Connection, request: Request) -> str | None:
+async def earlier(connection: Connection, request: Request) -> str | None:
     """Id of what this request made before, if it did; AlreadyExists when the id stood for another request."""
     if not request.request_id:
         return None
-    repeated = await store.repeated(connection, request.project_id, request.method, request.request_id)
+    repeated = await RequestStore(connection).repeated(request.project_id, request.method, request.request_id)
     if repeated is None:
         return None
     if repeated.fingerprint != request.fingerprint:
@@ -34,12 +34,11 @@ async def earlier(store: Store, connection: Connection, request: Request) -> str
     return repeated.resource_id
 
 
-async def claim(store: Store, connection: Connection, request: Request, resource_id: str, now: datetime) -> bool:
+async def claim(connection: Connection, request: Request, resource_id: str, now: datetime) -> bool:
     """False when another transaction made it first; `earlier` then says what."""
     if not request.request_id:
         return True
-    return await store.claim_request(
-        connection,
+    return await RequestStore(connection).claim(
         project_id=request.project_id,
         method=request.method,
         request_id=request.request_id,

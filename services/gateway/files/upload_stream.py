@@ -1,6 +1,7 @@
-"""Takes the bytes of one upload into the artifact store in bounded memory, hashing and checking them on the way.
+"""Takes the bytes of one upload into the artifact store in bounded memory. Not pure: artifact store.
 
-Nothing is stored unless the stream ends well and is what its header announced. It knows no table and no tenant.
+They are hashed and checked on the way. Nothing is stored unless the stream ends well and is what its header announced.
+It knows no table and no tenant.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
 from chassis.objects.client import ObjectStore
-from services.gateway.content_check import ContentCheck, ParquetLimits
-from services.gateway.dataset_check import DatasetLimits, DatasetReport
+from services.gateway.files.content_check import ContentCheck, ParquetLimits
+from services.gateway.files.line_check import DatasetLimits, DatasetReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Received:
     report: DatasetReport
 
 
-class Upload:
+class UploadStream:
     """One upload, used once."""
 
     def __init__(self, announced: Announced, limits: UploadLimits) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from chassis.clock import Clock
 from chassis.errors import ResourceExhausted, Unauthenticated
 from chassis.identity import Caller
-from services.gateway import keys
-from services.gateway.domain import KeyHolder
-from services.gateway.rate_limit import RateLimiter
+from services.gateway.identity import keys
+from services.gateway.identity.domain import KeyHolder
+from services.gateway.identity.rate_limit import RateLimiter
 
 # Looks a key up by the SHA-256 of its secret.
 FindKey = Callable[[bytes], Awaitable[KeyHolder | None]]

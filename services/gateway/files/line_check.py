@@ -33,7 +33,7 @@ class DatasetReport:
     features: Features
 
 
-class DatasetCheck:
+class LineCheck:
     """`feed` the chunks in order, then `finish` once."""
 
     def __init__(self, limits: DatasetLimits) -> None:

@@ -1,4 +1,7 @@
-"""Typed errors in the shape that OpenAI's clients read: `{"error": {message, type, param, code}}` and a status."""
+"""Typed errors in the shape that OpenAI's clients read. Not pure: status codes of gRPC.
+
+A body is `{"error": {message, type, param, code}}`, and the status is one of HTTP's.
+"""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""HTTP bodies both ways: a bounded read, and server-sent events that end when their reader is gone."""
+"""HTTP bodies both ways: a bounded read, and server-sent events that end when their reader is gone. Not pure: HTTP."""
 
 import asyncio
 import json

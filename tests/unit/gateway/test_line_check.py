@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
+from services.gateway.files.line_check import DatasetLimits, DatasetReport, LineCheck
 
 LIMITS = DatasetLimits(line_bytes_max=4096, lines_max=1000, messages_max=5, errors_max=10)
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
@@ -15,7 +15,7 @@ PAIR = {"prompt": "One plus one is", "completion": " two"}
 
 
 def check(content: bytes, limits: DatasetLimits = LIMITS, chunk_bytes: int = 1 << 20) -> DatasetReport:
-    checker = DatasetCheck(limits)
+    checker = LineCheck(limits)
     for start in range(0, len(content), chunk_bytes):
         checker.feed(content[start : start + chunk_bytes])
     return checker.finish()
@@ -113,7 +113,7 @@ def test_errors_are_capped_and_all_are_counted():
 
 def test_memory_stays_with_one_line_of_a_long_file():
     chunk = b"x" * (1 << 20)
-    checker = DatasetCheck(LIMITS)
+    checker = LineCheck(LIMITS)
     tracemalloc.start()
     try:
         for _ in range(64):

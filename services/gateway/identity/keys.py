@@ -1,4 +1,4 @@
-"""API key secrets: how one is made, recognised and hashed. Pure; it knows no database and no caller."""
+"""API key secrets: how one is made, recognised and hashed. It knows no database and no caller."""
 
 import hashlib
 import secrets

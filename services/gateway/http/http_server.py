@@ -1,4 +1,7 @@
-"""Runs the HTTP edge inside the process's own TaskGroup: uvicorn gets a bound socket and no signals."""
+"""Runs the HTTP edge inside the process's own TaskGroup. Not pure: sockets.
+
+Uvicorn gets a bound socket and no signals.
+"""
 
 import asyncio
 import socket
@@ -62,14 +65,14 @@ async def start_http(process: Process, app: ASGIApp, address: str, port_file: Pa
         await server.ended.wait()
 
     process.on_drain(DrainStage.FINISH_CALLS, finish)
-    process.spawn("http edge", serve, until=DrainStage.FINISH_CALLS)
+    process.spawn("http_edge", serve, until=DrainStage.FINISH_CALLS)
     await server.ready.wait()
     if port_file is not None:
         # Renamed into place: the launcher that waits for the file must never read half a number.
         partial = port_file.with_name(f".{port_file.name}.partial")
         partial.write_text(f"{port}\n")
         partial.replace(port_file)
-    log.info("serving http", port=port)
+    log.info("http_serving", port=port)
     return port
 
 

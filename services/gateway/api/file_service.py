@@ -1,4 +1,4 @@
-"""The public FileService: checks what came, and hands over to the intake, the tables and the artifact store."""
+"""The public FileService: checks what came, and hands over to the uploads, the tables and the artifact store."""
 
 import asyncio
 import hashlib
@@ -9,22 +9,23 @@ from typing import Any
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange
+from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange, invalid
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
 from chassis.objects.client import ObjectStore
-from chassis.paging import decode_token, encode_token, page_size
+from chassis.paging import read_page
 from chassis.rpc.streams import whole
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
-from services.gateway import audit, convert
+from services.gateway.api import convert
 from services.gateway.config import GatewaySettings
-from services.gateway.domain import StoredFile, artifact_key
-from services.gateway.idempotency import Request
-from services.gateway.intake import Intake, Wanted
-from services.gateway.store import Store
-from services.gateway.sweep import Sweeper
-from services.gateway.upload import Announced, size_limit
+from services.gateway.files.artifact_gc import ArtifactCollector
+from services.gateway.files.domain import StoredFile, artifact_key
+from services.gateway.files.store import FileStore
+from services.gateway.files.upload_stream import Announced, size_limit
+from services.gateway.files.uploads import NewFile, Uploads
+from services.gateway.requests import audit
+from services.gateway.requests.idempotency import Request
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -33,18 +34,16 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
     def __init__(
         self,
         pool: Pool,
-        store: Store,
         artifacts: ObjectStore,
-        intake: Intake,
-        sweeper: Sweeper,
+        uploads: Uploads,
+        collector: ArtifactCollector,
         clock: Clock,
         settings: GatewaySettings,
     ) -> None:
         self._pool = pool
-        self._store = store
         self._artifacts = artifacts
-        self._intake = intake
-        self._sweeper = sweeper
+        self._uploads = uploads
+        self._collector = collector
         self._clock = clock
         self._settings = settings
 
@@ -52,31 +51,27 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         requests: AsyncIterator[file_service_pb2.UploadFileRequest] = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
-            raise convert.invalid("header", "must be the first message of the stream")
-        wanted = self._wanted(first.header, current_caller())
-        file_id = await self._intake.take(wanted, _chunks(whole(requests, context)))
-        name = format_name(file_pb2.File, project=wanted.project_id, file=file_id)
-        file = await self._file(wanted.project_id, file_id, name)
-        return file_service_pb2.UploadFileResponse(file=convert.file_message(file))
+            raise invalid("header", "must be the first message of the stream")
+        new = self._new_file(first.header, current_caller())
+        file_id = await self._uploads.take(new, _chunks(whole(requests, context)))
+        name = format_name(file_pb2.File, project=new.project_id, file=file_id)
+        file = await self._file(new.project_id, file_id, name)
+        return file_service_pb2.UploadFileResponse(file=convert.file_to_proto(file))
 
     async def GetFile(self, request: file_service_pb2.GetFileRequest, context: Any) -> file_service_pb2.GetFileResponse:
         file = await self._named(request.name, current_caller())
-        return file_service_pb2.GetFileResponse(file=convert.file_message(file))
+        return file_service_pb2.GetFileResponse(file=convert.file_to_proto(file))
 
     async def ListFiles(
         self, request: file_service_pb2.ListFilesRequest, context: Any
     ) -> file_service_pb2.ListFilesResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        scope = f"files:{project_id}"
-        cursor = decode_token(request.page_token, scope=scope, kinds=(str,))
-        before_id = "" if cursor is None else str(cursor[0])
-        size = page_size(request.page_size)
+        page = read_page(request, scope=f"files:{project_id}", kinds=(str,))
         async with self._pool.acquire() as connection:
-            files = await self._store.list_files(connection, project_id, before_id, size + 1)
-        more = len(files) > size
+            found = await FileStore(connection).list_files(project_id, page.after(""), page.row_max)
+        files, token = page.cut(found, lambda file: (file.file_id,))
         return file_service_pb2.ListFilesResponse(
-            files=[convert.file_message(file) for file in files[:size]],
-            next_page_token=encode_token([files[size - 1].file_id], scope=scope) if more else "",
+            files=[convert.file_to_proto(file) for file in files], next_page_token=token
         )
 
     async def DownloadFile(
@@ -111,25 +106,25 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         now = self._clock.now()
         due = now + timedelta(seconds=self._settings.deleted_file_retention_s)
         async with transaction(self._pool) as connection:
-            if not await self._store.delete_file(connection, parts["project"], parts["file"], now):
+            if not await FileStore(connection).delete(parts["project"], parts["file"], now):
                 raise _not_found(request.name)
-            await self._store.add_removal(connection, artifact_key(parts["project"], parts["file"]), due)
-            await audit.record(self._store, connection, caller, now, "file.delete", request.name)
-        self._sweeper.wake()
+            await FileStore(connection).add_removal(artifact_key(parts["project"], parts["file"]), due)
+            await audit.record(connection, caller, now, "file.delete", request.name)
+        self._collector.wake()
         return file_service_pb2.DeleteFileResponse()
 
-    def _wanted(self, header: file_service_pb2.UploadFileHeader, caller: Caller) -> Wanted:
+    def _new_file(self, header: file_service_pb2.UploadFileHeader, caller: Caller) -> NewFile:
         project_id = own_parent(identity_pb2.Project, header.parent, caller, "header.parent")["project"]
         if header.purpose not in (file_pb2.FILE_PURPOSE_UNSPECIFIED, file_pb2.FILE_PURPOSE_FINE_TUNE):
-            raise convert.invalid("header.purpose", "must be FILE_PURPOSE_FINE_TUNE")
+            raise invalid("header.purpose", "must be FILE_PURPOSE_FINE_TUNE")
         if header.size_bytes < 0:
-            raise convert.invalid("header.size_bytes", "must not be negative")
+            raise invalid("header.size_bytes", "must not be negative")
         if header.size_bytes > self._settings.file_size_bytes_max:
             limit = self._settings.file_size_bytes_max
             raise size_limit("the file", "file_size_bytes_max", header.size_bytes, limit)
         if header.sha256 and not _SHA256.fullmatch(header.sha256):
-            raise convert.invalid("header.sha256", "must be 64 lower-case hex digits, or empty")
-        return Wanted(
+            raise invalid("header.sha256", "must be 64 lower-case hex digits, or empty")
+        return NewFile(
             project_id=project_id,
             display_name=convert.checked_display_name(header.display_name, "header.display_name"),
             announced=Announced(size_bytes=header.size_bytes, sha256=header.sha256),
@@ -147,7 +142,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
 
     async def _file(self, project_id: str, file_id: str, name: str) -> StoredFile:
         async with self._pool.acquire() as connection:
-            file = await self._store.file(connection, project_id, file_id)
+            file = await FileStore(connection).file(project_id, file_id)
         if file is None:
             raise _not_found(name)
         return file
@@ -156,7 +151,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
 async def _chunks(requests: AsyncIterator[file_service_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
-            raise convert.invalid("chunk", "must be the part of every message after the first")
+            raise invalid("chunk", "must be the part of every message after the first")
         yield request.chunk
 
 

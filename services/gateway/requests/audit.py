@@ -1,19 +1,16 @@
-"""Writes the audit log: who did what, in the transaction of the deed itself."""
+"""Writes the audit log: who did what, in the transaction of the deed itself. Not pure: database."""
 
 from datetime import datetime
 
 from chassis.db.pool import Connection
 from chassis.identity import Caller
 from chassis.telemetry import trace as telemetry
-from services.gateway.store import Store
+from services.gateway.requests.store import RequestStore
 
 
-async def record(
-    store: Store, connection: Connection, caller: Caller, now: datetime, action: str, resource: str
-) -> None:
+async def record(connection: Connection, caller: Caller, now: datetime, action: str, resource: str) -> None:
     """`action` such as `key.create`; `resource` is a resource name."""
-    await store.add_audit_entry(
-        connection,
+    await RequestStore(connection).add_audit_entry(
         now=now,
         organization_id=caller.account,
         project_id=caller.tenant,

@@ -1,7 +1,7 @@
 """Checks a Parquet file as a process of its own, so that a stranger's file harms no other. Not pure: process limits.
 
-`python -m services.gateway.parquet_check LIMITS` with the file as standard input and the limits as JSON; the report is
-one JSON document on standard output.
+`python -m services.gateway.files.parquet_check LIMITS` with the file as standard input and the limits as JSON; the
+report is one JSON document on standard output.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""Chooses the check of an upload by its first bytes: JSONL line by line as it comes, Parquet as a whole by a process of its own.
+"""Chooses the check of an upload by its first bytes. Not pure: temporary files, a process.
 
-A Parquet file tells what is in it at its end, so its bytes wait in an unnamed temporary file. It knows no store and no tenant.
+JSONL is checked line by line as it comes, Parquet as a whole by a process of its own: such a file says what is in it
+only at its end, so its bytes wait in an unnamed temporary file. It knows no store and no tenant.
 """
 
 import json
@@ -15,7 +16,7 @@ import structlog
 
 from formats.row_errors import RowError
 from formats.rows import PARQUET_MAGIC, Features
-from services.gateway.dataset_check import DatasetCheck, DatasetLimits, DatasetReport
+from services.gateway.files.line_check import DatasetLimits, DatasetReport, LineCheck
 
 _LAST_WORDS_MAX = 2000
 log = structlog.get_logger()
@@ -37,7 +38,7 @@ class ContentCheck:
         self._limits = limits
         self._parquet = parquet
         self._head = b""
-        self._lines: DatasetCheck | None = None
+        self._lines: LineCheck | None = None
         self._spool: IO[bytes] | None = None
 
     def feed(self, chunk: bytes) -> None:
@@ -57,7 +58,7 @@ class ContentCheck:
             return self._check_spooled(self._spool)
         if self._lines is None:
             # Fewer bytes than a choice needs.
-            self._lines = DatasetCheck(self._limits)
+            self._lines = LineCheck(self._limits)
             self._lines.feed(self._head)
         return self._lines.finish()
 
@@ -69,7 +70,7 @@ class ContentCheck:
         if self._head.startswith(PARQUET_MAGIC):
             self._spool = tempfile.TemporaryFile(dir=self._parquet.spool_dir)  # noqa: SIM115 - closed by `close`
         else:
-            self._lines = DatasetCheck(self._limits)
+            self._lines = LineCheck(self._limits)
         self._head = b""
 
     def _check_spooled(self, spool: IO[bytes]) -> DatasetReport:
@@ -82,7 +83,7 @@ class ContentCheck:
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "services.gateway.parquet_check", json.dumps(limits)],
+                [sys.executable, "-m", "services.gateway.files.parquet_check", json.dumps(limits)],
                 stdin=spool,
                 capture_output=True,
                 timeout=self._parquet.check_s_max,
@@ -92,7 +93,7 @@ class ContentCheck:
             return _refused(f"a Parquet file that is checked within {self._parquet.check_s_max:g} s", "a larger one")
         if done.returncode:
             last_words = done.stderr.decode(errors="replace")[-_LAST_WORDS_MAX:]
-            log.warning("parquet check ended", exit_code=done.returncode, last_words=last_words)
+            log.warning("parquet_check_failed", exit_code=done.returncode, last_words=last_words)
             limit = self._parquet.memory_bytes_max
             return _refused(f"a sound Parquet file, read within {limit} bytes of memory", "one that is not")
         answer = json.loads(done.stdout)

@@ -8,18 +8,17 @@ from chassis.identity import current_caller
 from chassis.names import own_name, parse_name
 from finemesh.artifacts.v1 import file_artifact_service_pb2, file_artifact_service_pb2_grpc
 from finemesh.files.v1 import file_pb2
-from services.gateway import convert
-from services.gateway.domain import StoredFile
-from services.gateway.store import Store
+from services.gateway.api import convert
+from services.gateway.files.domain import StoredFile
+from services.gateway.files.store import FileStore
 
 # As many as a message for people can carry; GetFile has the whole report.
 _SHOWN_ERRORS_MAX = 10
 
 
 class FileArtifactService(file_artifact_service_pb2_grpc.FileArtifactServiceServicer):
-    def __init__(self, pool: Pool, store: Store) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._store = store
 
     async def ResolveFile(
         self, request: file_artifact_service_pb2.ResolveFileRequest, context: Any
@@ -31,12 +30,12 @@ class FileArtifactService(file_artifact_service_pb2_grpc.FileArtifactServiceServ
         else:
             parts = parse_name(file_pb2.File, request.name)
         async with self._pool.acquire() as connection:
-            file = await self._store.file(connection, parts["project"], parts["file"])
+            file = await FileStore(connection).file(parts["project"], parts["file"])
         if file is None:
             raise NotFound("NOT_FOUND", f"there is no file {request.name}", metadata={"name": request.name})
         if file.state != "ready":
             raise _not_ready(request.name, file)
-        return convert.resolved_file(file)
+        return convert.resolved_file_to_proto(file)
 
 
 def _not_ready(name: str, file: StoredFile) -> FailedPrecondition:

@@ -1,4 +1,4 @@
-"""Forwards the public methods of other services byte for byte: one handler for all of them.
+"""Forwards the public methods of other services byte for byte: one handler for all of them. Not pure: gRPC.
 
 It reads no message: who calls, the deadline, traces and the form of errors are the server's and the channel's work.
 """

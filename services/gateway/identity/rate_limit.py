@@ -1,4 +1,4 @@
-"""A token bucket per key. Pure: the time is passed in, and it knows neither calls nor errors."""
+"""A token bucket per key. The time is passed in; it knows neither calls nor errors."""
 
 from collections import OrderedDict
 

@@ -1,0 +1,80 @@
+"""Artifact garbage collection: removes bytes that no file needs any more. Not pure: database, artifact store.
+
+Request_ids that are too old to come again go with them. It serves nobody.
+"""
+
+from datetime import timedelta
+
+from chassis.backoff import Backoff
+from chassis.clock import Clock
+from chassis.db.pool import Pool, database_is_away, transaction
+from chassis.errors import Unavailable
+from chassis.objects.client import ObjectStore
+from chassis.rounds import BACKOFF_S_FIRST, Signal, run_rounds
+from services.gateway.config import GatewaySettings
+from services.gateway.files.store import FileStore
+from services.gateway.requests.store import RequestStore
+
+
+class ArtifactCollector:
+    """A removal is claimed in one short transaction, done outside of any, and forgotten in another.
+
+    A process that dies in between leaves a claim that is taken over later.
+    """
+
+    def __init__(self, pool: Pool, artifacts: ObjectStore, clock: Clock, settings: GatewaySettings) -> None:
+        self._pool = pool
+        self._artifacts = artifacts
+        self._clock = clock
+        self._settings = settings
+        self._due = Signal()
+
+    async def run(self) -> None:
+        pause_s = self._settings.sweep_interval_s
+        await run_rounds(
+            "artifact_gc",
+            self._round,
+            wait=lambda: self._due.wait(pause_s),
+            clock=self._clock,
+            backoff=Backoff(first_s=min(BACKOFF_S_FIRST, pause_s), last_s=pause_s),
+            is_passing=is_passing,
+        )
+
+    def wake(self) -> None:
+        """Something is due now."""
+        self._due.send()
+
+    async def _round(self) -> bool:
+        return await self.collect() >= self._settings.sweep_batch_max
+
+    async def collect(self) -> int:
+        """Does what is due, one batch at most; returns how many objects went."""
+        now = self._clock.now()
+        async with transaction(self._pool) as connection:
+            keys = await FileStore(connection).claim_removals(
+                now=now,
+                claimed_before=now - timedelta(seconds=self._settings.sweep_claim_s),
+                limit=self._settings.sweep_batch_max,
+            )
+            before = now - timedelta(seconds=self._settings.idempotency_retention_s)
+            await RequestStore(connection).prune(before, self._settings.sweep_batch_max)
+        for key in keys:
+            await self._remove(key)
+        return len(keys)
+
+    async def discard(self, key: str) -> None:
+        """Removes bytes at once that were never given to a file; does nothing when a file has them after all."""
+        async with self._pool.acquire() as connection:
+            claimed = await FileStore(connection).claim_removal(key, self._clock.now())
+        if claimed:
+            await self._remove(key)
+
+    async def _remove(self, key: str) -> None:
+        await self._artifacts.remove(key)
+        async with self._pool.acquire() as connection:
+            await FileStore(connection).finish_removal(key)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether database or artifact store are away and the same work may succeed later."""
+    return isinstance(error, Unavailable) or database_is_away(error)

@@ -1,0 +1,68 @@
+-- name: add_file(file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features, create_time)!
+-- Stores the description of an uploaded file.
+INSERT INTO files (
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
+    features, create_time
+)
+VALUES (
+    :file_id, :project_id, :display_name, :purpose, :state, :size_bytes, :sha256, :format, :line_count, :error_count,
+    :errors, :features, :create_time
+);
+
+-- name: get_file(project_id, file_id)^
+-- One file of the project that is not deleted.
+SELECT
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
+    features, create_time
+FROM files
+WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
+
+-- name: list_files(project_id, before_id, limit)
+-- Files of the project before one id, newest first; an empty id starts at the newest.
+SELECT
+    file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
+    features, create_time
+FROM files
+WHERE project_id = :project_id AND delete_time IS NULL AND (:before_id::text = '' OR file_id < :before_id)
+ORDER BY file_id DESC
+LIMIT :limit;
+
+-- name: delete_file(project_id, file_id, delete_time)!
+-- Marks a file as deleted; its row stays as the record that it was here.
+UPDATE files
+SET delete_time = :delete_time
+WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
+
+-- name: add_removal(artifact_key, due_time)!
+-- Notes bytes that are to go after the due time.
+INSERT INTO removals (artifact_key, due_time)
+VALUES (:artifact_key, :due_time)
+ON CONFLICT (artifact_key) DO UPDATE SET due_time = excluded.due_time;
+
+-- name: take_back_removal(artifact_key)!
+-- Keeps the bytes after all; no row deleted means that a sweep has claimed them and they may be gone.
+DELETE FROM removals WHERE artifact_key = :artifact_key AND claim_time IS NULL;
+
+-- name: claim_removal(artifact_key, now)!
+-- Claims one removal before its time; no row updated means that it was taken back or claimed elsewhere.
+UPDATE removals
+SET due_time = :now, claim_time = :now
+WHERE artifact_key = :artifact_key AND claim_time IS NULL;
+
+-- name: finish_removal(artifact_key)!
+-- Forgets a removal whose bytes are gone.
+DELETE FROM removals WHERE artifact_key = :artifact_key;
+
+-- name: claim_removals(now, claimed_before, limit)
+-- Claims removals whose time has come; a claim that was not finished for long may be taken over.
+UPDATE removals
+SET claim_time = :now
+WHERE artifact_key IN (
+    SELECT artifact_key
+    FROM removals
+    WHERE due_time <= :now AND (claim_time IS NULL OR claim_time < :claimed_before)
+    ORDER BY due_time
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING artifact_key;

@@ -1,0 +1,26 @@
+-- name: add_idempotency(project_id, method, request_id, fingerprint, resource_id, create_time)!
+-- Claims a request_id for what this transaction creates; no row inserted means that somebody claimed it before.
+INSERT INTO idempotency (project_id, method, request_id, fingerprint, resource_id, create_time)
+VALUES (:project_id, :method, :request_id, :fingerprint, :resource_id, :create_time)
+ON CONFLICT (project_id, method, request_id) DO NOTHING;
+
+-- name: get_idempotency(project_id, method, request_id)^
+-- What a request_id created.
+SELECT fingerprint, resource_id
+FROM idempotency
+WHERE project_id = :project_id AND method = :method AND request_id = :request_id;
+
+-- name: prune_idempotency(before, limit)!
+-- Deletes a bounded batch of records that are too old for anybody to repeat their request.
+DELETE FROM idempotency
+WHERE (project_id, method, request_id) IN (
+    SELECT project_id, method, request_id
+    FROM idempotency
+    WHERE create_time < :before
+    LIMIT :limit
+);
+
+-- name: add_audit_entry(create_time, organization_id, project_id, actor, action, resource, trace_id)!
+-- Records who did what.
+INSERT INTO audit_log (create_time, organization_id, project_id, actor, action, resource, trace_id)
+VALUES (:create_time, :organization_id, :project_id, :actor, :action, :resource, :trace_id);

@@ -1,0 +1,81 @@
+"""Reads and writes the audit log and what request_ids made. It decides nothing."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from chassis.db.pool import Connection
+from chassis.db.queries import affected, load_queries
+
+QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """What an earlier request with the same request_id was and made."""
+
+    fingerprint: bytes
+    resource_id: str
+
+
+class RequestStore:
+    """Traces of requests over one connection, inside the caller's transaction if there is one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def claim(
+        self,
+        *,
+        project_id: str,
+        method: str,
+        request_id: str,
+        fingerprint: bytes,
+        resource_id: str,
+        now: datetime,
+    ) -> bool:
+        """False when the request_id was used before, or a moment ago by a transaction that committed first."""
+        status = await QUERIES.add_idempotency(
+            self._connection,
+            project_id=project_id,
+            method=method,
+            request_id=request_id,
+            fingerprint=fingerprint,
+            resource_id=resource_id,
+            create_time=now,
+        )
+        return affected(status) == 1
+
+    async def repeated(self, project_id: str, method: str, request_id: str) -> Repeated | None:
+        row = await QUERIES.get_idempotency(
+            self._connection, project_id=project_id, method=method, request_id=request_id
+        )
+        if row is None:
+            return None
+        return Repeated(fingerprint=bytes(row["fingerprint"]), resource_id=row["resource_id"])
+
+    async def prune(self, before: datetime, limit: int) -> None:
+        """Forgets the oldest request_ids of before that time, at most `limit` of them."""
+        await QUERIES.prune_idempotency(self._connection, before=before, limit=limit)
+
+    async def add_audit_entry(
+        self,
+        *,
+        now: datetime,
+        organization_id: str,
+        project_id: str,
+        actor: str,
+        action: str,
+        resource: str,
+        trace_id: str,
+    ) -> None:
+        await QUERIES.add_audit_entry(
+            self._connection,
+            create_time=now,
+            organization_id=organization_id,
+            project_id=project_id,
+            actor=actor,
+            action=action,
+            resource=resource,
+            trace_id=trace_id,
+        )
