@@ -11,6 +11,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import DomainError
 from chassis.ids import Ids
+from chassis.rounds import run_rounds
 from finemesh.holds.v1 import hold_service_pb2
 from services.scheduler.admission import peer_errors
 from services.scheduler.config import SchedulerSettings
@@ -18,7 +19,6 @@ from services.scheduler.database import Database
 from services.scheduler.jobs.convert import job_name
 from services.scheduler.peers import Peers
 from services.scheduler.pipelines.store import ClaimStore
-from services.scheduler.rounds import run_rounds
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,10 @@ class Releaser:
 
     async def run(self) -> None:
         await run_rounds(
-            "releaser", self.release_one, lambda: self._clock.sleep(self._settings.pipeline_poll_s), self._clock
+            "releaser",
+            self.release_one,
+            wait=lambda: self._clock.sleep(self._settings.pipeline_poll_s),
+            clock=self._clock,
         )
 
     async def release_one(self) -> bool:

@@ -7,6 +7,7 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.errors import DomainError
+from chassis.rounds import run_rounds
 from finemesh.holds.v1 import hold_service_pb2
 from services.scheduler.admission import peer_errors
 from services.scheduler.attempts.attempts import Attempts
@@ -15,7 +16,6 @@ from services.scheduler.database import Database
 from services.scheduler.jobs.convert import job_name
 from services.scheduler.peers import Peers
 from services.scheduler.pipelines.store import ClaimStore
-from services.scheduler.rounds import run_rounds
 
 WHY = "the hold on its price ended because it was not renewed in time; nothing is charged, create the job again"
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class Renewer:
         self.pause_s = settings.hold_renewal_interval_s
 
     async def run(self) -> None:
-        await run_rounds("renewer", self.renew_all, lambda: self._clock.sleep(self.pause_s), self._clock)
+        await run_rounds("renewer", self.renew_all, wait=lambda: self._clock.sleep(self.pause_s), clock=self._clock)
 
     async def renew_all(self) -> bool:
         """One renewal of everything that is held; always False, for the next one has time."""

@@ -9,15 +9,14 @@ from datetime import timedelta
 import structlog
 
 from chassis.clock import Clock
+from chassis.rounds import AbsenceGuard, run_rounds
 from services.scheduler.attempts.attempt import Lease
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.registry import NodeRegistry
-from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.rounds import run_rounds
 from services.scheduler.watching.hub import QUEUE_TOPIC
 from services.scheduler.watching.store import NotificationStore
 
@@ -34,20 +33,22 @@ class Sweeper:
         self._attempts = attempts
         self._clock = clock
         self._settings = settings
-        self._absence = leases.AbsenceGuard.begin(clock.monotonic())
+        duration_s = settings.lease_duration_s
+        self._absence = AbsenceGuard(clock, gap_s_max=duration_s / 2, watch_s_min=duration_s)
 
     async def run(self) -> None:
-        await run_rounds("sweeper", self.sweep, lambda: self._clock.sleep(self._settings.sweep_interval_s), self._clock)
+        await run_rounds(
+            "sweeper", self.sweep, wait=lambda: self._clock.sleep(self._settings.sweep_interval_s), clock=self._clock
+        )
 
     async def sweep(self) -> bool:
-        duration_s = self._settings.lease_duration_s
         # Read first: only a look that reached the database counts as a look.
         expired = await self._list_expired()
-        self._absence = self._absence.look(self._clock.monotonic(), duration_s)
-        if not self._absence.may_judge(duration_s):
+        self._absence.look()
+        if not self._absence.may_judge:
             return False
         async with self._database.writing() as connection:
-            silent_since = self._database.now() - timedelta(seconds=duration_s)
+            silent_since = self._database.now() - timedelta(seconds=self._settings.lease_duration_s)
             lost = await self._nodes.lose_silent(connection, silent_since)
         if lost:
             log.warning("nodes_lost", nodes=lost)

@@ -10,6 +10,7 @@ import asyncpg
 import structlog
 
 from chassis.clock import Clock
+from chassis.rounds import run_rounds
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
@@ -20,7 +21,6 @@ from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.placement import leases, policy
 from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
-from services.scheduler.rounds import run_rounds
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
 from services.scheduler.watching.store import NotificationStore
 
@@ -44,7 +44,7 @@ class Placer:
     async def run(self) -> None:
         with self._hub.listening(QUEUE_TOPIC) as signal:
             await run_rounds(
-                "placer", self.place_round, lambda: signal.wait(self._settings.pipeline_poll_s), self._clock
+                "placer", self.place_round, wait=lambda: signal.wait(self._settings.pipeline_poll_s), clock=self._clock
             )
 
     async def place_round(self) -> bool:

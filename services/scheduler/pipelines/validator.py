@@ -12,6 +12,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import DomainError
 from chassis.ids import Ids
+from chassis.rounds import run_rounds
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.admission import peer_errors
@@ -25,7 +26,6 @@ from services.scheduler.jobs.lifecycle import JobTransition
 from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.peers import Peers
 from services.scheduler.pipelines.store import ClaimStore, ValidationClaim
-from services.scheduler.rounds import run_rounds
 from services.scheduler.spec.convert import spec_from_proto
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, job_topic
 from services.scheduler.watching.store import NotificationStore
@@ -61,7 +61,10 @@ class Validator:
     async def run(self) -> None:
         with self._hub.listening(QUEUE_TOPIC) as signal:
             await run_rounds(
-                "validator", self.validate_one, lambda: signal.wait(self._settings.pipeline_poll_s), self._clock
+                "validator",
+                self.validate_one,
+                wait=lambda: signal.wait(self._settings.pipeline_poll_s),
+                clock=self._clock,
             )
 
     async def validate_one(self) -> bool:

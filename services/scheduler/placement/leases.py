@@ -3,7 +3,6 @@
 Pure: it is given the time and answers; what is stored guards itself by the token.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -42,28 +41,3 @@ def aftermath(state: JobState, failure_count: int, attempts_max: int) -> Afterma
 def requeue_delay_s(failure_count: int) -> float:
     """Doubles with each failure in a row, so that a job that breaks its node at once does not do so in a loop."""
     return min(REQUEUE_DELAY_S_FIRST * 2.0 ** max(0, failure_count - 1), REQUEUE_DELAY_S_MAX)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbsenceGuard:
-    """Since when the scheduler has watched without a gap, on the monotonic clock.
-
-    A scheduler that was down, or cut off from its database, renewed nothing meanwhile: the leases look expired although
-    their nodes are well. It judges again only after it has watched for as long as a lease lives.
-    """
-
-    since_s: float
-    last_s: float
-
-    @staticmethod
-    def begin(now_s: float) -> "AbsenceGuard":
-        return AbsenceGuard(since_s=now_s, last_s=now_s)
-
-    def look(self, now_s: float, lease_duration_s: float) -> "AbsenceGuard":
-        """Called at each sweep that could read the database; a gap of half a lease begins the watch anew."""
-        if now_s - self.last_s > lease_duration_s / 2:
-            return AbsenceGuard.begin(now_s)
-        return AbsenceGuard(since_s=self.since_s, last_s=now_s)
-
-    def may_judge(self, lease_duration_s: float) -> bool:
-        return self.last_s - self.since_s >= lease_duration_s

@@ -2,8 +2,7 @@
 
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool
-from chassis.rounds import Signal
-from services.scheduler.rounds import run_rounds
+from chassis.rounds import Signal, run_rounds
 from services.scheduler.watching.hub import Hub
 from services.scheduler.watching.store import NotificationStore
 
@@ -20,7 +19,7 @@ class Listener:
         self._clock = clock
 
     async def run(self) -> None:
-        await run_rounds("listener", self._listen, self._pause, self._clock)
+        await run_rounds("listener", self._listen, wait=self._pause, clock=self._clock)
 
     async def _pause(self) -> None:
         await self._clock.sleep(RECONNECT_PAUSE_S)

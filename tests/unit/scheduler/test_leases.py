@@ -7,7 +7,6 @@ import pytest
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.leases import (
     REQUEUE_DELAY_S_MAX,
-    AbsenceGuard,
     Aftermath,
     aftermath,
     expiry,
@@ -41,20 +40,3 @@ def test_a_cancelled_job_that_lost_its_node_is_cancelled() -> None:
 def test_the_delay_doubles_up_to_its_limit() -> None:
     assert [requeue_delay_s(count) for count in (0, 1, 2, 3, 4)] == [0.5, 0.5, 1.0, 2.0, 4.0]
     assert requeue_delay_s(1000) == REQUEUE_DELAY_S_MAX
-
-
-def test_nobody_is_judged_before_a_whole_lease_was_watched() -> None:
-    sight = AbsenceGuard.begin(100.0)
-    for now_s in (101.0, 104.0, 108.0):
-        sight = sight.look(now_s, 10.0)
-        assert not sight.may_judge(10.0)
-    assert sight.look(110.0, 10.0).may_judge(10.0)
-
-
-def test_a_gap_begins_the_watch_anew() -> None:
-    sight = AbsenceGuard.begin(0.0)
-    for now_s in range(1, 21):
-        sight = sight.look(float(now_s), 10.0)
-    assert sight.may_judge(10.0)
-    blind = sight.look(26.0, 10.0)
-    assert not blind.may_judge(10.0)
