@@ -12,6 +12,9 @@ from obstore.store import LocalStore, from_url
 
 from chassis.errors import DataLoss, Unavailable
 
+# S3 refuses smaller parts of a multipart upload, but for the last one.
+PART_BYTES_MIN = 5 * 1024**2
+
 
 class ObjectMissing(DataLoss):
     """What was stored once is not there."""

@@ -4,6 +4,8 @@ import sys
 
 from chassis.clock import SystemClock
 from chassis.ids import SystemIds
+from chassis.objects.client import PART_BYTES_MIN, ObjectStore
+from chassis.objects.transfer import FileTransfer
 from chassis.process import DrainStage, Process, run
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
@@ -11,7 +13,6 @@ from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from finemesh.nodes.v1 import node_service_pb2_grpc
 from services.trainer.agent.agent import Agent
 from services.trainer.artifacts.file_cache import FileCache
-from services.trainer.artifacts.transfer import ArtifactStore
 from services.trainer.attempt.kit import Kit
 from services.trainer.child.warm_children import WarmChildren
 from services.trainer.config import TrainerSettings
@@ -23,8 +24,12 @@ from services.trainer.node.work_folders import NodeFolder
 async def main(process: Process, settings: TrainerSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
     node_folder = NodeFolder(settings.attempts_root, settings.node_name).open()
-    store = ArtifactStore(
-        settings.artifacts_url,
+    store = FileTransfer(
+        ObjectStore(
+            settings.artifacts_url,
+            part_bytes=max(settings.transfer_chunk_bytes, PART_BYTES_MIN),
+            parts_in_flight_max=2,
+        ),
         clock,
         chunk_bytes=settings.transfer_chunk_bytes,
         concurrent_max=settings.transfers_concurrent_max,

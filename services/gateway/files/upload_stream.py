@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from chassis.errors import DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted
+from chassis.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
 from chassis.objects.client import ObjectStore
 from services.gateway.files.content_check import ContentCheck, ParquetLimits
 from services.gateway.files.line_check import DatasetLimits, DatasetReport
@@ -115,10 +115,11 @@ class UploadStream:
 
     @staticmethod
     def _mismatch(field: str, announced: str, found: str) -> InvalidArgument:
-        return InvalidArgument(
-            "DIGEST_MISMATCH",
-            f"the header announced {announced} and the stream had {found}; nothing was kept, send the file again",
-            violations=[FieldViolation(field, f"announced {announced}, received {found}")],
+        return invalid(
+            field,
+            f"announced {announced}, received {found}",
+            message=f"the header announced {announced} and the stream had {found}; nothing was kept, send the file again",
+            reason="DIGEST_MISMATCH",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from starlette.responses import JSONResponse
 
-from chassis.errors import DomainError, FieldViolation, InvalidArgument
+from chassis.errors import DomainError, InvalidArgument, invalid
 from chassis.telemetry import trace as telemetry
 
 _STATUS = {
@@ -76,7 +76,7 @@ def status_of(error: DomainError) -> int:
 
 
 def bad_param(param: str, description: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{param}: {description}", violations=[FieldViolation(param, description)])
+    return invalid(param, description, message=f"{param}: {description}")
 
 
 def _param(field: str) -> str:

@@ -16,7 +16,9 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, all_or_first_error, checked_path, key_of
+from chassis.objects.keys import checked_path, key_of
+from chassis.objects.transfer import FileTransfer, all_or_first_error
+from formats.manifests import FileDigest
 
 log = structlog.get_logger()
 
@@ -28,7 +30,7 @@ _LINK_TRIES = 3
 class FileCache:
     """`folder/objects/ab/abcd...`. A file appears there by a rename, whole and verified, or not at all."""
 
-    def __init__(self, folder: Path, store: ArtifactStore, *, size_bytes_max: int, concurrent_max: int) -> None:
+    def __init__(self, folder: Path, store: FileTransfer, *, size_bytes_max: int, concurrent_max: int) -> None:
         self._objects = folder / "objects"
         self._partials = folder / "partial"
         self._store = store
@@ -40,13 +42,13 @@ class FileCache:
         _remove_torn(self._partials)
 
     async def place(
-        self, key: str, files: Sequence[StoredFile], folder: Path, *, wanted: Callable[[str], bool] = lambda path: True
+        self, key: str, files: Sequence[FileDigest], folder: Path, *, wanted: Callable[[str], bool] = lambda path: True
     ) -> None:
         """The files of an artifact that are `wanted`, under `folder`; a single file keeps the last part of its key."""
         works = [self._place(key_of(key, file), file, folder) for file in files if wanted(file.path)]
         await all_or_first_error(works)
 
-    async def _place(self, key: str, file: StoredFile, folder: Path) -> None:
+    async def _place(self, key: str, file: FileDigest, folder: Path) -> None:
         target = folder / checked_path(file.path or key.rpartition("/")[2])
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = self._locks.setdefault(file.sha256, asyncio.Lock())
@@ -57,7 +59,7 @@ class FileCache:
                 return
         raise FileNotFoundError(f"{cached} was removed again and again before it could be used")
 
-    async def _cached(self, key: str, file: StoredFile) -> Path:
+    async def _cached(self, key: str, file: FileDigest) -> Path:
         cached = self._objects / file.sha256[:2] / file.sha256
         if cached.is_file() and cached.stat().st_size == file.size_bytes:
             os.utime(cached)

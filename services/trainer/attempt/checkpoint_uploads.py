@@ -13,12 +13,13 @@ from pathlib import Path
 import structlog
 
 from chassis.errors import Unavailable
+from chassis.objects.keys import checked_path, key_of
+from chassis.objects.transfer import FileTransfer
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
-from formats.manifests import MANIFEST
-from services.trainer.artifacts.convert import artifact_to_proto, stored_files_from_proto
-from services.trainer.artifacts.transfer import ArtifactStore, StoredFile, checked_path, key_of
-from services.trainer.attempt.convert import stored_files_from_event
+from formats.manifests import MANIFEST, FileDigest
+from services.trainer.artifacts.convert import artifact_to_proto, digests_from_proto
+from services.trainer.attempt.convert import digests_from_event
 from services.trainer.attempt.reporter import Reporter
 from services.trainer.child.training_child import Event
 from services.trainer.node import work_folders
@@ -32,7 +33,7 @@ class _Staged:
     # The user asked for it. The others only limit what a crash can cost, so that a newer one replaces an older one.
     asked: bool
     folder: Path
-    files: tuple[StoredFile, ...]
+    files: tuple[FileDigest, ...]
     manifest_sha256: str
 
 
@@ -40,7 +41,7 @@ class CheckpointUploads:
     """`offer` what the child tells, `close` when it tells no more; `run` returns when everything is uploaded."""
 
     def __init__(
-        self, store: ArtifactStore, reporter: Reporter, *, staging: Path, key_prefix: str, lease_token: int
+        self, store: FileTransfer, reporter: Reporter, *, staging: Path, key_prefix: str, lease_token: int
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -109,7 +110,7 @@ class CheckpointUploads:
                 log.error("obsolete_checkpoint_refused", key=artifact.key, detail="outside of the job's checkpoints")
                 continue
             try:
-                await self._store.delete([key_of(artifact.key, file) for file in stored_files_from_proto(artifact)])
+                await self._store.delete([key_of(artifact.key, file) for file in digests_from_proto(artifact)])
             except Unavailable as error:
                 # Left behind: it costs space, not correctness.
                 log.warning("obsolete_checkpoint_not_deleted", key=artifact.key, error=str(error))
@@ -117,12 +118,12 @@ class CheckpointUploads:
     def _stage(self, event: Event, folder: Path) -> _Staged | None:
         """Blocking. None when the child has removed the checkpoint already: then a newer one follows."""
         step = int(event["step"])
-        files = stored_files_from_event(event)
+        files = digests_from_event(event)
         staging = self._staging / f"step-{step}"
         try:
             if all(file.path != MANIFEST for file in files):
                 size_bytes = (folder / MANIFEST).stat().st_size
-                files.append(StoredFile(path=MANIFEST, size_bytes=size_bytes, sha256=str(event["manifest_sha256"])))
+                files.append(FileDigest(path=MANIFEST, size_bytes=size_bytes, sha256=str(event["manifest_sha256"])))
             for file in files:
                 target = staging / checked_path(file.path)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from chassis.errors import DomainError
 from finemesh.nodes.v1 import node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
-from services.trainer.artifacts.transfer import StoredFile
+from formats.manifests import FileDigest
 from services.trainer.child.training_child import Event
 
 METADATA_ENTRIES_MAX = 20
@@ -26,9 +26,9 @@ def usage_to_proto(kind: str, start: int, end: int, tokens: int) -> node_service
     return node_service_pb2.TrainingUsage(kind=kind, start_step=start, end_step=end, tokens=tokens)
 
 
-def stored_files_from_event(event: Event) -> list[StoredFile]:
+def digests_from_event(event: Event) -> list[FileDigest]:
     return [
-        StoredFile(path=str(entry["path"]), size_bytes=int(entry["size_bytes"]), sha256=str(entry["sha256"]))
+        FileDigest(path=str(entry["path"]), size_bytes=int(entry["size_bytes"]), sha256=str(entry["sha256"]))
         for entry in event["files"]
     ]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chassis.objects.transfer import FileTransfer
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
-from formats.manifests import revision_of
+from formats.manifests import FileDigest, revision_of
 from services.trainer.artifacts.convert import artifact_to_proto
-from services.trainer.artifacts.transfer import ArtifactStore, StoredFile
 from services.trainer.attempt import convert
 from services.trainer.attempt.child_events import own_folder
 from services.trainer.attempt.reporter import AttemptOver, Ending
@@ -25,7 +25,7 @@ class StoredModel:
 
     folder: Path
     key: str
-    files: tuple[StoredFile, ...]
+    files: tuple[FileDigest, ...]
     revision: str
     lineage: Mapping[str, str]
 
@@ -49,12 +49,12 @@ def unfinished(last: Event | None, *, step: int, exit_code: int, last_words: str
 
 
 async def upload_model(
-    exported: Event | None, assignment: node_pb2.Assignment, folder: Path, store: ArtifactStore
+    exported: Event | None, assignment: node_pb2.Assignment, folder: Path, store: FileTransfer
 ) -> StoredModel:
     """AttemptOver when the export is not what it claims to be."""
     if exported is None:
         raise ChildProtocolError("the child finished without an export")
-    files, revision = convert.stored_files_from_event(exported), str(exported["revision"])
+    files, revision = convert.digests_from_event(exported), str(exported["revision"])
     if revision_of(files) != revision:
         raise AttemptOver(convert.platform_fault_to_proto("the export's revision does not match its files"))
     model = StoredModel(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, Unavailable
+from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, Unavailable, invalid
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from services.trainer.config import TrainerSettings
@@ -32,9 +32,7 @@ def question_from_proto(
     """InvalidArgument for a way of training on inputs that does not exist."""
     if request.train_on_inputs not in _TRAIN_ON_INPUTS:
         rule = "must be `auto`, `true` or `false`"
-        raise InvalidArgument(
-            "INVALID_FIELD", f"train_on_inputs {rule}", violations=[FieldViolation("train_on_inputs", rule)]
-        )
+        raise invalid("train_on_inputs", rule)
     return {
         "base_model": {"directory": str(base)},
         "train_file": str(dataset),

@@ -16,7 +16,7 @@ from chassis.errors import DomainError
 from chassis.ids import Ids
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
-from services.trainer.artifacts.convert import stored_files_from_proto
+from services.trainer.artifacts.convert import digests_from_proto
 from services.trainer.artifacts.file_cache import FileCache
 from services.trainer.config import TrainerSettings
 from services.trainer.datasets.analysis_program import analyze, describe, preview
@@ -109,7 +109,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             folder = await asyncio.to_thread(self._node_folder.create, "analysis", self._ids.uuid().hex)
             try:
                 await self._cache.place(
-                    base.key, stored_files_from_proto(base), folder / fetch.BASE, wanted=fetch.is_no_weight
+                    base.key, digests_from_proto(base), folder / fetch.BASE, wanted=fetch.is_no_weight
                 )
                 yield folder
             finally:

@@ -6,7 +6,7 @@ It reads no file and starts nothing. Ranges are checked by the child, except wha
 from dataclasses import dataclass
 from typing import Any
 
-from chassis.errors import FieldViolation, InvalidArgument
+from chassis.errors import invalid
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 
@@ -73,7 +73,7 @@ def child_spec_from_proto(assignment: node_pb2.Assignment, placement: Placement)
     """
     spec, hyper = assignment.spec, assignment.spec.hyperparameters
     if hyper.learning_rate <= 0:
-        raise _invalid("hyperparameters.learning_rate", "must be above 0")
+        raise invalid("hyperparameters.learning_rate", "must be above 0")
     document: dict[str, Any] = {
         "job_id": job_id_of(assignment.lease.tuning_job),
         "method": "dpo" if spec.HasField("dpo") else "sft",
@@ -204,12 +204,8 @@ def _batch(examples: int, batches: int) -> tuple[int, int]:
     for parts in range(1, _CHILD_ACCUMULATION_MAX // batches + 1):
         if examples % parts == 0 and examples // parts <= _CHILD_BATCH_MAX:
             return examples // parts, parts * batches
-    raise _invalid(
+    raise invalid(
         "hyperparameters.batch_size",
         f"must be at most {_CHILD_BATCH_MAX}, or a product of at most {_CHILD_BATCH_MAX} and at most"
         f" {_CHILD_ACCUMULATION_MAX}",
     )
-
-
-def _invalid(field: str, rule: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_FIELD", f"{field} {rule}", violations=[FieldViolation(field, rule)])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from chassis.clock import Clock
 from chassis.errors import DataLoss, Unavailable
+from chassis.objects.transfer import FileTransfer
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
 from formats.manifests import MANIFEST
-from services.trainer.artifacts.convert import stored_files_from_proto
+from services.trainer.artifacts.convert import digests_from_proto
 from services.trainer.artifacts.file_cache import FileCache
-from services.trainer.artifacts.transfer import ArtifactStore
 from services.trainer.config import TrainerSettings
 from services.trainer.inputs.convert import kind_from_proto
 from services.trainer.integrations.fetched_secrets import FetchedSecrets
@@ -52,11 +52,11 @@ def start_bytes_max(base: artifact_pb2.Artifact) -> int:
 
 
 async def fetch_inputs(
-    assignment: node_pb2.Assignment, folder: Path, *, cache: FileCache, store: ArtifactStore
+    assignment: node_pb2.Assignment, folder: Path, *, cache: FileCache, store: FileTransfer
 ) -> dict[str, str | None]:
     """Paths below `folder`, by their names in `Placement`."""
     await cache.place(
-        assignment.base_model.key, stored_files_from_proto(assignment.base_model), folder / BASE, wanted=is_safe
+        assignment.base_model.key, digests_from_proto(assignment.base_model), folder / BASE, wanted=is_safe
     )
     train_file = await fetch_file(assignment.training_file, folder, "inputs/train", cache)
     validation_file = None
@@ -68,7 +68,7 @@ async def fetch_inputs(
         await _fetch_checkpoint(assignment.resume_from, folder / resume_from, store)
     if assignment.HasField("start_from") and not assignment.start_from.HasField("hub"):
         weights = assignment.start_from.artifact
-        await cache.place(weights.key, stored_files_from_proto(weights), folder / START, wanted=is_start_weight)
+        await cache.place(weights.key, digests_from_proto(weights), folder / START, wanted=is_start_weight)
     return {"train_file": train_file, "validation_file": validation_file, "resume_from": resume_from}
 
 
@@ -102,15 +102,15 @@ async def fetch_hub_start(
 
 async def fetch_file(artifact: artifact_pb2.Artifact, folder: Path, below: str, cache: FileCache) -> str:
     """The path below `folder` of an artifact that is one file."""
-    files = stored_files_from_proto(artifact)
+    files = digests_from_proto(artifact)
     if len(files) != 1:
         raise DataLoss("DATA_CORRUPT", f"{artifact.key} should be one file and is {len(files)}")
     await cache.place(artifact.key, files, folder / below)
     return f"{below}/{files[0].path or artifact.key.rpartition('/')[2]}"
 
 
-async def _fetch_checkpoint(checkpoint: node_pb2.CheckpointManifest, folder: Path, store: ArtifactStore) -> None:
-    files = stored_files_from_proto(checkpoint.artifact)
+async def _fetch_checkpoint(checkpoint: node_pb2.CheckpointManifest, folder: Path, store: FileTransfer) -> None:
+    files = digests_from_proto(checkpoint.artifact)
     digests = {file.path: file.sha256 for file in files}
     if digests.get(MANIFEST) != checkpoint.manifest_sha256:
         raise DataLoss("DATA_CORRUPT", f"the checkpoint at step {checkpoint.step} is not the one that was committed")

@@ -13,7 +13,7 @@ from typing import Any
 
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2
-from services.trainer.artifacts.convert import stored_files_from_proto
+from services.trainer.artifacts.convert import digests_from_proto
 from tests.contract.trainer.test_datasets import ask, jsonl, make_request
 from tests.contract.trainer.world import AgentWorld, eventually
 from tests.harness.hub import running_hub
@@ -85,7 +85,7 @@ async def test_a_killed_run_ends_in_the_same_bytes_and_the_same_usage(world: Age
     assert finish.WhichOneof("result") == "succeeded", finish
     killed = finish.succeeded
     assert killed.revision == calm.revision
-    assert stored_files_from_proto(killed.model) == stored_files_from_proto(calm.model)
+    assert digests_from_proto(killed.model) == digests_from_proto(calm.model)
     assert set(scheduler.usage) == set(calm_usage)
     steps = [item.step for request in scheduler.of("progress") for item in request.metrics]
     assert steps[-1] == calm.step

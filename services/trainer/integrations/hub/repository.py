@@ -13,7 +13,7 @@ import structlog
 
 from chassis.backoff import Backoff
 from chassis.clock import Clock
-from chassis.errors import FieldViolation, InvalidArgument, Unavailable
+from chassis.errors import Unavailable, invalid
 from services.trainer.integrations import programs
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ async def pull(
     why = f"{source.name} at {revision} cannot be started from: {answer['error']}"
     if answer.get("retryable"):
         raise Unavailable("DEPENDENCY_UNAVAILABLE", why)
-    raise InvalidArgument(str(answer["reason"]), why, violations=[FieldViolation(PULL_FIELD, str(answer["error"]))])
+    raise invalid(PULL_FIELD, str(answer["error"]), message=why, reason=str(answer["reason"]))
 
 
 async def push(
