@@ -19,7 +19,7 @@ from services.billing.calendar import Month
 from services.billing.invoices.convert import encode, invoice_to_proto, party_from_proto
 from services.billing.invoices.invoice import Charge, Invoice, build_lines
 from services.billing.invoices.store import InvoiceStore
-from services.billing.ledger.ids import usage_record_id
+from services.billing.ledger.derived_ids import usage_record_id
 
 
 class InvoiceAudit:

@@ -14,8 +14,8 @@ from services.billing.calendar import first_of_month
 from services.billing.holds import settlement
 from services.billing.holds.hold import HoldState
 from services.billing.holds.settlement import Ending
+from services.billing.ledger.derived_ids import hold_id
 from services.billing.ledger.entries import Account
-from services.billing.ledger.ids import hold_id
 from services.billing.prices.pricebook import PriceBook
 from services.billing.prices.pricing import Metered, PriceUnknown, quote, record_amount
 from services.billing.usage import work_keys

@@ -1,5 +1,5 @@
 -- name: allow_long_statements(timeout_ms)$
--- Lets the statements of this transaction take as long as recomputing a large ledger does, and the reader as long as it needs between them.
+-- Lets the statements of this transaction, and the reader between them, take as long as a large ledger needs.
 SELECT
     set_config('statement_timeout', :timeout_ms::text, true)
     || set_config('idle_in_transaction_session_timeout', :timeout_ms::text, true);
@@ -113,8 +113,8 @@ SELECT
     stored.record_count AS stored_record_count
 FROM (
     SELECT
-        organization_id, billing_month, project_id, api_key_id, (usage_time AT TIME ZONE 'UTC')::date AS usage_day, kind,
-        resource, model, price_book_version, unit_price_nanos_usd,
+        organization_id, billing_month, project_id, api_key_id, (usage_time AT TIME ZONE 'UTC')::date AS usage_day,
+        kind, resource, model, price_book_version, unit_price_nanos_usd,
         sum(quantity) AS quantity, sum(amount_nanos_usd) AS amount_nanos_usd, count(*) AS record_count
     FROM usage_records
     WHERE :organization_id::text = '' OR organization_id = :organization_id::text

@@ -2,7 +2,8 @@
 -- Reads balances beside what was announced last, of organizations that have entries.
 SELECT
     chains.organization_id,
-    coalesce(sum(accounts.balance_nanos_usd) FILTER (WHERE accounts.account = 'prepaid'), 0)::bigint AS prepaid_nanos_usd,
+    coalesce(sum(accounts.balance_nanos_usd) FILTER (WHERE accounts.account = 'prepaid'), 0)::bigint
+        AS prepaid_nanos_usd,
     coalesce(sum(accounts.balance_nanos_usd) FILTER (WHERE accounts.account = 'held'), 0)::bigint AS held_nanos_usd,
     coalesce(sum(accounts.balance_nanos_usd) FILTER (WHERE accounts.account = 'receivable'), 0)::bigint
         AS receivable_nanos_usd,
@@ -55,7 +56,9 @@ WITH wanted AS MATERIALIZED (
 ),
 -- Of each key that asked for jobs, and of the project as an empty key.
 jobs AS MATERIALIZED (
-    SELECT moved.project_id, coalesce(moved.api_key_id, '') AS api_key_id, sum(moved.amount_nanos_usd) AS amount_nanos_usd
+    SELECT
+        moved.project_id, coalesce(moved.api_key_id, '') AS api_key_id,
+        sum(moved.amount_nanos_usd) AS amount_nanos_usd
     FROM (
         SELECT projects.project_id, ended.api_key_id, ended.charged_nanos_usd AS amount_nanos_usd
         FROM (SELECT DISTINCT organization_id, project_id FROM wanted) AS projects
@@ -104,7 +107,7 @@ LEFT JOIN jobs ON jobs.project_id = wanted.project_id AND jobs.api_key_id = want
 ORDER BY wanted.project_id, wanted.api_key_id;
 
 -- name: set_budget(project_id, api_key_id, organization_id, monthly_cap_nanos_usd, alert_percents, now)!
--- Sets the budget of a project or of a key. Another cap forgets the warnings of the one before, which said shares of it.
+-- Sets the budget of a project or of a key. Another cap forgets the warnings about shares of the cap before it.
 WITH forgotten AS (
     DELETE FROM budget_alerts
     USING budgets

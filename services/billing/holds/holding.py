@@ -16,8 +16,8 @@ from services.billing.holds import settlement
 from services.billing.holds.hold import Hold, HoldState, JobEnding, JobTotals
 from services.billing.holds.store import HoldStore
 from services.billing.ledger import entries
+from services.billing.ledger.derived_ids import hold_id
 from services.billing.ledger.entries import BalanceInsufficient
-from services.billing.ledger.ids import hold_id
 from services.billing.ledger.store import LedgerStore
 from services.billing.limits import Limits
 from services.billing.prices.catalogue import Catalogue

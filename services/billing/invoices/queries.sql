@@ -123,7 +123,9 @@ settled AS (
         FROM settled
         CROSS JOIN LATERAL (
             SELECT organization_id, billing_month FROM holds
-            WHERE state = 'settled' AND (organization_id, billing_month) > (settled.organization_id, settled.billing_month)
+            WHERE
+                state = 'settled'
+                AND (organization_id, billing_month) > (settled.organization_id, settled.billing_month)
             ORDER BY organization_id, billing_month LIMIT 1
         ) AS later
     )

@@ -13,7 +13,7 @@ from typing import Any
 from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 from services.billing.invoices.invoice import SERVED, Charge, CreditNote, LineKind
-from services.billing.ledger.ids import usage_record_id
+from services.billing.ledger.derived_ids import usage_record_id
 from services.billing.prices.pricing import NANOS_USD_PER_CENT
 from services.billing.terms import Party
 from services.billing.usage.records import UsageKind

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.billing.ledger.ids import transaction_id
+from services.billing.ledger.derived_ids import transaction_id
 
 
 class Account(enum.StrEnum):

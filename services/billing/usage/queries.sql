@@ -135,7 +135,7 @@ WHERE matches OR place = seen_count
 ORDER BY usage_time, work_key;
 
 -- name: get_billed_days(organization_id, billing_month, project_id)^
--- Reads on which days the records of a project were used that are billed in a month: of its own, and of jobs settled in it.
+-- Reads the days of use of a project's records that are billed in a month: its own, and those of jobs settled in it.
 SELECT min(days.first_day) AS first_day, max(days.last_day) AS last_day
 FROM (
     SELECT min(usage_day) AS first_day, max(usage_day) AS last_day

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from types import MappingProxyType
 
-from services.billing.ledger.ids import usage_record_id
+from services.billing.ledger.derived_ids import usage_record_id
 
 
 class UsageKind(enum.StrEnum):

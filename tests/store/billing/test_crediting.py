@@ -13,8 +13,8 @@ from services.billing.invoices import crediting, invoicing
 from services.billing.invoices.crediting import Correction
 from services.billing.invoices.invoice import CreditNote
 from services.billing.invoices.store import InvoiceStore
+from services.billing.ledger.derived_ids import transaction_id
 from services.billing.ledger.entries import TransactionKind
-from services.billing.ledger.ids import transaction_id
 from services.billing.limits import Limits
 from tests.store.billing.world import USD, World, minute
 

@@ -22,7 +22,7 @@ from services.billing.invoices import crediting, invoicing
 from services.billing.invoices.closer import Closer
 from services.billing.invoices.crediting import Correction
 from services.billing.invoices.store import ClosedInvoice, InvoiceStore
-from services.billing.ledger.ids import usage_record_id
+from services.billing.ledger.derived_ids import usage_record_id
 from services.billing.ledger.store import LedgerStore
 from services.billing.limits import Limits
 from services.billing.terms import Party

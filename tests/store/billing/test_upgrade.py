@@ -11,8 +11,8 @@ from chassis.db.pool import Pool, open_pool, transaction
 from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.ledger import entries
 from services.billing.ledger.chain import Link, links
+from services.billing.ledger.derived_ids import transaction_id
 from services.billing.ledger.entries import Account, Posting, Transaction, TransactionKind
-from services.billing.ledger.ids import transaction_id
 from services.billing.prices.catalogue import open_catalogue
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, minute, resource

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from services.billing.holds import settlement
 from services.billing.holds.settlement import Ending
 from services.billing.ledger import entries
+from services.billing.ledger.derived_ids import hold_id, transaction_id
 from services.billing.ledger.entries import Account, BalanceInsufficient, Balances, Transaction, TransactionKind
-from services.billing.ledger.ids import hold_id, transaction_id
 from services.billing.prices.pricing import Metered, RuleTerm, TuningRule, Work, quote
 
 NOW = datetime(2026, 11, 23, 5, 0, tzinfo=UTC)
