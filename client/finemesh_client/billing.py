@@ -34,6 +34,7 @@ from finemesh.billing.v1 import (
 )
 from finemesh.tuning.v1 import tuning_service_pb2
 from finemesh_client.paging import pages
+from finemesh_client.training_kinds import training_kind
 from finemesh_client.transport import Transport
 
 NANOS_PER_DOLLAR = 1_000_000_000
@@ -47,23 +48,13 @@ def dollars(nanos_usd: int) -> str:
     return f"{sign}${whole:,}.{digits}"
 
 
-# By whether it learns from preferences, and whether it trains all weights.
-TRAINING_KINDS = {
-    (False, False): billing_service_pb2.TRAINING_KIND_SFT_LORA,
-    (False, True): billing_service_pb2.TRAINING_KIND_SFT_FULL,
-    (True, False): billing_service_pb2.TRAINING_KIND_DPO_LORA,
-    (True, True): billing_service_pb2.TRAINING_KIND_DPO_FULL,
-}
-
-
 def request_of(
     quote: tuning_service_pb2.QuoteTuningJobResponse, price_book_version: str = ""
 ) -> billing_service_pb2.EstimatePriceRequest:
     """The numbers of a quote, to price them by another version or book."""
-    kind = TRAINING_KINDS[quote.spec.WhichOneof("method") == "dpo", quote.spec.WhichOneof("weights") == "full"]
     return billing_service_pb2.EstimatePriceRequest(
         base_model=quote.spec.base_model,
-        training_kind=kind,
+        training_kind=training_kind(quote.spec),
         training_tokens=quote.counts.training_tokens,
         validation_tokens=quote.counts.validation_tokens,
         epochs=quote.spec.hyperparameters.epochs,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, NoReturn
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +27,17 @@ Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Most rows to show.
 
 class OptionConflict(ValueError):
     """Options that cannot be meant together; the text names them."""
+
+
+def one_of(choices: Sequence[str]) -> Any:
+    """A callback that refuses words outside a list and names the list."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"must be one of {', '.join(choices)}")
+        return value
+
+    return check
 
 
 def fail(error: FinemeshError | ConfigError, as_json: bool) -> NoReturn:

@@ -25,17 +25,11 @@ from services.billing.calendar import Month
 from services.billing.convert import money_to_proto
 from services.billing.ledger.chain import EntryRow
 from services.billing.ledger.entries import Balances
+from services.billing.prices.methods import METHOD_OF_KIND
 from services.billing.prices.pricing import Price, QuantityInvalid, Work
 from services.billing.usage.costs import CostRow, Dimension
 from services.billing.usage.records import UsageKind, UsageRecord
 
-_METHODS = {
-    billing_service_pb2.TRAINING_KIND_UNSPECIFIED: "sft_lora",
-    billing_service_pb2.TRAINING_KIND_SFT_LORA: "sft_lora",
-    billing_service_pb2.TRAINING_KIND_SFT_FULL: "sft_full",
-    billing_service_pb2.TRAINING_KIND_DPO_LORA: "dpo_lora",
-    billing_service_pb2.TRAINING_KIND_DPO_FULL: "dpo_full",
-}
 _USAGE_KINDS = {
     UsageKind.TRAINING_TOKENS: usage_record_pb2.USAGE_KIND_TRAINING_TOKENS,
     UsageKind.EVALUATION_TOKENS: usage_record_pb2.USAGE_KIND_EVALUATION_TOKENS,
@@ -53,7 +47,7 @@ USAGE_KIND_OF = {value: kind for kind, value in _USAGE_KINDS.items()}
 
 
 def work_from_proto(request: billing_service_pb2.EstimatePriceRequest) -> Work:
-    method = _METHODS.get(request.training_kind)
+    method = METHOD_OF_KIND.get(request.training_kind)
     if method is None:
         raise QuantityInvalid("training_kind", f"{request.training_kind} is not known")
     return Work(

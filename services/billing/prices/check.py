@@ -13,9 +13,10 @@ from pathlib import Path
 
 from services.billing.config import BillingSettings
 from services.billing.prices.catalogue import book_paths, book_text
+from services.billing.prices.methods import METHODS
 from services.billing.prices.parse import read_book
 from services.billing.prices.pricebook import BookConflict, PriceBook, refuse_conflict
-from services.billing.prices.pricing import METHODS, OWING_ENDINGS, in_dollars
+from services.billing.prices.pricing import OWING_ENDINGS, in_dollars
 from services.billing.prices.yaml import BookInvalid
 
 EXIT_WRONG = 1

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from services.billing.prices.methods import METHODS
 from services.billing.prices.pricebook import (
     ClusterRate,
     HostingRate,
@@ -15,7 +16,7 @@ from services.billing.prices.pricebook import (
     Selector,
     TuningRate,
 )
-from services.billing.prices.pricing import COMPLETED, FACTORS_DONE, METHODS, OWING_ENDINGS, RuleTerm, TuningRule
+from services.billing.prices.pricing import COMPLETED, FACTORS_DONE, OWING_ENDINGS, RuleTerm, TuningRule
 from services.billing.prices.yaml import Node, read_root
 
 

@@ -15,8 +15,6 @@ NANOS_USD_PER_CENT = NANOS_USD_PER_USD // 100
 TOKENS_PER_RATE = 10**6
 MINUTES_PER_HOUR = 60
 
-METHODS = ("sft_lora", "sft_full", "dpo_lora", "dpo_full")
-
 # How a job can end and owe something. A book says for which of them it adds its base fee or lifts to its minimum.
 COMPLETED = "completed"
 OWING_ENDINGS = (COMPLETED, "stopped_early", "cancelled_running", "user_failure")

@@ -5,7 +5,6 @@ It prices nothing itself.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -13,17 +12,13 @@ import typer
 
 from finemesh.billing.v1 import billing_service_pb2 as pb
 from finemesh.tuning.v1.tuning_service_pb2 import QuoteTuningJobResponse
-from finemesh_client.billing import TRAINING_KINDS, request_of
-from finemesh_client.cli.jobs.job_spec import JobOptions, to_spec
+from finemesh_client.billing import request_of
+from finemesh_client.cli.jobs.job_spec import METHODS, SFT, JobOptions, to_spec
 from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
 from finemesh_client.cli.output import as_dict, console, print_json, progress_console
-from finemesh_client.cli.runtime import AsJson, with_client
+from finemesh_client.cli.runtime import AsJson, one_of, with_client
 from finemesh_client.client import Client
-
-
-class Method(enum.StrEnum):
-    SFT = "sft"
-    DPO = "dpo"
+from finemesh_client.training_kinds import METHOD_FIELDS, TRAINING_KINDS
 
 
 def estimate(
@@ -43,7 +38,9 @@ def estimate(
     sequence_tokens_max: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest example, with --file.")
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="Supervised, or by preferences.")] = Method.SFT,
+    method: Annotated[
+        str, typer.Option("--method", callback=one_of(METHODS), help=f"One of {', '.join(METHODS)}.")
+    ] = SFT,
     full: Annotated[bool, typer.Option("--full", help="All weights instead of a LoRA adapter.")] = False,
     price_book: Annotated[
         str, typer.Option("--price-book", help="Version of the price book; the one in force by default.")
@@ -62,7 +59,7 @@ def estimate(
         return _by_numbers(
             pb.EstimatePriceRequest(
                 base_model=model,
-                training_kind=TRAINING_KINDS[method is Method.DPO, full],
+                training_kind=TRAINING_KINDS[METHOD_FIELDS[method], "full" if full else "lora"],
                 training_tokens=training_tokens,
                 validation_tokens=validation_tokens or 0,
                 epochs=epochs or 1,

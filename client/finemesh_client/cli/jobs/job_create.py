@@ -6,7 +6,6 @@ It fills no defaults.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,25 +16,14 @@ from finemesh_client.billing import dollars
 from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
 from finemesh_client.cli.given_secrets import SecretFiles, secrets_of
 from finemesh_client.cli.jobs.job_show import exit_unless_succeeded, show_job, show_quote
-from finemesh_client.cli.jobs.job_spec import METHODS, SCHEDULES, JobOptions, to_spec
+from finemesh_client.cli.jobs.job_spec import METHODS, SCHEDULES, SFT, JobOptions, to_spec
 from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.output import print_json, progress_console
-from finemesh_client.cli.runtime import AsJson, OptionConflict, with_client
+from finemesh_client.cli.runtime import AsJson, OptionConflict, one_of, with_client
 from finemesh_client.client import Client
 
 _DATA, _METHOD, _WEIGHTS, _LENGTH = "Data and model", "Method", "Weights", "Length and checkpoints"
 _LEARNING, _STOPPING, _OUTSIDE = "Learning", "Early stopping", "Weights & Biases, Hugging Face hub"
-
-
-def one_of(choices: Sequence[str]) -> Any:
-    """A callback that refuses words outside a list and names the list."""
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in choices:
-            raise typer.BadParameter(f"must be one of {', '.join(choices)}")
-        return value
-
-    return check
 
 
 def option(group: str, *names: str, **settings: Any) -> Any:
@@ -64,7 +52,7 @@ def create(  # The names of the parameters are those of JobOptions.
     output_name: Annotated[str, option(_DATA, "--name", help="Last part of the new model's id.")] = "",
     method: Annotated[
         str, option(_METHOD, "--method", callback=one_of(METHODS), help="sft: by examples; dpo: by preferences.")
-    ] = METHODS[0],
+    ] = SFT,
     train_on_inputs: Annotated[
         str | None,
         option(_METHOD, "--train-on-inputs", callback=one_of(tuple(TRAIN_ON_INPUTS)), help="auto, true or false."),

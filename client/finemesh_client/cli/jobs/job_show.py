@@ -10,6 +10,7 @@ from finemesh_client.billing import dollars
 from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
 from finemesh_client.cli.output import console, fields, state, when
 from finemesh_client.cli.runtime import EXIT_REFUSED
+from finemesh_client.training_kinds import method_word
 
 STATE_PREFIX = "TUNING_JOB_STATE_"
 
@@ -55,7 +56,7 @@ def show_job(job: tuning_job_pb2.TuningJob) -> None:
 def method_of(spec: tuning_job_pb2.TuningSpec) -> str:
     """`dpo, adapter of rank 16`."""
     weights = "all weights" if spec.WhichOneof("weights") == "full" else f"adapter of rank {spec.lora.rank}"
-    return f"{'dpo' if spec.HasField('dpo') else 'sft'}, {weights}"
+    return f"{method_word(spec)}, {weights}"
 
 
 def rewards_of(progress: tuning_job_pb2.TuningProgress) -> str:

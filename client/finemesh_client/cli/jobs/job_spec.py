@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
 from finemesh_client.cli.runtime import OptionConflict
+from finemesh_client.training_kinds import METHOD_FIELDS
 
 SFT, DPO = "sft", "dpo"
-METHODS = (SFT, DPO)
+METHODS = tuple(METHOD_FIELDS)
 BATCH_SIZE_MAX = "max"
 SCHEDULES = {
     "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,

@@ -25,45 +25,54 @@ _sym_db = _symbol_database.Default()
 from finemesh.billing.v1 import balance_pb2 as finemesh_dot_billing_dot_v1_dot_balance__pb2
 from finemesh.billing.v1 import invoice_pb2 as finemesh_dot_billing_dot_v1_dot_invoice__pb2
 from finemesh.billing.v1 import usage_record_pb2 as finemesh_dot_billing_dot_v1_dot_usage__record__pb2
+from finemesh.common.v1 import training_options_pb2 as finemesh_dot_common_dot_v1_dot_training__options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/billing/v1/billing_service.proto\x12\x13\x66inemesh.billing.v1\x1a!finemesh/billing/v1/balance.proto\x1a!finemesh/billing/v1/invoice.proto\x1a&finemesh/billing/v1/usage_record.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xf2\x01\n\x14\x45stimatePriceRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x38\n\rtraining_kind\x18\x02 \x01(\x0e\x32!.finemesh.billing.v1.TrainingKind\x12\x17\n\x0ftraining_tokens\x18\x03 \x01(\x03\x12\x19\n\x11validation_tokens\x18\x04 \x01(\x03\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x13\n\x0b\x65valuations\x18\x06 \x01(\x05\x12\x1a\n\x12price_book_version\x18\x07 \x01(\t\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\"\xb7\x01\n\x15\x45stimatePriceResponse\x12\x17\n\x0ftotal_nanos_usd\x18\x01 \x01(\x03\x12!\n\x05total\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12-\n\x05terms\x18\x03 \x03(\x0b\x32\x1e.finemesh.billing.v1.PriceTerm\x12\x1a\n\x12price_book_version\x18\x04 \x01(\t\x12\x17\n\x0fminimum_applied\x18\x05 \x01(\x08\"k\n\tPriceTerm\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x1d\n\x15nanos_usd_per_million\x18\x03 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x04 \x01(\x03\"\x13\n\x11GetBalanceRequest\"C\n\x12GetBalanceResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Balance\"R\n\x0cTopUpRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"V\n\rTopUpResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Balance\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\"\x92\x02\n\x17ListUsageRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12-\n\x05kinds\x18\x05 \x03(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\napi_key_id\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x18ListUsageRecordsResponse\x12\x37\n\rusage_records\x18\x01 \x03(\x0b\x32 .finemesh.billing.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetInvoiceResponse\x12-\n\x07invoice\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Invoice\")\n\x13GetJobChargeRequest\x12\x12\n\ntuning_job\x18\x01 \x01(\t\"\xdf\x02\n\x14GetJobChargeResponse\x12\x18\n\x10quoted_nanos_usd\x18\x01 \x01(\x03\x12\x16\n\x0eheld_nanos_usd\x18\x02 \x01(\x03\x12\x19\n\x11\x63harged_nanos_usd\x18\x03 \x01(\x03\x12\x1a\n\x12released_nanos_usd\x18\x04 \x01(\x03\x12\x0f\n\x07settled\x18\x05 \x01(\x08\x12\x1a\n\x12price_book_version\x18\x06 \x01(\t\x12\x17\n\x0ftransaction_ids\x18\x07 \x03(\t\x12\x19\n\x11\x61\x63\x63rued_nanos_usd\x18\x08 \x01(\x03\x12\x17\n\x0ftraining_tokens\x18\t \x01(\x03\x12\x19\n\x11\x65valuation_tokens\x18\n \x01(\x03\x12\x13\n\x0b\x64iscrepancy\x18\x0b \x01(\t\x12\x34\n\x10hold_expire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9d\x01\n\x0cTrainingKind\x12\x1d\n\x19TRAINING_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRAINING_KIND_SFT_LORA\x10\x01\x12\x1a\n\x16TRAINING_KIND_SFT_FULL\x10\x02\x12\x1a\n\x16TRAINING_KIND_DPO_LORA\x10\x03\x12\x1a\n\x16TRAINING_KIND_DPO_FULL\x10\x04\x32\xdc\x04\n\x0e\x42illingService\x12\x66\n\rEstimatePrice\x12).finemesh.billing.v1.EstimatePriceRequest\x1a*.finemesh.billing.v1.EstimatePriceResponse\x12]\n\nGetBalance\x12&.finemesh.billing.v1.GetBalanceRequest\x1a\'.finemesh.billing.v1.GetBalanceResponse\x12N\n\x05TopUp\x12!.finemesh.billing.v1.TopUpRequest\x1a\".finemesh.billing.v1.TopUpResponse\x12o\n\x10ListUsageRecords\x12,.finemesh.billing.v1.ListUsageRecordsRequest\x1a-.finemesh.billing.v1.ListUsageRecordsResponse\x12]\n\nGetInvoice\x12&.finemesh.billing.v1.GetInvoiceRequest\x1a\'.finemesh.billing.v1.GetInvoiceResponse\x12\x63\n\x0cGetJobCharge\x12(.finemesh.billing.v1.GetJobChargeRequest\x1a).finemesh.billing.v1.GetJobChargeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finemesh/billing/v1/billing_service.proto\x12\x13\x66inemesh.billing.v1\x1a!finemesh/billing/v1/balance.proto\x1a!finemesh/billing/v1/invoice.proto\x1a&finemesh/billing/v1/usage_record.proto\x1a)finemesh/common/v1/training_options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xf2\x01\n\x14\x45stimatePriceRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x38\n\rtraining_kind\x18\x02 \x01(\x0e\x32!.finemesh.billing.v1.TrainingKind\x12\x17\n\x0ftraining_tokens\x18\x03 \x01(\x03\x12\x19\n\x11validation_tokens\x18\x04 \x01(\x03\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x13\n\x0b\x65valuations\x18\x06 \x01(\x05\x12\x1a\n\x12price_book_version\x18\x07 \x01(\t\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\"\xb7\x01\n\x15\x45stimatePriceResponse\x12\x17\n\x0ftotal_nanos_usd\x18\x01 \x01(\x03\x12!\n\x05total\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12-\n\x05terms\x18\x03 \x03(\x0b\x32\x1e.finemesh.billing.v1.PriceTerm\x12\x1a\n\x12price_book_version\x18\x04 \x01(\t\x12\x17\n\x0fminimum_applied\x18\x05 \x01(\x08\"k\n\tPriceTerm\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x1d\n\x15nanos_usd_per_million\x18\x03 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x04 \x01(\x03\"\x13\n\x11GetBalanceRequest\"C\n\x12GetBalanceResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Balance\"R\n\x0cTopUpRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"V\n\rTopUpResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Balance\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\"\x92\x02\n\x17ListUsageRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12-\n\x05kinds\x18\x05 \x03(\x0e\x32\x1e.finemesh.billing.v1.UsageKind\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\napi_key_id\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x18ListUsageRecordsResponse\x12\x37\n\rusage_records\x18\x01 \x03(\x0b\x32 .finemesh.billing.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetInvoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetInvoiceResponse\x12-\n\x07invoice\x18\x01 \x01(\x0b\x32\x1c.finemesh.billing.v1.Invoice\")\n\x13GetJobChargeRequest\x12\x12\n\ntuning_job\x18\x01 \x01(\t\"\xdf\x02\n\x14GetJobChargeResponse\x12\x18\n\x10quoted_nanos_usd\x18\x01 \x01(\x03\x12\x16\n\x0eheld_nanos_usd\x18\x02 \x01(\x03\x12\x19\n\x11\x63harged_nanos_usd\x18\x03 \x01(\x03\x12\x1a\n\x12released_nanos_usd\x18\x04 \x01(\x03\x12\x0f\n\x07settled\x18\x05 \x01(\x08\x12\x1a\n\x12price_book_version\x18\x06 \x01(\t\x12\x17\n\x0ftransaction_ids\x18\x07 \x03(\t\x12\x19\n\x11\x61\x63\x63rued_nanos_usd\x18\x08 \x01(\x03\x12\x17\n\x0ftraining_tokens\x18\t \x01(\x03\x12\x19\n\x11\x65valuation_tokens\x18\n \x01(\x03\x12\x13\n\x0b\x64iscrepancy\x18\x0b \x01(\t\x12\x34\n\x10hold_expire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xef\x01\n\x0cTrainingKind\x12\x1d\n\x19TRAINING_KIND_UNSPECIFIED\x10\x00\x12\x32\n\x16TRAINING_KIND_SFT_LORA\x10\x01\x1a\x16\xd2\xcc%\x12\n\nsupervised\x12\x04lora\x12\x32\n\x16TRAINING_KIND_SFT_FULL\x10\x02\x1a\x16\xd2\xcc%\x12\n\nsupervised\x12\x04\x66ull\x12+\n\x16TRAINING_KIND_DPO_LORA\x10\x03\x1a\x0f\xd2\xcc%\x0b\n\x03\x64po\x12\x04lora\x12+\n\x16TRAINING_KIND_DPO_FULL\x10\x04\x1a\x0f\xd2\xcc%\x0b\n\x03\x64po\x12\x04\x66ull2\xdc\x04\n\x0e\x42illingService\x12\x66\n\rEstimatePrice\x12).finemesh.billing.v1.EstimatePriceRequest\x1a*.finemesh.billing.v1.EstimatePriceResponse\x12]\n\nGetBalance\x12&.finemesh.billing.v1.GetBalanceRequest\x1a\'.finemesh.billing.v1.GetBalanceResponse\x12N\n\x05TopUp\x12!.finemesh.billing.v1.TopUpRequest\x1a\".finemesh.billing.v1.TopUpResponse\x12o\n\x10ListUsageRecords\x12,.finemesh.billing.v1.ListUsageRecordsRequest\x1a-.finemesh.billing.v1.ListUsageRecordsResponse\x12]\n\nGetInvoice\x12&.finemesh.billing.v1.GetInvoiceRequest\x1a\'.finemesh.billing.v1.GetInvoiceResponse\x12\x63\n\x0cGetJobCharge\x12(.finemesh.billing.v1.GetJobChargeRequest\x1a).finemesh.billing.v1.GetJobChargeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.billing.v1.billing_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAININGKIND']._serialized_start=1925
-  _globals['_TRAININGKIND']._serialized_end=2082
-  _globals['_ESTIMATEPRICEREQUEST']._serialized_start=235
-  _globals['_ESTIMATEPRICEREQUEST']._serialized_end=477
-  _globals['_ESTIMATEPRICERESPONSE']._serialized_start=480
-  _globals['_ESTIMATEPRICERESPONSE']._serialized_end=663
-  _globals['_PRICETERM']._serialized_start=665
-  _globals['_PRICETERM']._serialized_end=772
-  _globals['_GETBALANCEREQUEST']._serialized_start=774
-  _globals['_GETBALANCEREQUEST']._serialized_end=793
-  _globals['_GETBALANCERESPONSE']._serialized_start=795
-  _globals['_GETBALANCERESPONSE']._serialized_end=862
-  _globals['_TOPUPREQUEST']._serialized_start=864
-  _globals['_TOPUPREQUEST']._serialized_end=946
-  _globals['_TOPUPRESPONSE']._serialized_start=948
-  _globals['_TOPUPRESPONSE']._serialized_end=1034
-  _globals['_LISTUSAGERECORDSREQUEST']._serialized_start=1037
-  _globals['_LISTUSAGERECORDSREQUEST']._serialized_end=1311
-  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_start=1313
-  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_end=1421
-  _globals['_GETINVOICEREQUEST']._serialized_start=1423
-  _globals['_GETINVOICEREQUEST']._serialized_end=1456
-  _globals['_GETINVOICERESPONSE']._serialized_start=1458
-  _globals['_GETINVOICERESPONSE']._serialized_end=1525
-  _globals['_GETJOBCHARGEREQUEST']._serialized_start=1527
-  _globals['_GETJOBCHARGEREQUEST']._serialized_end=1568
-  _globals['_GETJOBCHARGERESPONSE']._serialized_start=1571
-  _globals['_GETJOBCHARGERESPONSE']._serialized_end=1922
-  _globals['_BILLINGSERVICE']._serialized_start=2085
-  _globals['_BILLINGSERVICE']._serialized_end=2689
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_SFT_LORA"]._loaded_options = None
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_SFT_LORA"]._serialized_options = b'\322\314%\022\n\nsupervised\022\004lora'
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_SFT_FULL"]._loaded_options = None
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_SFT_FULL"]._serialized_options = b'\322\314%\022\n\nsupervised\022\004full'
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_DPO_LORA"]._loaded_options = None
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_DPO_LORA"]._serialized_options = b'\322\314%\013\n\003dpo\022\004lora'
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_DPO_FULL"]._loaded_options = None
+  _globals['_TRAININGKIND'].values_by_name["TRAINING_KIND_DPO_FULL"]._serialized_options = b'\322\314%\013\n\003dpo\022\004full'
+  _globals['_TRAININGKIND']._serialized_start=1968
+  _globals['_TRAININGKIND']._serialized_end=2207
+  _globals['_ESTIMATEPRICEREQUEST']._serialized_start=278
+  _globals['_ESTIMATEPRICEREQUEST']._serialized_end=520
+  _globals['_ESTIMATEPRICERESPONSE']._serialized_start=523
+  _globals['_ESTIMATEPRICERESPONSE']._serialized_end=706
+  _globals['_PRICETERM']._serialized_start=708
+  _globals['_PRICETERM']._serialized_end=815
+  _globals['_GETBALANCEREQUEST']._serialized_start=817
+  _globals['_GETBALANCEREQUEST']._serialized_end=836
+  _globals['_GETBALANCERESPONSE']._serialized_start=838
+  _globals['_GETBALANCERESPONSE']._serialized_end=905
+  _globals['_TOPUPREQUEST']._serialized_start=907
+  _globals['_TOPUPREQUEST']._serialized_end=989
+  _globals['_TOPUPRESPONSE']._serialized_start=991
+  _globals['_TOPUPRESPONSE']._serialized_end=1077
+  _globals['_LISTUSAGERECORDSREQUEST']._serialized_start=1080
+  _globals['_LISTUSAGERECORDSREQUEST']._serialized_end=1354
+  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_start=1356
+  _globals['_LISTUSAGERECORDSRESPONSE']._serialized_end=1464
+  _globals['_GETINVOICEREQUEST']._serialized_start=1466
+  _globals['_GETINVOICEREQUEST']._serialized_end=1499
+  _globals['_GETINVOICERESPONSE']._serialized_start=1501
+  _globals['_GETINVOICERESPONSE']._serialized_end=1568
+  _globals['_GETJOBCHARGEREQUEST']._serialized_start=1570
+  _globals['_GETJOBCHARGEREQUEST']._serialized_end=1611
+  _globals['_GETJOBCHARGERESPONSE']._serialized_start=1614
+  _globals['_GETJOBCHARGERESPONSE']._serialized_end=1965
+  _globals['_BILLINGSERVICE']._serialized_start=2210
+  _globals['_BILLINGSERVICE']._serialized_end=2814
 # @@protoc_insertion_point(module_scope)

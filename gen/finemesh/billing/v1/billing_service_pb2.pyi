@@ -42,7 +42,9 @@ class _TrainingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Training
     """Direct preference optimisation, full weights."""
 
 class TrainingKind(_TrainingKind, metaclass=_TrainingKindEnumTypeWrapper):
-    """How weights are trained, as far as prices know."""
+    """The methods and the weights that they train: the one list, which scheduler, billing and client read. The lower-case end of a
+    name, such as `sft_lora`, is the key of its price in a price book; its first word is the method's name on the command line.
+    """
 
 TRAINING_KIND_UNSPECIFIED: TrainingKind.ValueType  # 0
 """Taken as SFT_LORA."""

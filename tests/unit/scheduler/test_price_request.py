@@ -1,0 +1,24 @@
+"""What billing is asked about a job names the kind of training that the contract lists for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from finemesh.billing.v1 import billing_service_pb2 as pb
+from finemesh.tuning.v1.tuning_job_pb2 import DatasetCounts
+from services.scheduler.admission.price_request import price_request
+from services.scheduler.spec.tuning_spec import Dpo, Lora, TuningSpec
+
+
+@pytest.mark.parametrize(
+    ("dpo", "lora", "kind"),
+    [
+        (None, Lora(), pb.TRAINING_KIND_SFT_LORA),
+        (None, None, pb.TRAINING_KIND_SFT_FULL),
+        (Dpo(), Lora(), pb.TRAINING_KIND_DPO_LORA),
+        (Dpo(), None, pb.TRAINING_KIND_DPO_FULL),
+    ],
+)
+def test_a_job_is_priced_as_what_it_trains(dpo: Dpo | None, lora: Lora | None, kind: pb.TrainingKind.ValueType) -> None:
+    spec = TuningSpec(base_model="m", training_file="f", dpo=dpo, lora=lora)
+    assert price_request(spec, DatasetCounts(training_tokens=7), 0).training_kind == kind
