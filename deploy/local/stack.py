@@ -82,10 +82,9 @@ class Stack:
             raise
 
     async def stop(self) -> None:
-        """Ends every process after those that need it, then frees the data folder."""
+        """Ends every process after those that need it or report to it, then frees the data folder."""
         needed_by = {
-            name: [other for other, process in self._processes.items() if name in self._needs(other)]
-            for name in self._processes
+            name: [other for other in self._processes if name in self._outlived_by(other)] for name in self._processes
         }
         stopping: dict[str, asyncio.Task[None]] = {}
 
@@ -176,8 +175,16 @@ class Stack:
                 described["http_url"] = f"http://{self.addresses[f'{service.name}.HTTP']}"
         return described
 
-    def _needs(self, name: str) -> tuple[str, ...]:
-        return next((service.needs for service, node in self._members() if process_name(service, node) == name), ())
+    def _outlived_by(self, name: str) -> tuple[str, ...]:
+        """What ends after the named process: all that it needs or reports to."""
+        return next(
+            (
+                (*service.needs, *service.reports_to)
+                for service, node in self._members()
+                if process_name(service, node) == name
+            ),
+            (),
+        )
 
     def _members(self) -> list[tuple[Service, int]]:
         """Each service once, or once per node."""

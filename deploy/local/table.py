@@ -15,7 +15,8 @@ NATS = "nats"
 class Service:
     """One line of the table.
 
-    `needs` are healthy before this one starts. `doors` are listeners besides the mesh server, by the suffix of the
+    `needs` are healthy before this one starts, and end after it. `reports_to` need not be there when this one starts, but
+    end after it, too, so that it can hand back what it works on. `doors` are listeners besides the mesh server, by the suffix of the
     variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a module that runs
     once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only
     this service is told, by the suffix of their variable.
@@ -24,6 +25,7 @@ class Service:
     name: str
     module: str
     needs: tuple[str, ...]
+    reports_to: tuple[str, ...] = ()
     database: bool = True
     doors: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -51,7 +53,14 @@ SERVICES: tuple[Service, ...] = (
     Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
     Service(name="inference", module="services.inference.main", needs=(POSTGRES, NATS)),
     # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.
-    Service(name="trainer", module="services.trainer.main", needs=(), database=False, per_node=True),
+    Service(
+        name="trainer",
+        module="services.trainer.main",
+        needs=(),
+        reports_to=("scheduler",),
+        database=False,
+        per_node=True,
+    ),
 )
 
 

@@ -59,7 +59,9 @@ def test_same_program(service: Service) -> None:
 def test_same_needs(service: Service) -> None:
     needs = dict(described(service)["depends_on"])
     assert needs.pop(CERTIFICATES) == {"condition": "service_completed_successfully"}
-    assert needs == {name: {"condition": "service_healthy"} for name in service.needs}
+    expected = {name: {"condition": "service_healthy"} for name in service.needs}
+    # Compose stops in the reverse order of its dependencies.
+    assert needs == expected | {name: {"condition": "service_started"} for name in service.reports_to}
 
 
 @each_service
