@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from chassis.errors import InvalidArgument, invalid
@@ -17,9 +18,13 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 TOKEN_CHARS_MAX = 1024
 
+TIME_KINDS = (int, str)
+
 Cursor = tuple[str | int, ...]
 Row = TypeVar("Row")
 Value = TypeVar("Value", str, int)
+Key = TypeVar("Key")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ListRequest(Protocol):
@@ -50,6 +55,16 @@ class Page:
         assert isinstance(value, type(start)), "the kinds were checked"
         return value
 
+    def after_time(self, read_key: Callable[[str], Key]) -> tuple[datetime, Key] | None:
+        """The moment and the key of a `time_cursor`; None on the first page. `read_key` raises ValueError."""
+        if self.cursor is None:
+            return None
+        microseconds, key = self.cursor
+        try:
+            return _EPOCH + int(microseconds) * datetime.resolution, read_key(str(key))
+        except (ValueError, OverflowError):
+            raise invalid_token() from None
+
     def cut(self, rows: Sequence[Row], cursor_of: Callable[[Row], Cursor]) -> tuple[Sequence[Row], str]:
         """The rows that the page shows, and the token of the next page; of `row_max` rows that were read."""
         shown = rows[: self.size]
@@ -76,6 +91,11 @@ def page_size(requested: int, *, default: int = PAGE_SIZE_DEFAULT, maximum: int 
     if requested < 0:
         raise invalid("page_size", "must not be negative")
     return min(requested or default, maximum)
+
+
+def time_cursor(moment: datetime, key: object) -> Cursor:
+    """The cursor of a list that is sorted by a moment and a key; its kinds are `TIME_KINDS`."""
+    return (moment - _EPOCH) // datetime.resolution, str(key)
 
 
 def encode_token(cursor: Sequence[str | int], *, scope: str) -> str:

@@ -18,11 +18,9 @@ from services.billing.api.convert import balance_to_proto, price_to_proto, usage
 from services.billing.api.errors import typed_errors
 from services.billing.api.requests import (
     check_size,
-    cursor_of,
     list_filter_from_proto,
     month_of,
     own_account,
-    position_of,
 )
 from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
@@ -93,16 +91,16 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
         wanted = list_filter_from_proto(request, project_id)
         page = paging.read_page(
-            request, scope=f"usage:{wanted!r}", kinds=(int, str), maximum=self._settings.page_size_max
+            request, scope=f"usage:{wanted!r}", kinds=paging.TIME_KINDS, maximum=self._settings.page_size_max
         )
         async with self._pool.acquire() as connection:
             found = await UsageStore(connection).list_newest(
                 wanted,
-                after=position_of(page.cursor, str),
+                after=page.after_time(str),
                 row_max=page.size,
                 scan_max=self._settings.usage_scan_max,
             )
-        token = page.token(cursor_of(*found.next)) if found.next is not None else ""
+        token = page.token(paging.time_cursor(*found.next)) if found.next is not None else ""
         return pb.ListUsageRecordsResponse(
             usage_records=[usage_record_to_proto(record) for record in found.records], next_page_token=token
         )

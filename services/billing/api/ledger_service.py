@@ -21,7 +21,7 @@ from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
-from services.billing.api.requests import cursor_of, own_account, position_of
+from services.billing.api.requests import own_account
 from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
 from services.billing.ledger.store import LedgerStore
@@ -89,8 +89,10 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         current_caller().require_role(OPERATOR_ROLE)
-        page = paging.read_page(request, scope="dead letters", kinds=(int, str), maximum=self._settings.page_size_max)
-        after = position_of(page.cursor, uuid.UUID)
+        page = paging.read_page(
+            request, scope="dead letters", kinds=paging.TIME_KINDS, maximum=self._settings.page_size_max
+        )
+        after = page.after_time(uuid.UUID)
         answer = pb.ListDeadLettersResponse()
         # Events can be large: a page ends with its number of rows or when it fills half a message.
         size_bytes, bytes_max = 0, self._settings.message_size_bytes_max // 2
@@ -102,7 +104,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
             for letter in letters:
                 if len(answer.dead_letters) == page.size or size_bytes > bytes_max:
                     assert after is not None
-                    answer.next_page_token = page.token(cursor_of(*after))
+                    answer.next_page_token = page.token(paging.time_cursor(*after))
                     return answer
                 event = self._consumer.read(letter.event_type, letter.payload)
                 shown = dead_letter_to_proto(letter, event, json_bytes_max=bytes_max // 2)

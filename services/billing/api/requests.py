@@ -3,9 +3,8 @@
 It knows whose a request is, and which months, days and texts it may name. It reads no table.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
-from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,6 +12,7 @@ from chassis import paging
 from chassis.errors import NotFound, PermissionDenied, ResourceExhausted, invalid
 from chassis.identity import Caller
 from chassis.names import NAME_CHARS_MAX, parse_name
+from chassis.timestamps import time_from_proto
 from finemesh.billing.v1 import billing_service_pb2, invoice_pb2, invoice_service_pb2, usage_record_pb2
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import USAGE_KIND_OF
@@ -26,7 +26,6 @@ from services.billing.usage.records import UsageKind
 
 _FRAME_BYTES = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_K = TypeVar("_K")
 
 
 def own_account(caller: Caller) -> str:
@@ -135,21 +134,6 @@ def list_filter_from_proto(request: billing_service_pb2.ListUsageRecordsRequest,
     )
 
 
-def position_of(cursor: paging.Cursor | None, read_key: Callable[[str], _K]) -> tuple[datetime, _K] | None:
-    """Where a page of a list goes on that is sorted by a moment and a key."""
-    if cursor is None:
-        return None
-    try:
-        return _EPOCH + int(cursor[0]) * datetime.resolution, read_key(str(cursor[1]))
-    except (ValueError, OverflowError):
-        raise paging.invalid_token() from None
-
-
-def cursor_of(moment: datetime, key: object) -> paging.Cursor:
-    """The cursor behind which `position_of` goes on."""
-    return (moment - _EPOCH) // datetime.resolution, str(key)
-
-
 def month_before(cursor: paging.Cursor | None) -> date | None:
     if cursor is None:
         return None
@@ -173,8 +157,8 @@ def days_of(start: str, end: str, now: datetime, days_max: int) -> tuple[date, d
 
 def moment_of(field: str, message: Timestamp) -> datetime:
     try:
-        return message.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
+        return time_from_proto(message)
+    except ValueError:
         raise invalid(field, "is no moment of this era") from None
 
 

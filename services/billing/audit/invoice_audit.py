@@ -6,11 +6,11 @@ lines and the debt of the moment are taken from the stored invoice; nothing else
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC
 
 from google.protobuf.message import DecodeError
 
 from chassis.db.pool import Connection
+from chassis.timestamps import time_from_proto
 from finemesh.billing.v1 import invoice_pb2
 from services.billing.audit.difference import Difference, difference
 from services.billing.audit.document_audit import INVOICES, InvoiceRow, wrong_digest, wrong_values
@@ -118,7 +118,7 @@ def _wrong_content(row: InvoiceRow, rebuilt: invoice_pb2.Invoice, stored: invoic
         different = wrong_values(row, f" credit note {note.number}", _fields(note, kept))
         if different is not None:
             return different
-    closed = stored.close_time.ToDatetime(tzinfo=UTC)
+    closed = time_from_proto(stored.close_time)
     figures = [
         ("number", rebuilt.number, stored.number),
         ("name", rebuilt.name, stored.name),

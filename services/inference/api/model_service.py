@@ -11,12 +11,12 @@ from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
 from chassis.objects.client import ObjectStore
-from chassis.paging import read_page
+from chassis.paging import TIME_KINDS, read_page
 from chassis.rpc.streams import whole
 from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert
-from services.inference.api.pages import KINDS, before, cursor_of
+from services.inference.api.pages import before, cursor_of
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.domain import TunedModel, unknown_model
 from services.inference.models.store import ModelStore
@@ -69,7 +69,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.ListModelsRequest, context: object
     ) -> model_service_pb2.ListModelsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        page = read_page(request, scope=f"models:{project_id}", kinds=KINDS)
+        page = read_page(request, scope=f"models:{project_id}", kinds=TIME_KINDS)
         async with self._pool.acquire() as connection:
             found = await ModelStore(connection).page(project_id, before(page), page.row_max)
         shown, token = page.cut(found, cursor_of)

@@ -16,8 +16,9 @@ import structlog
 
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Pool, database_is_away, transaction
+from chassis.db.pool import Pool, transaction
 from chassis.errors import Aborted, DeadlineExceeded, DomainError, NotFound, Unavailable
+from chassis.rounds import Signal, run_rounds
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.endpoints import convert
@@ -59,29 +60,22 @@ class EndpointReconciler:
         self._allocations = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
         self._settings = settings
         self._clock = clock
-        self._woken = asyncio.Event()
+        self._woken = Signal()
         self._starting: dict[str, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
         """Look now instead of at the next poll."""
-        self._woken.set()
+        self._woken.send()
 
     async def run(self) -> None:
         """Looks after the endpoints until cancelled."""
         try:
-            while True:
-                try:
-                    await self._round()
-                except Exception as error:
-                    if not database_is_away(error):
-                        raise
-                    log.warning("endpoints_wait_for_database", error=repr(error))
-                try:
-                    async with asyncio.timeout(self._settings.endpoint_poll_s):
-                        await self._woken.wait()
-                except TimeoutError:
-                    pass
-                self._woken.clear()
+            await run_rounds(
+                "endpoint_reconciler",
+                self._round,
+                wait=lambda: self._woken.wait(self._settings.endpoint_poll_s),
+                clock=self._clock,
+            )
         finally:
             for task in self._starting.values():
                 task.cancel()

@@ -12,8 +12,9 @@ import structlog
 
 from chassis.bus.envelope import EventInfo
 from chassis.clock import Clock
-from chassis.db.pool import Connection, Pool, database_is_away
+from chassis.db.pool import Connection, Pool
 from chassis.identity import Caller
+from chassis.rounds import run_rounds
 from finemesh.events.v1 import billing_events_pb2
 from services.inference.spending import convert
 from services.inference.spending.states import CapState, CreditState, SpendingStates, spending_error
@@ -43,14 +44,11 @@ class SpendGuard:
 
     async def run(self) -> None:
         """Reads what other processes stored, until cancelled."""
-        while True:
-            await self._clock.sleep(self._poll_s)
-            try:
-                await self.load()
-            except Exception as error:
-                if not database_is_away(error):
-                    raise
-                log.warning("spend_guard_waits_for_database", error=repr(error))
+        await self._pause()
+        await run_rounds("spend_guard", self.load, wait=self._pause, clock=self._clock)
+
+    async def _pause(self) -> None:
+        await self._clock.sleep(self._poll_s)
 
     async def credit_changed(
         self, connection: Connection, event: billing_events_pb2.CreditStateChanged, info: EventInfo

@@ -1,13 +1,15 @@
 """Page tokens: they come back as they were made, for their own list only. Pages: every row once, and then an end."""
 
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
-from chassis.paging import decode_token, encode_token, page_size, read_page
+from chassis.paging import TIME_KINDS, decode_token, encode_token, page_size, read_page, time_cursor
 
 CURSORS = st.tuples(st.integers(min_value=-(2**63), max_value=2**63), st.text(max_size=50))
 
@@ -73,3 +75,15 @@ def test_a_page_refuses_the_token_of_another_list() -> None:
     token = read_page(Request(), scope="others", kinds=(int,)).token((1,))
     with pytest.raises(InvalidArgument):
         read_page(Request(page_token=token), scope="rows", kinds=(int,))
+
+
+def test_a_list_by_time_goes_on_at_the_same_moment_and_key() -> None:
+    moment, key = datetime(2030, 1, 1, 0, 0, 0, 1, tzinfo=UTC), uuid.UUID(int=7)
+    first = read_page(Request(), scope="rows", kinds=TIME_KINDS)
+    assert first.after_time(uuid.UUID) is None
+    token = first.token(time_cursor(moment, key))
+    assert read_page(Request(page_token=token), scope="rows", kinds=TIME_KINDS).after_time(uuid.UUID) == (moment, key)
+    for cursor in ((10**30, str(key)), (0, "no key")):
+        page = read_page(Request(page_token=first.token(cursor)), scope="rows", kinds=TIME_KINDS)
+        with pytest.raises(InvalidArgument):
+            page.after_time(uuid.UUID)

@@ -5,8 +5,9 @@ It decides no amount and knows no layout.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from chassis.timestamps import time_from_proto
 from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from services.billing.prices.pricing import NANOS_USD_PER_CENT, in_dollars, round_to_cent
 
@@ -75,9 +76,9 @@ class Sheet:
 
 
 def sheet_of(invoice: invoice_pb2.Invoice) -> Sheet:
-    start = invoice.period_start_time.ToDatetime(tzinfo=UTC)
-    end = invoice.period_end_time.ToDatetime(tzinfo=UTC)
-    closed = None if invoice.open else invoice.close_time.ToDatetime(tzinfo=UTC)
+    start = time_from_proto(invoice.period_start_time)
+    end = time_from_proto(invoice.period_end_time)
+    closed = None if invoice.open else time_from_proto(invoice.close_time)
     notes = tuple(_note(note) for note in invoice.credit_notes)
     return Sheet(
         title=f"Invoice {invoice.number}" if closed else f"Invoice of {start:%Y-%m}, open, not final",
@@ -133,7 +134,7 @@ def _note(note: credit_note_pb2.CreditNote) -> SheetLine:
     corrects = " and ".join(name for name in (note.invoice, note.resource) if name)
     return SheetLine(
         description=f"Credit note {note.number}: {note.reason}",
-        detail=f"{note.create_time.ToDatetime():%Y-%m-%d}" + (f" · corrects {corrects}" if corrects else ""),
+        detail=f"{time_from_proto(note.create_time):%Y-%m-%d}" + (f" · corrects {corrects}" if corrects else ""),
         quantity="",
         unit_price="",
         amount=amount(-round_to_cent(note.amount_nanos_usd)),
