@@ -52,6 +52,7 @@ class ChassisSettings(BaseSettings):
 
     pool_size_min: int = Field(default=1, ge=0, description="Database connections that are kept open.")
     pool_size_max: int = Field(default=10, ge=1, description="Database connections of one process at most.")
+    pool_wait_s_max: float = Field(default=5.0, gt=0, description="Longest wait for a free database connection.")
     connect_timeout_s: float = Field(default=5.0, gt=0, description="Longest attempt to reach database or bus.")
     startup_wait_s: float = Field(default=60.0, gt=0, description="How long a start waits for database and bus.")
     statement_timeout_s: float = Field(default=30.0, gt=0, description="Longest database statement.")

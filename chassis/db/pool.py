@@ -13,6 +13,7 @@ import asyncpg
 import structlog
 
 from chassis.backoff import Backoff
+from chassis.db.bounded_pool import BoundedPool, PoolExhausted
 from chassis.settings import ChassisSettings
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -22,12 +23,17 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolC
 _AWAY: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
+    PoolExhausted,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
 )
+
+# As asyncpg has them: a connection is replaced after that many queries, and closed after that long without any.
+CONNECTION_QUERIES_MAX = 50_000
+CONNECTION_IDLE_S_MAX = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -75,8 +81,14 @@ def database_is_away(error: Exception) -> bool:
 
 async def _create_pool(settings: ChassisSettings) -> Pool:
     statement_timeout_ms = int(settings.statement_timeout_s * 1000)
-    return await asyncpg.create_pool(
+    pool = BoundedPool(
         settings.database_url,
+        wait_s_max=settings.pool_wait_s_max,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        max_queries=CONNECTION_QUERIES_MAX,
+        max_inactive_connection_lifetime=CONNECTION_IDLE_S_MAX,
         min_size=min(settings.pool_size_min, settings.pool_size_max),
         max_size=settings.pool_size_max,
         timeout=settings.connect_timeout_s,
@@ -92,6 +104,8 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
             "timezone": "UTC",
         },
     )
+    await pool
+    return pool
 
 
 async def _keep_session(connection: object) -> None:

@@ -26,6 +26,25 @@ SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_c
     lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
 FROM endpoints WHERE project_id = :project_id AND endpoint_id = :endpoint_id AND deleted_at IS NULL;
 
+-- name: resolve_name(project_id, name)^
+-- What a project means by a name: its endpoint if any, and the base or tuned model with its base; always one row.
+SELECT endpoint.id, endpoint.project_id, endpoint.organization_id,
+    endpoint.endpoint_id, endpoint.model, endpoint.hardware_type, endpoint.gpu_count, endpoint.state,
+    endpoint.status_message, endpoint.lease_token, endpoint.device_indices, endpoint.ready_at, endpoint.stopped_at,
+    endpoint.created_at, endpoint.billed_minutes, endpoint.period_minutes,
+    base.model_id AS base_model, base.revision AS base_revision, base.artifact_key AS base_artifact_key,
+    base.files AS base_files,
+    tuned.kind AS tuned_kind, tuned.base_model AS tuned_base_model, tuned.revision AS tuned_revision,
+    tuned.artifact_key AS tuned_artifact_key, tuned.files AS tuned_files, tuned.adapter_rank AS tuned_adapter_rank
+FROM (SELECT :project_id::text AS project_id, :name::text AS name) AS asked
+LEFT JOIN endpoints AS endpoint ON endpoint.project_id = asked.project_id AND endpoint.endpoint_id = asked.name
+    AND endpoint.deleted_at IS NULL
+LEFT JOIN base_models AS own ON own.model_id = coalesce(endpoint.model, asked.name) AND own.current
+LEFT JOIN models AS tuned ON own.model_id IS NULL AND tuned.project_id = asked.project_id
+    AND tuned.model_id = coalesce(endpoint.model, asked.name) AND tuned.deleted_at IS NULL
+LEFT JOIN base_models AS base ON base.model_id = coalesce(own.model_id, tuned.base_model)
+    AND base.revision = coalesce(own.revision, tuned.base_revision);
+
 -- name: list_endpoints(project_id, before_time, before_id, page_size)
 -- Live endpoints of a project, newest first, before a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,

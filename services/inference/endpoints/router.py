@@ -1,6 +1,6 @@
 """Finds what serves the name that a caller gives as `model`: base, tuned or endpoint. Not pure: database.
 
-It starts nothing.
+One query resolves a name. It starts nothing.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.store import EndpointStore
 from services.inference.models.domain import unknown_model
 from services.inference.serving.engine_pool import EngineKey
-from services.inference.serving.target import Target, Targets
+from services.inference.serving.target import Target
 
 
 class Router:
-    """Looks a name up in the order base model, tuned model, endpoint."""
+    """A name means an endpoint of the caller's project, a base model, or a tuned model of the project."""
 
-    def __init__(self, pool: Pool, targets: Targets) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._targets = targets
 
     async def target(self, project_id: str, model: str) -> Target:
         """What serves this name for this project; NotFound, or Unavailable for an endpoint that is not READY."""
-        shared = await self._targets.find(project_id, model)
-        if shared is not None:
-            return shared
-        async with self._pool.acquire() as connection:
-            endpoint = await EndpointStore(connection).find(project_id, endpoint_id=model)
-        if endpoint is None:
-            raise unknown_model(model)
-        if endpoint.state != EndpointState.READY:
+        endpoint, shared = await self._resolve(project_id, model)
+        if endpoint is not None and endpoint.state != EndpointState.READY:
             message = f"endpoint {model} is {endpoint.state}: {endpoint.status_message or 'start it first'}"
             raise Unavailable("CAPACITY_EXHAUSTED", message)
-        return await self.endpoint_target(endpoint)
+        if shared is None:
+            raise unknown_model(model)
+        return shared if endpoint is None else _dedicated(endpoint, shared)
 
     async def endpoint_target(self, endpoint: Endpoint) -> Target:
         """What serves an endpoint: the weights of its model on an engine of its own."""
-        shared = await self._targets.find(endpoint.project_id, endpoint.model)
+        _, shared = await self._resolve(endpoint.project_id, endpoint.endpoint_id)
         if shared is None:
             raise unknown_model(endpoint.model)
-        owner = f"{endpoint.id}:{endpoint.lease_token}"
-        return replace(
-            shared,
-            engine=EngineKey(revision=shared.engine.revision, owner=owner),
-            gpu_indices=endpoint.device_indices,
-        )
+        return _dedicated(endpoint, shared)
+
+    async def _resolve(self, project_id: str, name: str) -> tuple[Endpoint | None, Target | None]:
+        async with self._pool.acquire() as connection:
+            return await EndpointStore(connection).resolve(project_id, name)
+
+
+def _dedicated(endpoint: Endpoint, shared: Target) -> Target:
+    owner = f"{endpoint.id}:{endpoint.lease_token}"
+    engine = EngineKey(revision=shared.engine.revision, owner=owner)
+    return replace(shared, engine=engine, gpu_indices=endpoint.device_indices)

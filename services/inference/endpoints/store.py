@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,11 @@ from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
+from services.inference.models.domain import ModelKind, Weights
+from services.inference.models.store import weights_of
+from services.inference.serving.target import Target, base_target, tuned_target
 
+ENDPOINT_FIELDS = tuple(field.name for field in dataclasses.fields(Endpoint))
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
 
@@ -54,6 +59,12 @@ class EndpointStore:
         else:
             row = await QUERIES.get_endpoint_by_id(self._connection, project_id=project_id, endpoint_id=endpoint_id)
         return _endpoint_of(row) if row else None
+
+    async def resolve(self, project_id: str, name: str) -> tuple[Endpoint | None, Target | None]:
+        """What a project means by a name: its endpoint, if it is one, and what serves the model, if there is one."""
+        row = await QUERIES.resolve_name(self._connection, project_id=project_id, name=name)
+        endpoint = _endpoint_of({field: row[field] for field in ENDPOINT_FIELDS}) if row["id"] is not None else None
+        return endpoint, _target_of(row)
 
     async def page(self, project_id: str, before: tuple[datetime, str], page_size: int) -> list[Endpoint]:
         """Live endpoints of a project, newest first."""
@@ -125,3 +136,20 @@ class EndpointStore:
 
 def _endpoint_of(row: Any) -> Endpoint:
     return Endpoint(**{**dict(row), "device_indices": tuple(row["device_indices"])})
+
+
+def _target_of(row: Any) -> Target | None:
+    base = _weights_of(row, "base_") if row["base_model"] is not None else None
+    if row["tuned_kind"] is not None:
+        return tuned_target(
+            kind=ModelKind(row["tuned_kind"]),
+            weights=_weights_of(row, "tuned_"),
+            adapter_rank=row["tuned_adapter_rank"],
+            base_model=row["tuned_base_model"],
+            base_weights=base,
+        )
+    return base_target(row["base_model"], base) if base is not None else None
+
+
+def _weights_of(row: Any, prefix: str) -> Weights:
+    return weights_of({name: row[prefix + name] for name in ("revision", "artifact_key", "files")})

@@ -6,6 +6,7 @@ It refuses to know how a model is warmed up; whoever wires it says so.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -52,7 +53,8 @@ class Registry:
         await self._outbox.add(connection, registered, subject_name=registered.model, key=model.tuning_job)
         if self._warm_up is not None:
             # Beside the transaction: an engine's start must not hold it open, and its failure must not undo the model.
-            task = asyncio.create_task(self._warm(self._warm_up, model))
+            # It outlives the event, so it takes neither its connection nor its trace along.
+            task = asyncio.create_task(self._warm(self._warm_up, model), context=contextvars.Context())
             self._warming.add(task)
             task.add_done_callback(self._warming.discard)
 

@@ -95,7 +95,8 @@ def _rows_of(files: Iterable[StoredFile]) -> list[dict[str, object]]:
     return [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
 
 
-def _weights_of(row: Any) -> Weights:
+def weights_of(row: Any) -> Weights:
+    """The weights that a row of base_models or models names."""
     files = tuple(StoredFile(**file) for file in row["files"])
     return Weights(revision=row["revision"], key=row["artifact_key"], files=files)
 
@@ -103,7 +104,7 @@ def _weights_of(row: Any) -> Weights:
 def _base_of(row: Any) -> BaseModel:
     return BaseModel(
         model_id=row["model_id"],
-        weights=_weights_of(row),
+        weights=weights_of(row),
         architecture=row["architecture"],
         parameter_count=row["parameter_count"],
         context_tokens_max=row["context_tokens_max"],
@@ -121,7 +122,7 @@ def _tuned_of(row: Any) -> TunedModel:
         kind=ModelKind(row["kind"]),
         base_model=row["base_model"],
         base_revision=row["base_revision"],
-        weights=_weights_of(row),
+        weights=weights_of(row),
         adapter_rank=row["adapter_rank"],
         tuning_job=row["tuning_job"],
         lineage=row["lineage"],

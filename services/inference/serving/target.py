@@ -1,4 +1,4 @@
-"""Finds the weights behind a base model or a tuned model, and what serves them. Not pure: database.
+"""What serves a base model or a tuned model: the engine's weights and the adapter on them. Not pure: database.
 
 It starts nothing.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chassis.db.pool import Connection, Pool
-from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights, unknown_model
+from chassis.db.pool import Pool
+from services.inference.models.domain import ModelKind, TunedModel, Weights, unknown_model
 from services.inference.models.store import ModelStore
 from services.inference.serving.engine_pool import EngineKey
 
@@ -32,57 +32,56 @@ class Target:
 
 
 class Targets:
-    """Looks models up in the order base, tuned."""
+    """Finds what serves a model that is known already."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def find(self, project_id: str, model: str) -> Target | None:
-        """What serves a model of this id for this project, on a shared engine; None where there is no such model."""
-        async with self._pool.acquire() as connection:
-            base = await ModelStore(connection).find_base(model)
-            if base is not None:
-                return base_target(base)
-            tuned = await ModelStore(connection).find(project_id, model_id=model)
-            return await tuned_target(connection, tuned) if tuned is not None else None
-
     async def of_tuned(self, model: TunedModel) -> Target:
-        """What serves a tuned model."""
+        """What serves a tuned model; NotFound when its base is not there."""
         async with self._pool.acquire() as connection:
-            return await tuned_target(connection, model)
+            base = await ModelStore(connection).find_base(model.base_model, model.base_revision)
+        return tuned_target(
+            kind=model.kind,
+            weights=model.weights,
+            adapter_rank=model.adapter_rank,
+            base_model=model.base_model,
+            base_weights=base.weights if base is not None else None,
+        )
 
 
-def base_target(base: BaseModel) -> Target:
+def base_target(model_id: str, weights: Weights) -> Target:
     """A base model serves itself."""
     return Target(
-        engine=EngineKey(revision=base.weights.revision),
-        engine_weights=base.weights,
+        engine=EngineKey(revision=weights.revision),
+        engine_weights=weights,
         adapter=None,
         adapter_rank=0,
-        base_model=base.model_id,
+        base_model=model_id,
         takes_adapters=True,
     )
 
 
-async def tuned_target(connection: Connection, model: TunedModel) -> Target:
+def tuned_target(
+    *, kind: ModelKind, weights: Weights, adapter_rank: int, base_model: str, base_weights: Weights | None
+) -> Target:
     """A tuned model is an adapter on its base, or a whole model with an engine of its own."""
-    if model.kind == ModelKind.FULL:
+    if kind == ModelKind.FULL:
         return Target(
-            engine=EngineKey(revision=model.weights.revision),
-            engine_weights=model.weights,
+            engine=EngineKey(revision=weights.revision),
+            engine_weights=weights,
             adapter=None,
             adapter_rank=0,
-            base_model=model.base_model,
+            base_model=base_model,
             takes_adapters=False,
         )
-    base = await ModelStore(connection).find_base(model.base_model, model.base_revision)
-    if base is None:
-        raise unknown_model(model.base_model)
+    if base_weights is None:
+        raise unknown_model(base_model)
     return Target(
-        engine=EngineKey(revision=base.weights.revision),
-        engine_weights=base.weights,
-        adapter=model.weights,
-        adapter_rank=model.adapter_rank,
-        base_model=model.base_model,
+        engine=EngineKey(revision=base_weights.revision),
+        engine_weights=base_weights,
+        adapter=weights,
+        adapter_rank=adapter_rank,
+        base_model=base_model,
         takes_adapters=True,
     )

@@ -74,6 +74,23 @@ async def test_a_tuned_model_answers_with_its_adapters_revision(world: World, tu
     assert (record.model_id, record.base_model) == (tuned_model, BASE)
 
 
+async def test_a_burst_of_calls_to_a_tuned_model_all_answers(world: World, tuned_model: str) -> None:
+    """Far more calls at a time than the pool has connections."""
+    stub = InferenceServiceStub(world.channel)
+    assert world.settings.pool_size_max == 10
+    with world.caller():
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(
+                *(
+                    stub.Chat(inference.ChatRequest(model=tuned_model, messages=HELLO, sampling=GREEDY))
+                    for _ in range(64)
+                )
+            )
+    assert {answer.revision for answer in answers} == {"rv_tuned"}
+    records = await metered(world)
+    assert all(answer.generation_id in records for answer in answers)
+
+
 async def test_foreign_tuned_models_do_not_exist(world: World, tuned_model: str) -> None:
     with world.caller(project="proj_b", namespace="other"), pytest.raises(NotFound) as refused:
         await InferenceServiceStub(world.channel).Chat(inference.ChatRequest(model=tuned_model, messages=HELLO))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from chassis.db.pool import Pool, database_is_away
+from tests.harness.parties import as_another
 
 STATEMENTS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchval", "prepare"})
 ATTEMPTS_MAX = 60
@@ -43,7 +44,8 @@ class FragilePool:
 
     async def kill(self, process_id: int, doom: Doom) -> None:
         self.crashes[doom] += 1
-        await self._pool.execute("SELECT pg_terminate_backend($1)", process_id)
+        # The killer is somebody else than the work that holds the connection.
+        await as_another(self._pool.execute("SELECT pg_terminate_backend($1)", process_id))
 
 
 class FragileConnection:

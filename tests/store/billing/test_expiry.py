@@ -16,6 +16,7 @@ from services.billing.holds.expiry import LOOKS_MISSED_MAX, Sweeper
 from services.billing.holds.store import HoldStore
 from services.billing.ledger.store import LedgerStore
 from services.billing.usage.store import UsageStore
+from tests.harness.parties import others_transaction
 from tests.store.billing.world import USD, World, ended, resource, train, waiting, whole_run
 
 TTL = timedelta(days=1)
@@ -147,7 +148,7 @@ async def test_a_sweep_that_waits_for_an_organization_keeps_no_hold_from_being_r
     await world.top_up("o", 5 * USD)
     await world.hold("o")
     world.clock.jump(TTL.total_seconds())
-    async with transaction(world.pool) as connection:
+    async with others_transaction(world.pool) as connection:
         await LedgerStore(connection).lock(["o"])
         sweeping = asyncio.create_task(sweeper(world).sweep())
         await waiting(world)

@@ -28,6 +28,7 @@ from services.billing.limits import Limits
 from services.billing.terms import Party
 from services.billing.usage import inference
 from services.billing.usage.records import InferenceFact
+from tests.harness.parties import others_transaction
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
 from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, waiting, whole_run
@@ -50,7 +51,7 @@ async def close(world: World, organization: str, month: Month = NOVEMBER) -> Clo
 @asynccontextmanager
 async def being_closed(world: World, organization: str, month: Month = NOVEMBER) -> AsyncIterator[ClosedInvoice]:
     """Closed by a transaction that lasts as long as the block."""
-    async with transaction(world.pool) as connection:
+    async with others_transaction(world.pool) as connection:
         yield await invoicing.close(
             connection, world.outbox, TERMS, organization_id=organization, month=month, now=world.clock.now()
         )
@@ -215,7 +216,7 @@ async def test_a_running_month_and_an_empty_one_are_not_closed(world: World) -> 
 async def test_closing_waits_for_what_is_being_booked(world: World) -> None:
     await world.deliver(minute("o", 0))
     jump_to(world, GRACE_OVER)
-    async with transaction(world.pool) as connection:
+    async with others_transaction(world.pool) as connection:
         await world.handle(connection, minute("o", 1))
         closing = asyncio.create_task(close(world, "o"))
         await waiting(world)

@@ -12,6 +12,7 @@ from chassis.clock import ManualClock, SystemClock
 from chassis.db.pool import transaction
 from chassis.errors import ResourceExhausted
 from chassis.ids import SeededIds
+from tests.harness.parties import as_another
 from tests.store.chassis.world import Counted, World
 
 WAITING = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
@@ -90,8 +91,8 @@ async def test_event_of_a_slower_transaction_is_not_skipped(world: World) -> Non
     world.spawn(Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).run)
     async with transaction(world.pool) as connection:
         await world.outbox.add(connection, Counted(name="early"), subject_name="probes/1")
-        await world.add(Counted(name="late"))
-        await world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 1)
+        await as_another(world.add(Counted(name="late")))
+        await as_another(world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 1))
     await world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 2)
     assert await _stream_size(world) == 2
 

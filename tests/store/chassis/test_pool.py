@@ -1,15 +1,19 @@
 """The pool on a real database: named limits, JSON columns, transactions, and every query of the chassis prepares."""
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from chassis.bus import outbox
-from chassis.db.pool import open_pool, transaction
+from chassis.db.bounded_pool import PoolExhausted, SecondConnection
+from chassis.db.pool import Pool, database_is_away, open_pool, transaction
 from chassis.db.queries import statements
 from tests.harness.fixtures import SettingsFactory
+from tests.harness.parties import as_another
 from tests.store.chassis.world import World
 
 
@@ -52,3 +56,50 @@ async def test_start_waits_a_bounded_time_for_the_database(make_settings: Settin
     with pytest.raises(OSError):
         await open_pool(make_settings(database_url="postgresql://nobody@127.0.0.1:1/none", startup_wait_s=0.3))
     assert 0.1 < time.monotonic() - began < 5
+
+
+async def test_nobody_waits_for_a_connection_without_end(make_settings: SettingsFactory) -> None:
+    pool = await open_pool(make_settings(pool_size_max=1, pool_wait_s_max=0.2))
+    async with pool.acquire():
+        # Beside the one who holds the only connection, not under it.
+        refused = await as_another(_refusal(pool))
+    assert refused.retry_after_s is not None
+    assert "pool_wait_s_max" in refused.message
+    assert database_is_away(refused)
+    async with pool.acquire():
+        pass
+    await pool.close()
+
+
+async def _refusal(pool: Pool) -> PoolExhausted:
+    with pytest.raises(PoolExhausted) as refused:
+        await pool.execute("SELECT 1")
+    return refused.value
+
+
+async def test_work_that_holds_a_connection_gets_no_second_one(world: World) -> None:
+    async def ask() -> None:
+        await world.pool.execute("SELECT 1")
+
+    async with transaction(world.pool):
+        with pytest.raises(SecondConnection):
+            await ask()
+        with pytest.raises(SecondConnection):
+            await world.pool.acquire()
+        # What it starts and waits for holds it up just the same.
+        with pytest.raises(SecondConnection):
+            await asyncio.gather(ask())
+        later = asyncio.create_task(_after(ask, released := asyncio.Event()))
+        await as_another(ask())
+    released.set()
+    await later
+    connection = await world.pool.acquire()
+    with pytest.raises(SecondConnection):
+        await ask()
+    await world.pool.release(connection)
+    await ask()
+
+
+async def _after(work: Callable[[], Awaitable[None]], event: asyncio.Event) -> None:
+    await event.wait()
+    await work()
