@@ -58,6 +58,11 @@ class InferenceSettings(ChassisSettings):
     spending_poll_s: float = Field(
         default=2.0, gt=0, description="Pause between looks at what another process heard of credit and caps."
     )
+    endpoint_silence_s_max: float = Field(
+        default=15.0,
+        gt=0,
+        description="Longest time between two confirmations of an endpoint's devices that is billed.",
+    )
     endpoint_minute_s: float = Field(default=60.0, gt=0, description="Length of a billed minute.")
 
     def engine_settings(self, *, adapters: bool, gpu_indices: tuple[int, ...] = ()) -> EngineSettings:

@@ -17,6 +17,11 @@ def endpoint_name(endpoint: Endpoint) -> str:
     return format_name(endpoint_pb2.Endpoint, project=endpoint.project_id, endpoint=endpoint.id)
 
 
+def lease_key(endpoint: Endpoint) -> str:
+    """An endpoint under its present lease; each lease has an engine and minutes of its own."""
+    return f"{endpoint.id}:{endpoint.lease_token}"
+
+
 def endpoint_state_to_proto(
     endpoint: Endpoint, from_state: str, now: datetime
 ) -> endpoint_events_pb2.EndpointStateChanged:
@@ -33,9 +38,9 @@ def endpoint_state_to_proto(
 def endpoint_minute_to_proto(
     endpoint: Endpoint, minute: int, started_at: datetime
 ) -> usage_events_pb2.EndpointMinuteRecorded:
-    """One started minute; the key follows from endpoint, lease and minute."""
+    """One begun minute; the key follows from endpoint, lease and minute."""
     return usage_events_pb2.EndpointMinuteRecorded(
-        work_key=f"{endpoint.id}:{endpoint.lease_token}:{minute}",
+        work_key=f"{lease_key(endpoint)}:{minute}",
         endpoint=endpoint_name(endpoint),
         project_id=endpoint.project_id,
         organization_id=endpoint.organization_id,

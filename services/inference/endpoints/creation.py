@@ -93,7 +93,7 @@ class Creation:
             stopped_at=None,
             created_at=self._clock.now(),
             billed_minutes=0,
-            period_minutes=0,
+            paid_until=None,
         )
 
 

@@ -25,4 +25,5 @@ class Endpoint:
     stopped_at: datetime | None
     created_at: datetime
     billed_minutes: int
-    period_minutes: int
+    # Where the last billed minute ends.
+    paid_until: datetime | None

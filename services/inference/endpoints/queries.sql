@@ -17,13 +17,13 @@ SELECT id, request_sha256 FROM endpoints WHERE project_id = :project_id AND requ
 -- name: get_endpoint(project_id, id)^
 -- A live endpoint of a project.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL;
 
 -- name: get_endpoint_by_id(project_id, endpoint_id)^
 -- A live endpoint of a project by the id that chat calls use.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints WHERE project_id = :project_id AND endpoint_id = :endpoint_id AND deleted_at IS NULL;
 
 -- name: resolve_name(project_id, name)^
@@ -31,7 +31,7 @@ FROM endpoints WHERE project_id = :project_id AND endpoint_id = :endpoint_id AND
 SELECT endpoint.id, endpoint.project_id, endpoint.organization_id,
     endpoint.endpoint_id, endpoint.model, endpoint.hardware_type, endpoint.gpu_count, endpoint.state,
     endpoint.status_message, endpoint.lease_token, endpoint.device_indices, endpoint.ready_at, endpoint.stopped_at,
-    endpoint.created_at, endpoint.billed_minutes, endpoint.period_minutes,
+    endpoint.created_at, endpoint.billed_minutes, endpoint.paid_until,
     base.model_id AS base_model, base.revision AS base_revision, base.artifact_key AS base_artifact_key,
     base.files AS base_files,
     tuned.kind AS tuned_kind, tuned.base_model AS tuned_base_model, tuned.revision AS tuned_revision,
@@ -48,7 +48,7 @@ LEFT JOIN base_models AS base ON base.model_id = coalesce(own.model_id, tuned.ba
 -- name: list_endpoints(project_id, before_time, before_id, page_size)
 -- Live endpoints of a project, newest first, before a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints
 WHERE project_id = :project_id AND deleted_at IS NULL
     AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
@@ -57,13 +57,13 @@ ORDER BY created_at DESC, id DESC LIMIT :page_size;
 -- name: list_moving_endpoints(batch_max)
 -- Endpoints that somebody has to look after.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints WHERE state IN ('PENDING', 'STARTING', 'READY', 'STOPPING') ORDER BY created_at LIMIT :batch_max;
 
 -- name: list_resumable_endpoints(now, batch_max)
 -- Parked endpoints whose organization has credit and whose project is not at its cap.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints
 WHERE state = 'PARKED' AND deleted_at IS NULL
     AND NOT EXISTS (
@@ -81,13 +81,11 @@ ORDER BY created_at LIMIT :batch_max;
 -- The one guarded transition of an endpoint; no row when it is in none of the sources.
 UPDATE endpoints SET state = :destination, status_message = :status_message,
     lease_token = CASE WHEN :destination IN ('PENDING', 'STOPPED', 'FAILED', 'PARKED') THEN NULL ELSE lease_token END,
-    -- Without the time of an earlier lease, from which a stop before READY would count minutes.
     ready_at = CASE WHEN :destination = 'READY' THEN :now WHEN :destination = 'STARTING' THEN NULL ELSE ready_at END,
-    period_minutes = CASE WHEN :destination = 'READY' THEN 0 ELSE period_minutes END,
     stopped_at = CASE WHEN :destination IN ('STOPPED', 'FAILED') THEN :now ELSE stopped_at END
 WHERE id = :id AND deleted_at IS NULL AND state = ANY(:sources::text[])
 RETURNING id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, period_minutes;
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until;
 
 -- name: set_allocation(id, lease_token, device_indices, hardware_type)!
 -- Notes the devices that the scheduler gave, in the transaction of the transition.
@@ -98,10 +96,10 @@ WHERE id = :id;
 -- Says in words why an endpoint waits.
 UPDATE endpoints SET status_message = :status_message WHERE id = :id AND status_message <> :status_message;
 
--- name: bill_minutes(id, lease_token, seen_minutes, minutes)!
--- Counts started minutes, guarded by the lease and by what was counted before.
-UPDATE endpoints SET billed_minutes = billed_minutes + :minutes, period_minutes = period_minutes + :minutes
-WHERE id = :id AND lease_token = :lease_token AND period_minutes = :seen_minutes AND state IN ('READY', 'STOPPING');
+-- name: bill_minutes(id, lease_token, seen_minutes, minutes, paid_until)!
+-- Counts begun minutes, guarded by the lease and by what was counted before.
+UPDATE endpoints SET billed_minutes = billed_minutes + :minutes, paid_until = :paid_until
+WHERE id = :id AND lease_token = :lease_token AND billed_minutes = :seen_minutes AND state IN ('READY', 'STOPPING');
 
 -- name: delete_endpoint(project_id, id, now)!
 -- Deletes an endpoint that holds no devices.

@@ -1,6 +1,6 @@
 """Drives every endpoint to the state that its owner wants. Not pure: database, gRPC, events.
 
-It asks the scheduler for devices, starts an engine, bills minutes and in the end gives everything back. Each step
+It asks the scheduler for devices, starts an engine, bills minutes that served and in the end gives everything back. Each step
 loads, processes and applies. Nothing waits for the network or an engine inside a transaction, and each change is
 guarded by the state and the lease token that it was decided on. It knows no message of a caller.
 """
@@ -8,8 +8,7 @@ guarded by the state and the lease token that it was decided on. It knows no mes
 from __future__ import annotations
 
 import asyncio
-import math
-from datetime import timedelta
+from datetime import datetime
 
 import grpc
 import structlog
@@ -24,6 +23,7 @@ from services.inference.config import InferenceSettings
 from services.inference.endpoints import convert
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
+from services.inference.endpoints.minutes import ServedTime
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
@@ -62,6 +62,7 @@ class EndpointReconciler:
         self._clock = clock
         self._woken = Signal()
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._served: dict[str, ServedTime] = {}
 
     def wake(self) -> None:
         """Look now instead of at the next poll."""
@@ -72,7 +73,7 @@ class EndpointReconciler:
         try:
             await run_rounds(
                 "endpoint_reconciler",
-                self._round,
+                self.look,
                 wait=lambda: self._woken.wait(self._settings.endpoint_poll_s),
                 clock=self._clock,
             )
@@ -80,7 +81,7 @@ class EndpointReconciler:
             for task in self._starting.values():
                 task.cancel()
 
-    async def _round(self) -> None:
+    async def look(self) -> None:
         async with self._pool.acquire() as connection:
             moving = await EndpointStore(connection).list_moving(self._settings.endpoints_batch_max)
             resumable = await EndpointStore(connection).list_resumable(
@@ -103,8 +104,8 @@ class EndpointReconciler:
                 case EndpointState.PENDING:
                     await self._allocate(endpoint)
                 case EndpointState.STARTING:
-                    await self._renew(endpoint)
-                    self._start(endpoint)
+                    if await self._renew(endpoint):
+                        self._start(endpoint)
                 case EndpointState.READY:
                     await self._keep(endpoint)
                 case EndpointState.STOPPING:
@@ -151,14 +152,19 @@ class EndpointReconciler:
         self.wake()
 
     async def _keep(self, endpoint: Endpoint) -> None:
-        """Renews the devices, bills started minutes, and begins again when the engine or the devices are gone."""
+        """Renews the devices, bills begun minutes, and begins again when the engine or the devices are gone."""
         target = await self._router.endpoint_target(endpoint)
-        await self._bill(endpoint)
-        await self._renew(endpoint)
-        if not self._serving.is_running(target):
+        # Before the request: what the scheduler confirms is that the devices were its own when it was asked.
+        now, asked_s = self._clock.now(), self._clock.monotonic()
+        if not await self._renew(endpoint):
+            return
+        if self._serving.is_running(target):
+            await self._bill(endpoint, now, asked_s)
+        else:
             await self._lose(endpoint, "the engine stopped; it is started again")
 
-    async def _renew(self, endpoint: Endpoint) -> None:
+    async def _renew(self, endpoint: Endpoint) -> bool:
+        """False when the devices are somebody else's now; then the endpoint has begun again."""
         request = allocation_service_pb2.RenewAllocationRequest(
             owner=convert.endpoint_name(endpoint), lease_token=endpoint.lease_token or 0
         )
@@ -166,6 +172,8 @@ class EndpointReconciler:
             await self._allocations.RenewAllocation(request)
         except (Aborted, NotFound) as error:
             await self._lose(endpoint, f"the devices were lost: {error.message}")
+            return False
+        return True
 
     async def _lose(self, endpoint: Endpoint, why: str) -> None:
         await self._release(endpoint)
@@ -173,26 +181,26 @@ class EndpointReconciler:
             await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
 
-    async def _bill(self, endpoint: Endpoint) -> None:
-        """Emits every started minute that was not counted yet, in the transaction that counts it."""
-        if endpoint.ready_at is None:
-            return
-        minute = timedelta(seconds=self._settings.endpoint_minute_s)
-        started = math.floor((self._clock.now() - endpoint.ready_at) / minute) + 1
-        due = started - endpoint.period_minutes
-        if due <= 0:
+    async def _bill(self, endpoint: Endpoint, now: datetime, confirmed_s: float) -> None:
+        """Emits every minute that was begun up to this confirmation, in the transaction that counts it."""
+        served = self._served.setdefault(
+            convert.lease_key(endpoint),
+            ServedTime(minute_s=self._settings.endpoint_minute_s, silence_s_max=self._settings.endpoint_silence_s_max),
+        )
+        due = served.confirm(now, confirmed_s, endpoint.paid_until)
+        if due is None:
             return
         async with transaction(self._pool) as connection:
             if not await EndpointStore(connection).bill_minutes(endpoint, due):
                 return
-            for number in range(due):
-                begun = endpoint.ready_at + (endpoint.period_minutes + number) * minute
+            for number in range(due.count):
+                begun = due.begin + number * due.minute
                 event = convert.endpoint_minute_to_proto(endpoint, endpoint.billed_minutes + number, begun)
                 await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
         self._outbox.wake()
 
     async def _stop(self, endpoint: Endpoint) -> None:
-        """Bills what was started, frees the engine and the devices, then says STOPPED."""
+        """Frees the engine and the devices, then says STOPPED."""
         await self._wind_up(endpoint)
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.STOPPED)
@@ -218,7 +226,6 @@ class EndpointReconciler:
         if starting is not None:
             starting.cancel()
         if endpoint.lease_token is not None:
-            await self._bill(endpoint)
             await self._release(endpoint)
 
     async def _fail(self, endpoint: Endpoint, why: str) -> None:
@@ -231,6 +238,7 @@ class EndpointReconciler:
         """Stops the engine and gives the devices back; both may be gone already."""
         if endpoint.lease_token is None:
             return
+        self._served.pop(convert.lease_key(endpoint), None)
         target = await self._target_or_none(endpoint)
         if target is not None:
             await self._serving.drop(target)

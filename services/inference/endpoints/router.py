@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from chassis.db.pool import Pool
 from chassis.errors import Unavailable
+from services.inference.endpoints.convert import lease_key
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.store import EndpointStore
@@ -46,6 +47,5 @@ class Router:
 
 
 def _dedicated(endpoint: Endpoint, shared: Target) -> Target:
-    owner = f"{endpoint.id}:{endpoint.lease_token}"
-    engine = EngineKey(revision=shared.engine.revision, owner=owner)
+    engine = EngineKey(revision=shared.engine.revision, owner=lease_key(endpoint))
     return replace(shared, engine=engine, gpu_indices=endpoint.device_indices)

@@ -12,6 +12,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
+from services.inference.endpoints.minutes import DueMinutes
 from services.inference.models.domain import ModelKind, Weights
 from services.inference.models.store import weights_of
 from services.inference.serving.target import Target, base_target, tuned_target
@@ -118,14 +119,15 @@ class EndpointStore:
         """Says in words why an endpoint waits."""
         await QUERIES.set_endpoint_status(self._connection, id=id, status_message=status_message)
 
-    async def bill_minutes(self, endpoint: Endpoint, minutes: int) -> bool:
-        """Counts started minutes; False when somebody else counted or the lease is another one."""
+    async def bill_minutes(self, endpoint: Endpoint, due: DueMinutes) -> bool:
+        """Counts begun minutes; False when somebody else counted or the lease is another one."""
         status = await QUERIES.bill_minutes(
             self._connection,
             id=endpoint.id,
             lease_token=endpoint.lease_token,
-            seen_minutes=endpoint.period_minutes,
-            minutes=minutes,
+            seen_minutes=endpoint.billed_minutes,
+            minutes=due.count,
+            paid_until=due.paid_until,
         )
         return affected(status) == 1
 

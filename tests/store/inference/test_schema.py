@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest_asyncio
-
-from chassis.db.migrations import migrate
-from chassis.db.pool import Pool, open_pool
+from chassis.db.pool import Pool
 from chassis.db.queries import statements
-from services.inference.config import MIGRATIONS
 from services.inference.endpoints.store import EndpointStore
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
 CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "schema_migrations")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def pool(make_settings: object) -> AsyncIterator[Pool]:
-    pool = await open_pool(make_settings("inference"))  # type: ignore[operator]
-    await migrate(pool, [MIGRATIONS])
-    yield pool
-    await pool.close()
 
 
 async def test_migrations_produce_the_documented_schema(pool: Pool) -> None:
@@ -82,7 +69,7 @@ async def test_an_endpoint_moves_only_from_the_states_that_its_table_names(pool:
                     stopped_at=None,
                     created_at=now,
                     billed_minutes=0,
-                    period_minutes=0,
+                    paid_until=None,
                 )
                 await EndpointStore(connection).add(endpoint, request_id=None, request_sha256="")
                 await connection.execute("UPDATE endpoints SET state = $2 WHERE id = $1", endpoint.id, str(state))
