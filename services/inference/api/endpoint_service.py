@@ -20,6 +20,8 @@ from services.inference.endpoints.lifecycle import EndpointEvent
 from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
+from services.inference.models.domain import NameKind
+from services.inference.models.store import ModelStore
 from services.inference.spending.spend_guard import SpendGuard
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -96,6 +98,7 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
             found = await self._find(connection, request.name)
             if not await EndpointStore(connection).delete(found.project_id, found.id, self._clock.now()):
                 raise FailedPrecondition("STATE_CONFLICT", f"the endpoint is {found.state}; stop it before deleting it")
+            await ModelStore(connection).free_name(found.endpoint_id, NameKind.ENDPOINT, owner=found.id)
         return endpoint_service_pb2.DeleteEndpointResponse()
 
     async def _find(self, connection: Connection, name: str) -> Endpoint:

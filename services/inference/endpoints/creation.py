@@ -13,7 +13,7 @@ from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
-from services.inference.models.domain import unknown_model
+from services.inference.models.domain import NameKind, name_taken, unknown_model
 from services.inference.models.store import ModelStore
 from services.inference.spending.spend_guard import SpendGuard
 
@@ -60,12 +60,11 @@ class Creation:
             self._spend_guard.check(caller)
             await self._check_model_and_count(connection, caller, wanted.model)
             endpoint = self._endpoint(caller, wanted)
-            taken = await ModelStore(connection).find(caller.tenant, model_id=endpoint.endpoint_id)
-            added = taken is None and await EndpointStore(connection).add(
+            named = await ModelStore(connection).claim_name(endpoint.endpoint_id, NameKind.ENDPOINT, owner=endpoint.id)
+            if not named or not await EndpointStore(connection).add(
                 endpoint, request_id=wanted.request_id or None, request_sha256=wanted.fingerprint
-            )
-            if not added:
-                raise AlreadyExists("ALREADY_EXISTS", f"{endpoint.endpoint_id} is taken; choose another endpoint_name")
+            ):
+                raise name_taken(endpoint.endpoint_id, "endpoint_name")
             await self._transitions.announce(connection, endpoint, from_state="")
             return endpoint
 

@@ -19,7 +19,7 @@ from chassis.ids import Ids
 from chassis.objects.client import ObjectStore
 from formats.manifests import revision_of
 from services.inference.config import InferenceSettings
-from services.inference.models.domain import BaseModel, StoredFile, Weights
+from services.inference.models.domain import BaseModel, NameKind, StoredFile, Weights, name_taken
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
@@ -71,6 +71,10 @@ class BaseImporter:
 
     async def _import(self, parts: AsyncIterator[ImportPart], folder: Path) -> BaseModel:
         header = check_header(await anext(parts, None))
+        async with self._pool.acquire() as connection:
+            # Before the files travel; the claim at the end decides.
+            if await ModelStore(connection).name_kind(header.model_id) not in (None, NameKind.BASE):
+                raise name_taken(header.model_id, "model_id")
         spool = await self._spool(parts, folder)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
         revision = revision_of(spool.files)
@@ -88,7 +92,10 @@ class BaseImporter:
             source=header.source,
         )
         async with transaction(self._pool) as connection:
-            await ModelStore(connection).save_base(model)
+            models = ModelStore(connection)
+            if not await models.claim_name(model.model_id, NameKind.BASE, owner=model.model_id):
+                raise name_taken(model.model_id, "model_id")
+            await models.save_base(model)
         return model
 
     async def _spool(self, parts: AsyncIterator[ImportPart], folder: Path) -> ModelSpool:

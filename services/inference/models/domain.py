@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from chassis.errors import InvalidArgument, NotFound, invalid
+from chassis.errors import AlreadyExists, InvalidArgument, NotFound, invalid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,14 @@ class ModelKind(enum.StrEnum):
     FULL = "full"
 
 
+class NameKind(enum.StrEnum):
+    """What a name that chat calls use can mean. All kinds share one namespace."""
+
+    BASE = "base"
+    TUNED = "tuned"
+    ENDPOINT = "endpoint"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TunedModel:
     """A model that a job made; `model_id` is `{project slug}/{output name}`."""
@@ -71,6 +79,11 @@ def unknown_model(model: str) -> NotFound:
     """The error for a model that is not there for this caller; a foreign one answers the same."""
     message = f"no model {model[:200]!r} for this project; `finemesh models list` shows what there is"
     return NotFound("MODEL_UNKNOWN", message, metadata={"model": model[:200]})
+
+
+def name_taken(name: str, what: str) -> AlreadyExists:
+    """The error for a name that means something else already; `what` says where to choose another."""
+    return AlreadyExists("ALREADY_EXISTS", f"{name} is taken by another model or endpoint; choose another {what}")
 
 
 def model_invalid(field: str, problem: str, reason: str = "MODEL_INVALID") -> InvalidArgument:

@@ -62,6 +62,21 @@ WHERE project_id = :project_id AND deleted_at IS NULL
     AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
 ORDER BY created_at DESC, id DESC LIMIT :page_size;
 
--- name: delete_model(project_id, id, now)!
--- Takes a tuned model out of the registry.
-UPDATE models SET deleted_at = :now WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL;
+-- name: delete_model(project_id, id, now)^
+-- Takes a tuned model out of the registry; no row when there is none.
+UPDATE models SET deleted_at = :now WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL
+RETURNING model_id, tuning_job;
+
+-- name: claim_name(name, kind, owner)!
+-- Takes a name for its owner; no row when it means something else already.
+INSERT INTO model_names (name, kind, owner) VALUES (:name, :kind, :owner)
+ON CONFLICT (name) DO UPDATE SET owner = excluded.owner
+WHERE model_names.kind = excluded.kind AND model_names.owner = excluded.owner;
+
+-- name: free_name(name, kind, owner)!
+-- Lets others take a name that its owner gives up.
+DELETE FROM model_names WHERE name = :name AND kind = :kind AND owner = :owner;
+
+-- name: get_name_kind(name)$
+-- What a name means now: base, tuned or endpoint.
+SELECT kind FROM model_names WHERE name = :name;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
@@ -18,11 +19,12 @@ from chassis.errors import DomainError, InvalidArgument
 from chassis.ids import Ids
 from finemesh.events.v1 import tuning_events_pb2
 from services.inference.models import convert
-from services.inference.models.domain import TunedModel
+from services.inference.models.domain import NameKind, TunedModel, name_taken
 from services.inference.models.store import ModelStore
 
 log = structlog.get_logger()
 
+NAMES_TRIED_MAX = 1000
 ENDINGS_WITH_MODEL = frozenset(
     {
         tuning_events_pb2.TUNING_JOB_ENDING_COMPLETED,
@@ -46,7 +48,7 @@ class Registry:
             return
         if not event.HasField("model") or not event.model.artifact.files:
             raise InvalidArgument("EVENT_INVALID", f"{event.tuning_job} completed without a model")
-        model = convert.ended_job_from_proto(event, self._ids.new("ml_"))
+        model = await self._named(connection, convert.ended_job_from_proto(event, self._ids.new("ml_")))
         if not await ModelStore(connection).add(model):
             return
         registered = convert.model_registered_to_proto(model)
@@ -57,6 +59,20 @@ class Registry:
             task = asyncio.create_task(self._warm(self._warm_up, model), context=contextvars.Context())
             self._warming.add(task)
             task.add_done_callback(self._warming.discard)
+
+    @staticmethod
+    async def _named(connection: Connection, model: TunedModel) -> TunedModel:
+        """The model under its own id, or with a number behind it when an endpoint or another model has that id.
+
+        The work is done and paid for, so it is not refused for its name.
+        """
+        names = (model.model_id, *(f"{model.model_id}-{number}" for number in range(2, NAMES_TRIED_MAX + 1)))
+        for name in names:
+            if await ModelStore(connection).claim_name(name, NameKind.TUNED, owner=model.tuning_job):
+                if name != model.model_id:
+                    log.warning("model_renamed", model=model.model_id, name=name, tuning_job=model.tuning_job)
+                return replace(model, model_id=name)
+        raise name_taken(model.model_id, "output name")
 
     @staticmethod
     async def _warm(warm_up: Callable[[TunedModel], Awaitable[None]], model: TunedModel) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
-from services.inference.models.domain import BaseModel, ModelKind, StoredFile, TunedModel, Weights
+from services.inference.models.domain import BaseModel, ModelKind, NameKind, StoredFile, TunedModel, Weights
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -87,8 +87,24 @@ class ModelStore:
         return [_tuned_of(row) async for row in rows]
 
     async def delete(self, project_id: str, id: str, now: datetime) -> bool:
-        """Takes a tuned model out of the registry; False when there is none."""
-        return affected(await QUERIES.delete_model(self._connection, project_id=project_id, id=id, now=now)) == 1
+        """Takes a tuned model out of the registry and frees its name; False when there is none."""
+        row = await QUERIES.delete_model(self._connection, project_id=project_id, id=id, now=now)
+        if row is not None:
+            await self.free_name(row["model_id"], NameKind.TUNED, owner=row["tuning_job"])
+        return row is not None
+
+    async def claim_name(self, name: str, kind: NameKind, *, owner: str) -> bool:
+        """Takes a name that chat calls use, also once more for the same owner; False when it means something else."""
+        return affected(await QUERIES.claim_name(self._connection, name=name, kind=kind, owner=owner)) == 1
+
+    async def free_name(self, name: str, kind: NameKind, *, owner: str) -> None:
+        """Lets others take a name; does nothing when the owner does not have it."""
+        await QUERIES.free_name(self._connection, name=name, kind=kind, owner=owner)
+
+    async def name_kind(self, name: str) -> NameKind | None:
+        """What a name means now; None when nobody has it."""
+        kind = await QUERIES.get_name_kind(self._connection, name=name)
+        return NameKind(kind) if kind is not None else None
 
 
 def _rows_of(files: Iterable[StoredFile]) -> list[dict[str, object]]:

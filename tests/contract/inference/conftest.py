@@ -224,11 +224,10 @@ async def handled(world: World, event_id: uuid.UUID) -> None:
         await connection.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def tuned_model(world: World) -> str:
-    """A tuned model of proj_a, registered by the event that the scheduler emits; sent twice, as the bus may do."""
+async def ended_job(world: World, model_id: str, job: str) -> tuning_events_pb2.TuningJobEnded:
+    """What the scheduler says of a job of proj_a that made this model; its adapter lies in the store."""
     artifacts = Path(world.settings.artifacts_url.removeprefix("file://")) / "models/proj_a/tuned"
-    artifacts.mkdir(parents=True)
+    artifacts.mkdir(parents=True, exist_ok=True)
     described = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
     (artifacts / "adapter_config.json").write_text(json.dumps(described))
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -246,12 +245,12 @@ async def tuned_model(world: World) -> str:
     with world.caller():
         base = (await stub.GetBaseModel(models.GetBaseModelRequest(name=f"baseModels/{BASE}"))).base_model
     event = tuning_events_pb2.TuningJobEnded(
-        tuning_job="projects/proj_a/tuningJobs/ft-1",
+        tuning_job=f"projects/proj_a/tuningJobs/{job}",
         project_id="proj_a",
         organization_id="org_of_proj_a",
         ending=tuning_events_pb2.TUNING_JOB_ENDING_COMPLETED,
         model=tuning_events_pb2.TunedModel(
-            model_id="demo/tuned",
+            model_id=model_id,
             revision="rv_tuned",
             kind="adapter",
             adapter_rank=RANK,
@@ -261,6 +260,14 @@ async def tuned_model(world: World) -> str:
         ),
     )
     event.end_time.GetCurrentTime()
+    return event
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tuned_model(world: World) -> str:
+    """A tuned model of proj_a, registered by the event that the scheduler emits; sent twice, as the bus may do."""
+    event = await ended_job(world, "demo/tuned", "ft-1")
+    stub = model_service_pb2_grpc.ModelServiceStub(world.channel)
     for _ in range(2):
         await publish(world, event)
 

@@ -3,6 +3,7 @@ and usage metered exactly."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import asyncpg
