@@ -33,7 +33,6 @@ from finemesh.billing.v1 import (
     usage_record_pb2,
 )
 from finemesh.tuning.v1 import tuning_service_pb2
-from finemesh_client.paging import pages
 from finemesh_client.training_kinds import training_kind
 from finemesh_client.transport import Transport
 
@@ -116,16 +115,7 @@ class Billing:
             filters.start_time.FromDatetime(start)
         if end is not None:
             filters.end_time.FromDatetime(end)
-
-        async def fetch(token: str) -> billing_service_pb2.ListUsageRecordsResponse:
-            request = billing_service_pb2.ListUsageRecordsRequest(page_token=token)
-            request.MergeFrom(filters)
-            return cast(
-                billing_service_pb2.ListUsageRecordsResponse,
-                await self._transport.unary(self._stub.ListUsageRecords, request, safe=True),
-            )
-
-        return pages(fetch, "usage_records", limit)
+        return self._transport.pages(self._stub.ListUsageRecords, filters, "usage_records", limit)
 
     async def invoice(self, name: str = "") -> invoice_pb2.Invoice:
         """The invoice of a month; the running month without a name."""

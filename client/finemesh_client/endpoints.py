@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2, endpoint_service_pb2_grpc
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 
@@ -46,15 +45,9 @@ class Endpoints:
 
     def list(self, limit: int | None = None) -> AsyncIterator[endpoint_pb2.Endpoint]:
         """The project's endpoints, newest first."""
-
-        async def fetch(token: str) -> endpoint_service_pb2.ListEndpointsResponse:
-            request = endpoint_service_pb2.ListEndpointsRequest(page_token=token)
-            return cast(
-                endpoint_service_pb2.ListEndpointsResponse,
-                await self._transport.unary(self._stub.ListEndpoints, request, safe=True),
-            )
-
-        return pages(fetch, "endpoints", limit)
+        return self._transport.pages(
+            self._stub.ListEndpoints, endpoint_service_pb2.ListEndpointsRequest(), "endpoints", limit
+        )
 
     async def start(self, name: str) -> endpoint_pb2.Endpoint:
         """Starts a stopped endpoint; returns at once."""

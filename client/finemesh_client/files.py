@@ -12,7 +12,6 @@ from typing import cast
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from finemesh_client.errors import DataLoss
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 CHUNK_BYTES = 512 * 1024
@@ -70,15 +69,7 @@ class Files:
 
     def list(self, limit: int | None = None) -> AsyncIterator[file_pb2.File]:
         """The project's files, newest first."""
-
-        async def fetch(token: str) -> file_service_pb2.ListFilesResponse:
-            request = file_service_pb2.ListFilesRequest(page_token=token)
-            return cast(
-                file_service_pb2.ListFilesResponse,
-                await self._transport.unary(self._stub.ListFiles, request, safe=True),
-            )
-
-        return pages(fetch, "files", limit)
+        return self._transport.pages(self._stub.ListFiles, file_service_pb2.ListFilesRequest(), "files", limit)
 
     async def download(self, name: str, target: Path) -> int:
         """Writes the file's bytes to `target` and returns their number; raises DataLoss when the digest differs."""

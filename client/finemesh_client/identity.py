@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 from finemesh.identity.v1 import identity_pb2, identity_service_pb2, identity_service_pb2_grpc
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 
@@ -42,15 +41,9 @@ class Identity:
 
     def list_keys(self, project: str = "", limit: int | None = None) -> AsyncIterator[identity_pb2.ApiKey]:
         """The project's keys, newest first."""
-
-        async def fetch(token: str) -> identity_service_pb2.ListApiKeysResponse:
-            request = identity_service_pb2.ListApiKeysRequest(parent=project, page_token=token)
-            return cast(
-                identity_service_pb2.ListApiKeysResponse,
-                await self._transport.unary(self._stub.ListApiKeys, request, safe=True),
-            )
-
-        return pages(fetch, "keys", limit)
+        return self._transport.pages(
+            self._stub.ListApiKeys, identity_service_pb2.ListApiKeysRequest(parent=project), "keys", limit
+        )
 
     async def revoke_key(self, name: str) -> identity_pb2.ApiKey:
         """Revokes a key."""

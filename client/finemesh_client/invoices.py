@@ -22,7 +22,6 @@ from finemesh.billing.v1 import (
 )
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh_client.errors import Unavailable
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 # A PDF of very many lines takes a while to draw.
@@ -47,14 +46,7 @@ class Invoices:
 
     def list(self, limit: int | None = None) -> AsyncIterator[invoice_pb2.Invoice]:
         """Invoices without their lines, newest first."""
-
-        async def fetch(token: str) -> pb.ListInvoicesResponse:
-            request = pb.ListInvoicesRequest(page_token=token)
-            return cast(
-                pb.ListInvoicesResponse, await self._transport.unary(self._stub.ListInvoices, request, safe=True)
-            )
-
-        return pages(fetch, "invoices", limit)
+        return self._transport.pages(self._stub.ListInvoices, pb.ListInvoicesRequest(), "invoices", limit)
 
     async def render(self, name: str, kind: pb.InvoiceFormat.ValueType) -> pb.RenderInvoiceResponse:
         """An invoice as a document, with a name for its file. A closed invoice gives the same bytes each time."""
@@ -92,14 +84,7 @@ class Invoices:
 
     def credit_notes(self, limit: int | None = None) -> AsyncIterator[credit_note_pb2.CreditNote]:
         """Credit notes, newest first."""
-
-        async def fetch(token: str) -> pb.ListCreditNotesResponse:
-            request = pb.ListCreditNotesRequest(page_token=token)
-            return cast(
-                pb.ListCreditNotesResponse, await self._transport.unary(self._stub.ListCreditNotes, request, safe=True)
-            )
-
-        return pages(fetch, "credit_notes", limit)
+        return self._transport.pages(self._stub.ListCreditNotes, pb.ListCreditNotesRequest(), "credit_notes", limit)
 
     async def profile(self) -> invoice_pb2.BillingParty:
         """Name and address of the organization on open invoices; empty where none was set."""

@@ -16,7 +16,6 @@ from finemesh.tuning.v1 import (
     tuning_service_pb2_grpc,
 )
 from finemesh_client.errors import Unavailable
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 FINAL_STATES = frozenset(
@@ -73,15 +72,9 @@ class Jobs:
 
     def list(self, limit: int | None = None) -> AsyncIterator[tuning_job_pb2.TuningJob]:
         """The project's jobs, newest first."""
-
-        async def fetch(token: str) -> tuning_service_pb2.ListTuningJobsResponse:
-            request = tuning_service_pb2.ListTuningJobsRequest(page_token=token)
-            return cast(
-                tuning_service_pb2.ListTuningJobsResponse,
-                await self._transport.unary(self._stub.ListTuningJobs, request, safe=True),
-            )
-
-        return pages(fetch, "tuning_jobs", limit)
+        return self._transport.pages(
+            self._stub.ListTuningJobs, tuning_service_pb2.ListTuningJobsRequest(), "tuning_jobs", limit
+        )
 
     async def cancel(self, name: str) -> tuning_job_pb2.TuningJob:
         """Asks for a cancellation and returns at once."""
@@ -117,24 +110,12 @@ class Jobs:
 
     def events(self, name: str, limit: int | None = None) -> AsyncIterator[tuning_job_event_pb2.TuningJobEvent]:
         """A job's history, oldest first."""
-
-        async def fetch(token: str) -> tuning_service_pb2.ListTuningJobEventsResponse:
-            request = tuning_service_pb2.ListTuningJobEventsRequest(parent=name, page_token=token)
-            return cast(
-                tuning_service_pb2.ListTuningJobEventsResponse,
-                await self._transport.unary(self._stub.ListTuningJobEvents, request, safe=True),
-            )
-
-        return pages(fetch, "events", limit)
+        return self._transport.pages(
+            self._stub.ListTuningJobEvents, tuning_service_pb2.ListTuningJobEventsRequest(parent=name), "events", limit
+        )
 
     def checkpoints(self, name: str, limit: int | None = None) -> AsyncIterator[tuning_job_event_pb2.Checkpoint]:
         """A job's committed checkpoints, oldest first."""
-
-        async def fetch(token: str) -> tuning_service_pb2.ListCheckpointsResponse:
-            request = tuning_service_pb2.ListCheckpointsRequest(parent=name, page_token=token)
-            return cast(
-                tuning_service_pb2.ListCheckpointsResponse,
-                await self._transport.unary(self._stub.ListCheckpoints, request, safe=True),
-            )
-
-        return pages(fetch, "checkpoints", limit)
+        return self._transport.pages(
+            self._stub.ListCheckpoints, tuning_service_pb2.ListCheckpointsRequest(parent=name), "checkpoints", limit
+        )

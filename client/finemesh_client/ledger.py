@@ -8,7 +8,6 @@ from typing import cast
 from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh_client.errors import Unavailable
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 
@@ -42,15 +41,7 @@ class Ledger:
 
     def dead_letters(self, limit: int | None = None) -> AsyncIterator[pb.DeadLetter]:
         """Events that could not be booked, oldest first. Needs the operator role."""
-
-        async def fetch(token: str) -> pb.ListDeadLettersResponse:
-            request = pb.ListDeadLettersRequest(page_token=token)
-            return cast(
-                pb.ListDeadLettersResponse,
-                await self._transport.unary(self._stub.ListDeadLetters, request, safe=True),
-            )
-
-        return pages(fetch, "dead_letters", limit)
+        return self._transport.pages(self._stub.ListDeadLetters, pb.ListDeadLettersRequest(), "dead_letters", limit)
 
     async def replay(self, event_id: str) -> pb.ReplayDeadLetterResponse:
         """Runs one of them again. Needs the operator role. Not repeated by itself: a second run would find nothing."""

@@ -11,7 +11,6 @@ from typing import cast
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from finemesh_client.errors import DataLoss, InvalidRequest
 from finemesh_client.files import read_chunks, sha256_of
-from finemesh_client.paging import pages
 from finemesh_client.transport import Transport
 
 # What a base model consists of. Weights in any other format could carry code and are never sent.
@@ -39,15 +38,9 @@ class Models:
 
     def list_base(self, limit: int | None = None) -> AsyncIterator[model_pb2.BaseModel]:
         """The base models, by id."""
-
-        async def fetch(token: str) -> model_service_pb2.ListBaseModelsResponse:
-            request = model_service_pb2.ListBaseModelsRequest(page_token=token)
-            return cast(
-                model_service_pb2.ListBaseModelsResponse,
-                await self._transport.unary(self._stub.ListBaseModels, request, safe=True),
-            )
-
-        return pages(fetch, "base_models", limit)
+        return self._transport.pages(
+            self._stub.ListBaseModels, model_service_pb2.ListBaseModelsRequest(), "base_models", limit
+        )
 
     async def get_base(self, model_id: str) -> model_pb2.BaseModel:
         """One base model, by id."""
@@ -86,15 +79,7 @@ class Models:
 
     def list(self, limit: int | None = None) -> AsyncIterator[model_pb2.Model]:
         """The project's tuned models, newest first."""
-
-        async def fetch(token: str) -> model_service_pb2.ListModelsResponse:
-            request = model_service_pb2.ListModelsRequest(page_token=token)
-            return cast(
-                model_service_pb2.ListModelsResponse,
-                await self._transport.unary(self._stub.ListModels, request, safe=True),
-            )
-
-        return pages(fetch, "models", limit)
+        return self._transport.pages(self._stub.ListModels, model_service_pb2.ListModelsRequest(), "models", limit)
 
     async def get(self, name: str) -> model_pb2.Model:
         """One tuned model, by resource name or by model id."""

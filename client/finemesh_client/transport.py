@@ -11,6 +11,7 @@ import grpc
 
 from finemesh_client.config import ClientConfig
 from finemesh_client.errors import RateLimited, TimedOut, Unavailable, from_rpc_error
+from finemesh_client.paging import pages
 
 Response = TypeVar("Response")
 
@@ -54,6 +55,19 @@ class Transport:
                 raise from_rpc_error(error) from None
 
         return await self._retry(call) if safe else await call()
+
+    def pages(
+        self, method: Callable[..., Any], request: Any, field: str, limit: int | None = None
+    ) -> AsyncIterator[Any]:
+        """The items in `field` of every page of a list call, in order, at most `limit`."""
+
+        async def fetch(token: str) -> Any:
+            asked = type(request)()
+            asked.CopyFrom(request)
+            asked.page_token = token
+            return await self.unary(method, asked, safe=True)
+
+        return pages(fetch, field, limit)
 
     async def upload(self, method: Callable[..., Any], requests: Callable[[], AsyncIterator[Any]]) -> Any:
         """One answer to a stream of requests, without a deadline of its own: its length is the file's."""

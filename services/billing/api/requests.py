@@ -4,6 +4,7 @@ It knows whose a request is, and which months, days and texts it may name. It re
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -108,20 +109,18 @@ def export_filter_from_proto(request: invoice_service_pb2.ExportUsageRequest, pr
         if month is None and not request.HasField(field):
             raise invalid(field, "must be given, or billing_month")
     check_text("resource", request.resource, NAME_CHARS_MAX)
-    start, end = _span(request)
-    return UsageFilter(
-        project_id=project_id,
-        start=start,
-        end=end,
-        resource=request.resource,
-        kinds=usage_kinds_from_proto(request.kinds),
-        billing_month=month.first_day if month else None,
-    )
+    return replace(_usage_filter(request, project_id), billing_month=month.first_day if month else None)
 
 
 def list_filter_from_proto(request: billing_service_pb2.ListUsageRecordsRequest, project_id: str) -> UsageFilter:
     for field in ("resource", "model", "api_key_id"):
         check_text(field, getattr(request, field), NAME_CHARS_MAX)
+    return replace(_usage_filter(request, project_id), model=request.model, api_key_id=request.api_key_id)
+
+
+def _usage_filter(
+    request: invoice_service_pb2.ExportUsageRequest | billing_service_pb2.ListUsageRecordsRequest, project_id: str
+) -> UsageFilter:
     start, end = _span(request)
     return UsageFilter(
         project_id=project_id,
@@ -129,8 +128,6 @@ def list_filter_from_proto(request: billing_service_pb2.ListUsageRecordsRequest,
         end=end,
         resource=request.resource,
         kinds=usage_kinds_from_proto(request.kinds),
-        model=request.model,
-        api_key_id=request.api_key_id,
     )
 
 
