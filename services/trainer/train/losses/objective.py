@@ -65,10 +65,10 @@ class Supervised:
         return batch.labelled
 
     def loss_sum(self, model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
-        return model.call(_token_loss_sum, model, batch, scale)
+        return token_loss_sum(model, batch, scale)
 
     def sums(self, model: CausalModel, batch: MicroBatch) -> list[float]:
-        return [self.loss_sum(model, batch).item(), self.units(batch)]
+        return [token_loss_sum(model, batch).item(), self.units(batch)]
 
     def evaluation(self, totals: Sequence[float]) -> Evaluation:
         loss, units = totals
@@ -162,6 +162,11 @@ def _answer_log_probs(model: CausalModel, batch: MicroBatch) -> Any:
     hidden, targets = model.labelled_hidden(batch)
     scores = token_log_probs(hidden, model.head_weight, targets, model.softcap, in_place=model.in_place)
     return row_sums(scores, batch.label_rows, len(batch.rows))
+
+
+def token_loss_sum(model: CausalModel, batch: MicroBatch, scale: float = 1.0) -> Any:
+    """`scale` times the sum of the cross-entropy over the labelled tokens, a float32 scalar in nats."""
+    return model.call(_token_loss_sum, model, batch, scale)
 
 
 def _token_loss_sum(model: CausalModel, batch: MicroBatch, scale: float) -> Any:
