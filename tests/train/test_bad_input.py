@@ -225,6 +225,8 @@ def test_bad_input_is_refused_with_the_row_or_setting(name: str, make_job: Make)
     assert words in caught.value.message
     assert [violation.field for violation in caught.value.violations][:1] == ([field] if field else [])
     assert not (workdir / "export").exists()
+    # Whoever chose a bad checkpoint chooses another one.
+    assert (caught.value.details.get("cause") == "bad_checkpoint") == (name == "a torn checkpoint that was named")
 
 
 def test_rows_beyond_the_limit_are_cut_or_left_out_and_told(make_job: Make) -> None:

@@ -12,6 +12,7 @@ from finemesh.nodes.v1 import node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.convert import (
+    bad_checkpoint_from_proto,
     checkpoint_from_proto,
     metric_from_proto,
     model_from_proto,
@@ -102,7 +103,12 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
                 await self._attempts.succeed(ref, model_from_proto(request.succeeded, ref))
             case "failed":
                 failure = failure_from_proto(request.failed.error)
-                await self._attempts.fail(ref, failure, retryable=request.failed.retryable)
+                await self._attempts.fail(
+                    ref,
+                    failure,
+                    retryable=request.failed.retryable,
+                    bad_checkpoint=bad_checkpoint_from_proto(request.failed),
+                )
             case "stopped":
                 await self._attempts.stop(ref, request.stopped.step)
             case _:

@@ -61,6 +61,29 @@ class NewCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadCheckpoint:
+    """A committed checkpoint whose files an attempt could not use."""
+
+    step: int
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """A checkpoint that was recorded now; `given_up` is the artifact of an earlier one of this step, which it replaces."""
+
+    given_up: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedBad:
+    """How often the step's checkpoints were bad, and the step of the checkpoint before it, if there is one."""
+
+    bad_count: int
+    step_before: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportedModel:
     """What a successful attempt made; `artifact` is an encoded finemesh.artifacts.v1.Artifact."""
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from chassis.db.pool import Connection
 from services.scheduler.attempts import fence
-from services.scheduler.attempts.attempt import AttemptOutcome, ExportedModel, LeasedJob
+from services.scheduler.attempts.attempt import AttemptOutcome, BadCheckpoint, ExportedModel, LeasedJob, MarkedBad
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
@@ -65,17 +65,26 @@ class Attempts:
             ending = Ending.STOPPED_EARLY if model.stopped_early else Ending.COMPLETED
             await self._jobs.end(connection, change, ending, tuned)
 
-    async def fail(self, ref: LeaseRef, failure: JobFailure, *, retryable: bool) -> None:
+    async def fail(
+        self, ref: LeaseRef, failure: JobFailure, *, retryable: bool, bad_checkpoint: BadCheckpoint | None = None
+    ) -> None:
         """`drained` in the failure's metadata says that the node went away in good order: that is nobody's failure. Any
-        node of a gang may say that the attempt failed."""
+        node of a gang may say that the attempt failed.
+
+        A `bad_checkpoint` is given up, and the job goes on from the one before. That counts as a failure only when this
+        step's checkpoint was bad before.
+        """
         async with self._database.writing() as connection:
             ref = await AttemptStore(connection).leading(ref)
             job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.FAILED)
             if job is None:
                 return
-            drained = failure.metadata.get("drained") == "true"
+            counts = failure.metadata.get("drained") != "true"
+            if bad_checkpoint is not None:
+                marked = await self._give_up(connection, ref, job, bad_checkpoint, failure.message)
+                counts = counts and (marked is None or marked.bad_count > 1)
             await self._conclude(
-                connection, ref, job, AttemptOutcome.FAILED, failure, retryable=retryable, counts=not drained
+                connection, ref, job, AttemptOutcome.FAILED, failure, retryable=retryable, counts=counts
             )
 
     async def stop(self, ref: LeaseRef, step: int) -> None:
@@ -131,6 +140,17 @@ class Attempts:
                 await self._end_attempt(connection, lease, job, AttemptOutcome.FAILED, why)
             await self._jobs.end(connection, change, failed_ending(change, failure))
         return True
+
+    async def _give_up(
+        self, connection: Connection, ref: LeaseRef, job: LeasedJob, bad: BadCheckpoint, reason: str
+    ) -> MarkedBad | None:
+        marked = await AttemptStore(connection).mark_bad(ref, bad, reason, self._database.now())
+        if marked is not None:
+            before = marked.step_before
+            next_start = "starts anew" if before is None else f"goes on from the one after step {before}"
+            message = f"the checkpoint after step {bad.step} cannot be used: {reason}; the job {next_start}"
+            await self._jobs.add_lines(connection, ref, job.state, [(EventKind.WARNING, message, None)])
+        return marked
 
     async def _conclude(
         self,

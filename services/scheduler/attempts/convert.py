@@ -8,7 +8,7 @@ from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler.attempts.attempt import ExportedModel, NewCheckpoint, Usage
+from services.scheduler.attempts.attempt import BadCheckpoint, ExportedModel, NewCheckpoint, Usage
 from services.scheduler.attempts.progress import Metric
 from services.scheduler.jobs.convert import encoded, job_name
 from services.scheduler.jobs.job import JobRef, LeaseRef
@@ -80,6 +80,13 @@ def checkpoint_from_proto(message: node_pb2.CheckpointManifest, ref: LeaseRef) -
         artifact=encoded(message.artifact),
         asked=message.asked,
     )
+
+
+def bad_checkpoint_from_proto(message: node_service_pb2.AttemptFailed) -> BadCheckpoint | None:
+    if not message.HasField("bad_checkpoint"):
+        return None
+    bad = message.bad_checkpoint
+    return BadCheckpoint(step=bad.step, manifest_sha256=bad.manifest_sha256)
 
 
 def model_from_proto(message: node_service_pb2.AttemptSucceeded, ref: LeaseRef) -> ExportedModel:

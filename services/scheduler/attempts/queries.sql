@@ -133,8 +133,8 @@ RETURNING work_key;
 -- The tokens that were recorded first under this key.
 SELECT tokens FROM job_usage WHERE work_key = :work_key AND project_id = :project_id AND job_id = :job_id;
 
--- name: insert_checkpoint(project_id, job_id, step, lease_token, manifest_sha256, size_bytes, artifact, asked, now)$
--- Commits a checkpoint under the lease that is in force; a step that has one keeps it.
+-- name: insert_checkpoint(project_id, job_id, step, lease_token, manifest_sha256, size_bytes, artifact, asked, now)^
+-- Commits a checkpoint under the lease that is in force; a step that has one keeps it, unless that one was given up before.
 INSERT INTO checkpoints (
     project_id, job_id, step, attempt, lease_token, manifest_sha256, size_bytes, artifact, asked, create_time
 )
@@ -143,8 +143,41 @@ SELECT
     :size_bytes::bigint, :artifact::bytea, :asked::boolean, :now::timestamptz
 FROM jobs
 WHERE jobs.project_id = :project_id AND jobs.job_id = :job_id AND jobs.lease_token = :lease_token
-ON CONFLICT (job_id, step) DO NOTHING
-RETURNING step;
+ON CONFLICT (job_id, step) DO UPDATE
+SET
+    attempt = excluded.attempt,
+    lease_token = excluded.lease_token,
+    manifest_sha256 = excluded.manifest_sha256,
+    size_bytes = excluded.size_bytes,
+    artifact = excluded.artifact,
+    asked = checkpoints.asked OR excluded.asked,
+    create_time = excluded.create_time,
+    obsolete_at = NULL,
+    bad_reason = NULL
+WHERE checkpoints.obsolete_at IS NOT NULL AND checkpoints.lease_token < excluded.lease_token
+RETURNING old.artifact AS given_up;
+
+-- name: mark_checkpoint_bad(project_id, job_id, step, manifest_sha256, reason, now)^
+-- Gives up the newest checkpoint because its files cannot be used; it finds nothing when it is not the newest, or another.
+UPDATE checkpoints
+SET bad_reason = :reason, bad_count = bad_count + 1, obsolete_at = :now
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND step = :step
+    AND manifest_sha256 = :manifest_sha256
+    AND obsolete_at IS NULL
+    AND NOT EXISTS (
+        SELECT FROM checkpoints AS newer
+        WHERE newer.job_id = :job_id AND newer.step > :step AND newer.obsolete_at IS NULL
+    )
+RETURNING
+    bad_count,
+    (
+        SELECT max(earlier.step)
+        FROM checkpoints AS earlier
+        WHERE earlier.job_id = :job_id AND earlier.step < :step AND earlier.obsolete_at IS NULL
+    ) AS step_before;
 
 -- name: get_checkpoint_artifact(project_id, job_id, step)$
 -- The files of the checkpoint that was committed first for this step.

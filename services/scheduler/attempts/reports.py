@@ -76,12 +76,17 @@ class AttemptReports:
         async with self._database.writing() as connection:
             job = await fence.lock(connection, ref, *REPORTING)
             attempts = AttemptStore(connection)
-            if await attempts.insert_checkpoint(ref, checkpoint, now):
-                await attempts.forget_failures(ref, now)
+            committed = await attempts.insert_checkpoint(ref, checkpoint, now)
+            if committed is not None:
+                # Steps that were saved before are no progress: a job whose checkpoints are bad each time ends some day.
+                if committed.given_up is None:
+                    await attempts.forget_failures(ref, now)
                 await attempts.retire_checkpoints(ref, self._settings.checkpoints_kept_max, now)
                 message = f"checkpoint after step {checkpoint.step} committed"
                 await self._jobs.add_lines(connection, ref, job.state, [(EventKind.CHECKPOINT, message, None)])
             obsolete = await attempts.list_obsolete(ref, self._settings.obsolete_batch_max)
+            if committed is not None and committed.given_up is not None:
+                obsolete.append(committed.given_up)
             kept = await attempts.committed_artifact(ref, checkpoint.step)
         # Two attempts may have uploaded the same step; the one that was committed first is the checkpoint.
         return obsolete if kept == checkpoint.artifact else [*obsolete, checkpoint.artifact]

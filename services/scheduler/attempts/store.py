@@ -12,7 +12,16 @@ import asyncpg
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
-from services.scheduler.attempts.attempt import AttemptOutcome, Lease, LeasedJob, NewCheckpoint, Usage
+from services.scheduler.attempts.attempt import (
+    AttemptOutcome,
+    BadCheckpoint,
+    Committed,
+    Lease,
+    LeasedJob,
+    MarkedBad,
+    NewCheckpoint,
+    Usage,
+)
 from services.scheduler.attempts.progress import Metric
 from services.scheduler.jobs.job import JobRef, LeaseRef
 from services.scheduler.jobs.lifecycle import REPORTING, JobState
@@ -122,10 +131,17 @@ class AttemptStore:
         )
         return tokens
 
-    async def insert_checkpoint(self, ref: LeaseRef, checkpoint: NewCheckpoint, now: datetime) -> bool:
-        """False when the step has a checkpoint already; that one stays."""
-        inserted = await _QUERIES.insert_checkpoint(self._connection, **vars(ref), **vars(checkpoint), now=now)
-        return inserted is not None
+    async def insert_checkpoint(self, ref: LeaseRef, checkpoint: NewCheckpoint, now: datetime) -> Committed | None:
+        """None when the step has a checkpoint already; that one stays."""
+        row = await _QUERIES.insert_checkpoint(self._connection, **vars(ref), **vars(checkpoint), now=now)
+        return None if row is None else Committed(given_up=row["given_up"])
+
+    async def mark_bad(self, ref: LeaseRef, bad: BadCheckpoint, reason: str, now: datetime) -> MarkedBad | None:
+        """None when it is not the checkpoint that the job goes on from."""
+        row = await _QUERIES.mark_checkpoint_bad(
+            self._connection, project_id=ref.project_id, job_id=ref.job_id, **vars(bad), reason=reason, now=now
+        )
+        return None if row is None else MarkedBad(**row)
 
     async def committed_artifact(self, ref: LeaseRef, step: int) -> bytes | None:
         artifact: bytes | None = await _QUERIES.get_checkpoint_artifact(

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from chassis.errors import DomainError, InvalidArgument
-from finemesh.nodes.v1 import node_pb2
+from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.trainer.attempt import convert
 from services.trainer.attempt.follower import Follower
 from services.trainer.attempt.kit import Kit
@@ -97,6 +97,8 @@ class Attempt:
                 training.cancel()
                 await asyncio.wait({training})
         ending = self._interrupted.result() if training.cancelled() else training.result()
+        if isinstance(ending, node_service_pb2.AttemptFailed) and self._assignment.HasField("resume_from"):
+            convert.name_bad_checkpoint(ending, self._assignment.resume_from)
         self._log.info("attempt_ends", ending=type(ending).__name__)
         await self._reporter.finished(ending)
 

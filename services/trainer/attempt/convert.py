@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping
 
 from chassis.errors import DomainError
-from finemesh.nodes.v1 import node_service_pb2
+from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from formats.manifests import FileDigest
 from services.trainer.child.training_child import Event
+from services.trainer.inputs.fetch import BAD_CHECKPOINT
 
 METADATA_ENTRIES_MAX = 20
 # Of a warning or of one entry of an error's metadata.
@@ -65,6 +66,13 @@ def disk_error_to_proto(error: OSError) -> node_service_pb2.AttemptFailed | None
     return platform_fault_to_proto(
         f"the disk of the node is full: {error.filename or error.strerror}", cause="disk_full"
     )
+
+
+def name_bad_checkpoint(failed: node_service_pb2.AttemptFailed, checkpoint: node_pb2.CheckpointManifest) -> None:
+    """Adds the checkpoint that the attempt could not go on from, so that the next attempt starts from the one before."""
+    if failed.error.metadata.get("cause") == BAD_CHECKPOINT:
+        failed.bad_checkpoint.step = checkpoint.step
+        failed.bad_checkpoint.manifest_sha256 = checkpoint.manifest_sha256
 
 
 def platform_fault_to_proto(message: str, *, retryable: bool = True, **metadata: str) -> node_service_pb2.AttemptFailed:

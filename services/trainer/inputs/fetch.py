@@ -5,6 +5,8 @@ It knows which files of a base model are safe to read: weights as safetensors, n
 
 from pathlib import Path
 
+import structlog
+
 from chassis.clock import Clock
 from chassis.errors import DataLoss, Unavailable
 from chassis.objects.transfer import FileTransfer
@@ -19,6 +21,10 @@ from services.trainer.integrations.fetched_secrets import FetchedSecrets
 from services.trainer.integrations.hub.repository import PulledWeights, Repository, pull
 from services.trainer.integrations.programs import HOME
 
+log = structlog.get_logger()
+
+# The `cause` in a failure's details, also in those that the child tells.
+BAD_CHECKPOINT = "bad_checkpoint"
 BASE = "inputs/base"
 START = "inputs/start"
 # In a checkpoint: the names and digests of its other files.
@@ -110,8 +116,21 @@ async def fetch_file(artifact: artifact_pb2.Artifact, folder: Path, below: str, 
 
 
 async def _fetch_checkpoint(checkpoint: node_pb2.CheckpointManifest, folder: Path, store: FileTransfer) -> None:
+    """DataLoss with BAD_CHECKPOINT as its cause when the files are not those that were committed."""
     files = digests_from_proto(checkpoint.artifact)
     digests = {file.path: file.sha256 for file in files}
     if digests.get(MANIFEST) != checkpoint.manifest_sha256:
-        raise DataLoss("DATA_CORRUPT", f"the checkpoint at step {checkpoint.step} is not the one that was committed")
-    await store.download_all(checkpoint.artifact.key, files, folder)
+        raise _bad_checkpoint(f"the checkpoint at step {checkpoint.step} is not the one that was committed")
+    try:
+        await store.download_all(checkpoint.artifact.key, files, folder)
+    except DataLoss as error:
+        # A checkpoint is given up for good: a second look tells torn files from a fault on the way.
+        log.warning("checkpoint_read_again", step=checkpoint.step, error=str(error))
+        try:
+            await store.download_all(checkpoint.artifact.key, files, folder)
+        except DataLoss as again:
+            raise _bad_checkpoint(again.message) from again
+
+
+def _bad_checkpoint(message: str) -> DataLoss:
+    return DataLoss("DATA_CORRUPT", message, metadata={"cause": BAD_CHECKPOINT})

@@ -145,15 +145,15 @@ class Agent:
             adapter_rank=16,
             step=20,
         )
-        await self._finish(assignment, succeeded=result)
+        await self.finish(assignment, succeeded=result)
 
     async def fail(self, assignment: node_pb2.Assignment, error: tuning_job_pb2.JobError, *, retryable: bool) -> None:
-        await self._finish(assignment, failed=node_service_pb2.AttemptFailed(error=error, retryable=retryable))
+        await self.finish(assignment, failed=node_service_pb2.AttemptFailed(error=error, retryable=retryable))
 
     async def stop(self, assignment: node_pb2.Assignment, step: int) -> None:
-        await self._finish(assignment, stopped=node_service_pb2.AttemptStopped(step=step))
+        await self.finish(assignment, stopped=node_service_pb2.AttemptStopped(step=step))
 
-    async def _finish(self, assignment: node_pb2.Assignment, **result: Any) -> None:
+    async def finish(self, assignment: node_pb2.Assignment, **result: Any) -> None:
         await self.stub.FinishAttempt(
             node_service_pb2.FinishAttemptRequest(
                 lease_token=assignment.lease.token, tuning_job=assignment.lease.tuning_job, **result

@@ -326,6 +326,26 @@ async def test_our_failure_is_tried_again(world: World) -> None:
         await world.until(name, "SUCCEEDED")
 
 
+async def test_a_torn_checkpoint_is_passed_over_for_the_one_before_and_the_job_says_why(world: World) -> None:
+    async with world.agent() as agent:
+        name = await world.create()
+        first = await agent.assignment()
+        await agent.start(first)
+        for step in (5, 10):
+            await agent.checkpoint(first, step)
+        error = tuning_job_pb2.JobError(reason="DATA_CORRUPT", message="state.json is missing", platform_fault=True)
+        bad = node_service_pb2.BadCheckpoint(step=10, manifest_sha256="sha-10")
+        failed = node_service_pb2.AttemptFailed(error=error, retryable=True, bad_checkpoint=bad)
+        await agent.finish(first, failed=failed)
+        second = await agent.assignment(after=first)
+        assert second.resume_from.step == 5
+        (warning,) = [event.message for event in await history(world, name) if "cannot be used" in event.message]
+        assert "state.json is missing" in warning
+        await agent.start(second)
+        await agent.succeed(second)
+        await world.until(name, "SUCCEEDED")
+
+
 async def test_a_job_whose_hold_is_over_ends_as_the_platforms_failure(world: World) -> None:
     async with world.agent() as agent:
         name = await world.create()

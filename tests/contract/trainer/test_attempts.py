@@ -80,6 +80,8 @@ async def test_a_corrupt_checkpoint_is_not_run_from(world: AgentWorld) -> None:
     failed = (await world.scheduler.wait_for("finish")).failed
     assert failed.error.reason == "DATA_CORRUPT"
     assert failed.error.platform_fault
+    assert failed.retryable
+    assert (failed.bad_checkpoint.step, failed.bad_checkpoint.manifest_sha256) == (2, good)
     assert world.children() == []
 
 
@@ -90,6 +92,7 @@ async def test_a_missing_input_fails_the_attempt(world: AgentWorld) -> None:
     await world.scheduler.assign(assignment)
     failed = (await world.scheduler.wait_for("finish")).failed
     assert failed.error.reason == "DATA_CORRUPT"
+    assert not failed.HasField("bad_checkpoint")
 
 
 async def test_a_checkpoint_that_is_not_what_was_announced_is_refused(world: AgentWorld) -> None:

@@ -525,25 +525,57 @@ class AttemptFailed(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    BAD_CHECKPOINT_FIELD_NUMBER: _builtins.int
     retryable: _builtins.bool
     """True when a new attempt from the last checkpoint makes sense."""
     @_builtins.property
     def error(self) -> _tuning_job_pb2.JobError:
         """What ended it, with `platform_fault` set when a new attempt may succeed."""
 
+    @_builtins.property
+    def bad_checkpoint(self) -> Global___BadCheckpoint:
+        """The checkpoint that the attempt was to go on from, when its files cannot be used; the next attempt starts from the one before."""
+
     def __init__(
         self,
         *,
         error: _tuning_job_pb2.JobError | None = ...,
         retryable: _builtins.bool = ...,
+        bad_checkpoint: Global___BadCheckpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_checkpoint", b"bad_checkpoint", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_checkpoint", b"bad_checkpoint", "error", b"error", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptFailed: _TypeAlias = AttemptFailed  # noqa: Y015
+
+@_typing.final
+class BadCheckpoint(_message.Message):
+    """A committed checkpoint whose files are missing, torn or not to be restored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Its step."""
+    manifest_sha256: _builtins.str
+    """Its digest, as it was committed."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        manifest_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest_sha256", b"manifest_sha256", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadCheckpoint: _TypeAlias = BadCheckpoint  # noqa: Y015
 
 @_typing.final
 class AttemptStopped(_message.Message):

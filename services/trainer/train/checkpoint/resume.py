@@ -54,7 +54,7 @@ def load_checkpoint(
         _restore_random(state["random"], load_file(path / RANDOM))
         position = Position(**state["position"])
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise platform_failure("DATA_CORRUPT", f"checkpoint {path.name} cannot be restored: {error}") from error
+        raise _bad(f"checkpoint {path.name} cannot be restored: {error}") from error
     return position, state["machine"]
 
 
@@ -65,9 +65,9 @@ def _checked_state(path: Path, identity: Identity) -> dict[str, Any]:
         found = Identity(**state["identity"])
         version = state["version"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise platform_failure("DATA_CORRUPT", f"checkpoint {path.name} is not whole: {error}") from error
+        raise _bad(f"checkpoint {path.name} is not whole: {error}") from error
     if version != VERSION:
-        raise platform_failure("DATA_CORRUPT", f"checkpoint {path.name} has version {version}, not {VERSION}")
+        raise _bad(f"checkpoint {path.name} has version {version}, not {VERSION}")
     if found.base_revision != identity.base_revision:
         raise user_failure(
             "MODEL_INVALID",
@@ -79,6 +79,11 @@ def _checked_state(path: Path, identity: Identity) -> dict[str, Any]:
     if found.spec_digest != identity.spec_digest:
         raise user_failure("TRAINING_INPUT_INVALID", f"checkpoint {path.name} belongs to a run with other settings")
     return state
+
+
+def _bad(message: str) -> Failure:
+    """Whoever chose the checkpoint is told that another one may do."""
+    return platform_failure("DATA_CORRUPT", message, {"cause": "bad_checkpoint"})
 
 
 def _restore_random(states: dict[str, Any], tensors: dict[str, Any]) -> None:
