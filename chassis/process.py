@@ -87,7 +87,7 @@ class Process:
         try:
             await work()
         except Exception as error:
-            log.error("task failed", task=name, exc_info=error)
+            log.error("task_failed", task=name, exc_info=error)
             self.fail(error)
 
     async def _drain(self, stage: DrainStage) -> None:
@@ -107,7 +107,7 @@ class Process:
                 await work()
         except Exception as error:
             # The other stages still have to run: a failed goodbye must not keep leases or connections.
-            log.error("drain failed", stage=stage.name, exc_info=error)
+            log.error("drain_failed", stage=stage.name, exc_info=error)
             self.fail(error)
 
 

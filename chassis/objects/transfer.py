@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from chassis.clock import Clock
 from chassis.errors import DataLoss, invalid
-from chassis.objects.client import ObjectMissing, ObjectStore
-from chassis.objects.keys import FileEntry, checked_path, key_of
+from chassis.objects.object_keys import FileEntry, checked_path, key_of
+from chassis.objects.object_store import ObjectMissing, ObjectStore
 from chassis.rpc.retry import retry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

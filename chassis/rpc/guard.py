@@ -20,7 +20,7 @@ from chassis import errors, identity
 from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from chassis.identity import Caller
 from chassis.rpc import deadline
-from chassis.rpc.failures import domain_error_of
+from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
 
@@ -177,9 +177,9 @@ class _Call:
             error = DeadlineExceeded("DEADLINE_TOO_SHORT", "the call did not finish within its deadline")
         typed = domain_error_of(error, telemetry.current_trace_id())
         if typed.code in _TOLD_IN_LOG:
-            log.error("call failed", method=self._method, reason=typed.reason, exc_info=error)
+            log.error("call_failed", method=self._method, reason=typed.reason, exc_info=error)
         else:
-            log.debug("call refused", method=self._method, reason=typed.reason, message=typed.message)
+            log.debug("call_refused", method=self._method, reason=typed.reason, message=typed.message)
         self.end(typed.code.name, typed.reason)
         await abort_with(context, typed)
 

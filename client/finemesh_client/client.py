@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from finemesh_client.access import Identity
 from finemesh_client.billing import Billing
 from finemesh_client.budgets import Budgets
 from finemesh_client.chat import Chat
 from finemesh_client.config import ClientConfig, find_config
 from finemesh_client.endpoints import Endpoints
 from finemesh_client.files import Files
-from finemesh_client.identity import Identity
 from finemesh_client.invoices import Invoices
 from finemesh_client.jobs import Jobs
 from finemesh_client.ledger import Ledger

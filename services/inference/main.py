@@ -19,7 +19,7 @@ from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder

@@ -4,7 +4,7 @@ import sys
 
 from chassis.clock import SystemClock
 from chassis.ids import SystemIds
-from chassis.objects.client import PART_BYTES_MIN, ObjectStore
+from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.objects.transfer import FileTransfer
 from chassis.process import DrainStage, Process, run
 from chassis.rpc.channel import open_channel

@@ -12,7 +12,7 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange, invalid
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from chassis.paging import read_page
 from chassis.rpc.streams import whole
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc

@@ -9,7 +9,7 @@ from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
 from chassis.errors import Unavailable
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from chassis.rounds import BACKOFF_S_FIRST, Signal, run_rounds
 from services.gateway.config import GatewaySettings
 from services.gateway.files.store import FileStore

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from services.gateway.files.content_check import ContentCheck, ParquetLimits
 from services.gateway.files.line_check import DatasetLimits, DatasetReport
 

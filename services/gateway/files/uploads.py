@@ -15,7 +15,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import Aborted, DeadlineExceeded, ResourceExhausted
 from chassis.ids import Ids
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from services.gateway.config import GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector, is_passing
 from services.gateway.files.content_check import ParquetLimits

@@ -16,7 +16,7 @@ from chassis.clock import Clock
 from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
 from chassis.identity import Caller, acting_as
 from chassis.rpc import deadline
-from chassis.rpc.failures import domain_error_of
+from chassis.rpc.untyped_errors import domain_error_of
 from chassis.telemetry import trace as telemetry
 from finemesh.inference.v1 import inference_service_pb2
 from services.gateway.config import GatewaySettings

@@ -10,7 +10,7 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from chassis.paging import TIME_KINDS, read_page
 from chassis.rpc.streams import whole
 from finemesh.identity.v1 import identity_pb2

@@ -16,7 +16,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from formats.manifests import revision_of
 from services.inference.config import InferenceSettings
 from services.inference.models.domain import BaseModel, NameKind, StoredFile, Weights, name_taken

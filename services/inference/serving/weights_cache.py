@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from chassis.errors import DataLoss
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from services.inference.models.domain import StoredFile, Weights
 
 

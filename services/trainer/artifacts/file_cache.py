@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from chassis.objects.keys import checked_path, key_of
+from chassis.objects.object_keys import checked_path, key_of
 from chassis.objects.transfer import FileTransfer, all_or_first_error
 from formats.manifests import FileDigest
 

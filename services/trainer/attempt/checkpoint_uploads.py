@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from chassis.errors import Unavailable
-from chassis.objects.keys import checked_path, key_of
+from chassis.objects.object_keys import checked_path, key_of
 from chassis.objects.transfer import FileTransfer
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2

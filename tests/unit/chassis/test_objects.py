@@ -10,8 +10,8 @@ import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss, InvalidArgument, Unavailable
-from chassis.objects.client import ObjectMissing, ObjectStore
-from chassis.objects.keys import checked_path, key_of
+from chassis.objects.object_keys import checked_path, key_of
+from chassis.objects.object_store import ObjectMissing, ObjectStore
 from chassis.objects.transfer import FileTransfer
 
 

@@ -117,7 +117,7 @@ async def test_the_first_failure_drains_in_order_and_exits_with_one(tmp_path: Pa
     code, story, log = await live("fail", tmp_path, None)
     assert (code, story) == (1, IN_ORDER)
     lines = [json.loads(line) for line in log.splitlines()]
-    failure = next(line for line in lines if line["event"] == "task failed")
+    failure = next(line for line in lines if line["event"] == "task_failed")
     assert failure["service"] == "daemon"
     assert "no disk" in failure["exception"]
 

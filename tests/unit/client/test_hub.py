@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from finemesh_client.errors import InvalidRequest
-from finemesh_client.hub import SIDE_FILE_BYTES_MAX, WEIGHTS_BYTES_MAX, HubFile, chosen
+from finemesh_client.hub_download import SIDE_FILE_BYTES_MAX, WEIGHTS_BYTES_MAX, HubFile, chosen
 from tests.harness.hub import Hub, running_hub
 
 TOKEN = "hf_reader-31c0"
@@ -37,7 +37,7 @@ OTHERS = {
 FETCH = """
 import json, sys
 from finemesh_client.errors import FinemeshError
-from finemesh_client.hub import fetch
+from finemesh_client.hub_download import fetch
 try:
     found = fetch(sys.argv[1], sys.argv[2], sys.argv[3])
 except FinemeshError as error:

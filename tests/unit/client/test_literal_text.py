@@ -20,7 +20,7 @@ from finemesh_client.cli.billing import budget_commands
 from finemesh_client.cli.billing.billing_commands import DOLLARS_MAX, show_invoice, to_nanos
 from finemesh_client.cli.datasets import file_commands
 from finemesh_client.cli.jobs import job_show, price_terms
-from finemesh_client.cli.jobs.job_watch import watch_job
+from finemesh_client.cli.jobs.job_follow import watch_job
 from finemesh_client.cli.main import app
 from finemesh_client.cli.models import endpoint_commands
 

@@ -7,7 +7,7 @@ import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss
-from chassis.objects.client import ObjectStore
+from chassis.objects.object_store import ObjectStore
 from chassis.objects.transfer import FileTransfer
 from formats.manifests import FileDigest, revision_of
 from services.trainer.artifacts.file_cache import FileCache

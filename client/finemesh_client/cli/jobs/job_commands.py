@@ -10,8 +10,8 @@ import typer
 from finemesh.tuning.v1 import tuning_job_pb2
 from finemesh_client.billing import dollars
 from finemesh_client.cli.jobs.job_create import create
+from finemesh_client.cli.jobs.job_follow import watch_job
 from finemesh_client.cli.jobs.job_show import STATE_PREFIX, exit_unless_succeeded, show_job
-from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.models.model_commands import download_model
 from finemesh_client.cli.output import print_json, size, state, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, with_client

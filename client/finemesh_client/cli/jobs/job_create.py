@@ -15,9 +15,9 @@ import typer
 from finemesh_client.billing import dollars
 from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
 from finemesh_client.cli.given_secrets import SecretFiles, secrets_of
+from finemesh_client.cli.jobs.job_follow import watch_job
 from finemesh_client.cli.jobs.job_show import exit_unless_succeeded, show_job, show_quote
 from finemesh_client.cli.jobs.job_spec import METHODS, SCHEDULES, SFT, JobOptions, to_spec
-from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.output import print_json, progress_console
 from finemesh_client.cli.runtime import AsJson, OptionConflict, one_of, with_client
 from finemesh_client.client import Client

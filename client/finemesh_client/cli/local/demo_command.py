@@ -22,8 +22,8 @@ from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.billing import NANOS_PER_DOLLAR, dollars
 from finemesh_client.cli.billing.billing_commands import show_invoice
 from finemesh_client.cli.datasets.file_commands import show as show_file
+from finemesh_client.cli.jobs.job_follow import watch_job
 from finemesh_client.cli.jobs.job_show import show_quote
-from finemesh_client.cli.jobs.job_watch import watch_job
 from finemesh_client.cli.local.demo_dataset import Row, make_rows, write_rows
 from finemesh_client.cli.local.demo_quiz import accuracy, ask_grpc, ask_openai
 from finemesh_client.cli.local.demo_stack import DemoFailed, make_base_model, running_stack

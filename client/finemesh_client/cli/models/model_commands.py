@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from finemesh.models.v1 import model_pb2
-from finemesh_client import hub
+from finemesh_client import hub_download
 from finemesh_client.cli.datasets.file_commands import byte_bar
 from finemesh_client.cli.given_secrets import HUB_VARIABLE, secret
 from finemesh_client.cli.models.limits_command import limits
@@ -114,10 +114,10 @@ def import_model(
 
     async def work(mesh: Client) -> None:
         if is_local:
-            found = hub.HubFolder(folder=local, files=tuple(importable_files(local)), commit="")
+            found = hub_download.HubFolder(folder=local, files=tuple(importable_files(local)), commit="")
         else:
             with progress_console.status(Text(f"downloading {source} from the hub")):
-                found = await asyncio.to_thread(hub.fetch, source, revision, token)
+                found = await asyncio.to_thread(hub_download.fetch, source, revision, token)
             progress_console.print(f"{source} at commit {found.commit}")
         total = sum(path.stat().st_size for path in found.files)
         with byte_bar() as bar:
