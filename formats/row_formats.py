@@ -33,12 +33,16 @@ _KNOWN_FORMATS = (
 
 def format_of(document: dict[str, Any], faults: LineFaults) -> Format | None:
     """What the keys name, also of a row with errors."""
-    named = list(dict.fromkeys(kind for key, kind in _FORMAT_OF_KEY.items() if key in document))
+    named = {_FORMAT_OF_KEY[key] for key in document if key in _FORMAT_OF_KEY}
     if len(named) == 1:
-        return named[0]
-    expectation = f"a row of one format, not of {' and '.join(named)}" if named else _KNOWN_FORMATS
+        return named.pop()
+    expectation = f"a row of one format, not of {' and '.join(_in_order(named))}" if named else _KNOWN_FORMATS
     faults.add("$", expectation, describe(document))
     return None
+
+
+def _in_order(named: set[Format]) -> list[Format]:
+    return [kind for kind in dict.fromkeys(_FORMAT_OF_KEY.values()) if kind in named]
 
 
 def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaults, messages_max: int) -> Row | None:
