@@ -1,4 +1,7 @@
-"""Which methods a job can have and which weights it can train, as the contract lists them. It knows no setting of them."""
+"""Which methods a job can have and which weights it can train, as the contract lists them.
+
+It knows no setting of them.
+"""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ NATS = "nats"
 class Service:
     """One line of the table.
 
-    `needs` are healthy before this one starts, and end after it. `reports_to` need not be there when this one starts, but
-    end after it, too, so that it can hand back what it works on. `doors` are listeners besides the mesh server, by the suffix of the
-    variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a module that runs
-    once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only
-    this service is told, by the suffix of their variable.
+    `needs` are healthy before this one starts, and end after it. `reports_to` need not be there when this one starts,
+    but end after it, too, so that it can hand back what it works on. `doors` are listeners besides the mesh server, by
+    the suffix of the variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a
+    module that runs once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random
+    texts that only this service is told, by the suffix of their variable.
     """
 
     name: str

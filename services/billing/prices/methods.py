@@ -1,4 +1,4 @@
-"""Not pure: protobuf. The methods that have a price: the contract's kinds of training, by their keys in a price book."""
+"""Not pure: protobuf. The methods that have a price: the contract's kinds of training, by their price books' keys."""
 
 from types import MappingProxyType
 

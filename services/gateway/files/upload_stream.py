@@ -118,7 +118,8 @@ class UploadStream:
         return invalid(
             field,
             f"announced {announced}, received {found}",
-            message=f"the header announced {announced} and the stream had {found}; nothing was kept, send the file again",
+            message=f"the header announced {announced} and the stream had {found}; nothing was kept, "
+            "send the file again",
             reason="DIGEST_MISMATCH",
         )
 

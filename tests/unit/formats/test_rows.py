@@ -177,7 +177,8 @@ def test_a_bad_line_is_refused_at_all_its_places(document: Any, paths: list[str]
         (lines(PAIR) + b'{"prompt": NaN, "completion": "x"}', [2]),
         (b'{"text": "said", "text": "dropped"}', [1]),
         (
-            b'{"messages": [{"role": "system", "role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            b'{"messages": [{"role": "system", "role": "user", "content": "q"}, '
+            b'{"role": "assistant", "content": "a"}]}',
             [1],
         ),
         (b'{"text": "t", "note": {"\\ud800": 1, "\\ud800": 2}}', [1]),
