@@ -15,14 +15,6 @@ from services.gateway.files.domain import StoredFile, artifact_key
 from services.gateway.identity.domain import ApiKey, Organization, Project
 
 _STATES = {"ready": file_pb2.FILE_STATE_READY, "invalid": file_pb2.FILE_STATE_INVALID}
-_FORMATS = {
-    None: file_pb2.DATASET_FORMAT_UNSPECIFIED,
-    "conversation": file_pb2.DATASET_FORMAT_CONVERSATION,
-    "instruction": file_pb2.DATASET_FORMAT_INSTRUCTION,
-    "text": file_pb2.DATASET_FORMAT_TEXT,
-    "preference": file_pb2.DATASET_FORMAT_PREFERENCE,
-    "tokens": file_pb2.DATASET_FORMAT_TOKENS,
-}
 _ROLES = {
     "member": identity_pb2.ROLE_MEMBER,
     "admin": identity_pb2.ROLE_ADMIN,
@@ -39,7 +31,7 @@ def file_to_proto(file: StoredFile) -> file_pb2.File:
         state=_STATES[file.state],
         size_bytes=file.size_bytes,
         sha256=file.sha256,
-        format=_FORMATS[file.format],
+        format=file_pb2.DatasetFormat.Value(f"DATASET_FORMAT_{(file.format or 'unspecified').upper()}"),
         line_count=file.line_count,
         validation=file_pb2.ValidationReport(
             valid=file.error_count == 0,

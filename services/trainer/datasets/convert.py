@@ -10,13 +10,6 @@ from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from services.trainer.config import TrainerSettings
 from services.trainer.train.data.preparation.fingerprint import preparation_version
 
-_FORMATS = {
-    "conversation": file_pb2.DATASET_FORMAT_CONVERSATION,
-    "instruction": file_pb2.DATASET_FORMAT_INSTRUCTION,
-    "text": file_pb2.DATASET_FORMAT_TEXT,
-    "preference": file_pb2.DATASET_FORMAT_PREFERENCE,
-    "tokens": file_pb2.DATASET_FORMAT_TOKENS,
-}
 _MODEL_REASONS = frozenset({"MODEL_INVALID"})
 # Not about the data: the disk of this node is full.
 _NODE_REASONS = frozenset({"TRAINING_FAILED"})
@@ -86,7 +79,7 @@ def preview_to_proto(shown: Mapping[str, Any], train_on_inputs: str) -> dataset_
         for row in shown["sampled"]
     ]
     return dataset_preview_pb2.DatasetPreview(
-        format=_FORMATS[shown["format"]],
+        format=file_pb2.DatasetFormat.Value(f"DATASET_FORMAT_{shown['format'].upper()}"),
         features=file_pb2.DatasetFeatures(**shown["features"]),
         row_count=shown["rows"],
         sequence_tokens_max=shown["max_seq_length"],
