@@ -80,6 +80,15 @@ class Queue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """What a queued job asks for."""
+
+    ref: JobRef
+    gpu_count: int
+    memory_bytes_min: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewJob(JobRef):
     """What is stored when a job is acknowledged; the artifacts are encoded finemesh.artifacts.v1.Artifact."""
 

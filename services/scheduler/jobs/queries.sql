@@ -48,6 +48,14 @@ FROM (
 ) AS queue
 WHERE job_id = ANY(:job_ids::text[]);
 
+-- name: list_queued(now, page_size)
+-- The queue as the policy sees it: jobs that may start now, in order of arrival.
+SELECT project_id, job_id, gpu_count, memory_bytes_min
+FROM jobs
+WHERE state = 'QUEUED' AND wake_at <= :now
+ORDER BY queue_time, job_id
+LIMIT :page_size;
+
 -- name: list_remaining(page_size)
 -- How long the running jobs said that they still need, and when they said it.
 SELECT remaining_s, progress_time

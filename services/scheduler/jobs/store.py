@@ -17,6 +17,7 @@ from services.scheduler.jobs.job import (
     JobRef,
     LeaseRef,
     NewJob,
+    QueuedJob,
     StoredCheckpoint,
     Transitioned,
 )
@@ -94,6 +95,17 @@ class JobStore:
     async def queue_positions(self, job_ids: Sequence[str]) -> dict[str, int]:
         rows = _QUERIES.queue_positions(self._connection, job_ids=[*job_ids])
         return {row["job_id"]: row["position"] async for row in rows}
+
+    async def list_queued(self, now: datetime, page_size: int) -> list[QueuedJob]:
+        """Jobs that may start now, in order of arrival."""
+        return [
+            QueuedJob(
+                ref=JobRef(project_id=row["project_id"], job_id=row["job_id"]),
+                gpu_count=row["gpu_count"],
+                memory_bytes_min=row["memory_bytes_min"],
+            )
+            async for row in _QUERIES.list_queued(self._connection, now=now, page_size=page_size)
+        ]
 
     async def list_remaining_s(self, now: datetime, page_size: int) -> list[float]:
         """What running jobs still need, less the time since they said so."""

@@ -17,6 +17,7 @@ from services.scheduler.database import Database
 from services.scheduler.jobs.convert import job_name
 from services.scheduler.jobs.job import JobRef, LeaseRef
 from services.scheduler.jobs.lifecycle import JobTransition
+from services.scheduler.jobs.store import JobStore
 from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.placement import leases, policy
 from services.scheduler.placement.allocation import AllocationKind
@@ -50,14 +51,16 @@ class Placer:
     async def place_round(self) -> bool:
         """One look at the queue and the fleet; True when something was placed, so that another look pays."""
         now = self._database.now()
-        allocations = AllocationStore(self._database.pool)
         queue = {
-            job_name(job.ref): job for job in await allocations.list_queued(now, self._settings.placements_batch_max)
+            job_name(job.ref): job
+            for job in await JobStore(self._database.pool).list_queued(now, self._settings.placements_batch_max)
         }
         if not queue:
             return False
         needs = [policy.job_need(owner, job.gpu_count, job.memory_bytes_min) for owner, job in queue.items()]
-        fleet = await allocations.load_fleet(now, self._settings.node_memory_s, self._settings.nodes_max)
+        fleet = await AllocationStore(self._database.pool).load_fleet(
+            now, self._settings.node_memory_s, self._settings.nodes_max
+        )
         placed = 0
         for placement in policy.place(needs, fleet.groups):
             try:

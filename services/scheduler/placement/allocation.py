@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from services.scheduler.jobs.job import JobRef
-
 
 class AllocationKind(StrEnum):
     TRAINING = "TRAINING"
@@ -23,10 +21,3 @@ class AllocationRecord:
     hardware_type: str
     device_indices: tuple[int, ...]
     expires_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueuedJob:
-    ref: JobRef
-    gpu_count: int
-    memory_bytes_min: int

@@ -1,11 +1,3 @@
--- name: list_queued(now, page_size)
--- The queue as the policy sees it: jobs that may start now, in order of arrival.
-SELECT project_id, job_id, gpu_count, memory_bytes_min
-FROM jobs
-WHERE state = 'QUEUED' AND wake_at <= :now
-ORDER BY queue_time, job_id
-LIMIT :page_size;
-
 -- name: list_device_groups(seen_since, page_size)
 -- The devices by node and type with those that have no owner; nodes that are away for long do not count.
 SELECT

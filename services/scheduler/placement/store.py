@@ -1,4 +1,4 @@
-"""Allocations in the database: the queue, the fleet, and who has which devices for how long.
+"""Allocations in the database: the fleet, and who has which devices for how long.
 
 Locks are always taken in the order node, job, allocation, so that no two transactions wait for each other.
 """
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
-from services.scheduler.jobs.job import JobRef
-from services.scheduler.placement.allocation import AllocationKind, AllocationRecord, QueuedJob
+from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
 from services.scheduler.placement.policy import DeviceGroup, Fleet, Placement
 
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
@@ -19,17 +18,6 @@ _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 class AllocationStore:
     def __init__(self, connection: "Connection | Pool") -> None:
         self._connection = connection
-
-    async def list_queued(self, now: datetime, page_size: int) -> list[QueuedJob]:
-        """Jobs that may start now, in order of arrival."""
-        return [
-            QueuedJob(
-                ref=JobRef(project_id=row["project_id"], job_id=row["job_id"]),
-                gpu_count=row["gpu_count"],
-                memory_bytes_min=row["memory_bytes_min"],
-            )
-            async for row in _QUERIES.list_queued(self._connection, now=now, page_size=page_size)
-        ]
 
     async def load_fleet(self, now: datetime, memory_s: float, nodes_max: int) -> Fleet:
         """All devices but those of nodes that have been away for longer than `memory_s`."""
