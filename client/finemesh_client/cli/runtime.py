@@ -6,10 +6,12 @@ It knows no resource.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
@@ -38,6 +40,40 @@ def one_of(choices: Sequence[str]) -> Any:
         return value
 
     return check
+
+
+def options_from(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option for each field of a dataclass; the command takes the dataclass as `options`.
+
+    So a command with fifty options is no function with fifty parameters.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            options = kind(**{name: values.pop(name) for name in names})
+            command(options=options, **values)
+
+        own = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=hints[field.name],
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            )
+            for field in fields(kind)
+        ]
+        rest = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+            if name != "options"
+        ]
+        run.__signature__ = inspect.Signature([*own, *rest])  # type: ignore[attr-defined]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
 
 
 def fail(error: FinemeshError | ConfigError, as_json: bool) -> NoReturn:

@@ -13,7 +13,8 @@ import typer
 from finemesh.billing.v1 import billing_service_pb2 as pb
 from finemesh.tuning.v1.tuning_service_pb2 import QuoteTuningJobResponse
 from finemesh_client.billing import request_of
-from finemesh_client.cli.jobs.job_spec import METHODS, SFT, JobOptions, to_spec
+from finemesh_client.cli.jobs.job_options import METHODS, SFT, JobOptions
+from finemesh_client.cli.jobs.job_spec import to_spec
 from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
 from finemesh_client.cli.output import as_dict, console, print_json, progress_console
 from finemesh_client.cli.runtime import AsJson, one_of, with_client

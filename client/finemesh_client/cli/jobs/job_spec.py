@@ -5,72 +5,12 @@ It fills no defaults and checks no ranges: the server does, and shows them in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
+from finemesh_client.cli.jobs.job_options import DPO, SCHEDULES, JobOptions
 from finemesh_client.cli.runtime import OptionConflict
-from finemesh_client.training_kinds import METHOD_FIELDS
 
-SFT, DPO = "sft", "dpo"
-METHODS = tuple(METHOD_FIELDS)
 BATCH_SIZE_MAX = "max"
-SCHEDULES = {
-    "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,
-    "linear": pb.LEARNING_RATE_SCHEDULE_LINEAR,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What the user gave; None means not given. `batch_size` is a number or `max`."""
-
-    training_file: str
-    model: str = ""
-    from_checkpoint: str = ""
-    from_hf_model: str = ""
-    hf_model_revision: str = ""
-    validation_file: str = ""
-    output_name: str = ""
-    method: str = SFT
-    train_on_inputs: str | None = None
-    dpo_beta: float | None = None
-    dpo_normalize_by_length: bool = False
-    dpo_reference_free: bool = False
-    rpo_alpha: float | None = None
-    simpo_gamma: float | None = None
-    full: bool = False
-    lora: bool = False
-    rank: int | None = None
-    alpha: int | None = None
-    dropout: float | None = None
-    target_modules: tuple[str, ...] = ()
-    epochs: int | None = None
-    evaluations: int | None = None
-    checkpoints: int | None = None
-    checkpoint_interval_steps: int | None = None
-    batch_size: str | None = None
-    gradient_accumulation_steps: int | None = None
-    packing: bool | None = None
-    learning_rate: float | None = None
-    schedule: str = "cosine"
-    min_learning_rate_ratio: float | None = None
-    cycle_count: float | None = None
-    warmup_ratio: float | None = None
-    weight_decay: float | None = None
-    gradient_norm_max: float | None = None
-    sequence_tokens_max: int | None = None
-    seed: int | None = None
-    early_stopping: bool = False
-    patience: int | None = None
-    min_delta: float | None = None
-    warmup_evaluations: int | None = None
-    gpus: int | None = None
-    wandb_project: str | None = None
-    wandb_entity: str | None = None
-    wandb_name: str | None = None
-    wandb_url: str | None = None
-    hf_push_to: str | None = None
 
 
 def given(**values: object) -> dict[str, object]:
@@ -140,7 +80,7 @@ def _lora(options: JobOptions) -> pb.LoraTraining | None:
     if options.from_checkpoint and not options.lora and not _gave_lora(options):
         return None
     values = given(rank=options.rank, alpha=options.alpha, dropout=options.dropout)
-    return pb.LoraTraining(target_modules=options.target_modules, **values)  # type: ignore[arg-type]
+    return pb.LoraTraining(target_modules=options.target_modules or (), **values)  # type: ignore[arg-type]
 
 
 def _dpo(options: JobOptions) -> pb.DpoMethod:
