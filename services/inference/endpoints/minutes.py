@@ -27,9 +27,9 @@ class DueMinutes:
 class ServedTime:
     """How long one lease of an endpoint served, from one confirmation to the next.
 
-    A confirmation is a renewal of the devices that succeeded while the engine lived. The time between two of them counts
-    by the monotonic clock, so that a clock that is set costs nobody anything. A silence longer than `silence_s_max` is
-    never billed: nobody knows what was served meanwhile.
+    A confirmation is a renewal of the devices that succeeded while the engine lived. The time between two of them
+    counts by the monotonic clock, so that a clock that is set costs nobody anything. A silence longer than
+    `silence_s_max` is never billed: nobody knows what was served meanwhile.
     """
 
     def __init__(self, *, minute_s: float, silence_s_max: float) -> None:

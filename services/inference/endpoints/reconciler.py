@@ -1,8 +1,8 @@
 """Drives every endpoint to the state that its owner wants. Not pure: database, gRPC, events.
 
-It asks the scheduler for devices, starts an engine, bills minutes that served and in the end gives everything back. Each step
-loads, processes and applies. Nothing waits for the network or an engine inside a transaction, and each change is
-guarded by the state and the lease token that it was decided on. It knows no message of a caller.
+It asks the scheduler for devices, starts an engine, bills minutes that served and in the end gives everything back.
+Each step loads, processes and applies. Nothing waits for the network or an engine inside a transaction, and each change
+is guarded by the state and the lease token that it was decided on. It knows no message of a caller.
 """
 
 from __future__ import annotations

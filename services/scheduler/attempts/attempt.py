@@ -70,7 +70,7 @@ class BadCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """A checkpoint that was recorded now; `given_up` is the artifact of an earlier one of this step, which it replaces."""
+    """A checkpoint that was recorded now; it replaces an earlier one of this step, whose artifact is `given_up`."""
 
     given_up: bytes | None
 

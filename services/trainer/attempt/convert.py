@@ -69,7 +69,7 @@ def disk_error_to_proto(error: OSError) -> node_service_pb2.AttemptFailed | None
 
 
 def name_bad_checkpoint(failed: node_service_pb2.AttemptFailed, checkpoint: node_pb2.CheckpointManifest) -> None:
-    """Adds the checkpoint that the attempt could not go on from, so that the next attempt starts from the one before."""
+    """Adds the checkpoint that the attempt could not go on from, so that the next one starts from an earlier one."""
     if failed.error.metadata.get("cause") == BAD_CHECKPOINT:
         failed.bad_checkpoint.step = checkpoint.step
         failed.bad_checkpoint.manifest_sha256 = checkpoint.manifest_sha256
