@@ -11,13 +11,14 @@ from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2
 from finemesh.inference.v1 import generation_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2
+from formats.manifests import FileDigest
 from services.inference.endpoints.convert import endpoint_name
 from services.inference.endpoints.creation import WantedEndpoint
 from services.inference.endpoints.domain import Endpoint
 from services.inference.engines.base import FinishReason, Message, Sampling, Usage
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
-from services.inference.models.domain import BaseModel, ModelKind, StoredFile, TunedModel, Weights
+from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights
 
 FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -104,7 +105,7 @@ def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) ->
             return ImportHeader(model_id=message.header.model_id, source=message.header.source)
         case "file":
             file = message.file
-            return StoredFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+            return FileDigest(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
         case "chunk":
             return message.chunk
     return None

@@ -17,9 +17,9 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
 from chassis.objects.object_store import ObjectStore
-from formats.manifests import revision_of
+from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
-from services.inference.models.domain import BaseModel, NameKind, StoredFile, Weights, name_taken
+from services.inference.models.domain import BaseModel, NameKind, Weights, name_taken
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
@@ -37,7 +37,7 @@ class ImportHeader:
 
 
 # The header, then for each file its announcement and its chunks; None is a part that nobody knows.
-ImportPart = ImportHeader | StoredFile | bytes | None
+ImportPart = ImportHeader | FileDigest | bytes | None
 
 
 class BaseImporter:
@@ -105,7 +105,7 @@ class BaseImporter:
         try:
             async for part in parts:
                 match part:
-                    case StoredFile():
+                    case FileDigest():
                         await spool.begin(part.path, part.size_bytes, part.sha256)
                     case bytes():
                         await spool.write(part)

@@ -6,7 +6,8 @@ from chassis.names import format_name
 from chassis.timestamps import time_from_proto, time_to_proto
 from finemesh.events.v1 import model_events_pb2, tuning_events_pb2
 from finemesh.models.v1 import model_pb2
-from services.inference.models.domain import ModelKind, StoredFile, TunedModel, Weights
+from formats.manifests import FileDigest
+from services.inference.models.domain import ModelKind, TunedModel, Weights
 
 
 def model_name(model: TunedModel) -> str:
@@ -17,7 +18,7 @@ def model_name(model: TunedModel) -> str:
 def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> TunedModel:
     """The model that a job made, under its new id."""
     made = event.model
-    files = tuple(StoredFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in made.artifact.files)
+    files = tuple(FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in made.artifact.files)
     return TunedModel(
         id=id,
         project_id=event.project_id,

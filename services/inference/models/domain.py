@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from chassis.errors import AlreadyExists, InvalidArgument, NotFound, invalid
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredFile:
-    """One file of a model in the artifact store; `path` is relative to the model's key."""
-
-    path: str
-    size_bytes: int
-    sha256: str
+from formats.manifests import FileDigest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +17,7 @@ class Weights:
 
     revision: str
     key: str
-    files: tuple[StoredFile, ...]
+    files: tuple[FileDigest, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

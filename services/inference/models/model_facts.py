@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from services.inference.models.domain import StoredFile, model_invalid
+from formats.manifests import FileDigest
+from services.inference.models.domain import model_invalid
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
@@ -27,7 +28,7 @@ class ModelFacts:
     context_tokens_max: int
 
 
-def read_facts(folder: Path, files: list[StoredFile]) -> ModelFacts:
+def read_facts(folder: Path, files: list[FileDigest]) -> ModelFacts:
     """What the files say of the model; InvalidArgument MODEL_INVALID names the file that is missing or wrong."""
     names = {file.path for file in files}
     for needed in NEEDED_FILES:

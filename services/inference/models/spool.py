@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from chassis.errors import DataLoss, ResourceExhausted
-from services.inference.models.domain import StoredFile, model_invalid
+from formats.manifests import FileDigest
+from services.inference.models.domain import model_invalid
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Everything else could carry code, or is not needed to load a model.
@@ -24,12 +25,12 @@ class ModelSpool:
 
     def __init__(self, folder: Path, *, bytes_max: int, files_max: int) -> None:
         self.folder = folder
-        self.files: list[StoredFile] = []
+        self.files: list[FileDigest] = []
         self._bytes_max = bytes_max
         self._files_max = files_max
         self._bytes = 0
         self._open: BinaryIO | None = None
-        self._current: StoredFile | None = None
+        self._current: FileDigest | None = None
         self._digest = hashlib.sha256()
         self._written = 0
 
@@ -49,7 +50,7 @@ class ModelSpool:
         self._bytes += max(size_bytes, 0)
         if size_bytes < 0 or self._bytes > self._bytes_max:
             raise ResourceExhausted("SIZE_LIMIT", f"a model has at most {self._bytes_max} bytes (model_bytes_max)")
-        self._current = StoredFile(path=path, size_bytes=size_bytes, sha256=sha256)
+        self._current = FileDigest(path=path, size_bytes=size_bytes, sha256=sha256)
         self._digest, self._written = hashlib.sha256(), 0
         self._open = await asyncio.to_thread((self.folder / path).open, "xb")
 

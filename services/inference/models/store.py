@@ -9,7 +9,8 @@ from typing import Any
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
-from services.inference.models.domain import BaseModel, ModelKind, NameKind, StoredFile, TunedModel, Weights
+from formats.manifests import FileDigest
+from services.inference.models.domain import BaseModel, ModelKind, NameKind, TunedModel, Weights
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -107,13 +108,13 @@ class ModelStore:
         return NameKind(kind) if kind is not None else None
 
 
-def _rows_of(files: Iterable[StoredFile]) -> list[dict[str, object]]:
+def _rows_of(files: Iterable[FileDigest]) -> list[dict[str, object]]:
     return [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
 
 
 def weights_of(row: Any) -> Weights:
     """The weights that a row of base_models or models names."""
-    files = tuple(StoredFile(**file) for file in row["files"])
+    files = tuple(FileDigest(**file) for file in row["files"])
     return Weights(revision=row["revision"], key=row["artifact_key"], files=files)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from chassis.errors import DataLoss
 from chassis.objects.object_store import ObjectStore
-from services.inference.models.domain import StoredFile, Weights
+from formats.manifests import FileDigest
+from services.inference.models.domain import Weights
 
 
 class WeightsCache:
@@ -48,7 +49,7 @@ class WeightsCache:
         finally:
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
 
-    async def _download_file(self, key: str, file: StoredFile, target: Path) -> None:
+    async def _download_file(self, key: str, file: FileDigest, target: Path) -> None:
         digest = hashlib.sha256()
         with target.open("xb") as out:
             async for chunk in self._objects.read(

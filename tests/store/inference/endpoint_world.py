@@ -16,6 +16,7 @@ from chassis.errors import Aborted, Unavailable
 from chassis.ids import SystemIds
 from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.events.v1 import usage_events_pb2
+from formats.manifests import FileDigest
 from services.inference.config import InferenceSettings
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
@@ -23,7 +24,7 @@ from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
-from services.inference.models.domain import BaseModel, StoredFile, Weights
+from services.inference.models.domain import BaseModel, Weights
 from services.inference.models.store import ModelStore
 from services.inference.serving.target import Target
 from services.inference.spending.spend_guard import SpendGuard
@@ -191,7 +192,7 @@ class EndpointWorld:
 
 async def add_base(pool: Pool, revision: str = "rv_base") -> None:
     """Imports the base model, or imports it again with other contents."""
-    files = (StoredFile(path="model.safetensors", size_bytes=1, sha256="0"),)
+    files = (FileDigest(path="model.safetensors", size_bytes=1, sha256="0"),)
     model = BaseModel(
         model_id=BASE,
         weights=Weights(revision=revision, key=f"base/{revision}/", files=files),
