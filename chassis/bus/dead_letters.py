@@ -19,11 +19,11 @@ from chassis.bus.subjects import subject_of
 from chassis.bus.verdict import dependency_is_away
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
 from chassis.errors import NotFound
+from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import dead_letter_events_pb2
 
 _ERROR_CHARS_MAX = 2000
 SET_ASIDE = metrics.get_meter(__name__).create_counter("consumer.dead_letters", unit="{event}")
-
 _log = structlog.get_logger(__name__)
 # Subject and type of the announcement are shortened to it, and the error where nothing else helps: they come from
 # outside, and the smallest limit on an event must hold them.
@@ -108,7 +108,7 @@ async def bury(
         error=_text(error)[:_ERROR_CHARS_MAX],
         payload=payload,
     )
-    announcement.event_time.FromDatetime(create_time)
+    announcement.event_time.CopyFrom(time_to_proto(create_time))
     if announcement.ByteSize() > outbox.size_bytes_max:
         announcement.ClearField("payload")
     if announcement.ByteSize() > outbox.size_bytes_max:
