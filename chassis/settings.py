@@ -75,6 +75,7 @@ class ChassisSettings(BaseSettings):
     consumer_concurrency_max: int = Field(default=4, ge=1, description="Events one consumer handles at the same time.")
     consumer_failures_max: int = Field(default=10, ge=1, description="Handler failures before an event is set aside.")
     consumer_ack_wait_s: float = Field(default=15.0, gt=0, description="Unacknowledged events come again after it.")
+    consumer_drain_wait_s: float = Field(default=2.0, ge=0, description="How long a reader may take to catch up.")
     consumer_backoff_s_min: float = Field(default=0.2, gt=0, description="Shortest pause before a redelivery.")
     consumer_backoff_s_max: float = Field(default=30.0, gt=0, description="Longest pause before a redelivery.")
 

@@ -32,6 +32,9 @@ from chassis.telemetry.trace import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
 
+# Between looks at how far the reader of a busy stream has come.
+_DRAIN_POLL_S = 0.05
+
 _log = structlog.get_logger(__name__)
 _handled = metrics.get_meter(__name__).create_counter("consumer.handled", unit="{event}")
 
@@ -107,6 +110,29 @@ class Consumer:
             fetch.cancel()
         if self._running:
             await self._stopped.wait()
+
+    async def is_drained(self) -> bool:
+        """True when everything that the streams held when this was called is handled or set aside.
+
+        Waits up to `consumer_drain_wait_s` for it. False as well while a reader is missing or the bus cannot say.
+        """
+        deadline_s = self._clock.monotonic() + self._settings.consumer_drain_wait_s
+        try:
+            last = {stream: (await self._bus.jetstream.stream_info(stream)).state.last_seq for stream in self._subjects}
+            while not all([await self._is_past(stream, sequence) for stream, sequence in last.items()]):
+                if self._clock.monotonic() >= deadline_s:
+                    return False
+                await self._clock.sleep(_DRAIN_POLL_S)
+        except BUS_FAILURES as error:
+            _log.warning("drain_unknown", durable=self._durable, error=repr(error))
+            return False
+        return True
+
+    async def _is_past(self, stream: str, sequence: int) -> bool:
+        info = await self._bus.jetstream.consumer_info(stream, self._durable)
+        # A busy stream always has more to come, and an idle one may end in events that are not for this reader.
+        handled = info.ack_floor.stream_seq if info.ack_floor is not None else 0
+        return handled >= sequence or (info.num_pending == 0 and info.num_ack_pending == 0)
 
     async def _read(self, stream: str, subjects: list[str]) -> None:
         backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)

@@ -4,7 +4,7 @@ name but the announcement, and deletes none that was not handled in the same tra
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -180,6 +180,11 @@ async def list_dead_letters(
         )
         async for row in rows
     ]
+
+
+async def names_set_aside(connection: Connection, consumer: str, names: Sequence[str]) -> set[str]:
+    """Those of the resources of which an event waits among the dead letters."""
+    return {row["name"] async for row in QUERIES.list_names_set_aside(connection, consumer=consumer, names=names)}
 
 
 async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed:

@@ -97,6 +97,12 @@ WHERE
 ORDER BY created_at, event_id
 LIMIT :row_max;
 
+-- name: list_names_set_aside(consumer, names)
+-- Lists those of the resources of which this consumer keeps a dead letter.
+SELECT DISTINCT headers ->> 'ce-subject' AS name
+FROM dead_letters
+WHERE consumer = :consumer AND headers ->> 'ce-subject' = ANY(:names::text[]);
+
 -- name: lock_dead_letter(consumer, event_id)^
 -- Reads a dead letter and makes everybody else who would run it wait.
 SELECT headers, payload, created_at

@@ -30,13 +30,9 @@ class BillingSettings(ChassisSettings):
     usage_steps_max: int = Field(default=10**9, ge=1, description="Largest step, minute or hour of a usage event.")
     clock_skew_s_max: float = Field(default=3600.0, ge=0, description="How far a usage time may lie in the future.")
 
-    hold_ttl_s: float = Field(default=86_400.0, gt=0, description="A hold that nobody renews ends after it.")
-    hold_renewals_max: int = Field(default=1000, ge=1, description="Holds of one renewal.")
-    hold_sweep_interval_s: float = Field(default=30.0, gt=0, description="Pause between looks for holds that are over.")
-    hold_sweep_batch_max: int = Field(default=200, ge=1, description="Holds that one look ends.")
-    hold_grace_s: float = Field(
-        default=900.0, ge=0, description="No hold ends before billing could be asked to renew it for so long."
-    )
+    hold_ttl_s: float = Field(default=86_400.0, gt=0, description="A hold that nobody renews is overdue after it.")
+    hold_renewals_max: int = Field(default=1000, ge=1, description="Holds of one renewal, list or ending.")
+    hold_overdue_interval_s: float = Field(default=300.0, gt=0, description="Pause between warnings of overdue holds.")
     budgets_max: int = Field(default=1000, ge=1, description="Budgets of one project and its keys.")
 
     request_id_chars_max: int = Field(default=128, ge=1, description="Longest request_id.")

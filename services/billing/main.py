@@ -26,7 +26,7 @@ from services.billing.api.invoice_service import InvoiceService
 from services.billing.api.ledger_service import LedgerService
 from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
-from services.billing.holds.expiry import Sweeper
+from services.billing.holds.expiry import Expiry, OverdueWatch
 from services.billing.invoices.closer import Closer
 from services.billing.prices.catalogue import open_catalogue
 
@@ -50,7 +50,8 @@ async def main(process: Process, settings: BillingSettings) -> None:
     relay = Relay(pool, bus, outbox, clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
-    process.spawn("sweeper", Sweeper(pool, catalogue, outbox, settings, clock=clock).run)
+    expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
+    process.spawn("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
     process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
@@ -68,7 +69,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
-        HoldService(pool, catalogue, settings, outbox, clock=clock),
+        HoldService(pool, catalogue, settings, outbox, expiry, consumer, clock=clock),
         "finemesh.holds.v1.HoldService",
         allow={"scheduler"},
     )

@@ -1,8 +1,11 @@
 """HoldService, for the scheduler: quotes and the money held for them. Money is decided in `holds/` and `prices/`."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from chassis import paging
+from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
@@ -17,6 +20,7 @@ from services.billing.api.errors import typed_errors
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.holds import holding
+from services.billing.holds.expiry import Expiry, Word
 from services.billing.holds.store import HoldStore
 from services.billing.ledger.store import LedgerStore
 from services.billing.prices.catalogue import Catalogue
@@ -25,7 +29,15 @@ from services.billing.prices.pricebook import PriceBook, price_job
 
 class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
     def __init__(
-        self, pool: Pool, catalogue: Catalogue, settings: BillingSettings, outbox: Outbox, *, clock: Clock
+        self,
+        pool: Pool,
+        catalogue: Catalogue,
+        settings: BillingSettings,
+        outbox: Outbox,
+        expiry: Expiry,
+        consumer: Consumer,
+        *,
+        clock: Clock,
     ) -> None:
         self._pool = pool
         self._catalogue = catalogue
@@ -33,6 +45,8 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         self._renewals_max = settings.hold_renewals_max
         self._hold_ttl = timedelta(seconds=settings.hold_ttl_s)
         self._outbox = outbox
+        self._expiry = expiry
+        self._consumer = consumer
         self._clock = clock
 
     async def QuoteWork(
@@ -96,14 +110,40 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
     async def RenewHolds(
         self, request: hold_service_pb2.RenewHoldsRequest, context: Any
     ) -> hold_service_pb2.RenewHoldsResponse:
-        if len(request.resources) > self._renewals_max:
-            raise invalid("resources", f"must be at most {self._renewals_max} (hold_renewals_max)")
-        for index, resource in enumerate(request.resources):
-            parse_name(tuning_job_pb2.TuningJob, resource, f"resources[{index}]")
+        self._check(resources=request.resources)
         until = self._clock.now() + self._hold_ttl
         async with transaction(self._pool) as connection:
             ended = await HoldStore(connection).renew(list(request.resources), until)
         return hold_service_pb2.RenewHoldsResponse(ended_resources=ended, expire_time=time_to_proto(until))
+
+    async def ListOverdueHolds(
+        self, request: hold_service_pb2.ListOverdueHoldsRequest, context: Any
+    ) -> hold_service_pb2.ListOverdueHoldsResponse:
+        page = paging.read_page(request, scope="overdue holds", kinds=(str,), maximum=self._renewals_max)
+        async with self._pool.acquire() as connection:
+            found = await HoldStore(connection).list_expired(
+                self._clock.now(), after=page.after(""), row_max=page.row_max
+            )
+        resources, next_page_token = page.cut(found, lambda resource: (resource,))
+        return hold_service_pb2.ListOverdueHoldsResponse(resources=resources, next_page_token=next_page_token)
+
+    async def EndHolds(
+        self, request: hold_service_pb2.EndHoldsRequest, context: Any
+    ) -> hold_service_pb2.EndHoldsResponse:
+        self._check(ended_resources=request.ended_resources, unknown_resources=request.unknown_resources)
+        words = {resource: Word.UNKNOWN for resource in request.unknown_resources}
+        words |= {resource: Word.ENDED for resource in request.ended_resources}
+        # Asked after the scheduler gave its word: what it published before is then either handled or still counted.
+        if not await self._consumer.is_drained():
+            return hold_service_pb2.EndHoldsResponse(open_resources=sorted(words))
+        return hold_service_pb2.EndHoldsResponse(open_resources=await self._expiry.end(words))
+
+    def _check(self, **fields: Sequence[str]) -> None:
+        if sum(map(len, fields.values())) > self._renewals_max:
+            raise invalid(next(iter(fields)), f"must be at most {self._renewals_max} (hold_renewals_max)")
+        for field, resources in fields.items():
+            for index, resource in enumerate(resources):
+                parse_name(tuning_job_pb2.TuningJob, resource, f"{field}[{index}]")
 
     def _current_book(self, version: str) -> PriceBook:
         """Only the current version holds money: nobody may choose a cheaper book for a job."""

@@ -53,8 +53,20 @@ class Hold:
         return Spender(self.project_id, self.api_key_id)
 
     @property
+    def is_open(self) -> bool:
+        return self.state is HoldState.HELD
+
+    @property
     def released_nanos_usd(self) -> int:
         return 0 if self.state is HoldState.HELD else self.held_nanos_usd - self.charged_nanos_usd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overdue:
+    """Open holds that nobody renewed in time, all together."""
+
+    hold_count: int
+    held_nanos_usd: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,13 +70,19 @@ FROM alive
 WHERE holds.resource = alive.resource
 RETURNING holds.resource;
 
--- name: list_expired_holds(now, row_max)
--- Lists jobs whose hold nobody renewed in time.
+-- name: list_expired_holds(now, after, row_max)
+-- Lists a page of jobs whose hold nobody renewed in time.
 SELECT resource
 FROM holds
-WHERE state = 'held' AND expire_time <= :now
-ORDER BY expire_time, resource
+WHERE state = 'held' AND expire_time <= :now AND resource > :after
+ORDER BY resource
 LIMIT :row_max;
+
+-- name: count_expired_holds(now)^
+-- Sums the holds that nobody renewed in time.
+SELECT count(*) AS hold_count, coalesce(sum(held_nanos_usd), 0)::bigint AS held_nanos_usd
+FROM holds
+WHERE state = 'held' AND expire_time <= :now;
 
 -- name: lock_expired_hold(resource, now)$
 -- Keeps a renewal away from a hold that is over; nothing when one came before.

@@ -7,7 +7,7 @@ from typing import Any
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
-from services.billing.holds.hold import HOLD_TRANSITIONS, Hold, HoldState, JobEnding, JobTotals
+from services.billing.holds.hold import HOLD_TRANSITIONS, Hold, HoldState, JobEnding, JobTotals, Overdue
 from services.billing.holds.settlement import Ending
 from services.billing.prices.pricing import Price, Work
 
@@ -110,11 +110,13 @@ class HoldStore:
         }
         return [resource for resource in dict.fromkeys(resources) if resource not in renewed]
 
-    async def list_expired(self, now: datetime, *, row_max: int) -> list[str]:
-        """Jobs whose hold nobody renewed in time."""
-        return [
-            row["resource"] async for row in _queries.list_expired_holds(self._connection, now=now, row_max=row_max)
-        ]
+    async def list_expired(self, now: datetime, *, after: str, row_max: int) -> list[str]:
+        """Jobs whose hold nobody renewed in time, by name."""
+        rows = _queries.list_expired_holds(self._connection, now=now, after=after, row_max=row_max)
+        return [row["resource"] async for row in rows]
+
+    async def count_expired(self, now: datetime) -> Overdue:
+        return Overdue(**await _queries.count_expired_holds(self._connection, now=now))
 
     async def lock_expired(self, resource: str, now: datetime) -> bool:
         """Keeps renewals away until the end of the transaction; False when one came before."""

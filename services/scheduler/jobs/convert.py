@@ -8,7 +8,7 @@ from datetime import datetime
 from google.protobuf.message import Message
 
 from chassis.errors import NotFound
-from chassis.names import format_name
+from chassis.names import format_name, parse_name
 from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import tuning_events_pb2
@@ -21,6 +21,12 @@ from services.scheduler.jobs.lifecycle import INITIAL
 def job_name(ref: JobRef) -> str:
     """The resource name."""
     return format_name(tuning_job_pb2.TuningJob, project=ref.project_id, tuning_job=ref.job_id)
+
+
+def job_ref(name: str) -> JobRef:
+    """The job that another service calls by its name."""
+    parts = parse_name(tuning_job_pb2.TuningJob, name, "name")
+    return JobRef(project_id=parts["project"], job_id=parts["tuning_job"])
 
 
 def unknown_job(ref: JobRef) -> NotFound:

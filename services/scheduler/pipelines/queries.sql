@@ -64,6 +64,21 @@ UPDATE jobs
 SET release_pending = false, claim_token = NULL, claimed_until = NULL
 WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
 
+-- name: list_fates(project_ids, job_ids)
+-- Says of each of these jobs that exists whether it ended and the bus has acknowledged all events about it.
+SELECT
+    jobs.project_id,
+    jobs.job_id,
+    jobs.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND NOT EXISTS (
+        SELECT
+        FROM outbox
+        WHERE
+            published_at IS NULL
+            AND headers ->> 'ce-subject' = 'projects/' || jobs.project_id || '/tuningJobs/' || jobs.job_id
+    ) AS is_told
+FROM unnest(:project_ids::text[], :job_ids::text[]) AS asked (project_id, job_id)
+INNER JOIN jobs ON jobs.project_id = asked.project_id AND jobs.job_id = asked.job_id;
+
 -- name: list_holding(after_job_id, page_size)
 -- Jobs whose hold has to be kept alive, by id.
 SELECT project_id, job_id

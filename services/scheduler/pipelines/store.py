@@ -1,5 +1,6 @@
 """Workers' claims on jobs in the database. A claim is a token and a time: an answer whose claim was lost is dropped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +70,15 @@ class ClaimStore:
 
     async def finish_release(self, job: Claim) -> None:
         await _QUERIES.finish_release(self._connection, **_key(job))
+
+    async def list_fates(self, refs: Sequence[JobRef]) -> dict[JobRef, bool]:
+        """Of each job that exists: whether it ended and the bus has all events about it."""
+        rows = _QUERIES.list_fates(
+            self._connection,
+            project_ids=[ref.project_id for ref in refs],
+            job_ids=[ref.job_id for ref in refs],
+        )
+        return {JobRef(project_id=row["project_id"], job_id=row["job_id"]): row["is_told"] async for row in rows}
 
     async def list_holding(self, after_job_id: str, page_size: int) -> list[JobRef]:
         """Unfinished jobs whose price is held, by id."""

@@ -15,6 +15,8 @@ from finemesh.billing.v1.budget_service_pb2_grpc import BudgetServiceStub
 from finemesh.events.v1 import billing_events_pb2
 from finemesh.holds.v1.hold_service_pb2 import (
     CreateHoldRequest,
+    EndHoldsRequest,
+    ListOverdueHoldsRequest,
     QuoteWorkRequest,
     ReleaseHoldRequest,
     RenewHoldsRequest,
@@ -205,7 +207,9 @@ async def test_a_quote_of_work_is_price_and_means_in_one(customer: Customer, mes
             await mesh.holds.QuoteWork(wrong)
 
 
-async def test_holds_are_renewed_in_bounded_numbers_and_end_when_they_are_not(customer: Customer, mesh: Mesh) -> None:
+async def test_holds_are_renewed_in_bounded_numbers_and_end_when_the_scheduler_says_so(
+    customer: Customer, mesh: Mesh
+) -> None:
     await customer.pay_in(10 * USD)
     for number in (1, 2):
         await customer.hold(number)
@@ -213,7 +217,10 @@ async def test_holds_are_renewed_in_bounded_numbers_and_end_when_they_are_not(cu
     await mesh.pool.execute(
         "UPDATE holds SET expire_time = now() - interval '1 hour' WHERE resource = $1", customer.job()
     )
-    await mesh.until("SELECT state FROM holds WHERE resource = $1", "expired", customer.job())
+    assert customer.job() in (await mesh.holds.ListOverdueHolds(ListOverdueHoldsRequest())).resources
+    told = EndHoldsRequest(unknown_resources=[customer.job(), customer.job(2)])
+    assert list((await mesh.holds.EndHolds(told)).open_resources) == [customer.job(2)]
+    assert await mesh.pool.fetchval("SELECT state FROM holds WHERE resource = $1", customer.job()) == "expired"
     request = RenewHoldsRequest(resources=[customer.job(1), customer.job(2), customer.job(3)])
     answer = await mesh.holds.RenewHolds(request)
     assert sorted(answer.ended_resources) == [customer.job(1), customer.job(3)]
@@ -228,3 +235,5 @@ async def test_holds_are_renewed_in_bounded_numbers_and_end_when_they_are_not(cu
     for wrong in (too_many, RenewHoldsRequest(resources=["nonsense"])):
         with pytest.raises(InvalidArgument):
             await mesh.holds.RenewHolds(wrong)
+    with pytest.raises(InvalidArgument):
+        await mesh.holds.EndHolds(EndHoldsRequest(ended_resources=["nonsense"]))

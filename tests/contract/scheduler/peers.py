@@ -178,6 +178,11 @@ class Holds(hold_service_pb2_grpc.HoldServiceServicer):
         ended = [resource for resource in request.resources if resource in self.script.ended_holds]
         return hold_service_pb2.RenewHoldsResponse(ended_resources=ended)
 
+    async def ListOverdueHolds(
+        self, request: hold_service_pb2.ListOverdueHoldsRequest, context: object
+    ) -> hold_service_pb2.ListOverdueHoldsResponse:
+        return hold_service_pb2.ListOverdueHoldsResponse()
+
 
 def _price(request: billing_service_pb2.EstimatePriceRequest) -> billing_service_pb2.EstimatePriceResponse:
     tokens = request.training_tokens * request.epochs + request.validation_tokens * request.epochs * request.evaluations

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from chassis.db.pool import transaction
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
-from services.billing.holds.expiry import Sweeper
+from services.billing.holds.expiry import Word
 from services.billing.holds.store import HoldStore
 from services.billing.invoices import crediting, invoicing
 from services.billing.invoices.crediting import Correction
@@ -27,7 +27,7 @@ from tests.store.billing.world import (
 
 DONE, OPEN, STOPPED, FREED, FAILED, LATE, FORGOTTEN = (f"ft-{number}" for number in range(1, 8))
 NOVEMBER = Month(year=2026, month=11)
-SETTINGS = BillingSettings(issuer_legal_name="Mesh Ltd", issuer_address_lines=("1 Road",), hold_grace_s=0)
+SETTINGS = BillingSettings(issuer_legal_name="Mesh Ltd", issuer_address_lines=("1 Road",))
 
 
 async def fill(world: World) -> None:
@@ -68,7 +68,8 @@ async def expire(world: World) -> None:
         open_jobs = [resource(organization, OPEN) for organization in ("a", "b")]
         assert not await HoldStore(connection).renew(open_jobs, world.clock.now() + timedelta(days=60))
     world.clock.jump(timedelta(days=1).total_seconds())
-    await Sweeper(world.pool, world.catalogue, world.outbox, SETTINGS, clock=world.clock).sweep()
+    words = {resource("a", LATE): Word.ENDED, resource("a", FORGOTTEN): Word.UNKNOWN}
+    assert await world.expiry().end(words) == []
     assert (await world.hold_row("a", FORGOTTEN))["state"] == "expired"
 
 

@@ -1,31 +1,36 @@
-"""Holds that nobody renews end: by what is booked, or with everything given back. Nobody is judged for our absence."""
+"""Holds end by the scheduler's word and never by time alone: late usage is booked and charged in full."""
 
 import asyncio
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
+from chassis.bus.dead_letters import set_aside
+from chassis.bus.envelope import EventInfo
 from chassis.clock import ManualClock
 from chassis.db.pool import transaction
 from chassis.errors import FailedPrecondition, InvalidArgument
 from chassis.rounds import AbsenceGuard
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.config import BillingSettings
-from services.billing.holds.expiry import LOOKS_MISSED_MAX, Sweeper
+from services.billing.events import DURABLE
+from services.billing.holds.expiry import OverdueWatch, Word
 from services.billing.holds.store import HoldStore
 from services.billing.ledger.store import LedgerStore
 from services.billing.usage.store import UsageStore
 from tests.harness.parties import others_transaction
-from tests.store.billing.world import USD, World, ended, resource, train, waiting, whole_run
+from tests.store.billing.world import NOW, USD, World, ended, resource, train, waiting, whole_run
 
 TTL = timedelta(days=1)
+LOOKS_MISSED_MAX = 4
 EXPIRED = billing_events_pb2.HoldExpired
 
 
-def sweeper(world: World, **settings: Any) -> Sweeper:
-    given = BillingSettings(**{"hold_grace_s": 0.0, **settings})
-    return Sweeper(world.pool, world.catalogue, world.outbox, given, clock=world.clock)
+async def end(world: World, word: Word, *jobs: str) -> list[str]:
+    return await world.expiry().end({resource("o", job): word for job in jobs or ("ft-1",)})
 
 
 async def renew(world: World, *resources: str) -> list[str]:
@@ -33,16 +38,61 @@ async def renew(world: World, *resources: str) -> list[str]:
         return await HoldStore(connection).renew(resources, world.clock.now() + TTL)
 
 
-async def test_a_hold_whose_job_was_forgotten_is_given_back_whole(world: World) -> None:
+@pytest.mark.parametrize("late", ["usage", "end", "both"])
+@pytest.mark.parametrize("hours", [30, 24 * 8])
+async def test_what_comes_days_late_is_booked_and_charged_in_full(world: World, late: str, hours: int) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    run, over = whole_run("o"), ended("o", "COMPLETED", 16)
+    nothing: list[Message] = []
+    early, after = {"usage": ([over], run), "end": (run, [over]), "both": (nothing, [*run, over])}[late]
+    await world.deliver(*early)
+    world.clock.jump(timedelta(hours=hours).total_seconds())
+    await OverdueWatch(world.pool, BillingSettings(), clock=world.clock).look()
+    assert (await world.hold_row("o"))["state"] == "held"
+    await world.deliver(*after)
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"], row["discrepancy"]) == ("settled", 5 * USD, "")
+
+
+async def test_a_published_end_that_never_came_keeps_the_hold(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    world.clock.jump(TTL.total_seconds())
+    assert await end(world, Word.ENDED) == [resource("o")]
+    assert (await world.hold_row("o"))["state"] == "held"
+    # Somebody published it again.
+    await world.deliver(*whole_run("o"), ended("o", "COMPLETED", 16))
+    assert (await world.hold_row("o"))["charged_nanos_usd"] == 5 * USD
+
+
+async def test_a_hold_stays_while_an_event_of_its_job_is_set_aside(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    run = whole_run("o")
+    await world.deliver(*run[:-1], ended("o", "COMPLETED", 16))
+    event = EventInfo(
+        id=uuid.uuid4(), type=run[-1].DESCRIPTOR.full_name, source="test", subject=resource("o"), time=NOW, deliveries=1
+    )
+    async with transaction(world.pool) as connection:
+        await set_aside(connection, consumer=DURABLE, event=event, message=run[-1], reason="INTERNAL", error="a defect")
+    world.clock.jump(TTL.total_seconds())
+    assert await end(world, Word.ENDED) == [resource("o")]
+    await world.deliver(run[-1])
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"], row["discrepancy"]) == ("settled", 5 * USD, "")
+
+
+async def test_a_hold_of_a_job_that_does_not_exist_is_given_back_whole(world: World) -> None:
     await world.top_up("o", 5 * USD)
     await world.hold("o")
     await world.deliver(train("o", 0, 20))
     world.clock.jump(TTL.total_seconds() - 1)
-    await sweeper(world).sweep()
+    assert await end(world, Word.UNKNOWN) == [resource("o")]
     assert (await world.hold_row("o"))["state"] == "held"
     world.clock.jump(1)
     for _ in range(2):
-        await sweeper(world).sweep()
+        assert await end(world, Word.UNKNOWN) == []
     row = await world.hold_row("o")
     assert (row["state"], row["charged_nanos_usd"], row["end_time"]) == ("expired", 0, world.clock.now())
     balances = await world.balances("o")
@@ -78,7 +128,7 @@ async def test_a_job_that_ended_is_settled_by_what_is_booked(world: World) -> No
     run = whole_run("o")
     await world.deliver(*run[:5], ended("o", "CANCELLED_RUNNING", 16))
     world.clock.jump(TTL.total_seconds())
-    await sweeper(world).sweep()
+    assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
     # 100 of 200 steps, 100,000 tokens at 6.10 dollars a million.
     assert (row["state"], row["charged_nanos_usd"]) == ("settled", 610_000_000)
@@ -99,7 +149,7 @@ async def test_a_completed_job_is_still_charged_no_more_than_its_hold(world: Wor
     await world.hold("o")
     await world.deliver(*whole_run("o")[:-1], ended("o", "COMPLETED", 16))
     world.clock.jump(TTL.total_seconds())
-    await sweeper(world).sweep()
+    assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
     assert (row["state"], row["charged_nanos_usd"], row["minimum_applied"]) == ("settled", 5 * USD, True)
     assert "1 of 16 usage records" in row["discrepancy"]
@@ -115,7 +165,8 @@ async def test_renewed_holds_live_on_and_others_are_named(world: World) -> None:
     assert await renew(world, *asked) == [resource("o", "ft-2"), resource("o", "ft-4")]
     assert await renew(world) == []
     world.clock.jump(TTL.total_seconds() / 2)
-    await sweeper(world).sweep()
+    asked = [resource("o", job) for job in ("ft-1", "ft-2", "ft-3")]
+    assert await end(world, Word.UNKNOWN, "ft-1", "ft-2", "ft-3") == asked[:1]
     found = {job: (await world.hold_row("o", job))["state"] for job in ("ft-1", "ft-2", "ft-3")}
     assert found == {"ft-1": "held", "ft-2": "released", "ft-3": "expired"}
     # A renewal never brings an end nearer, and one that comes late but in time counts.
@@ -125,14 +176,14 @@ async def test_renewed_holds_live_on_and_others_are_named(world: World) -> None:
     assert await renew(world, resource("o", "ft-3")) == [resource("o", "ft-3")]
 
 
-async def test_renewals_and_sweeps_at_once_agree(world: World) -> None:
+async def test_renewals_and_endings_at_once_agree(world: World) -> None:
     await world.top_up("o", 100 * USD)
     jobs = [f"ft-{number}" for number in range(10)]
     for job in jobs:
         await world.hold("o", job)
     world.clock.jump(TTL.total_seconds())
     resources = [resource("o", job) for job in jobs]
-    sweeps = [sweeper(world).sweep() for _ in range(3)]
+    sweeps = [end(world, Word.UNKNOWN, *jobs) for _ in range(3)]
     renewals = [renew(world, each) for each in reversed(resources)]
     answers: list[Any] = await asyncio.gather(*renewals, *sweeps)
     told = {each for answer in answers[: len(renewals)] for each in answer}
@@ -143,40 +194,32 @@ async def test_renewals_and_sweeps_at_once_agree(world: World) -> None:
     assert (await world.balances("o"))["held"] == (len(jobs) - len(told)) * 5 * USD
 
 
-async def test_a_sweep_that_waits_for_an_organization_keeps_no_hold_from_being_renewed(world: World) -> None:
-    """Holds are locked last: a renewal locks many of them, in another order than that of the sweep."""
+async def test_an_ending_that_waits_for_an_organization_keeps_no_hold_from_being_renewed(world: World) -> None:
+    """Holds are locked last: a renewal locks many of them, in another order than that of the ending."""
     await world.top_up("o", 5 * USD)
     await world.hold("o")
     world.clock.jump(TTL.total_seconds())
     async with others_transaction(world.pool) as connection:
         await LedgerStore(connection).lock(["o"])
-        sweeping = asyncio.create_task(sweeper(world).sweep())
+        sweeping = asyncio.create_task(end(world, Word.UNKNOWN))
         await waiting(world)
-        # Were its hold locked by the sweep, both would wait for each other, and the database would end one of them.
+        # Were its hold locked by the ending, both would wait for each other, and the database would end one of them.
         assert await HoldStore(connection).renew([resource("o")], world.clock.now() + TTL) == []
     await sweeping
     assert (await world.hold_row("o"))["state"] == "held"
 
 
-async def test_many_expired_holds_end_in_several_looks(world: World) -> None:
+async def test_overdue_holds_are_listed_in_pages_by_name(world: World) -> None:
     await world.top_up("o", 100 * USD)
     for number in range(5):
         await world.hold("o", f"ft-{number}")
     world.clock.jump(TTL.total_seconds())
-    worker = sweeper(world, hold_sweep_batch_max=2)
-    assert [await worker.sweep() for _ in range(3)] == [True, True, False]
-    assert (await world.balances("o"))["held"] == 0
-
-
-async def test_nobody_is_judged_before_they_could_renew(world: World) -> None:
-    await world.top_up("o", 5 * USD)
-    await world.hold("o")
-    world.clock.jump(TTL.total_seconds())
-    worker = sweeper(world, hold_grace_s=100.0, hold_sweep_interval_s=30.0)
-    for passed_s, state in ((30, "held"), (30, "held"), (30, "held"), (30, "expired")):
-        world.clock.jump(passed_s)
-        await worker.sweep()
-        assert (await world.hold_row("o"))["state"] == state, passed_s
+    names = [resource("o", f"ft-{number}") for number in range(5)]
+    async with world.pool.acquire() as connection:
+        holds = HoldStore(connection)
+        assert await holds.list_expired(world.clock.now(), after="", row_max=2) == names[:2]
+        assert await holds.list_expired(world.clock.now(), after=names[1], row_max=9) == names[2:]
+        assert (await holds.count_expired(world.clock.now())).held_nanos_usd == 5 * 5 * USD
 
 
 def test_an_absence_begins_the_watch_anew() -> None:

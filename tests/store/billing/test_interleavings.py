@@ -26,7 +26,7 @@ from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
 from services.billing.events import Events
 from services.billing.holds import settlement
-from services.billing.holds.expiry import Sweeper
+from services.billing.holds.expiry import Expiry, Word
 from services.billing.holds.settlement import Ending
 from services.billing.holds.store import HoldStore
 from services.billing.invoices import crediting
@@ -128,11 +128,13 @@ class Caller:
             return None
 
     async def _expire(self) -> None:
-        """The sweep of a billing that has watched long enough, two days later."""
+        """Two days later the scheduler says that it knows none of the jobs whose hold is overdue."""
         clock = ManualClock(NOW + timedelta(days=2))
-        settings = BillingSettings(hold_grace_s=0)
         pool: Any = self.pool
-        await Sweeper(pool, self.world.catalogue, self._outbox(clock), settings, clock=clock).sweep()
+        async with pool.acquire() as connection:
+            overdue = await HoldStore(connection).list_expired(clock.now(), after="", row_max=1000)
+        expiry = Expiry(pool, self.world.catalogue, self._outbox(clock), consumer="billing", clock=clock)
+        await expiry.end(dict.fromkeys(overdue, Word.UNKNOWN))
 
     def _outbox(self, clock: ManualClock) -> Outbox:
         return Outbox(BillingSettings(), clock=clock, ids=SystemIds(clock))

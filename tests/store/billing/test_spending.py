@@ -16,10 +16,9 @@ from services.billing.budgets.caps import Budget, Spender
 from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
 from services.billing.calendar import Month
-from services.billing.config import BillingSettings
-from services.billing.holds.expiry import Sweeper
+from services.billing.holds.expiry import Word
 from services.billing.ledger.store import LedgerStore
-from tests.store.billing.world import LARGE, NOW, USD, World, at, ended, minute, served, whole_run
+from tests.store.billing.world import LARGE, NOW, USD, World, at, ended, minute, resource, served, whole_run
 
 CREDIT = billing_events_pb2.CreditStateChanged
 SHARE = billing_events_pb2.SpendThresholdReached
@@ -316,10 +315,9 @@ async def test_another_cap_warns_anew_and_the_same_one_does_not(world: World) ->
 
 
 async def test_a_jobs_end_frees_the_cap_of_its_key(world: World) -> None:
-    """However it ends: settled by its events, or by nobody renewing its hold."""
+    """However it ends: settled by its events, or by a scheduler that does not know it."""
     await top_up(world, "o", 100 * USD)
     await set_cap(world, "o", 5 * USD, "key_a")
-    sweeper = Sweeper(world.pool, world.catalogue, world.outbox, BillingSettings(hold_grace_s=0), clock=world.clock)
     for job in ("ft-1", "ft-2"):
         await world.hold("o", job, api_key_id="key_a")
         await review(world, "o", "key_a")
@@ -327,7 +325,7 @@ async def test_a_jobs_end_frees_the_cap_of_its_key(world: World) -> None:
             await world.deliver(ended("o", "PLATFORM_FAILURE", 0, job))
         else:
             world.clock.jump(timedelta(days=2).total_seconds())
-            await sweeper.sweep()
+            assert await world.expiry().end({resource("o", job): Word.UNKNOWN}) == []
     changes = [(event.api_key_id, event.capped, event.revision) for event in await world.events(CAP)]
     assert changes == [("key_a", True, 1), ("key_a", False, 2), ("key_a", True, 3), ("key_a", False, 4)]
 

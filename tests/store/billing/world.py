@@ -17,8 +17,9 @@ from chassis.db.pool import Connection, Pool, transaction
 from chassis.ids import SeededIds
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
 from services.billing.config import BillingSettings
-from services.billing.events import Events
+from services.billing.events import DURABLE, Events
 from services.billing.holds import holding
+from services.billing.holds.expiry import Expiry
 from services.billing.holds.hold import Hold
 from services.billing.ledger.store import LedgerStore
 from services.billing.ledger.top_up import add_credit
@@ -106,6 +107,9 @@ class World:
     async def release_on(self, connection: Connection, organization: str, job: str) -> int:
         released = await holding.release_hold(connection, resource=resource(organization, job), now=self.clock.now())
         return released.held_nanos_usd if released else 0
+
+    def expiry(self) -> Expiry:
+        return Expiry(self.pool, self.catalogue, self.outbox, consumer=DURABLE, clock=self.clock)
 
     async def deliver(self, *messages: Message) -> None:
         """Runs the handlers as the consumer does, without its memory of handled events: the harder case."""

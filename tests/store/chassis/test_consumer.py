@@ -325,3 +325,25 @@ async def test_postgres_killed_mid_stream(world: World, postgres: PostgresServer
     await _idle(world)
     assert await world.pool.fetchval("SELECT count(DISTINCT name) FROM effects") == 300
     assert await world.pool.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_a_reader_is_drained_when_it_has_handled_all_that_was_there(world: World) -> None:
+    """An event that waits for its next try is still to come, and a stream that goes on does not hide it."""
+    gate = asyncio.Event()
+
+    async def handler(connection: Connection, message: Any, event: EventInfo) -> None:
+        if message.name == "held" and not gate.is_set():
+            raise Unavailable("DEPENDENCY_UNAVAILABLE", "away")
+        await _record(connection, message, event)
+
+    consumer = _consumer(world, handler)
+    assert not await consumer.is_drained(), "there is no reader yet"
+    world.spawn(_relay(world).run)
+    world.spawn(consumer.run)
+    await world.add(Counted(name="held", amount=1))
+    await world.add(Counted(name="free", amount=1))
+    await world.until(EFFECTS, 1)
+    assert not await consumer.is_drained()
+    gate.set()
+    assert await eventually(consumer.is_drained, lambda drained: drained)
+    assert await world.pool.fetchval(EFFECTS) == 2

@@ -22,6 +22,8 @@ class Holds:
         self.calls: list[list[str]] = []
         self.ended = ended
         self.away = False
+        self.overdue: list[str] = []
+        self.told: list[hold_service_pb2.EndHoldsRequest] = []
 
     async def RenewHolds(
         self, request: hold_service_pb2.RenewHoldsRequest, *, timeout: float
@@ -32,6 +34,21 @@ class Holds:
         return hold_service_pb2.RenewHoldsResponse(
             ended_resources=[resource for resource in request.resources if resource in self.ended]
         )
+
+    async def ListOverdueHolds(
+        self, request: hold_service_pb2.ListOverdueHoldsRequest, *, timeout: float
+    ) -> hold_service_pb2.ListOverdueHoldsResponse:
+        start = int(request.page_token or 0)
+        end = start + request.page_size
+        return hold_service_pb2.ListOverdueHoldsResponse(
+            resources=self.overdue[start:end], next_page_token=str(end) if end < len(self.overdue) else ""
+        )
+
+    async def EndHolds(
+        self, request: hold_service_pb2.EndHoldsRequest, *, timeout: float
+    ) -> hold_service_pb2.EndHoldsResponse:
+        self.told.append(request)
+        return hold_service_pb2.EndHoldsResponse()
 
 
 def renewer(world: World, holds: Holds, batch_max: int = 2) -> Renewer:
@@ -91,3 +108,33 @@ async def test_while_billing_is_away_nobody_ends_and_it_is_asked_again_soon(worl
     await worker.renew_all()
     assert worker.pause_s == world.settings.hold_renewal_interval_s
     assert (await world.job(ref)).state is JobState.FAILED
+
+
+async def test_of_an_overdue_hold_billing_hears_only_what_is_certain(world: World) -> None:
+    """A job that goes on, or whose end the bus has not got yet, may still be worth money."""
+    unfinished, told, untold = [await world.queued_job() for _ in range(3)]
+    unknown = JobRef(project_id="proj_a", job_id="ft_never")
+    for ref in (told, untold):
+        await cancel(world, ref, JobTransition.CANCEL_WAITING)
+    await world.pool.execute(
+        "UPDATE outbox SET published_at = now() WHERE headers ->> 'ce-subject' <> $1", job_name(untold)
+    )
+    holds = Holds()
+    holds.overdue = [job_name(ref) for ref in (unfinished, told, untold, unknown)]
+    await renewer(world, holds, batch_max=3).renew_all()
+    assert [list(each.ended_resources) for each in holds.told] == [[job_name(told)], []]
+    assert [list(each.unknown_resources) for each in holds.told] == [[], [job_name(unknown)]]
+    # The bus came back.
+    await world.pool.execute("UPDATE outbox SET published_at = now()")
+    await renewer(world, holds, batch_max=4).renew_all()
+    assert list(holds.told[-1].ended_resources) == [job_name(told), job_name(untold)]
+
+
+async def test_a_scheduler_that_was_away_for_days_ends_no_hold_of_an_unfinished_job(world: World) -> None:
+    ref = await world.queued_job()
+    world.clock.jump(2 * 86_400.0)
+    holds = Holds()
+    holds.overdue = [job_name(ref)]
+    await renewer(world, holds).renew_all()
+    assert holds.calls == [[job_name(ref)]]
+    assert holds.told == []

@@ -179,7 +179,7 @@ Global___SpendCapStateChanged: _TypeAlias = SpendCapStateChanged  # noqa: Y015
 
 @_typing.final
 class HoldExpired(_message.Message):
-    """A hold ended because nobody renewed it."""
+    """A hold was given back because the scheduler knows no such job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -133,7 +133,7 @@ class CreateHoldResponse(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the hold ends unless it is renewed."""
+        """When the hold is overdue unless it is renewed."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class RenewHoldsResponse(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the others end unless they are renewed again."""
+        """When the others are overdue unless they are renewed again."""
 
     def __init__(
         self,
@@ -247,3 +247,111 @@ class RenewHoldsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewHoldsResponse: _TypeAlias = RenewHoldsResponse  # noqa: Y015
+
+@_typing.final
+class ListOverdueHoldsRequest(_message.Message):
+    """Asks for a page of overdue holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most jobs to list, at most 1000; 0 means a usual number."""
+    page_token: _builtins.str
+    """Where to go on: `next_page_token` of the answer before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOverdueHoldsRequest: _TypeAlias = ListOverdueHoldsRequest  # noqa: Y015
+
+@_typing.final
+class ListOverdueHoldsResponse(_message.Message):
+    """A page of overdue holds, by job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`projects/{project}/tuningJobs/{tuning_job}`."""
+
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOverdueHoldsResponse: _TypeAlias = ListOverdueHoldsResponse  # noqa: Y015
+
+@_typing.final
+class EndHoldsRequest(_message.Message):
+    """Names jobs of which nothing more will be published; at most 1000."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_RESOURCES_FIELD_NUMBER: _builtins.int
+    UNKNOWN_RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ended_resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that ended, all of whose events the bus has acknowledged."""
+
+    @_builtins.property
+    def unknown_resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that the scheduler does not know."""
+
+    def __init__(
+        self,
+        *,
+        ended_resources: _abc.Iterable[_builtins.str] | None = ...,
+        unknown_resources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_resources", b"ended_resources", "unknown_resources", b"unknown_resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndHoldsRequest: _TypeAlias = EndHoldsRequest  # noqa: Y015
+
+@_typing.final
+class EndHoldsResponse(_message.Message):
+    """What became of the holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open_resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of those asked for whose hold goes on, because billing still expects something of them or knows otherwise."""
+
+    def __init__(
+        self,
+        *,
+        open_resources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_resources", b"open_resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndHoldsResponse: _TypeAlias = EndHoldsResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class HoldServiceStub:
                 request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.SerializeToString,
                 response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.FromString,
                 _registered_method=True)
+        self.ListOverdueHolds = channel.unary_unary(
+                '/finemesh.holds.v1.HoldService/ListOverdueHolds',
+                request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsRequest.SerializeToString,
+                response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsResponse.FromString,
+                _registered_method=True)
+        self.EndHolds = channel.unary_unary(
+                '/finemesh.holds.v1.HoldService/EndHolds',
+                request_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsRequest.SerializeToString,
+                response_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsResponse.FromString,
+                _registered_method=True)
 
 
 class HoldServiceServicer:
@@ -84,7 +94,21 @@ class HoldServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewHolds(self, request, context):
-        """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md.
+        """Says that these jobs are still alive. A hold that is not renewed in time is overdue; no time alone ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOverdueHolds(self, request, context):
+        """Lists jobs whose hold is overdue. Only the scheduler knows whether anything more comes of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndHolds(self, request, context):
+        """Says that nothing more will be published of these jobs. Idempotent. See docs/ledger.md for what ends and what stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +136,16 @@ def add_HoldServiceServicer_to_server(servicer, server):
                     servicer.RenewHolds,
                     request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.FromString,
                     response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.SerializeToString,
+            ),
+            'ListOverdueHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOverdueHolds,
+                    request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsRequest.FromString,
+                    response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsResponse.SerializeToString,
+            ),
+            'EndHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndHolds,
+                    request_deserializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsRequest.FromString,
+                    response_serializer=finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +257,60 @@ class HoldService:
             '/finemesh.holds.v1.HoldService/RenewHolds',
             finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsRequest.SerializeToString,
             finemesh_dot_holds_dot_v1_dot_hold__service__pb2.RenewHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOverdueHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.holds.v1.HoldService/ListOverdueHolds',
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsRequest.SerializeToString,
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.ListOverdueHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.holds.v1.HoldService/EndHolds',
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsRequest.SerializeToString,
+            finemesh_dot_holds_dot_v1_dot_hold__service__pb2.EndHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

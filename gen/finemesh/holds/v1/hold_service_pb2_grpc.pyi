@@ -42,7 +42,11 @@ class HoldServiceStub:
     ReleaseHold: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.ReleaseHoldRequest, _hold_service_pb2.ReleaseHoldResponse]
     """Releases the hold of a job that never ran. Idempotent. Settlement of a job that ran comes from its final event."""
     RenewHolds: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.RenewHoldsRequest, _hold_service_pb2.RenewHoldsResponse]
-    """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
+    """Says that these jobs are still alive. A hold that is not renewed in time is overdue; no time alone ends it."""
+    ListOverdueHolds: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.ListOverdueHoldsRequest, _hold_service_pb2.ListOverdueHoldsResponse]
+    """Lists jobs whose hold is overdue. Only the scheduler knows whether anything more comes of them."""
+    EndHolds: _grpc.UnaryUnaryMultiCallable[_hold_service_pb2.EndHoldsRequest, _hold_service_pb2.EndHoldsResponse]
+    """Says that nothing more will be published of these jobs. Idempotent. See docs/ledger.md for what ends and what stays."""
 
 @_typing.type_check_only
 class HoldServiceAsyncStub(HoldServiceStub):
@@ -58,7 +62,11 @@ class HoldServiceAsyncStub(HoldServiceStub):
     ReleaseHold: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.ReleaseHoldRequest, _hold_service_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
     """Releases the hold of a job that never ran. Idempotent. Settlement of a job that ran comes from its final event."""
     RenewHolds: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.RenewHoldsRequest, _hold_service_pb2.RenewHoldsResponse]  # type: ignore[assignment]
-    """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
+    """Says that these jobs are still alive. A hold that is not renewed in time is overdue; no time alone ends it."""
+    ListOverdueHolds: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.ListOverdueHoldsRequest, _hold_service_pb2.ListOverdueHoldsResponse]  # type: ignore[assignment]
+    """Lists jobs whose hold is overdue. Only the scheduler knows whether anything more comes of them."""
+    EndHolds: _aio.UnaryUnaryMultiCallable[_hold_service_pb2.EndHoldsRequest, _hold_service_pb2.EndHoldsResponse]  # type: ignore[assignment]
+    """Says that nothing more will be published of these jobs. Idempotent. See docs/ledger.md for what ends and what stays."""
 
 class HoldServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: the scheduler prices a job and holds its price in one transaction. Served by billing."""
@@ -95,6 +103,22 @@ class HoldServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hold_service_pb2.RenewHoldsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hold_service_pb2.RenewHoldsResponse, _abc.Awaitable[_hold_service_pb2.RenewHoldsResponse]]:
-        """Says that these jobs are still alive. A hold that is not renewed in time is abandoned and ends: see docs/ledger.md."""
+        """Says that these jobs are still alive. A hold that is not renewed in time is overdue; no time alone ends it."""
+
+    @_abc_1.abstractmethod
+    def ListOverdueHolds(
+        self,
+        request: _hold_service_pb2.ListOverdueHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_service_pb2.ListOverdueHoldsResponse, _abc.Awaitable[_hold_service_pb2.ListOverdueHoldsResponse]]:
+        """Lists jobs whose hold is overdue. Only the scheduler knows whether anything more comes of them."""
+
+    @_abc_1.abstractmethod
+    def EndHolds(
+        self,
+        request: _hold_service_pb2.EndHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_service_pb2.EndHoldsResponse, _abc.Awaitable[_hold_service_pb2.EndHoldsResponse]]:
+        """Says that nothing more will be published of these jobs. Idempotent. See docs/ledger.md for what ends and what stays."""
 
 def add_HoldServiceServicer_to_server(servicer: HoldServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
