@@ -22,6 +22,8 @@ from services.trainer.train.settings.spec import Spec
 
 CODE_VERSION = 1
 _CPU_FACTS = Path("/proc/cpuinfo")
+_ROOT = Path(__file__).parents[4]
+_SOURCES = ("formats", "services/trainer/train")
 
 
 def lineage_of(inputs: Inputs, position: Position) -> dict[str, Any]:
@@ -75,13 +77,14 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def code_sha256() -> str:
-    """Of the engine's own sources: two runs with equal ones were computed by the same lines."""
-    folder = Path(__file__).parents[1]
+    """Of the sources of the engine and of the formats that it reads: two runs with equal ones were computed by the same
+    lines."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        source = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(source)}\0".encode())
-        digest.update(source)
+    for folder in _SOURCES:
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(_ROOT).as_posix()}\0{len(source)}\0".encode())
+            digest.update(source)
     return digest.hexdigest()
 
 
