@@ -22,7 +22,7 @@ demo: $(VENV)/.ready ## The whole story on this machine: dataset, quote, tuning,
 up: $(VENV)/.ready ## Start the whole mesh on this machine; Ctrl-C stops it
 	@$(VENV)/bin/finemesh up
 
-check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, types, import contracts, protos, unit tests (under a minute)
+check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, types, import contracts, protos, unit tests (about two minutes on two cores)
 
 test: check ## Everything but GPU and compose tests
 	@$(PY) -m pytest -q -m "not gpu and not compose and not families" --ignore=tests/unit --ignore=tests/architecture tests
