@@ -56,6 +56,9 @@ class ChassisSettings(BaseSettings):
     connect_timeout_s: float = Field(default=5.0, gt=0, description="Longest attempt to reach database or bus.")
     startup_wait_s: float = Field(default=60.0, gt=0, description="How long a start waits for database and bus.")
     statement_timeout_s: float = Field(default=30.0, gt=0, description="Longest database statement.")
+    transaction_idle_s_max: float = Field(
+        default=30.0, gt=0, description="A transaction in which its process does nothing for longer is rolled back."
+    )
 
     outbox_batch_max: int = Field(default=200, ge=1, description="Outbox rows that one claim takes.")
     outbox_poll_s: float = Field(default=0.5, gt=0, description="Pause between claims when nothing wakes the relay.")

@@ -44,6 +44,8 @@ def open_channel(settings: ChassisSettings, target: str, service: str) -> grpc.a
         ("grpc.max_reconnect_backoff_ms", backoff_ms),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
+        # A new channel is a new connection, also to an address that another channel of this process is stuck at.
+        ("grpc.use_local_subchannel_pool", 1),
         # The mesh's addresses are its own; a proxy of the environment is for the way out.
         ("grpc.enable_http_proxy", 0),
     ]

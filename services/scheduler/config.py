@@ -9,6 +9,11 @@ class SchedulerSettings(ChassisSettings):
     """`FINEMESH_SCHEDULER_<NAME>` or the shared `FINEMESH_<NAME>`."""
 
     service_name: str = "scheduler"
+    transaction_idle_s_max: float = Field(
+        default=3.0,
+        gt=0,
+        description="As of the chassis, below a third of a lease: a frozen replica holds up the others no longer.",
+    )
 
     gateway_address: str = Field(default="127.0.0.1:7100", description="host:port of the gateway's mesh server.")
     billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")

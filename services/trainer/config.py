@@ -19,7 +19,16 @@ class TrainerSettings(ChassisSettings):
     service_name: str = "trainer"
     node_name: str = Field(default="local-0", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Stable node name.")
     advertised_address: str = Field(default="", description="host:port that others reach; empty: the bound one.")
-    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
+    scheduler_address: str = Field(
+        default="127.0.0.1:7101",
+        min_length=1,
+        description="host:port of the scheduler; of several replicas with commas between, or a name with all of theirs.",
+    )
+    scheduler_silence_s_min: float = Field(
+        default=2.0,
+        gt=0,
+        description="A silent scheduler is left for another replica after a third of a lease or this.",
+    )
 
     artifacts_url: str = Field(
         default="file:///var/lib/finemesh/artifacts",

@@ -7,11 +7,10 @@ from chassis.ids import SystemIds
 from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.objects.transfer import FileTransfer
 from chassis.process import DrainStage, Process, run
-from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
-from finemesh.nodes.v1 import node_service_pb2_grpc
 from services.trainer.agent.agent import Agent
+from services.trainer.agent.scheduler_link import SchedulerLink
 from services.trainer.artifacts.file_cache import FileCache
 from services.trainer.attempt.kit import Kit
 from services.trainer.child.warm_children import WarmChildren
@@ -47,11 +46,11 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, allow={"scheduler"})
     port = await server.start()
 
-    channel = open_channel(settings, settings.scheduler_address, "scheduler")
+    link = SchedulerLink(settings)
     local_devices = {device.index: device for device in devices.discover(cpu_devices=settings.cpu_devices)}
     kit = Kit(
         settings=settings,
-        stub=node_service_pb2_grpc.NodeServiceStub(channel),
+        stub=link.stub,
         store=store,
         cache=cache,
         node_folder=node_folder,
@@ -63,7 +62,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     address = settings.advertised_address or f"{listen_host}:{port}"
     # Healthy once the scheduler knows the node: before, a job that only this node could run is refused as too large.
     agent = Agent(
-        kit, incarnation=ids.uuid().hex, address=address, on_registered=lambda: server.set_serving(serving=True)
+        kit, link, incarnation=ids.uuid().hex, address=address, on_registered=lambda: server.set_serving(serving=True)
     )
     process.spawn("agent", agent.run)
 
@@ -72,7 +71,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     process.on_drain(DrainStage.NOT_SERVING, agent.stop_working)
     process.on_drain(DrainStage.RELEASE_LEASES, agent.release)
     process.on_drain(DrainStage.RELEASE_LEASES, datasets.drain)
-    process.on_drain(DrainStage.CLOSE_POOL, channel.close)
+    process.on_drain(DrainStage.CLOSE_POOL, link.close)
 
 
 def start() -> int:

@@ -15,6 +15,7 @@ from chassis.errors import DomainError, Unavailable
 from chassis.rpc.channel import NO_DEADLINE
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from services.trainer.agent.assignments import Assignments
+from services.trainer.agent.scheduler_link import SchedulerLink
 from services.trainer.attempt.kit import Kit
 from services.trainer.train.data.preparation.fingerprint import preparation_version
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 VERSION = "0.1.0"
-# Silence of this many heartbeats ends a connection that only looks alive.
-SILENT_HEARTBEATS_MAX = 5
-SILENCE_S_MIN = 2.0
+# Silence of this part of a lease ends a connection that only looks alive; the rest is for finding another replica.
+SILENCE_SHARE = 1 / 3
 # What a heartbeat or registration is answered with when a newer incarnation of this node exists.
 _NAME_TAKEN = frozenset({"LEASE_STALE", "STATE_CONFLICT"})
 # After a failed write the reason arrives where we read, within this time.
@@ -37,9 +37,18 @@ class Agent:
     """`run` until `stop_working`; then `release` waits for the last reports."""
 
     def __init__(
-        self, kit: Kit, *, incarnation: str, address: str, on_registered: Callable[[], Awaitable[None]]
+        self,
+        kit: Kit,
+        link: SchedulerLink,
+        *,
+        incarnation: str,
+        address: str,
+        on_registered: Callable[[], Awaitable[None]],
     ) -> None:
         self._kit = kit
+        self._link = link
+        # Until the scheduler says how long a lease lives.
+        self._silence_s = kit.settings.connect_timeout_s
         self._on_registered = on_registered
         self._incarnation = incarnation
         self._address = address
@@ -52,6 +61,7 @@ class Agent:
         backoff = Backoff(first_s=settings.reconnect_backoff_s_min, last_s=settings.reconnect_backoff_s_max)
         while not self._stopping.is_set():
             try:
+                await self._link.renew()
                 interval_s = await self._register()
                 await self._on_registered()
                 backoff.reset()
@@ -95,8 +105,11 @@ class Agent:
                 devices=devices,
                 agent_version=VERSION,
                 preparation_version=preparation_version(),
-            )
+            ),
+            timeout=self._silence_s,
         )
+        lease_s = answer.lease_duration.ToMilliseconds() / 1000
+        self._silence_s = max(SILENCE_SHARE * lease_s, self._kit.settings.scheduler_silence_s_min)
         interval_s: float = answer.heartbeat_interval.ToMilliseconds() / 1000
         log.info("registered", node=self._kit.settings.node_name, heartbeat_interval_s=interval_s)
         return max(interval_s, 0.01)
@@ -104,7 +117,7 @@ class Agent:
     async def _keep_in_touch(self, interval_s: float) -> None:
         """Until the stream breaks (DomainError) or the agent stops."""
         stream = self._kit.stub.Heartbeat(timeout=NO_DEADLINE)
-        hearing = asyncio.create_task(self._hear_responses(stream, interval_s))
+        hearing = asyncio.create_task(self._hear_responses(stream))
         sending = asyncio.create_task(self._send_heartbeats(stream, interval_s))
         try:
             await asyncio.wait((hearing, sending), return_when=asyncio.FIRST_COMPLETED)
@@ -141,11 +154,11 @@ class Agent:
             sleep.cancel()
             stop.cancel()
 
-    async def _hear_responses(self, stream: "_Stream", interval_s: float) -> None:
-        silence_s = max(SILENT_HEARTBEATS_MAX * interval_s, SILENCE_S_MIN)
+    async def _hear_responses(self, stream: "_Stream") -> None:
         while True:
             try:
-                async with asyncio.timeout(silence_s):
+                # By the monotonic clock of the event loop: a wall clock that is set is no silence.
+                async with asyncio.timeout(self._silence_s):
                     response = await stream.read()
             except TimeoutError:
                 raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler does not answer heartbeats") from None
