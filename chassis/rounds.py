@@ -89,6 +89,10 @@ class AbsenceGuard:
             self._since_s = now_s
         self._last_s = now_s
 
+    def begin_anew(self) -> None:
+        """The watch so far counts for nothing, for instance because the clock of the leases was set."""
+        self._since_s = self._last_s
+
     @property
     def may_judge(self) -> bool:
         return self._last_s - self._since_s >= self._watch_s_min

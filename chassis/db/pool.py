@@ -100,7 +100,7 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
         server_settings={
             "application_name": settings.service_name,
             "statement_timeout": str(statement_timeout_ms),
-            # A transaction that its process forgot, or that a frozen process left open, must not hold row locks for ever.
+            # A transaction that was forgotten, or left open by a frozen process, must not hold row locks for ever.
             "idle_in_transaction_session_timeout": str(int(settings.transaction_idle_s_max * 1000)),
             "timezone": "UTC",
         },

@@ -22,6 +22,11 @@ class SchedulerSettings(ChassisSettings):
     heartbeat_interval_s: float = Field(default=1.0, gt=0, le=60, description="How often a node says that it lives.")
     lease_duration_s: float = Field(default=10.0, gt=0, le=3600, description="How long a lease lives unrenewed.")
     sweep_interval_s: float = Field(default=0.5, gt=0, description="Pause between looks for ended leases.")
+    clock_jump_s_max: float = Field(
+        default=2.0,
+        gt=0,
+        description="The database's clock was set when it goes wrong by more between two sweeps.",
+    )
     node_memory_s: float = Field(default=3600.0, gt=0, description="A node that is away longer counts for no job.")
     node_devices_max: int = Field(default=64, ge=1, description="Devices of one node.")
     nodes_max: int = Field(default=1000, ge=1, description="Nodes that one snapshot of the fleet holds.")

@@ -22,7 +22,7 @@ class TrainerSettings(ChassisSettings):
     scheduler_address: str = Field(
         default="127.0.0.1:7101",
         min_length=1,
-        description="host:port of the scheduler; of several replicas with commas between, or a name with all of theirs.",
+        description="host:port of the scheduler, or of several replicas with commas between.",
     )
     scheduler_silence_s_min: float = Field(
         default=2.0,

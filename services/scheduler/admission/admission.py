@@ -154,7 +154,7 @@ class Admission:
 
     async def _refuse_too_large(self, spec: TuningSpec, memory_bytes_min: int) -> None:
         fleet = await AllocationStore(self._database.pool).load_fleet(
-            self._database.now(), self._settings.node_memory_s, self._settings.nodes_max
+            self._settings.node_memory_s, self._settings.nodes_max
         )
         problem = policy.too_large(policy.job_need("", spec.gpu_count, memory_bytes_min), fleet.groups)
         if problem is not None:

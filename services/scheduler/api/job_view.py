@@ -38,7 +38,7 @@ class JobView:
         now = self._database.now()
         pool = self._database.pool
         positions = await JobStore(pool).queue_positions([job.job_id for job in jobs])
-        fleet = await AllocationStore(pool).load_fleet(now, self._settings.node_memory_s, self._settings.nodes_max)
+        fleet = await AllocationStore(pool).load_fleet(self._settings.node_memory_s, self._settings.nodes_max)
         remaining_s = await JobStore(pool).list_remaining_s(now, RUNNING_JOBS_SEEN_MAX)
         queues = {}
         for job in jobs:

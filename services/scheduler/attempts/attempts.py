@@ -5,7 +5,7 @@ what is allowed.
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from chassis.db.pool import Connection
 from services.scheduler.attempts import fence
@@ -98,13 +98,18 @@ class Attempts:
             )
             await self._conclude(connection, ref, job, AttemptOutcome.STOPPED, failure, retryable=True, counts=True)
 
-    async def lose(self, connection: Connection, ref: LeaseRef, why: str, token: int | None = None) -> bool:
+    async def lose(
+        self, connection: Connection, ref: LeaseRef, why: str, token: int | None = None, *, at: datetime
+    ) -> bool:
         """Ends a lease whose time is over, inside the caller's transaction; False when it was renewed meanwhile.
 
-        `token` is that of the lost node, when another node leads the gang: the attempt ends for the whole gang.
+        `at` is the time of the database by which it was judged. `token` is that of the lost node, when another node
+        leads the gang: the attempt ends for the whole gang.
         """
         job = await AttemptStore(connection).lock_leased_job(ref)
-        released = await AllocationStore(connection).release_expired(token or ref.lease_token, self._database.now())
+        released = await AllocationStore(connection).release_expired(
+            token or ref.lease_token, at=at, now=self._database.now()
+        )
         if not released:
             return False
         if job is not None:

@@ -46,14 +46,14 @@ UPDATE attempts
 SET end_time = :now, outcome = :outcome, message = :message
 WHERE lease_token = :lease_token AND outcome IS NULL;
 
--- name: list_expired(now, page_size)
--- Allocations whose time is over, with the job of each training lease.
+-- name: list_expired(at, page_size)
+-- Allocations whose time was over at this time of the database, with the job of each training lease.
 SELECT
     allocations.lease_token, allocations.owner, allocations.kind, attempts.project_id, attempts.job_id,
     attempts.lease_token AS attempt_token
 FROM allocations
 LEFT JOIN attempts ON attempts.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
-WHERE allocations.released_at IS NULL AND allocations.expires_at <= :now
+WHERE allocations.released_at IS NULL AND allocations.expires_at <= :at
 ORDER BY allocations.expires_at
 LIMIT :page_size;
 

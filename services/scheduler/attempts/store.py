@@ -77,9 +77,9 @@ class AttemptStore:
             message=message[:MESSAGE_CHARS_MAX],
         )
 
-    async def list_expired(self, now: datetime, page_size: int) -> list[Lease]:
-        """Allocations whose time is over, those that serve included."""
-        rows = _QUERIES.list_expired(self._connection, now=now, page_size=page_size)
+    async def list_expired(self, at: datetime, page_size: int) -> list[Lease]:
+        """Allocations whose time was over at a time of the database, those that serve included."""
+        rows = _QUERIES.list_expired(self._connection, at=at, page_size=page_size)
         return [_lease(row) async for row in rows]
 
     async def list_of_node(self, node: str) -> list[Lease]:

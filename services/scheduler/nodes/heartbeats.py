@@ -18,7 +18,6 @@ from services.scheduler.database import Database
 from services.scheduler.nodes.node import AssignmentRecord, Beat
 from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.nodes.store import NodeStore
-from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
 from services.scheduler.watching.store import NotificationStore
@@ -82,7 +81,6 @@ class Heartbeats:
             signal.send()
 
     async def _renew(self, beat: Beat) -> None:
-        expires_at = leases.expiry(self._database.now(), self._settings.lease_duration_s)
         async with self._database.writing() as connection:
             if not await self._nodes.see(connection, beat.node, beat.incarnation):
                 raise Aborted(
@@ -91,5 +89,5 @@ class Heartbeats:
                 )
             if beat.lease_tokens:
                 await AllocationStore(connection).renew_leases(
-                    beat.node, beat.incarnation, beat.lease_tokens, expires_at
+                    beat.node, beat.incarnation, beat.lease_tokens, self._settings.lease_duration_s
                 )

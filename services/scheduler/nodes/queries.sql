@@ -2,10 +2,10 @@
 -- A node, locked against placements and other registrations.
 SELECT incarnation, state FROM nodes WHERE node = :node FOR UPDATE;
 
--- name: upsert_node(node, incarnation, address, agent_version, preparation_version, now)!
+-- name: upsert_node(node, incarnation, address, agent_version, preparation_version)!
 -- Registers a node, or its new incarnation.
 INSERT INTO nodes (node, incarnation, address, agent_version, preparation_version, state, registered_at, seen_at)
-VALUES (:node, :incarnation, :address, :agent_version, :preparation_version, 'READY', :now, :now)
+VALUES (:node, :incarnation, :address, :agent_version, :preparation_version, 'READY', now(), now())
 ON CONFLICT (node) DO UPDATE
 SET
     incarnation = excluded.incarnation,
@@ -34,10 +34,10 @@ SET
     uuid = excluded.uuid,
     present = true;
 
--- name: see_node(node, incarnation, now)^
+-- name: see_node(node, incarnation)^
 -- Records a sign of life of a registered incarnation and says whether the node counted as lost.
 UPDATE nodes
-SET seen_at = :now, state = 'READY'
+SET seen_at = now(), state = 'READY'
 WHERE node = :node AND incarnation = :incarnation
 RETURNING old.state AS from_state;
 

@@ -3,7 +3,7 @@
 Whatever changes a node's state ends or keeps its leases in the same transaction.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from chassis.db.pool import Connection
 from services.scheduler.attempts.attempts import Attempts
@@ -27,30 +27,32 @@ class NodeRegistry:
 
     async def register(self, registration: NodeRegistration) -> None:
         """A new incarnation ends the leases of the old one at once: nothing of the old start runs any more."""
-        node, now = registration.node, self._database.now()
+        node = registration.node
         async with self._database.writing() as connection:
             known = await NodeStore(connection).lock(node)
-            await NodeStore(connection).register(registration, now)
+            await NodeStore(connection).register(registration)
             await self._tell(connection, node, READY)
             if known is not None and known != registration.incarnation:
-                await AllocationStore(connection).expire_node_leases(node, now)
+                at = await AllocationStore(connection).time()
+                await AllocationStore(connection).expire_node_leases(node, at)
                 for lease in await AttemptStore(connection).list_of_node(node):
                     if lease.ref is not None:
                         why = f"node {node} started anew"
-                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token)
+                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at)
 
     async def see(self, connection: Connection, node: str, incarnation: str) -> bool:
         """A sign of life; False when another incarnation holds the name, or nobody does."""
-        before = await NodeStore(connection).see(node, incarnation, self._database.now())
+        before = await NodeStore(connection).see(node, incarnation)
         if before == LOST:
             await self._tell(connection, node, READY)
         return before is not None
 
-    async def lose_silent(self, connection: Connection, silent_since: datetime) -> list[str]:
-        """Declares nodes lost and ends the time of their leases; the sweep then ends the leases."""
-        lost = await NodeStore(connection).lose_silent(silent_since)
+    async def lose_silent(self, connection: Connection, *, at: datetime, silence_s_max: float) -> list[str]:
+        """Declares nodes lost that were silent at a time of the database, and ends the time of their leases; the sweep
+        then ends the leases."""
+        lost = await NodeStore(connection).lose_silent(at - timedelta(seconds=silence_s_max))
         for node in lost:
-            await AllocationStore(connection).expire_node_leases(node, self._database.now())
+            await AllocationStore(connection).expire_node_leases(node, at)
             await self._tell(connection, node, LOST)
         return lost
 

@@ -20,7 +20,7 @@ class NodeStore:
         row = await _QUERIES.lock_node(self._connection, node=node)
         return None if row is None else row["incarnation"]
 
-    async def register(self, registration: NodeRegistration, now: datetime) -> None:
+    async def register(self, registration: NodeRegistration) -> None:
         """The node, or its new incarnation, with the devices that it has now."""
         await _QUERIES.upsert_node(
             self._connection,
@@ -29,7 +29,6 @@ class NodeStore:
             address=registration.address,
             agent_version=registration.agent_version,
             preparation_version=registration.preparation_version,
-            now=now,
         )
         await _QUERIES.forget_devices(self._connection, node=registration.node)
         devices = registration.devices
@@ -42,9 +41,9 @@ class NodeStore:
             uuids=[device.uuid for device in devices],
         )
 
-    async def see(self, node: str, incarnation: str, now: datetime) -> str | None:
+    async def see(self, node: str, incarnation: str) -> str | None:
         """The state that the node had before this sign of life; None when the incarnation is not registered."""
-        row = await _QUERIES.see_node(self._connection, node=node, incarnation=incarnation, now=now)
+        row = await _QUERIES.see_node(self._connection, node=node, incarnation=incarnation)
         return None if row is None else row["from_state"]
 
     async def open_heartbeat(self, node: str, incarnation: str, stream: UUID) -> None:

@@ -4,7 +4,7 @@ Their jobs go on elsewhere. It judges only after it has watched long enough itse
 punish nodes for its absence.
 """
 
-from datetime import timedelta
+from datetime import datetime
 
 import structlog
 
@@ -16,6 +16,7 @@ from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.registry import NodeRegistry
+from services.scheduler.placement.leases import ClockWatch
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
 from services.scheduler.watching.store import NotificationStore
@@ -35,6 +36,7 @@ class Sweeper:
         self._settings = settings
         duration_s = settings.lease_duration_s
         self._absence = AbsenceGuard(clock, gap_s_max=duration_s / 2, watch_s_min=duration_s)
+        self._clock_watch = ClockWatch(settings.clock_jump_s_max)
 
     async def run(self) -> None:
         await run_rounds(
@@ -42,31 +44,32 @@ class Sweeper:
         )
 
     async def sweep(self) -> bool:
-        # Read first: only a look that reached the database counts as a look.
-        expired = await self._list_expired()
+        # Read first: only a look that reached the database counts as a look. All of it is judged by this one time.
+        at = await AllocationStore(self._database.pool).time()
         self._absence.look()
+        if self._clock_watch.has_jumped(at, self._clock.monotonic()):
+            log.warning("database_clock_jumped", detail="leases are judged again after one whole lease")
+            self._absence.begin_anew()
         if not self._absence.may_judge:
             return False
         async with self._database.writing() as connection:
-            silent_since = self._database.now() - timedelta(seconds=self._settings.lease_duration_s)
-            lost = await self._nodes.lose_silent(connection, silent_since)
+            lost = await self._nodes.lose_silent(connection, at=at, silence_s_max=self._settings.lease_duration_s)
         if lost:
             log.warning("nodes_lost", nodes=lost)
-            expired = await self._list_expired()
+        expired = await AttemptStore(self._database.pool).list_expired(at, EXPIRED_BATCH_MAX)
         for lease in expired:
-            await self._end(lease)
+            await self._end(lease, at)
         return len(expired) == EXPIRED_BATCH_MAX
 
-    async def _list_expired(self) -> list[Lease]:
-        return await AttemptStore(self._database.pool).list_expired(self._database.now(), EXPIRED_BATCH_MAX)
-
-    async def _end(self, lease: Lease) -> None:
+    async def _end(self, lease: Lease, at: datetime) -> None:
         async with self._database.writing() as connection:
             if lease.ref is not None:
                 why = "the node was lost, or lost its lease"
-                ended = await self._attempts.lose(connection, lease.ref, why, lease.lease_token)
+                ended = await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at)
             else:
-                ended = await AllocationStore(connection).release_expired(lease.lease_token, self._database.now())
+                ended = await AllocationStore(connection).release_expired(
+                    lease.lease_token, at=at, now=self._database.now()
+                )
             if ended:
                 await NotificationStore(connection).notify(QUEUE_TOPIC)
         if ended:

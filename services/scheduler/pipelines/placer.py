@@ -19,7 +19,7 @@ from services.scheduler.jobs.job import JobRef, LeaseRef
 from services.scheduler.jobs.lifecycle import JobTransition
 from services.scheduler.jobs.store import JobStore
 from services.scheduler.jobs.transitions import JobTransitions
-from services.scheduler.placement import leases, policy
+from services.scheduler.placement import policy
 from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
@@ -59,7 +59,7 @@ class Placer:
             return False
         needs = [policy.job_need(owner, job.gpu_count, job.memory_bytes_min) for owner, job in queue.items()]
         fleet = await AllocationStore(self._database.pool).load_fleet(
-            now, self._settings.node_memory_s, self._settings.nodes_max
+            self._settings.node_memory_s, self._settings.nodes_max
         )
         placed = 0
         for placement in policy.place(needs, fleet.groups):
@@ -86,7 +86,6 @@ class Placer:
                 raise Overtaken
             now = self._database.now()
             lease = LeaseRef(project_id=ref.project_id, job_id=ref.job_id, lease_token=token)
-            expires_at = leases.expiry(now, self._settings.lease_duration_s)
             for part in parts:
                 leads = part is placement
                 await allocations.insert(
@@ -94,7 +93,7 @@ class Placer:
                     part,
                     incarnations[part.node],
                     now=now,
-                    expires_at=expires_at,
+                    duration_s=self._settings.lease_duration_s,
                     lease_token=token if leads else await allocations.next_lease_token(),
                     leader_token=None if leads else token,
                 )

@@ -3,7 +3,7 @@
 Pure: it is given the time and answers; what is stored guards itself by the token.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 from services.scheduler.jobs.lifecycle import JobState
@@ -20,14 +20,17 @@ class Aftermath(StrEnum):
     CANCEL = "CANCEL"
 
 
-def expiry(now: datetime, lease_duration_s: float) -> datetime:
-    """When a lease that is made or renewed now ends."""
-    return now + timedelta(seconds=lease_duration_s)
+class ClockWatch:
+    """Says when a clock was set: from one look to the next it then went on by another time than the monotonic clock."""
 
+    def __init__(self, jump_s_max: float) -> None:
+        self._jump_s_max = jump_s_max
+        self._offset_s: float | None = None
 
-def is_node_lost(seen_at: datetime, now: datetime, lease_duration_s: float) -> bool:
-    """A node that was silent for as long as a lease lives has lost all of them."""
-    return now - seen_at > timedelta(seconds=lease_duration_s)
+    def has_jumped(self, time: datetime, monotonic_s: float) -> bool:
+        """Whether the clock that shows `time` was set since the last look."""
+        before_s, self._offset_s = self._offset_s, time.timestamp() - monotonic_s
+        return before_s is not None and abs(self._offset_s - before_s) > self._jump_s_max
 
 
 def aftermath(state: JobState, failure_count: int, attempts_max: int) -> Aftermath:

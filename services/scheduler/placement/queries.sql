@@ -1,4 +1,8 @@
--- name: list_device_groups(seen_since, page_size)
+-- name: get_time()$
+-- The time of the database, by which leases are written and judged; the same within one transaction.
+SELECT now();
+
+-- name: list_device_groups(memory_s, page_size)
 -- The devices by node and type with those that have no owner; nodes that are away for long do not count.
 SELECT
     devices.node,
@@ -14,7 +18,7 @@ FROM devices
 JOIN nodes ON nodes.node = devices.node
 LEFT JOIN allocation_devices AS owned
     ON owned.node = devices.node AND owned.device_index = devices.device_index AND owned.released_at IS NULL
-WHERE devices.present AND nodes.seen_at >= :seen_since
+WHERE devices.present AND nodes.seen_at >= now() - make_interval(secs => :memory_s)
 GROUP BY devices.node, devices.hardware_type, nodes.state, nodes.heartbeat_stream, nodes.incarnation
 ORDER BY devices.node, devices.hardware_type
 LIMIT :page_size;
@@ -30,12 +34,15 @@ FOR SHARE;
 -- A token that is larger than all before it.
 SELECT nextval('lease_tokens');
 
--- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, expires_at, leader_token)!
+-- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, duration_s, leader_token)!
 -- Records whose the devices are.
 INSERT INTO allocations (
     lease_token, owner, kind, node, incarnation, hardware_type, created_at, expires_at, leader_token
 )
-VALUES (:lease_token, :owner, :kind, :node, :incarnation, :hardware_type, :now, :expires_at, :leader_token);
+VALUES (
+    :lease_token, :owner, :kind, :node, :incarnation, :hardware_type, :now,
+    now() + make_interval(secs => :duration_s), :leader_token
+);
 
 -- name: insert_allocation_devices(lease_token, node, indices)!
 -- Takes the devices; the unique index refuses one that has an owner.
@@ -58,16 +65,16 @@ SELECT
 FROM allocations
 WHERE allocations.owner = :owner AND allocations.released_at IS NULL;
 
--- name: renew_allocation(owner, lease_token, expires_at)!
+-- name: renew_allocation(owner, lease_token, duration_s)!
 -- Renews a serving allocation that is still its owner's.
 UPDATE allocations
-SET expires_at = :expires_at
+SET expires_at = now() + make_interval(secs => :duration_s)
 WHERE lease_token = :lease_token AND owner = :owner AND kind = 'SERVING' AND released_at IS NULL;
 
--- name: renew_leases(node, incarnation, lease_tokens, expires_at)
+-- name: renew_leases(node, incarnation, lease_tokens, duration_s)
 -- Renews in one statement every training lease that this incarnation works on.
 UPDATE allocations
-SET expires_at = :expires_at
+SET expires_at = now() + make_interval(secs => :duration_s)
 WHERE
     node = :node
     AND incarnation = :incarnation
@@ -76,11 +83,11 @@ WHERE
     AND lease_token = ANY(:lease_tokens::bigint[])
 RETURNING lease_token;
 
--- name: expire_node_leases(node, now)!
+-- name: expire_node_leases(node, at)!
 -- Ends the time of every training lease of a node; the sweep then ends the leases themselves.
 UPDATE allocations
-SET expires_at = :now
-WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > :now;
+SET expires_at = :at
+WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > :at;
 
 -- name: release_allocation(lease_token, owner, now)!
 -- Ends an allocation of this owner.
@@ -88,11 +95,11 @@ UPDATE allocations
 SET released_at = :now
 WHERE lease_token = :lease_token AND owner = :owner AND released_at IS NULL;
 
--- name: release_expired(lease_token, now)!
--- Ends an allocation whose time is still over; one that was renewed meanwhile stays.
+-- name: release_expired(lease_token, at, now)!
+-- Ends an allocation whose time was over at this time of the database; one that was renewed meanwhile stays.
 UPDATE allocations
 SET released_at = :now
-WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= :now;
+WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= :at;
 
 -- name: release_followers(leader_token, now)
 -- Ends the allocations of all nodes that follow this lease.

@@ -8,7 +8,7 @@ import asyncpg
 from chassis.errors import Aborted, ResourceExhausted
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
-from services.scheduler.placement import leases, policy
+from services.scheduler.placement import policy
 from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
@@ -30,7 +30,7 @@ class ServingAllocations:
             current = await store.get(need.owner)
             if current is not None:
                 return current
-            fleet = await store.load_fleet(self._database.now(), self._settings.node_memory_s, self._settings.nodes_max)
+            fleet = await store.load_fleet(self._settings.node_memory_s, self._settings.nodes_max)
             problem = policy.too_large(need, fleet.groups)
             if problem is not None:
                 raise ResourceExhausted(
@@ -46,10 +46,9 @@ class ServingAllocations:
 
     async def renew(self, owner: str, lease_token: int) -> AllocationRecord:
         """Raises Aborted for an allocation that is not in force any more."""
-        expires_at = leases.expiry(self._database.now(), self._settings.lease_duration_s)
         async with self._database.writing() as connection:
             store = AllocationStore(connection)
-            renewed = await store.renew(owner, lease_token, expires_at)
+            renewed = await store.renew(owner, lease_token, self._settings.lease_duration_s)
             current = await store.get(owner) if renewed else None
         if current is None:
             raise Aborted("LEASE_STALE", f"allocation {lease_token} is not in force any more; stop serving on it")
@@ -68,13 +67,12 @@ class ServingAllocations:
                 store = AllocationStore(connection)
                 if not await store.guard_node(placement.node, incarnation):
                     return
-                now = self._database.now()
                 await store.insert(
                     AllocationKind.SERVING,
                     placement,
                     incarnation,
-                    now=now,
-                    expires_at=leases.expiry(now, self._settings.lease_duration_s),
+                    now=self._database.now(),
+                    duration_s=self._settings.lease_duration_s,
                     lease_token=await store.next_lease_token(),
                 )
         except asyncpg.UniqueViolationError:

@@ -4,7 +4,7 @@ Locks are always taken in the order node, job, allocation, so that no two transa
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from chassis.db.pool import Connection, Pool
@@ -19,12 +19,16 @@ class AllocationStore:
     def __init__(self, connection: "Connection | Pool") -> None:
         self._connection = connection
 
-    async def load_fleet(self, now: datetime, memory_s: float, nodes_max: int) -> Fleet:
+    async def time(self) -> datetime:
+        """The database's: leases are written and judged by no other clock."""
+        found: datetime = await _QUERIES.get_time(self._connection)
+        return found
+
+    async def load_fleet(self, memory_s: float, nodes_max: int) -> Fleet:
         """All devices but those of nodes that have been away for longer than `memory_s`."""
         groups = []
         incarnations = {}
-        seen_since = now - timedelta(seconds=memory_s)
-        async for row in _QUERIES.list_device_groups(self._connection, seen_since=seen_since, page_size=nodes_max):
+        async for row in _QUERIES.list_device_groups(self._connection, memory_s=memory_s, page_size=nodes_max):
             incarnations[row["node"]] = row["incarnation"]
             groups.append(
                 DeviceGroup(
@@ -49,7 +53,7 @@ class AllocationStore:
         incarnation: str,
         *,
         now: datetime,
-        expires_at: datetime,
+        duration_s: float,
         lease_token: int,
         leader_token: int | None = None,
     ) -> None:
@@ -67,7 +71,7 @@ class AllocationStore:
             incarnation=incarnation,
             hardware_type=placement.hardware_type,
             now=now,
-            expires_at=expires_at,
+            duration_s=duration_s,
             leader_token=leader_token,
         )
         await _QUERIES.insert_allocation_devices(
@@ -86,32 +90,33 @@ class AllocationStore:
             **{**row, "kind": AllocationKind(row["kind"]), "device_indices": tuple(row["device_indices"])}
         )
 
-    async def renew(self, owner: str, lease_token: int, expires_at: datetime) -> bool:
+    async def renew(self, owner: str, lease_token: int, duration_s: float) -> bool:
         """For an allocation that serves; False when it is not its owner's any more."""
         status = await _QUERIES.renew_allocation(
-            self._connection, owner=owner, lease_token=lease_token, expires_at=expires_at
+            self._connection, owner=owner, lease_token=lease_token, duration_s=duration_s
         )
         return affected(status) > 0
 
-    async def renew_leases(self, node: str, incarnation: str, tokens: Sequence[int], expires_at: datetime) -> set[int]:
+    async def renew_leases(self, node: str, incarnation: str, tokens: Sequence[int], duration_s: float) -> set[int]:
         """For all training of a node at once; the tokens that are still in force."""
         rows = _QUERIES.renew_leases(
-            self._connection, node=node, incarnation=incarnation, lease_tokens=list(tokens), expires_at=expires_at
+            self._connection, node=node, incarnation=incarnation, lease_tokens=list(tokens), duration_s=duration_s
         )
         return {row["lease_token"] async for row in rows}
 
-    async def expire_node_leases(self, node: str, now: datetime) -> None:
-        """Ends the time of every training lease of a node; the sweep then ends the leases themselves."""
-        await _QUERIES.expire_node_leases(self._connection, node=node, now=now)
+    async def expire_node_leases(self, node: str, at: datetime) -> None:
+        """Ends the time of every training lease of a node, at a time of the database."""
+        await _QUERIES.expire_node_leases(self._connection, node=node, at=at)
 
     async def release(self, lease_token: int, owner: str, now: datetime) -> bool:
         released = await _QUERIES.release_allocation(self._connection, lease_token=lease_token, owner=owner, now=now)
         await self._release_devices(lease_token, now)
         return affected(released) > 0
 
-    async def release_expired(self, lease_token: int, now: datetime) -> bool:
-        """False when the lease was renewed or released meanwhile."""
-        if affected(await _QUERIES.release_expired(self._connection, lease_token=lease_token, now=now)) == 0:
+    async def release_expired(self, lease_token: int, *, at: datetime, now: datetime) -> bool:
+        """`at` is the time of the database by which the lease was judged. False when it was renewed or released."""
+        released = await _QUERIES.release_expired(self._connection, lease_token=lease_token, at=at, now=now)
+        if affected(released) == 0:
             return False
         await self._release_devices(lease_token, now)
         return True

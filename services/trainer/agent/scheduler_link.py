@@ -1,8 +1,8 @@
 """The connection to the scheduler: to one of its replicas at a time. Not pure: gRPC, DNS.
 
-Replicas share one database, so that any of them will do. A replica that froze still holds its connections open, which is
-why `renew` opens a new one, to another replica if there is one, under addresses that are looked up again. It knows
-neither what is said nor when a replica counts as silent.
+Replicas share one database, so that any of them will do. A replica that froze still holds its connections open. So
+`renew` opens a new one, to another replica if there is one, under addresses that are looked up again. It knows neither
+what is said nor when a replica counts as silent.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Beyond the longest deadline of a call. A channel that is closed earlier would cancel the tasks that wait for its calls.
+# Beyond the longest deadline of a call: a channel that closes earlier would cancel the tasks that wait for its calls.
 _CLOSING_SLACK_S = 5.0
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.pipelines.placer import Overtaken
-from services.scheduler.placement import leases
 from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.policy import Placement
 from services.scheduler.placement.store import AllocationStore
@@ -43,9 +42,8 @@ async def test_serving_and_training_compete_for_the_same_device(world: World) ->
             allocations = AllocationStore(connection)
             token = await allocations.next_lease_token()
             spot = Placement(owner=owner, node="n1", hardware_type="cpu", device_indices=(0,))
-            now = world.database.now()
             await allocations.insert(
-                AllocationKind.SERVING, spot, "i1", now=now, expires_at=leases.expiry(now, 10), lease_token=token
+                AllocationKind.SERVING, spot, "i1", now=world.database.now(), duration_s=10, lease_token=token
             )
         return token
 

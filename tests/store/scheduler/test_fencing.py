@@ -9,7 +9,6 @@ from chassis.errors import Aborted, FailedPrecondition
 from services.scheduler.jobs.endings import Ending, JobFailure
 from services.scheduler.jobs.job import LeaseRef
 from services.scheduler.jobs.lifecycle import JobState
-from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.world import World, checkpoint, metric, model, train
 
@@ -57,11 +56,10 @@ async def test_an_old_token_is_not_renewed(world: World) -> None:
     old = await world.running_job()
     await world.lose(old)
     new = await world.place_again(old)
-    later = leases.expiry(world.clock.now(), 100.0)
     async with world.database.writing() as connection:
         tokens = [old.lease_token, new.lease_token]
-        assert await AllocationStore(connection).renew_leases("n1", "i1", tokens, later) == {new.lease_token}
-        assert await AllocationStore(connection).renew_leases("n1", "other", tokens, later) == set()
+        assert await AllocationStore(connection).renew_leases("n1", "i1", tokens, 100.0) == {new.lease_token}
+        assert await AllocationStore(connection).renew_leases("n1", "other", tokens, 100.0) == set()
 
 
 @pytest.mark.parametrize("name", ["progress", "checkpoint", "succeed"])

@@ -1,6 +1,7 @@
 """What the scheduler's store tests work with: its stores on a scratch database, and short words for common moves."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from google.protobuf.message import Message
@@ -30,6 +31,7 @@ from services.scheduler.nodes.store import NodeStore
 from services.scheduler.pipelines.lease_sweeper import Sweeper
 from services.scheduler.pipelines.placer import Placer
 from services.scheduler.placement import policy
+from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import Hub
 
 PROJECT = "proj_a"
@@ -75,10 +77,19 @@ def model(revision: str = "rv_1") -> ExportedModel:
     )
 
 
+class SteppedClock(ManualClock):
+    """A manual clock whose wall time can be set, as NTP or a person does; the monotonic one does not notice."""
+
+    stepped_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.stepped_s)
+
+
 @dataclass(kw_only=True)
 class World:
     settings: SchedulerSettings
-    clock: ManualClock
+    clock: SteppedClock
     database: Database
     jobs: JobTransitions
     nodes: NodeRegistry
@@ -175,16 +186,15 @@ class World:
 
     async def lose(self, lease: LeaseRef) -> bool:
         """Ends the lease as the sweeper does when its time is over."""
-        await self.pool.execute(
-            "UPDATE allocations SET expires_at = $1 WHERE lease_token = $2", self.clock.now(), lease.lease_token
-        )
+        await self.pool.execute("UPDATE allocations SET expires_at = now() WHERE lease_token = $1", lease.lease_token)
         async with self.database.writing() as connection:
-            return await self.attempts.lose(connection, lease, "the node was lost")
+            at = await AllocationStore(connection).time()
+            return await self.attempts.lose(connection, lease, "the node was lost", at=at)
 
     async def place_again(self, ref: JobRef) -> LeaseRef:
         """The next attempt at a job that was requeued, started."""
         self.clock.jump(120.0)
-        await self.pool.execute("UPDATE nodes SET seen_at = $1", self.clock.now())
+        await self.pool.execute("UPDATE nodes SET seen_at = now()")
         await self.placer.place_round()
         lease = await self.lease_of(ref)
         await self.reports.start(lease)
@@ -227,7 +237,7 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
         "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename <> 'schema_migrations'"
     )
     await pool.execute(f"TRUNCATE {', '.join(row['tablename'] for row in tables)}")
-    clock, ids = ManualClock(), SeededIds(7)
+    clock, ids = SteppedClock(), SeededIds(7)
     database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock)
     jobs = JobTransitions(database)
     attempts = Attempts(database, jobs, settings)

@@ -8,22 +8,21 @@ from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.leases import (
     REQUEUE_DELAY_S_MAX,
     Aftermath,
+    ClockWatch,
     aftermath,
-    expiry,
-    is_node_lost,
     requeue_delay_s,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def test_a_lease_lives_for_its_duration() -> None:
-    assert expiry(NOW, 10.0) == NOW + timedelta(seconds=10)
-
-
-def test_a_node_is_lost_after_a_lease_of_silence() -> None:
-    assert not is_node_lost(NOW - timedelta(seconds=10), NOW, 10.0)
-    assert is_node_lost(NOW - timedelta(seconds=10.1), NOW, 10.0)
+def test_a_clock_that_was_set_is_told_from_time_that_passes() -> None:
+    watch = ClockWatch(2.0)
+    assert not watch.has_jumped(NOW, 100.0)
+    assert not watch.has_jumped(NOW + timedelta(seconds=3600), 3700.0)
+    assert watch.has_jumped(NOW + timedelta(seconds=3631), 3701.0)
+    assert not watch.has_jumped(NOW + timedelta(seconds=3632), 3702.0)
+    assert watch.has_jumped(NOW, 3703.0)
 
 
 @pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING])
