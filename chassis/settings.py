@@ -71,8 +71,17 @@ class ChassisSettings(BaseSettings):
 
     event_size_bytes_max: int = Field(default=768 * 1024, ge=1024, description="Largest event; NATS takes 1 MiB.")
     publish_timeout_s: float = Field(default=5.0, gt=0, description="How long a publish waits to be acknowledged.")
-    stream_age_s_max: float = Field(default=7 * 86400.0, gt=0, description="Events leave a stream after it.")
+    stream_age_s_max: float = Field(default=21 * 86400.0, gt=0, description="Events leave a stream after it.")
     stream_size_bytes_max: int = Field(default=1024**3, ge=1024**2, description="Size at which a stream is full.")
+    stream_trim_share: float = Field(
+        default=0.5, gt=0, le=1, description="Part of that size from which on events that every reader has are deleted."
+    )
+    stream_alarm_share: float = Field(
+        default=0.7, gt=0, le=1, description="Part of that size from which on an error is logged."
+    )
+    stream_look_interval_s: float = Field(
+        default=30.0, gt=0, description="Pause between looks at how full streams are."
+    )
     consumer_batch_max: int = Field(default=64, ge=1, description="Events fetched from the bus at a time.")
     consumer_fetch_wait_s: float = Field(default=2.0, gt=0, description="How long one fetch waits for events.")
     consumer_concurrency_max: int = Field(default=4, ge=1, description="Events one consumer handles at the same time.")

@@ -12,6 +12,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, BadRequestError
 
 from chassis.settings import ChassisSettings
 
@@ -21,6 +22,8 @@ BUS_FAILURES: tuple[type[Exception], ...] = (nats.errors.Error, OSError, Timeout
 # JetStream drops a second publish with the same event id within this time: a convenience, the inbox is the guarantee.
 DUPLICATE_WINDOW_S = 120.0
 
+# What the server answers when a stream exists with other settings.
+_STREAM_DIFFERS = 10058
 _PING_INTERVAL_S = 10
 _log = structlog.get_logger(__name__)
 
@@ -44,20 +47,33 @@ class Bus:
         """Creates the stream unless it exists. Publisher and consumer both call it, so start order does not matter."""
         if name in self._known_streams:
             return
-        await self.jetstream.add_stream(
-            api.StreamConfig(
-                name=name,
-                subjects=[f"{name.lower()}.>"],
-                storage=api.StorageType.FILE,
-                retention=api.RetentionPolicy.LIMITS,
-                # A full stream refuses new events, which then wait in the outbox; dropping old ones would lose facts.
-                discard=api.DiscardPolicy.NEW,
-                max_age=self.settings.stream_age_s_max,
-                max_bytes=self.settings.stream_size_bytes_max,
-                duplicate_window=DUPLICATE_WINDOW_S,
-            )
+        config = api.StreamConfig(
+            name=name,
+            subjects=[f"{name.lower()}.>"],
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            # A full stream refuses new events, which then wait in the outbox; dropping old ones would lose facts.
+            discard=api.DiscardPolicy.NEW,
+            max_age=self.settings.stream_age_s_max,
+            max_bytes=self.settings.stream_size_bytes_max,
+            duplicate_window=DUPLICATE_WINDOW_S,
         )
+        try:
+            await self.jetstream.add_stream(config)
+        except BadRequestError as error:
+            if error.err_code != _STREAM_DIFFERS:
+                raise
+            await self._reconcile(config)
         self._known_streams.add(name)
+
+    async def _reconcile(self, config: api.StreamConfig) -> None:
+        """Gives a stream that exists the settings of this process. One that refuses them is used as it is."""
+        try:
+            await self.jetstream.update_stream(config)
+        except APIError as error:
+            _log.error("stream_settings_refused", stream=config.name, error=repr(error))
+        else:
+            _log.warning("stream_settings_changed", stream=config.name, size_bytes_max=config.max_bytes)
 
     async def recover(self) -> None:
         """Called after a failure: forgets what the server was known to have, and reopens a connection that gave up.

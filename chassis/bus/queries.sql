@@ -4,19 +4,45 @@ INSERT INTO outbox (id, subject, payload, headers)
 VALUES (:id, :subject, :payload, :headers)
 ON CONFLICT (id) DO NOTHING;
 
--- name: claim_events(lease_s, batch_max)
--- Takes the oldest waiting events that no other relay holds; the database's clock decides, since relays share only that.
+-- name: claim_events(lease_s, batch_max, blocked)
+-- Takes the oldest waiting events of each stream, but of blocked ones, that no other relay holds, by the database's clock.
+WITH RECURSIVE families AS (
+    -- One step through the index for each stream, however many events wait for it.
+    (SELECT family FROM outbox WHERE published_at IS NULL ORDER BY family LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT waiting.family
+        FROM outbox AS waiting
+        WHERE waiting.published_at IS NULL AND waiting.family > families.family
+        ORDER BY waiting.family
+        LIMIT 1
+    )
+    FROM families
+    WHERE families.family IS NOT NULL
+),
+
+oldest AS MATERIALIZED (
+    SELECT claimable.id
+    FROM families
+    CROSS JOIN LATERAL (
+        SELECT id
+        FROM outbox
+        WHERE
+            published_at IS NULL
+            AND outbox.family = families.family
+            AND (claimed_until IS NULL OR claimed_until < now())
+        ORDER BY created_at, id
+        LIMIT :batch_max
+        FOR UPDATE SKIP LOCKED
+    ) AS claimable
+    WHERE families.family <> ALL(:blocked::text[])
+)
+
 UPDATE outbox
 SET claimed_until = now() + make_interval(secs => :lease_s)
-WHERE id IN (
-    SELECT id
-    FROM outbox
-    WHERE published_at IS NULL AND (claimed_until IS NULL OR claimed_until < now())
-    ORDER BY created_at, id
-    LIMIT :batch_max
-    FOR UPDATE SKIP LOCKED
-)
-RETURNING id, subject, payload, headers;
+FROM oldest
+WHERE outbox.id = oldest.id
+RETURNING outbox.id, outbox.subject, outbox.payload, outbox.headers;
 
 -- name: mark_published(ids)!
 -- Records that the bus acknowledged these events.

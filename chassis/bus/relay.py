@@ -1,11 +1,15 @@
 """Carries outbox rows to JetStream until the bus has acknowledged each of them. It never looks into an event.
 
+Each stream is served apart: one that is full or away is left alone for a while, and the others go on.
+
 Load (claim, one short transaction), publish (no transaction), apply (mark, one statement). A relay that dies between
 the last two publishes again after its claim ran out: the event id makes that harmless.
 """
 
 import asyncio
 import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import asyncpg
 import structlog
@@ -15,12 +19,21 @@ from opentelemetry import metrics
 from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
 from chassis.bus.outbox import QUERIES, Outbox, prune
-from chassis.bus.subjects import stream_of
+from chassis.bus.streams import look_after
+from chassis.bus.subjects import family_of, stream_of
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
 
 _log = structlog.get_logger(__name__)
 _published = metrics.get_meter(__name__).create_counter("outbox.published", unit="{event}")
+
+
+@dataclass
+class _Block:
+    """A stream that refuses events is tried again at `until`."""
+
+    backoff: Backoff
+    until: float = 0.0
 
 
 class Relay:
@@ -36,11 +49,14 @@ class Relay:
         self._stopping = False
         self._stopped = asyncio.Event()
         self._prune_at = clock.monotonic() + self._settings.prune_interval_s
+        self._look_at = clock.monotonic()
+        self._streams: set[str] = set()
+        self._blocked: dict[str, _Block] = {}
         bus.before_close(self.stop)
 
     async def run(self) -> None:
         """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
-        backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
+        backoff = self._new_backoff()
         self._running = True
         try:
             while not self._stopping:
@@ -62,45 +78,67 @@ class Relay:
     async def _round(self) -> bool:
         """Publishes one batch and waits for more; False when bus or database could not do their part."""
         try:
-            claimed, published = await self.publish_batch()
+            claimed, _ = await self.publish_batch()
+            await self._look_when_due()
             await self._prune_when_due()
         except Exception as error:
             if not (database_is_away(error) or isinstance(error, BUS_FAILURES)):
                 raise
             _log.warning("relay_waits", error=repr(error))
             return False
-        if published < claimed:
-            return False
         if claimed < self._settings.outbox_batch_max and not self._stopping:
-            await self._outbox.wait(self._settings.outbox_poll_s)
+            await self._outbox.wait(self._pause_s())
         return True
 
+    def _pause_s(self) -> float:
+        """Until the next poll, or until a stream is to be tried again."""
+        now = self._clock.monotonic()
+        return max(0.0, min([self._settings.outbox_poll_s, *(block.until - now for block in self._blocked.values())]))
+
     async def publish_batch(self) -> tuple[int, int]:
-        """One round over at most `outbox_batch_max` events; returns how many were claimed and how many published."""
+        """One round over at most `outbox_batch_max` events of each stream; returns how many were claimed, how many
+        published."""
+        now = self._clock.monotonic()
+        blocked = [family for family, block in self._blocked.items() if block.until > now]
         async with transaction(self._pool) as connection:
             rows = [
                 row
                 async for row in QUERIES.claim_events(
-                    connection, lease_s=self._settings.outbox_lease_s, batch_max=self._settings.outbox_batch_max
+                    connection,
+                    lease_s=self._settings.outbox_lease_s,
+                    batch_max=self._settings.outbox_batch_max,
+                    blocked=blocked,
                 )
             ]
-        if not rows:
-            return 0, 0
         errors = await asyncio.gather(*(self._publish(row) for row in rows))
-        published = [row["id"] for row, error in zip(rows, errors, strict=True) if error is None]
-        await self._mark(published, [row["id"] for row, error in zip(rows, errors, strict=True) if error is not None])
+        failed = {row["id"]: error for row, error in zip(rows, errors, strict=True) if error is not None}
+        published = [row["id"] for row in rows if row["id"] not in failed]
+        if rows:
+            await self._mark(published, list(failed))
         _published.add(len(published))
-        if len(published) < len(rows):
-            first = next(error for error in errors if error is not None)
-            _log.warning("publish_failed", events=len(rows) - len(published), error=repr(first))
+        self._block({family_of(row["subject"]): failed[row["id"]] for row in rows if row["id"] in failed}, blocked)
+        if failed:
             await self._bus.recover()
         return len(rows), len(published)
+
+    def _block(self, failures: Mapping[str, Exception], still_blocked: Collection[str]) -> None:
+        """Leaves the streams that just refused events alone for a while, and forgets those that took theirs."""
+        for family in self._blocked.keys() - failures.keys() - set(still_blocked):
+            del self._blocked[family]
+        for family, failure in failures.items():
+            block = self._blocked.setdefault(family, _Block(self._new_backoff()))
+            block.until = self._clock.monotonic() + block.backoff.next_s()
+            _log.warning("publish_failed", family=family, error=repr(failure))
+
+    def _new_backoff(self) -> Backoff:
+        return Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
 
     async def _publish(self, row: asyncpg.Record) -> Exception | None:
         headers = {**row["headers"], api.Header.MSG_ID.value: str(row["id"])}
         try:
             stream = stream_of(row["subject"])
             await self._bus.ensure_stream(stream)
+            self._streams.add(stream)
             await self._bus.jetstream.publish(row["subject"], row["payload"], stream=stream, headers=headers)
         except BUS_FAILURES as error:
             return error
@@ -112,6 +150,11 @@ class Relay:
                 await QUERIES.mark_published(connection, ids=published)
             if failed:
                 await QUERIES.release_claims(connection, ids=failed)
+
+    async def _look_when_due(self) -> None:
+        if self._clock.monotonic() >= self._look_at:
+            self._look_at = self._clock.monotonic() + self._settings.stream_look_interval_s
+            await look_after(self._bus, self._streams)
 
     async def _prune_when_due(self) -> None:
         if self._clock.monotonic() < self._prune_at:

@@ -17,6 +17,11 @@ def subject_of(message: Message | type[Message]) -> str:
     return subject
 
 
+def family_of(subject: str) -> str:
+    """What the subjects of one stream begin with: `tuning.job.state_changed` -> `tuning`."""
+    return subject.partition(".")[0]
+
+
 def stream_of(subject: str) -> str:
     """The stream is the subject's first token in capitals: `tuning.job.state_changed` -> `TUNING`."""
     family, separator, rest = subject.partition(".")

@@ -27,7 +27,7 @@ async def test_claiming_uses_the_index_of_waiting_rows(world: World) -> None:
     sql = statements(Path(outbox.__file__).parent / "queries.sql")["claim_events"].rstrip().rstrip(";")
     async with transaction(world.pool) as connection:
         await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan")
-        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + sql, 10.0, 100))
+        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + sql, 100, ["usage"], 10.0))
     assert "outbox_waiting" in plan
 
 

@@ -36,6 +36,8 @@ def _event_class(name: str, subject: str) -> Any:
 
 Counted = _event_class("Counted", "probe.counted")
 Ignored = _event_class("Ignored", "probe.ignored")
+# It lives in another stream.
+Elsewhere = _event_class("Elsewhere", "elsewhere.counted")
 # The same subject as Counted, as a type that a newer release may send there.
 Newer = _event_class("Newer", "probe.counted")
 
