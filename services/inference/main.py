@@ -76,7 +76,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     process.spawn("spend_guard", spend_guard.run)
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
-    router = Router(pool)
+    router = Router(pool, serving)
     transitions = Transitions(outbox, clock)
     reconciler = EndpointReconciler(
         pool, outbox, transitions, router, serving, spend_guard, scheduler, settings=settings, clock=clock

@@ -54,18 +54,22 @@ WHERE project_id = :project_id AND deleted_at IS NULL
     AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
 ORDER BY created_at DESC, id DESC LIMIT :page_size;
 
--- name: list_moving_endpoints(batch_max)
--- Endpoints that somebody has to look after.
+-- name: list_moving_endpoints(after_time, after_id, page_size)
+-- Endpoints that somebody has to look after, oldest first, after a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
     lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
-FROM endpoints WHERE state IN ('PENDING', 'STARTING', 'READY', 'STOPPING') ORDER BY created_at LIMIT :batch_max;
+FROM endpoints
+WHERE state IN ('PENDING', 'STARTING', 'READY', 'STOPPING')
+    AND (created_at, id) > (:after_time::timestamptz, :after_id::text)
+ORDER BY created_at, id LIMIT :page_size;
 
--- name: list_resumable_endpoints(now, batch_max)
--- Parked endpoints whose organization has credit and whose project is not at its cap.
+-- name: list_resumable_endpoints(now, after_time, after_id, page_size)
+-- Parked endpoints whose organization has credit and whose project is not at its cap, oldest first, after a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
     lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
 FROM endpoints
 WHERE state = 'PARKED' AND deleted_at IS NULL
+    AND (created_at, id) > (:after_time::timestamptz, :after_id::text)
     AND NOT EXISTS (
         SELECT FROM credit_states
         WHERE credit_states.organization_id = endpoints.organization_id AND credit_states.state = 'EXHAUSTED'
@@ -75,15 +79,16 @@ WHERE state = 'PARKED' AND deleted_at IS NULL
         WHERE spend_caps.project_id = endpoints.project_id AND spend_caps.api_key_id = '' AND spend_caps.capped
             AND spend_caps.until_time > :now::timestamptz
     )
-ORDER BY created_at LIMIT :batch_max;
+ORDER BY created_at, id LIMIT :page_size;
 
--- name: move_endpoint(id, sources, destination, status_message, now)^
--- The one guarded transition of an endpoint; no row when it is in none of the sources.
+-- name: move_endpoint(id, sources, destination, status_message, lease_token, any_lease, now)^
+-- The one guarded transition of an endpoint; no row when it is in none of the sources, or not under this lease.
 UPDATE endpoints SET state = :destination, status_message = :status_message,
     lease_token = CASE WHEN :destination IN ('PENDING', 'STOPPED', 'FAILED', 'PARKED') THEN NULL ELSE lease_token END,
     ready_at = CASE WHEN :destination = 'READY' THEN :now WHEN :destination = 'STARTING' THEN NULL ELSE ready_at END,
     stopped_at = CASE WHEN :destination IN ('STOPPED', 'FAILED') THEN :now ELSE stopped_at END
 WHERE id = :id AND deleted_at IS NULL AND state = ANY(:sources::text[])
+    AND (:any_lease::boolean OR lease_token IS NOT DISTINCT FROM :lease_token::bigint)
 RETURNING id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
     lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until;
 

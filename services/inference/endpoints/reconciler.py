@@ -1,13 +1,17 @@
 """Drives every endpoint to the state that its owner wants. Not pure: database, gRPC, events.
 
 It asks the scheduler for devices, starts an engine, bills minutes that served and in the end gives everything back.
-Each step loads, processes and applies. Nothing waits for the network or an engine inside a transaction, and each change
-is guarded by the state and the lease token that it was decided on. It knows no message of a caller.
+Each look finds all endpoints that must move and takes one step for each, in a task of its own: what is slow or broken
+for one is nobody else's trouble. Nothing waits for the network or an engine inside a transaction, and each change is
+guarded by the state and the lease token that it was decided on. It knows no message of a caller.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 
 import grpc
@@ -16,7 +20,7 @@ import structlog
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import Aborted, DeadlineExceeded, DomainError, NotFound, Unavailable
+from chassis.errors import Aborted, DomainError, NotFound
 from chassis.rounds import Signal, run_rounds
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
@@ -28,7 +32,7 @@ from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
 from services.inference.serving.calls import Serving
-from services.inference.serving.target import Target
+from services.inference.serving.trouble import is_passing
 from services.inference.spending.spend_guard import SpendGuard
 
 STATUS_CHARS_MAX = 1000
@@ -36,7 +40,7 @@ log = structlog.get_logger()
 
 
 class EndpointReconciler:
-    """One loop over all endpoints that hold or want devices. Slow work (an engine's start) runs beside it."""
+    """One loop over all endpoints that hold or want devices; at most one step for each at a time."""
 
     def __init__(
         self,
@@ -61,6 +65,8 @@ class EndpointReconciler:
         self._settings = settings
         self._clock = clock
         self._woken = Signal()
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        # By lease: a start and the minutes of one lease say nothing of the next.
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._served: dict[str, ServedTime] = {}
 
@@ -76,44 +82,85 @@ class EndpointReconciler:
                 self.look,
                 wait=lambda: self._woken.wait(self._settings.endpoint_poll_s),
                 clock=self._clock,
+                is_passing=is_passing,
             )
         finally:
-            for task in self._starting.values():
+            for task in (*self._steps.values(), *self._starting.values()):
                 task.cancel()
 
     async def look(self) -> None:
-        async with self._pool.acquire() as connection:
-            moving = await EndpointStore(connection).list_moving(self._settings.endpoints_batch_max)
-            resumable = await EndpointStore(connection).list_resumable(
-                self._clock.now(), self._settings.endpoints_batch_max
-            )
-        await asyncio.gather(*(self._look_after(endpoint) for endpoint in (*moving, *resumable)))
+        """Begins a step for every endpoint that must move and has none under way."""
+        async for endpoint in self._endpoints():
+            if endpoint.id not in self._steps:
+                task = asyncio.create_task(
+                    self._step(endpoint), name=f"endpoint-{endpoint.id}", context=contextvars.Context()
+                )
+                self._steps[endpoint.id] = task
+                task.add_done_callback(functools.partial(self._ended, endpoint.id))
+
+    def _ended(self, id: str, _: asyncio.Task[None]) -> None:
+        del self._steps[id]
+
+    async def settle(self) -> None:
+        """Waits for the steps that are under way."""
+        if self._steps:
+            await asyncio.wait(list(self._steps.values()))
+
+    async def _endpoints(self) -> AsyncIterator[Endpoint]:
+        """All endpoints that somebody has to look after, page by page; none that had a step under way when it was read,
+        because such a row may be older than what the step did."""
+        now, page_size = self._clock.now(), self._settings.endpoints_batch_max
+        pages: tuple[Callable[[EndpointStore, Endpoint | None], Awaitable[list[Endpoint]]], ...] = (
+            lambda store, after: store.list_moving(after, page_size),
+            lambda store, after: store.list_resumable(now, after, page_size),
+        )
+        for read in pages:
+            after: Endpoint | None = None
+            while True:
+                under_way = set(self._steps)
+                async with self._pool.acquire() as connection:
+                    page = await read(EndpointStore(connection), after)
+                for endpoint in page:
+                    if endpoint.id not in under_way:
+                        yield endpoint
+                if len(page) < page_size:
+                    break
+                after = page[-1]
+
+    async def _step(self, endpoint: Endpoint) -> None:
+        """One step; passing trouble is waited out, and a defect ends the step and nothing else."""
+        try:
+            try:
+                await self._look_after(endpoint)
+            except DomainError as error:
+                if is_passing(error):
+                    raise
+                await self._fail(endpoint, str(error))
+        except Exception as error:
+            if is_passing(error):
+                log.warning("endpoint_waits", endpoint=endpoint.id, error=str(error))
+            else:
+                log.error("endpoint_step_failed", endpoint=endpoint.id, exc_info=error)
 
     async def _look_after(self, endpoint: Endpoint) -> None:
-        """One step for one endpoint; a peer that is away is waited for."""
         state = EndpointState(endpoint.state)
         why_refused = self._spend_guard.why_refused(
             organization_id=endpoint.organization_id, project_id=endpoint.project_id
         )
-        try:
-            match state:
-                case EndpointState.PENDING | EndpointState.STARTING | EndpointState.READY if why_refused:
-                    await self._park(endpoint, why_refused)
-                case EndpointState.PARKED if not why_refused:
-                    await self._unpark(endpoint)
-                case EndpointState.PENDING:
-                    await self._allocate(endpoint)
-                case EndpointState.STARTING:
-                    if await self._renew(endpoint):
-                        self._start(endpoint)
-                case EndpointState.READY:
-                    await self._keep(endpoint)
-                case EndpointState.STOPPING:
-                    await self._stop(endpoint)
-        except (Unavailable, DeadlineExceeded) as error:
-            log.warning("endpoint_waits", endpoint=endpoint.id, error=str(error))
-        except DomainError as error:
-            await self._fail(endpoint, str(error))
+        match state:
+            case EndpointState.PENDING | EndpointState.STARTING | EndpointState.READY if why_refused:
+                await self._park(endpoint, why_refused)
+            case EndpointState.PARKED if not why_refused:
+                await self._unpark(endpoint)
+            case EndpointState.PENDING:
+                await self._allocate(endpoint)
+            case EndpointState.STARTING:
+                if await self._renew(endpoint):
+                    await self._bring_up(endpoint)
+            case EndpointState.READY:
+                await self._keep(endpoint)
+            case EndpointState.STOPPING:
+                await self._stop(endpoint)
 
     async def _allocate(self, endpoint: Endpoint) -> None:
         answer = await self._allocations.CreateAllocation(convert.allocation_request_to_proto(endpoint))
@@ -131,34 +178,51 @@ class EndpointReconciler:
                     device_indices=tuple(given.device_indices),
                     hardware_type=given.hardware_type,
                 )
+            else:
+                found = await EndpointStore(connection).find(endpoint.project_id, id=endpoint.id)
+        if moved is None and (found is None or found.lease_token != given.lease_token):
+            # Its owner stopped it while the scheduler answered.
+            await self._give_back(endpoint, given.lease_token)
         self.wake()
 
-    def _start(self, endpoint: Endpoint) -> None:
-        """Starts the engine in a task of its own, once; a restart of this service comes here again."""
-        if endpoint.id in self._starting:
-            return
-        task = asyncio.create_task(self._bring_up(endpoint), name=f"endpoint-{endpoint.id}")
-        self._starting[endpoint.id] = task
-        task.add_done_callback(lambda _: self._starting.pop(endpoint.id, None))
-
     async def _bring_up(self, endpoint: Endpoint) -> None:
-        try:
-            await self._serving.warm_up(await self._router.endpoint_target(endpoint))
-        except DomainError as error:
-            await self._fail(endpoint, str(error))
+        """Starts the engine in a task of its own, once; after a restart of this service as well. READY when it runs."""
+        key = convert.lease_key(endpoint)
+        starting = self._starting.get(key)
+        if starting is None:
+            starting = asyncio.create_task(
+                self._start_engine(endpoint), name=f"engine-of-{endpoint.id}", context=contextvars.Context()
+            )
+            self._starting[key] = starting
+            starting.add_done_callback(lambda _: self.wake())
+        if not starting.done():
+            return
+        del self._starting[key]
+        error = starting.exception()
+        if error is not None:
+            # After passing trouble the next look starts again.
+            if isinstance(error, DomainError) or (isinstance(error, Exception) and is_passing(error)):
+                raise error
+            log.error("engine_start_failed", endpoint=endpoint.id, exc_info=error)
+            await self._fail(endpoint, "the engine did not start, for a reason that the log of this service has")
             return
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.SERVE)
         self.wake()
 
+    async def _start_engine(self, endpoint: Endpoint) -> None:
+        target = await self._router.endpoint_target(endpoint)
+        await self._serving.start(target)
+
     async def _keep(self, endpoint: Endpoint) -> None:
         """Renews the devices, bills begun minutes, and begins again when the engine or the devices are gone."""
-        target = await self._router.endpoint_target(endpoint)
+        # NotFound when its model was deleted: then it ends.
+        await self._router.endpoint_target(endpoint)
         # Before the request: what the scheduler confirms is that the devices were its own when it was asked.
         now, asked_s = self._clock.now(), self._clock.monotonic()
         if not await self._renew(endpoint):
             return
-        if self._serving.is_running(target):
+        if self._serving.is_running(convert.lease_key(endpoint)):
             await self._bill(endpoint, now, asked_s)
         else:
             await self._lose(endpoint, "the engine stopped; it is started again")
@@ -176,7 +240,7 @@ class EndpointReconciler:
         return True
 
     async def _lose(self, endpoint: Endpoint, why: str) -> None:
-        await self._release(endpoint)
+        await self._wind_up(endpoint)
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
@@ -222,34 +286,29 @@ class EndpointReconciler:
         self.wake()
 
     async def _wind_up(self, endpoint: Endpoint) -> None:
-        starting = self._starting.get(endpoint.id)
-        if starting is not None:
-            starting.cancel()
         if endpoint.lease_token is not None:
             await self._release(endpoint)
 
     async def _fail(self, endpoint: Endpoint, why: str) -> None:
         log.error("endpoint_failed", endpoint=endpoint.id, error=why)
-        await self._release(endpoint)
+        await self._wind_up(endpoint)
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.FAIL, why[:STATUS_CHARS_MAX])
 
     async def _release(self, endpoint: Endpoint) -> None:
-        """Stops the engine and gives the devices back; both may be gone already."""
-        if endpoint.lease_token is None:
-            return
-        self._served.pop(convert.lease_key(endpoint), None)
-        target = await self._target_or_none(endpoint)
-        if target is not None:
-            await self._serving.drop(target)
+        """Ends the start or the engine under this lease, whatever it was started with, then gives the devices back."""
+        key = convert.lease_key(endpoint)
+        self._served.pop(key, None)
+        starting = self._starting.pop(key, None)
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        await self._serving.drop(key)
+        await self._give_back(endpoint, endpoint.lease_token or 0)
+
+    async def _give_back(self, endpoint: Endpoint, lease_token: int) -> None:
+        """Also devices that are gone already."""
         request = allocation_service_pb2.ReleaseAllocationRequest(
-            owner=convert.endpoint_name(endpoint), lease_token=endpoint.lease_token
+            owner=convert.endpoint_name(endpoint), lease_token=lease_token
         )
         await self._allocations.ReleaseAllocation(request)
-
-    async def _target_or_none(self, endpoint: Endpoint) -> Target | None:
-        """The endpoint's target; None when its model was deleted meanwhile."""
-        try:
-            return await self._router.endpoint_target(endpoint)
-        except NotFound:
-            return None

@@ -14,38 +14,48 @@ from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.store import EndpointStore
 from services.inference.models.domain import unknown_model
+from services.inference.serving.calls import Serving
 from services.inference.serving.engine_pool import EngineKey
 from services.inference.serving.target import Target
+
+AGAIN_RETRY_S = 2.0
 
 
 class Router:
     """A name means an endpoint of the caller's project, a base model, or a tuned model of the project."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, serving: Serving) -> None:
         self._pool = pool
+        self._serving = serving
 
     async def target(self, project_id: str, model: str) -> Target:
-        """What serves this name for this project; NotFound, or Unavailable for an endpoint that is not READY."""
+        """What serves this name for this project; NotFound, or Unavailable for an endpoint that does not serve."""
         endpoint, shared = await self._resolve(project_id, model)
-        if endpoint is not None and endpoint.state != EndpointState.READY:
-            message = f"endpoint {model} is {endpoint.state}: {endpoint.status_message or 'start it first'}"
-            raise Unavailable("CAPACITY_EXHAUSTED", message)
+        if endpoint is not None:
+            return self._running_target(endpoint)
         if shared is None:
             raise unknown_model(model)
-        return shared if endpoint is None else _dedicated(endpoint, shared)
+        return shared
 
     async def endpoint_target(self, endpoint: Endpoint) -> Target:
-        """What serves an endpoint: the weights of its model on an engine of its own."""
+        """What an endpoint is started with: the weights that its model has now, on an engine of its own."""
         _, shared = await self._resolve(endpoint.project_id, endpoint.endpoint_id)
         if shared is None:
             raise unknown_model(endpoint.model)
-        return _dedicated(endpoint, shared)
+        return replace(shared, engine=EngineKey(owner=lease_key(endpoint)), gpu_indices=endpoint.device_indices)
+
+    def _running_target(self, endpoint: Endpoint) -> Target:
+        """What the endpoint was started with, which a later import of its base does not change."""
+        name = endpoint.endpoint_id
+        if endpoint.state != EndpointState.READY:
+            message = f"endpoint {name} is {endpoint.state}: {endpoint.status_message or 'start it first'}"
+            raise Unavailable("CAPACITY_EXHAUSTED", message)
+        running = self._serving.dedicated(lease_key(endpoint))
+        if running is None:
+            message = f"the engine of endpoint {name} is not running here; it is started again"
+            raise Unavailable("CAPACITY_EXHAUSTED", message, retry_after_s=AGAIN_RETRY_S)
+        return running
 
     async def _resolve(self, project_id: str, name: str) -> tuple[Endpoint | None, Target | None]:
         async with self._pool.acquire() as connection:
             return await EndpointStore(connection).resolve(project_id, name)
-
-
-def _dedicated(endpoint: Endpoint, shared: Target) -> Target:
-    engine = EngineKey(revision=shared.engine.revision, owner=lease_key(endpoint))
-    return replace(shared, engine=engine, gpu_indices=endpoint.device_indices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,14 @@ class EndpointStore:
         )
         return [_endpoint_of(row) async for row in rows]
 
-    async def list_moving(self, batch_max: int) -> list[Endpoint]:
-        """Endpoints of all projects that the reconciler has to look after."""
-        return [_endpoint_of(row) async for row in QUERIES.list_moving_endpoints(self._connection, batch_max=batch_max)]
+    async def list_moving(self, after: Endpoint | None, page_size: int) -> list[Endpoint]:
+        """Endpoints of all projects that somebody has to look after, oldest first, after a given one."""
+        rows = QUERIES.list_moving_endpoints(self._connection, **_place_of(after), page_size=page_size)
+        return [_endpoint_of(row) async for row in rows]
 
-    async def list_resumable(self, now: datetime, batch_max: int) -> list[Endpoint]:
-        """Parked endpoints for which somebody may spend again."""
-        rows = QUERIES.list_resumable_endpoints(self._connection, now=now, batch_max=batch_max)
+    async def list_resumable(self, now: datetime, after: Endpoint | None, page_size: int) -> list[Endpoint]:
+        """Parked endpoints for which somebody may spend again, oldest first, after a given one."""
+        rows = QUERIES.list_resumable_endpoints(self._connection, now=now, **_place_of(after), page_size=page_size)
         return [_endpoint_of(row) async for row in rows]
 
     async def move(
@@ -90,15 +91,19 @@ class EndpointStore:
         sources: Iterable[EndpointState],
         destination: EndpointState,
         status_message: str,
+        lease_token: int | None = None,
+        any_lease: bool = True,
         now: datetime,
     ) -> Endpoint | None:
-        """The guarded transition; None when the endpoint is in none of the sources."""
+        """The guarded transition; None when the endpoint is in none of the sources, or not under this lease."""
         row = await QUERIES.move_endpoint(
             self._connection,
             id=id,
             sources=[str(source) for source in sources],
             destination=str(destination),
             status_message=status_message,
+            lease_token=lease_token,
+            any_lease=any_lease,
             now=now,
         )
         return _endpoint_of(row) if row else None
@@ -134,6 +139,13 @@ class EndpointStore:
     async def delete(self, project_id: str, id: str, now: datetime) -> bool:
         """Deletes an endpoint that holds no devices; False when there is none."""
         return affected(await QUERIES.delete_endpoint(self._connection, project_id=project_id, id=id, now=now)) == 1
+
+
+def _place_of(endpoint: Endpoint | None) -> dict[str, object]:
+    """Where a page begins: behind this endpoint, or at the first one."""
+    if endpoint is None:
+        return {"after_time": datetime.min.replace(tzinfo=UTC), "after_id": ""}
+    return {"after_time": endpoint.created_at, "after_id": endpoint.id}
 
 
 def _endpoint_of(row: Any) -> Endpoint:

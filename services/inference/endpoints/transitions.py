@@ -21,13 +21,16 @@ class Transitions:
     async def move(
         self, connection: Connection, endpoint: Endpoint, event: EndpointEvent, status_message: str = ""
     ) -> Endpoint | None:
-        """One transition with its event, inside the caller's transaction; None when the state does not allow it."""
+        """One transition with its event, inside the caller's transaction; None when the state does not allow it, or
+        when it was decided under another lease. A stop is the owner's word and holds under any."""
         transition = TRANSITIONS[event]
         moved = await EndpointStore(connection).move(
             endpoint.id,
             sources=transition.sources,
             destination=transition.destination,
             status_message=status_message,
+            lease_token=endpoint.lease_token,
+            any_lease=event is EndpointEvent.STOP,
             now=self._clock.now(),
         )
         if moved is not None:

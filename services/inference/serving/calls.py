@@ -28,6 +28,7 @@ from services.inference.engines.base import (
     Engine,
     EngineBusy,
     EngineError,
+    EngineSettings,
     GenerateRequest,
     RequestInvalid,
     Sampling,
@@ -35,7 +36,7 @@ from services.inference.engines.base import (
 from services.inference.metering.domain import UsageOfCall
 from services.inference.metering.meter import Meter
 from services.inference.models.domain import TunedModel
-from services.inference.serving.engine_pool import EnginePool
+from services.inference.serving.engine_pool import EngineKey, EnginePool
 from services.inference.serving.target import Target, Targets
 from services.inference.serving.weights_cache import WeightsCache
 
@@ -103,14 +104,14 @@ class Serving:
         self._meter = meter
         self._settings = settings
         self._clock = clock
+        self._dedicated: dict[str, Target] = {}
 
     @contextlib.asynccontextmanager
     async def engine(self, target: Target) -> AsyncIterator[Engine]:
         """A started engine with the target's adapter loaded, for the length of the block."""
-        settings = self._settings.engine_settings(adapters=target.takes_adapters, gpu_indices=target.gpu_indices)
         folder = lambda: self._cache.fetch(target.engine_weights)  # noqa: E731
         with engine_errors():
-            async with self._engines.use(target.engine, folder, settings) as engine:
+            async with self._engines.use(target.engine, folder, self._limits(target)) as engine:
                 if target.adapter is not None:
                     path = await self._cache.fetch(target.adapter)
                     await engine.load_adapter(target.adapter.revision, path, target.adapter_rank)
@@ -125,13 +126,27 @@ class Serving:
         """Warms up what serves a tuned model."""
         await self.warm_up(await self._targets.of_tuned(model))
 
-    async def drop(self, target: Target) -> None:
-        """Stops the target's engine."""
-        await self._engines.remove(target.engine)
+    async def start(self, target: Target) -> None:
+        """Starts the engine of an endpoint. Only its keeper does: a call never starts one."""
+        with engine_errors():
+            await self._engines.start(
+                target.engine, lambda: self._cache.fetch(target.engine_weights), self._limits(target)
+            )
+        await self.warm_up(target)
+        self._dedicated[target.engine.owner] = target
 
-    def is_running(self, target: Target) -> bool:
-        """Whether the target's engine has started and not failed."""
-        return self._engines.is_running(target.engine)
+    async def drop(self, owner: str) -> None:
+        """Ends the engine of an endpoint's lease, also one that is starting; then it is out of memory."""
+        self._dedicated.pop(owner, None)
+        await self._engines.remove(EngineKey(owner=owner))
+
+    def is_running(self, owner: str) -> bool:
+        """Whether the engine of an endpoint's lease has started and not failed."""
+        return self._engines.is_running(EngineKey(owner=owner))
+
+    def dedicated(self, owner: str) -> Target | None:
+        """What the engine of an endpoint's lease serves; None when there is none in this process."""
+        return self._dedicated.get(owner) if self.is_running(owner) else None
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The chunks of one call. Its usage is committed before the last chunk goes out, and when the caller leaves."""
@@ -162,6 +177,9 @@ class Serving:
         """Meters a call, unless a dedicated endpoint answered it: its minutes pay for every token."""
         if not call.target.engine.owner:
             await self._meter.record(self._usage(call, chunk))
+
+    def _limits(self, target: Target) -> EngineSettings:
+        return self._settings.engine_settings(adapters=target.takes_adapters, gpu_indices=target.gpu_indices)
 
     def _limit(self, call: Call, prompt_tokens: int, context_tokens_max: int) -> int:
         """The answer's limit: what was asked for, else the default within what the context leaves."""

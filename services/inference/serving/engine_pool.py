@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +25,13 @@ Opener = Callable[[Path, EngineSettings], Awaitable[Engine]]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What an engine serves: a revision of weights, shared, or for one endpoint under one lease alone."""
+    """What an engine serves: a revision of weights for everybody, or one endpoint under one lease, its `owner`."""
 
-    revision: str
+    revision: str = ""
     owner: str = ""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Slot:
     """One engine with its users. `starting` is shared by everybody who waits for it."""
 
@@ -41,29 +42,36 @@ class _Slot:
 
 
 class EnginePool:
-    """At most `engines_max` shared engines; the longest unused one makes room. Engines of endpoints are counted apart:
-    their devices are their own."""
+    """At most `engines_max` shared engines have memory at a time, those that are stopping included; the longest unused
+    one makes room. Engines of endpoints are counted apart: their devices are their own."""
 
     def __init__(self, *, open_engine: Opener, engines_max: int, clock: Clock) -> None:
         self._open_engine = open_engine
         self._engines_max = engines_max
         self._clock = clock
         self._slots: dict[EngineKey, _Slot] = {}
+        # One at a time decides who makes room for whom.
+        self._making_room = asyncio.Lock()
+        self._stopping: dict[asyncio.Task[None], EngineKey] = {}
+        self._closed = False
 
     @asynccontextmanager
     async def use(
         self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings
     ) -> AsyncIterator[Engine]:
-        """A started engine for the length of the block. EngineFailed when it cannot start, EngineBusy when there is no
-        room for it."""
-        slot = self._slots.get(key) or await self._add(key, folder, settings)
+        """A started engine for the length of the block. A shared one is started on first use; that of an endpoint only
+        by `start`. EngineFailed when it cannot start or is not there, EngineBusy when there is no room for it."""
+        slot = self._slots.get(key) or await self._add_shared(key, folder, settings)
         slot.users += 1
         try:
-            # Shielded: the start goes on for the others when one caller gives up.
-            yield await asyncio.shield(slot.starting)
+            yield await _started(slot)
         finally:
             slot.users -= 1
             slot.used_at = self._clock.monotonic()
+
+    async def start(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> None:
+        """Starts the engine of an endpoint, once; returns when it runs."""
+        await _started(self._slots.get(key) or self._add(key, folder, settings))
 
     def is_running(self, key: EngineKey) -> bool:
         """Whether the engine has started and not failed."""
@@ -76,35 +84,56 @@ class EnginePool:
         )
 
     async def remove(self, key: EngineKey) -> None:
-        """Stops an engine; fine when there is none."""
-        slot = self._slots.pop(key, None)
-        if slot is not None:
-            await self._stop(slot)
+        """Stops an engine, also one that is starting, and returns when its memory is free; fine when there is none."""
+        self._retire(key)
+        if tasks := [task for task, stopping in self._stopping.items() if stopping == key]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Stops every engine."""
-        slots, self._slots = list(self._slots.values()), {}
-        await asyncio.gather(*(self._stop(slot) for slot in slots))
+        """Stops every engine, and starts none any more."""
+        self._closed = True
+        for key in list(self._slots):
+            self._retire(key)
+        if self._stopping:
+            await asyncio.wait(list(self._stopping))
 
-    async def _add(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> _Slot:
-        if not key.owner:
-            await self._make_room()
-        # Making room gave the loop away: somebody else may have added the same engine meanwhile.
-        if key not in self._slots:
-            task = asyncio.create_task(self._start(key, folder, settings), name=f"engine-{key.revision}")
-            self._slots[key] = _Slot(starting=task, used_at=self._clock.monotonic())
-        return self._slots[key]
+    async def _add_shared(
+        self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings
+    ) -> _Slot:
+        if key.owner:
+            raise EngineFailed("the engine of this endpoint was stopped")
+        async with self._making_room:
+            # Somebody else may have added the same engine while this one waited for its turn.
+            if key not in self._slots:
+                await self._make_room()
+                self._add(key, folder, settings)
+            return self._slots[key]
+
+    def _add(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> _Slot:
+        if self._closed:
+            raise EngineFailed("this process stops")
+        task = asyncio.create_task(
+            self._start(key, folder, settings), name=f"engine-{key.revision or key.owner}", context=Context()
+        )
+        slot = self._slots[key] = _Slot(starting=task, used_at=self._clock.monotonic())
+        task.add_done_callback(lambda _: self._watch_start(key, slot))
+        return slot
 
     async def _make_room(self) -> None:
-        shared = {key: slot for key, slot in self._slots.items() if not key.owner}
-        if len(shared) < self._engines_max:
-            return
-        idle = [key for key, slot in shared.items() if slot.users == 0 and slot.starting.done()]
-        if not idle:
-            raise EngineBusy(f"all {self._engines_max} engines are in use (engines_max)")
-        oldest = min(idle, key=lambda key: shared[key].used_at)
-        log.info("engine_evicted", revision=oldest.revision)
-        await self.remove(oldest)
+        while True:
+            shared = {key: slot for key, slot in self._slots.items() if not key.owner}
+            stopping = [task for task, key in self._stopping.items() if not key.owner]
+            if len(shared) + len(stopping) < self._engines_max:
+                return
+            if stopping:
+                await asyncio.wait(stopping, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            idle = [key for key, slot in shared.items() if slot.users == 0 and slot.starting.done()]
+            if not idle:
+                raise EngineBusy(f"all {self._engines_max} engines are in use (engines_max)")
+            oldest = min(idle, key=lambda key: shared[key].used_at)
+            log.info("engine_evicted", revision=oldest.revision)
+            self._retire(oldest)
 
     async def _start(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> Engine:
         began = self._clock.monotonic()
@@ -113,33 +142,54 @@ class EnginePool:
             engine = await self._open_engine(await folder(), settings)
             await engine.start()
         except BaseException:
-            # A failed start leaves no slot behind, so that the next call tries again.
-            self._slots.pop(key, None)
             if engine is not None:
                 await engine.stop()
             raise
         log.info("engine_started", revision=key.revision, owner=key.owner, seconds=self._clock.monotonic() - began)
-        slot = self._slots.get(key)
-        if slot is not None:
-            slot.watcher = asyncio.create_task(self._watch(key, slot, engine))
         return engine
+
+    def _watch_start(self, key: EngineKey, slot: _Slot) -> None:
+        """A failed start leaves no slot behind, so that the next call tries again; a started engine is watched."""
+        if self._slots.get(key) is not slot:
+            return
+        if slot.starting.cancelled() or slot.starting.exception() is not None:
+            del self._slots[key]
+        else:
+            slot.watcher = asyncio.create_task(self._watch(key, slot, slot.starting.result()), context=Context())
 
     async def _watch(self, key: EngineKey, slot: _Slot, engine: Engine) -> None:
         """Takes a dead engine out, so that the next call starts a new one."""
         failure = await engine.wait_failed()
         log.error("engine_failed", revision=key.revision, owner=key.owner, error=str(failure))
         if self._slots.get(key) is slot:
-            del self._slots[key]
-        await engine.stop()
+            self._retire(key)
+
+    def _retire(self, key: EngineKey) -> None:
+        """Takes an engine out of the table at once; its memory is taken until its stop ends."""
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            task = asyncio.create_task(self._stop(key, slot), context=Context())
+            self._stopping[task] = key
+            task.add_done_callback(self._stopping.pop)
 
     @staticmethod
-    async def _stop(slot: _Slot) -> None:
+    async def _stop(key: EngineKey, slot: _Slot) -> None:
         if slot.watcher is not None:
             slot.watcher.cancel()
         if not slot.starting.done():
             slot.starting.cancel()
-        try:
-            engine = await slot.starting
-        except (EngineFailed, asyncio.CancelledError):
+        await asyncio.wait([slot.starting])
+        if slot.starting.cancelled() or slot.starting.exception() is not None:
             return
-        await engine.stop()
+        try:
+            await slot.starting.result().stop()
+        except Exception as error:
+            log.error("engine_stop_failed", revision=key.revision, owner=key.owner, exc_info=error)
+
+
+async def _started(slot: _Slot) -> Engine:
+    """The engine once it runs; the start goes on for the others when one caller gives up."""
+    await asyncio.wait([slot.starting])
+    if slot.starting.cancelled():
+        raise EngineFailed("the engine was stopped while it started")
+    return slot.starting.result()

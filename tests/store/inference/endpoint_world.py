@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from chassis.bus.outbox import Outbox
@@ -24,9 +26,12 @@ from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
-from services.inference.models.domain import BaseModel, Weights
+from services.inference.engines.base import Engine, EngineFailed, EngineSettings
+from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights
 from services.inference.models.store import ModelStore
-from services.inference.serving.target import Target
+from services.inference.serving.calls import Serving
+from services.inference.serving.engine_pool import EnginePool
+from services.inference.serving.target import Targets
 from services.inference.spending.spend_guard import SpendGuard
 
 ROUNDS_MAX = 200
@@ -52,6 +57,8 @@ class FakeScheduler:
 
     def __init__(self) -> None:
         self.away = False
+        self.renewals: Counter[str] = Counter()
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.leases: dict[str, int] = {}
         self._tokens = itertools.count(1)
 
@@ -62,9 +69,16 @@ class FakeScheduler:
             await asyncio.sleep(0)
             if self.away:
                 raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler is away")
-            return handler(request)
+            answer = handler(request)
+            if self.before_answer is not None:
+                await self.before_answer()
+            return answer
 
         return call
+
+    def holds(self, id: str) -> bool:
+        """Whether the endpoint has devices."""
+        return any(owner.endswith(f"/{id}") for owner in self.leases)
 
     def lose_all(self) -> None:
         self.leases.clear()
@@ -77,6 +91,7 @@ class FakeScheduler:
     def _RenewAllocation(self, request: allocations.RenewAllocationRequest) -> allocations.RenewAllocationResponse:
         if self.leases.get(request.owner) != request.lease_token:
             raise Aborted("LEASE_STALE", "the allocation is another's now")
+        self.renewals[request.owner.rpartition("/")[2]] += 1
         return allocations.RenewAllocationResponse()
 
     def _ReleaseAllocation(
@@ -87,20 +102,45 @@ class FakeScheduler:
         return allocations.ReleaseAllocationResponse()
 
 
-class FakeServing:
-    """Engines of one process: they start at once and die when a test says so."""
+class FakeEngine:
+    """An engine that starts and stops when its workshop lets it."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._died: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
+        self.context_tokens_max = 512
+
+    async def start(self) -> None:
+        self._workshop.alive.append(self)
+        await self._workshop.may_start.wait()
+
+    async def stop(self) -> None:
+        await self._workshop.may_stop.wait()
+        if self in self._workshop.alive:
+            self._workshop.alive.remove(self)
+
+    async def wait_failed(self) -> EngineFailed:
+        return await self._died
+
+    def die(self) -> None:
+        self._died.set_result(EngineFailed("killed"))
+
+
+class Workshop:
+    """All engines of one process that have memory: begun to start and not stopped yet."""
 
     def __init__(self) -> None:
-        self.running: set[str] = set()
+        self.alive: list[FakeEngine] = []
+        self.may_start, self.may_stop = asyncio.Event(), asyncio.Event()
+        self.may_start.set()
+        self.may_stop.set()
 
-    async def warm_up(self, target: Target) -> None:
-        self.running.add(target.engine.owner)
+    async def open_engine(self, path: Path, settings: EngineSettings) -> Engine:
+        return FakeEngine(self)  # type: ignore[return-value]
 
-    async def drop(self, target: Target) -> None:
-        self.running.discard(target.engine.owner)
-
-    def is_running(self, target: Target) -> bool:
-        return target.engine.owner in self.running
+    async def fetch(self, weights: Weights) -> Path:
+        """In place of the cache of weights."""
+        return Path(weights.revision)
 
 
 class EndpointWorld:
@@ -117,13 +157,20 @@ class EndpointWorld:
 
     def restart(self) -> None:
         """The process ends with all its engines, and a new one begins."""
-        self.serving = FakeServing()
+        self.workshop = Workshop()
+        engines = EnginePool(
+            open_engine=self.workshop.open_engine, engines_max=self.settings.engines_max, clock=self.clock
+        )
+        meter: Any = None
+        cache: Any = self.workshop
+        self.serving = Serving(Targets(self.pool), engines, cache, meter, settings=self.settings, clock=self.clock)
+        self.router = Router(self.pool, self.serving)
         self.reconciler = EndpointReconciler(
             self.pool,
             self.outbox,
             self.transitions,
-            Router(self.pool),
-            self.serving,  # type: ignore[arg-type]
+            self.router,
+            self.serving,
             SpendGuard(self.pool, poll_s=1, clock=self.clock),
             self.scheduler,  # type: ignore[arg-type]
             settings=self.settings,
@@ -168,26 +215,58 @@ class EndpointWorld:
             assert found is not None
             assert await self.transitions.move(connection, found, EndpointEvent.STOP)
 
+    async def look(self) -> None:
+        """One look at all endpoints, and what it began."""
+        await self.reconciler.look()
+        await self.reconciler.settle()
+        await self.breathe()
+
+    async def breathe(self) -> None:
+        """Lets go on what a finished start or a dead engine woke."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
     async def reaches(self, id: str, state: EndpointState) -> Endpoint:
         """Looks until the endpoint is in that state; time stands still."""
         for _ in range(ROUNDS_MAX):
             if (found := await self.get(id)).state == state:
                 return found
-            await self.reconciler.look()
-            await asyncio.sleep(0)
+            await self.look()
         raise AssertionError(f"the endpoint is {found.state}: {found.status_message}")
 
     async def pass_time(self, seconds: float, *, step_s: float = 1.0) -> None:
         """Looks every `step_s` for that long."""
         for _ in range(round(seconds / step_s)):
             await self.clock.advance(step_s)
-            await self.reconciler.look()
+            await self.look()
 
     async def minutes(self, id: str) -> list[usage_events_pb2.EndpointMinuteRecorded]:
         """What billing will hear of the endpoint."""
         rows = await self.pool.fetch("SELECT payload FROM outbox WHERE subject = 'usage.endpoint.minute_recorded'")
         events = [usage_events_pb2.EndpointMinuteRecorded.FromString(row["payload"]) for row in rows]
         return [event for event in events if event.endpoint.endswith(f"/{id}")]
+
+
+async def add_tuned(pool: Pool, name: str = "demo/tuned") -> str:
+    """Registers a model that was tuned as a whole; returns its id."""
+    id = f"ml_{next(_numbers)}"
+    files = (FileDigest(path="model.safetensors", size_bytes=1, sha256="0"),)
+    model = TunedModel(
+        id=id,
+        project_id=PROJECT,
+        model_id=name,
+        kind=ModelKind.FULL,
+        base_model=BASE,
+        base_revision="rv_base",
+        weights=Weights(revision=f"rv_{id}", key=f"models/{id}/", files=files),
+        adapter_rank=0,
+        tuning_job=f"projects/{PROJECT}/tuningJobs/{id}",
+        lineage={},
+        created_at=datetime(2030, 1, 1, tzinfo=UTC),
+    )
+    async with pool.acquire() as connection:
+        assert await ModelStore(connection).add(model)
+    return id
 
 
 async def add_base(pool: Pool, revision: str = "rv_base") -> None:

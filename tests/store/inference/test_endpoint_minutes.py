@@ -14,7 +14,7 @@ async def test_ten_minutes_of_serving_are_ten_minutes(endpoint_world: EndpointWo
     world = endpoint_world
     id = await world.create()
     ready = await world.reaches(id, EndpointState.READY)
-    await world.reconciler.look()
+    await world.look()
     await world.pass_time(9.5 * 60)
     recorded = await world.minutes(id)
     assert len(recorded) == (await world.get(id)).billed_minutes == 10
@@ -75,7 +75,7 @@ async def test_flapping_bills_each_minute_once(endpoint_world: EndpointWorld) ->
     for _ in range(36):
         await world.reaches(id, EndpointState.READY)
         await world.pass_time(9)
-        world.serving.running.clear()
+        world.workshop.alive[0].die()
         await world.clock.advance(1)
         await world.reaches(id, EndpointState.PENDING)
     assert world.clock.now() - began == 6 * MINUTE

@@ -16,7 +16,8 @@ from services.inference.serving.engine_pool import EngineKey, EnginePool
 class FakeEngine:
     """Counts its starts and stops; dies when told."""
 
-    def __init__(self, broken: bool = False) -> None:
+    def __init__(self, shop: Workshop, broken: bool = False) -> None:
+        self.shop = shop
         self.broken = broken
         self.started = 0
         self.stopped = 0
@@ -25,12 +26,17 @@ class FakeEngine:
 
     async def start(self) -> None:
         self.started += 1
+        self.shop.alive.add(self)
+        self.shop.most_alive = max(self.shop.most_alive, len(self.shop.alive))
         # A start takes a while, in which others ask for the same engine.
         await asyncio.sleep(0.01)
         if self.broken:
             raise EngineFailed("cannot start")
 
     async def stop(self) -> None:
+        # An engine takes its time to free its memory.
+        await asyncio.sleep(0.005)
+        self.shop.alive.discard(self)
         self.stopped += 1
         self.ended.set()
 
@@ -43,13 +49,21 @@ class Workshop:
 
     def __init__(self, engines_max: int = 2) -> None:
         self.opened: list[FakeEngine] = []
+        self.alive: set[FakeEngine] = set()
+        self.most_alive = 0
         self.broken = False
         self.pool = EnginePool(open_engine=self._open, engines_max=engines_max, clock=SystemClock())
 
     async def _open(self, path: Path, settings: EngineSettings) -> Engine:
-        engine = FakeEngine(self.broken)
+        engine = FakeEngine(self, self.broken)
         self.opened.append(engine)
         return engine  # type: ignore[return-value]
+
+    async def start(self, owner: str) -> None:
+        async def folder() -> Path:
+            return Path(owner)
+
+        await self.pool.start(EngineKey(owner=owner), folder, EngineSettings())
 
     def use(self, revision: str, owner: str = "") -> AbstractAsyncContextManager[Engine]:
         async def folder() -> Path:
@@ -112,8 +126,43 @@ async def test_the_longest_unused_engine_makes_room_and_a_used_one_never_does() 
                 async with shop.use("rv_4"):
                     pass
     # An endpoint's engine runs on devices of its own and takes nobody's room.
-    async with shop.use("rv_5", owner="ep_1"):
+    await shop.start("ep_1")
+    async with shop.use("", owner="ep_1"):
         assert [engine.stopped for engine in shop.opened] == [1, 0, 0, 0]
+
+
+async def test_an_endpoints_engine_is_started_by_its_keeper_alone_and_not_after_its_stop() -> None:
+    shop = Workshop()
+    key = EngineKey(owner="ep_1:1")
+    for _ in range(2):
+        with pytest.raises(EngineFailed):
+            async with shop.use("", owner="ep_1:1"):
+                pass
+        starting = asyncio.create_task(shop.start("ep_1:1"))
+        await asyncio.sleep(0)
+        await shop.pool.remove(key)
+        with pytest.raises(EngineFailed):
+            await starting
+    assert not shop.alive
+
+
+async def test_the_limit_of_engines_holds_for_any_number_of_callers_at_once() -> None:
+    shop = Workshop(engines_max=3)
+
+    async def call(number: int) -> None:
+        try:
+            async with shop.use(f"rv_{number}"):
+                await asyncio.sleep(0.001)
+        except EngineBusy:
+            await asyncio.sleep(0.01)
+
+    for _ in range(5):
+        await asyncio.gather(*(call(number) for number in range(12)))
+    assert shop.most_alive == 3
+    await shop.pool.close()
+    assert not shop.alive
+    with pytest.raises(EngineFailed):
+        await call(1)
 
 
 async def test_a_dead_engine_is_replaced() -> None:

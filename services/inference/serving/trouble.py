@@ -1,0 +1,23 @@
+"""Which errors say that something is away for a while, so that the same work may succeed later. Not pure: asyncpg."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from chassis.db.pool import database_is_away
+from chassis.errors import Cancelled, DeadlineExceeded, DomainError, Internal, Unavailable
+
+ENGINE_FAILED = "ENGINE_FAILED"
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a keeper of endpoints, models or states tries again: a peer, the store or the database is away or slow.
+
+    An engine that fails to start is Unavailable to a caller, who may come back, and a fact to its keeper. A peer's
+    INTERNAL says nothing about what it was asked.
+    """
+    if isinstance(error, DomainError):
+        return (
+            isinstance(error, Unavailable | DeadlineExceeded | Cancelled | Internal) and error.reason != ENGINE_FAILED
+        )
+    return database_is_away(error) or isinstance(error, asyncpg.QueryCanceledError)
