@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from bench.billing import events, flat, holds, transfers
+from bench.billing import booked_events, flat, holds, transfers
 
-ALL = {"events": events.main, "transfers": transfers.main, "holds": holds.main, "flat": flat.main}
+ALL = {"events": booked_events.main, "transfers": transfers.main, "holds": holds.main, "flat": flat.main}
 
 if __name__ == "__main__":
     for NAME in sys.argv[1:] or ALL:

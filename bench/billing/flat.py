@@ -17,7 +17,7 @@ from statistics import median
 
 from google.protobuf.message import Message
 
-from bench.billing.meter import served
+from bench.billing.usage_source import served
 from bench.report import last_line, machine
 from chassis.bus.envelope import EventInfo
 from chassis.bus.outbox import Outbox

@@ -3,7 +3,7 @@ It knows no torch."""
 
 from __future__ import annotations
 
-from bench.train.rows import Row
+from bench.train.bench_rows import Row
 
 BUCKET_TOKENS = 2048
 

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from bench.train.clock import peak_bytes
+from bench.train.run_clock import peak_bytes
 
 
 class DeviceClock:

@@ -14,9 +14,9 @@ os.environ.update(ENVIRONMENT)
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bench.train.bench_rows import BEGIN_ID, END_ID, PAD_ID, gpu_rows, write_rows, write_tokenizer
 from bench.train.gpu_clock import DeviceClock, device_name
 from bench.train.gpu_shapes import GPU_SHAPES, LEARNING_RATE, OUR_SETTINGS, WARM_STEPS, GpuShape
-from bench.train.rows import BEGIN_ID, END_ID, PAD_ID, gpu_rows, write_rows, write_tokenizer
 from bench.train.shapes import GRADIENT_NORM_MAX, LORA_ALPHA, LORA_RANK, SEED, THREADS
 from services.trainer.train.data.run_inputs import prepare_inputs
 from services.trainer.train.loop.start_run import set_up_torch, start_run

@@ -10,10 +10,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from bench.train.bench_rows import gpu_rows
 from bench.train.gpu_clock import DeviceClock
 from bench.train.gpu_shapes import GPU_SHAPES, GPU_TRL_SETTINGS, LEARNING_RATE, WARM_STEPS
 from bench.train.plain import lora_config
-from bench.train.rows import gpu_rows
 from bench.train.shapes import GRADIENT_NORM_MAX, SEED, THREADS
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.train.rows import IGNORED, Pair, Row, held_out_pairs, held_out_rows
+from bench.train.bench_rows import IGNORED, Pair, Row, held_out_pairs, held_out_rows
 from bench.train.shapes import DPO_BETA, Method, Shape
 
 

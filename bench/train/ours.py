@@ -17,10 +17,7 @@ os.environ.update(ENVIRONMENT)
 
 from peft import PeftModel
 
-from bench.train.clock import Clock
-from bench.train.judge import held_out_loss
-from bench.train.plain import load_module
-from bench.train.rows import (
+from bench.train.bench_rows import (
     require_same_tokens,
     rows_of,
     tokens_in,
@@ -29,6 +26,9 @@ from bench.train.rows import (
     write_pairs,
     write_rows,
 )
+from bench.train.judge import held_out_loss
+from bench.train.plain import load_module
+from bench.train.run_clock import Clock
 from bench.train.shapes import (
     DPO_BETA,
     GRADIENT_NORM_MAX,

@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bench.train.bench_rows import BEGIN_ID, END_ID, IGNORED, PAD_ID, Row, tokens_in, training_rows, write_tokenizer
 from bench.train.buckets import buckets
-from bench.train.clock import Clock
 from bench.train.judge import held_out_loss
-from bench.train.rows import BEGIN_ID, END_ID, IGNORED, PAD_ID, Row, tokens_in, training_rows, write_tokenizer
+from bench.train.run_clock import Clock
 from bench.train.shapes import (
     CONTEXT_LENGTH,
     GRADIENT_NORM_MAX,

@@ -12,10 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from bench.train.clock import Clock
-from bench.train.judge import held_out_loss
-from bench.train.plain import load_module, lora_config, with_adapter
-from bench.train.rows import (
+from bench.train.bench_rows import (
     END,
     Pair,
     Row,
@@ -27,6 +24,9 @@ from bench.train.rows import (
     training_pairs,
     training_rows,
 )
+from bench.train.judge import held_out_loss
+from bench.train.plain import load_module, lora_config, with_adapter
+from bench.train.run_clock import Clock
 from bench.train.shapes import (
     CONTEXT_LENGTH,
     DPO_BETA,

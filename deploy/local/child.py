@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.local.output import Output
+from deploy.local.process_output import Output
 
 
 @dataclass(frozen=True, kw_only=True)

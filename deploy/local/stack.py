@@ -20,8 +20,8 @@ from deploy.local.child import Command
 from deploy.local.environment import Facts, address, environment_of, listeners, process_name
 from deploy.local.folder import DataFolder, write_private
 from deploy.local.health import OPERATOR, wait_serving
-from deploy.local.output import Output
 from deploy.local.postgres import DATABASE, Postgres
+from deploy.local.process_output import Output
 from deploy.local.supervisor import ProcessFailed, Supervised
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
 

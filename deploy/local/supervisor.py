@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from chassis.backoff import Backoff
 from deploy.local.child import Child, Command
-from deploy.local.output import Output
+from deploy.local.process_output import Output
 
 RESTARTS_MAX = 20
 RESTARTS_WINDOW_S = 120.0

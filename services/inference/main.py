@@ -40,7 +40,7 @@ from services.inference.endpoints.transitions import Transitions
 from services.inference.engines.choice import open_engine
 from services.inference.metering.meter import Meter
 from services.inference.models.base_import import BaseImporter
-from services.inference.models.registry import Registry
+from services.inference.models.model_registry import Registry
 from services.inference.serving.calls import Serving
 from services.inference.serving.engine_pool import EnginePool
 from services.inference.serving.target import Targets

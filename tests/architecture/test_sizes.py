@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,14 @@ CODE = ("chassis", "formats", "services", "client", "deploy", "bench")
 IMPORT_ROOTS = {"client": ROOT / "client"}
 LINES_MEDIAN, LINES_MAX, MODULES_MAX, FUNCTION_LINES_MAX = 130, 400, 20, 70
 # Names that say a module's kind. Everywhere else a name is a subject, and a subject has one module.
-KINDS = {"__init__", "__main__", "main", "config", "store", "convert", "domain", "queries", "errors"}
+KINDS = {"__init__", "__main__", "main", "config", "store", "convert", "domain", "errors"}
+# Names that stand twice because they mean the same: two lifecycles, two sets of limits. Everything else is unique.
+MEANINGS = {
+    "lifecycle": "the states of one thing and the table of moves between them",
+    "limits": "the largest values that are taken as meant",
+    "paging": "how a list is cut into pages, by who serves it and by who reads it",
+    "transitions": "the moves of a lifecycle, with what they record and announce",
+}
 
 
 def sources(*kinds: str) -> Iterator[Path]:
@@ -121,3 +128,13 @@ def test_circles_are_found() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {dotted(path): path for path in sources("py")}
     assert circles({name: imports(path, modules) for name, path in modules.items()}) == []
+
+
+def test_a_name_means_one_thing_in_the_whole_tree() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in sources("py"):
+        if path.stem not in KINDS:
+            places[path.stem].append(named(path))
+    several = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert {name: paths for name, paths in several.items() if name not in MEANINGS} == {}
+    assert MEANINGS.keys() <= several.keys(), "a name that stands once needs no entry"

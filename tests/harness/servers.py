@@ -10,9 +10,9 @@ import asyncpg
 
 from deploy.local.broker import Broker
 from deploy.local.child import Child, Command
-from deploy.local.output import Output
 from deploy.local.ports import PortClaims
 from deploy.local.postgres import Postgres, role_statements
+from deploy.local.process_output import Output
 
 STOP_GRACE_S = 20.0
 SECRET = "0123456789abcdef"

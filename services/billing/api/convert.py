@@ -25,7 +25,7 @@ from services.billing.calendar import Month
 from services.billing.convert import money_to_proto
 from services.billing.ledger.chain import EntryRow
 from services.billing.ledger.entries import Balances
-from services.billing.prices.methods import METHOD_OF_KIND
+from services.billing.prices.method_keys import METHOD_OF_KIND
 from services.billing.prices.pricing import Price, QuantityInvalid, Work
 from services.billing.usage.costs import CostRow, Dimension
 from services.billing.usage.records import UsageKind, UsageRecord

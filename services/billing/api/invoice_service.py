@@ -31,8 +31,8 @@ from services.billing.invoices.convert import (
 )
 from services.billing.invoices.documents.formats import Document, render
 from services.billing.invoices.store import InvoiceStore
-from services.billing.usage.pages import Position
 from services.billing.usage.store import UsageStore
+from services.billing.usage.usage_pages import Position
 
 OPERATOR, ADMIN = "operator", "admin"
 

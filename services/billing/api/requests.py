@@ -22,8 +22,8 @@ from services.billing.config import BillingSettings
 from services.billing.invoices.convert import invoice_name, party_from_proto
 from services.billing.invoices.crediting import Correction
 from services.billing.terms import Party
-from services.billing.usage.pages import EARLIEST, LATEST, UsageFilter
 from services.billing.usage.records import UsageKind
+from services.billing.usage.usage_pages import EARLIEST, LATEST, UsageFilter
 
 _FRAME_BYTES = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.billing.config import BillingSettings
 from services.billing.prices.catalogue import book_paths, book_text
-from services.billing.prices.methods import METHODS
+from services.billing.prices.method_keys import METHODS
 from services.billing.prices.parse import read_book
 from services.billing.prices.pricebook import BookConflict, PriceBook, refuse_conflict
 from services.billing.prices.pricing import OWING_ENDINGS, in_dollars

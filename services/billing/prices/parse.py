@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from services.billing.prices.methods import METHODS
+from services.billing.prices.method_keys import METHODS
 from services.billing.prices.pricebook import (
     ClusterRate,
     HostingRate,

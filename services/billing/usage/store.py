@@ -12,8 +12,8 @@ from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 from services.billing.usage.batch import Terms, UsageBatch
 from services.billing.usage.costs import CostRow, Dimension
-from services.billing.usage.pages import Position, UsageFilter, UsagePage
 from services.billing.usage.records import UsageKind, UsageRecord
+from services.billing.usage.usage_pages import Position, UsageFilter, UsagePage
 
 _queries = load_queries(Path(__file__).parent / "queries.sql")
 _COLUMNS = tuple(field.name for field in fields(UsageRecord))

@@ -14,7 +14,7 @@ from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
 from chassis.objects.object_store import ObjectStore
 from chassis.paging import read_page
-from chassis.rpc.streams import whole
+from chassis.rpc.request_stream import whole
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.gateway.api import convert

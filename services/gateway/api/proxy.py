@@ -11,7 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from chassis.rpc.channel import NO_DEADLINE
 from chassis.rpc.guard import Handler
-from chassis.rpc.streams import whole
+from chassis.rpc.request_stream import whole
 
 # A stream by this name lasts as long as what it watches.
 _WATCH = "Watch"

@@ -12,7 +12,7 @@ from chassis.identity import current_caller
 from chassis.names import own_name, own_parent, parse_name
 from chassis.objects.object_store import ObjectStore
 from chassis.paging import TIME_KINDS, read_page
-from chassis.rpc.streams import whole
+from chassis.rpc.request_stream import whole
 from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert

@@ -17,8 +17,8 @@ from chassis.identity import Caller, current_caller
 from chassis.ids import SystemIds
 from chassis.process import Process
 from chassis.rpc.channel import open_channel
+from chassis.rpc.request_stream import whole
 from chassis.rpc.server import ServerBuilder
-from chassis.rpc.streams import whole
 from chassis.settings import ChassisSettings
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceStub
 from finemesh.files.v1 import file_pb2, file_service_pb2

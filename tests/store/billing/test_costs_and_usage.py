@@ -11,9 +11,9 @@ from services.billing.calendar import Month
 from services.billing.config import BillingSettings
 from services.billing.invoices import invoicing
 from services.billing.usage.costs import CostRow, Dimension
-from services.billing.usage.pages import UsageFilter
 from services.billing.usage.records import UsageKind, UsageRecord
 from services.billing.usage.store import UsageStore
+from services.billing.usage.usage_pages import UsageFilter
 from tests.store.billing.world import LARGE, NOW, USD, World, ended, evaluate, minute, served, train, whole_run
 
 FIRST, LAST = date(2026, 11, 1), date(2026, 11, 30)

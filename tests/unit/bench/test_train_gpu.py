@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench.train import gpu
+from bench.train.bench_rows import gpu_rows, tokens_in
 from bench.train.gpu_shapes import GPU_SHAPES, GPU_TRL_SETTINGS, OUR_SETTINGS, WARM_STEPS, mfu, peak_flops
-from bench.train.rows import gpu_rows, tokens_in
 
 
 def results(speed: float, loss: float = 11.0) -> list[dict[str, Any]]:

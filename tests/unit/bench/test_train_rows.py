@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.train import rows as bench_rows
+from bench.train import bench_rows
+from bench.train.bench_rows import END_ID, IGNORED, Row
 from bench.train.buckets import buckets
-from bench.train.rows import END_ID, IGNORED, Row
 from bench.train.shapes import CONTEXT_LENGTH, HELD_OUT, LENGTH_MEDIAN, SHAPES
 from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings

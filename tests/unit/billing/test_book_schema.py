@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from services.billing.prices.methods import METHODS
+from services.billing.prices.method_keys import METHODS
 from services.billing.prices.parse import read_book
 from services.billing.prices.pricing import FACTORS_DONE, OWING_ENDINGS
 from services.billing.prices.yaml import AMOUNT_USD_MAX, BILLIONS_MAX, ENTRIES_MAX, WORDS_CHARS_MAX, BookInvalid

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import output as output_module
+from deploy.local import process_output as output_module
 from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.folder import DataFolder, StackRunning
-from deploy.local.output import Output
 from deploy.local.ports import HOST, PORT_MAX, PORT_MIN, PortClaims, is_free
 from deploy.local.postgres import role_statements
+from deploy.local.process_output import Output
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.billing.meter import ORGANIZATIONS, STEP_TOKENS, USAGES_PER_JOB, job, organization, project
 from bench.billing.stage import Stage, stage
+from bench.billing.usage_source import ORGANIZATIONS, STEP_TOKENS, USAGES_PER_JOB, job, organization, project
 from bench.report import last_line, machine, spread
 from chassis.identity import Caller, acting_as
 from chassis.rpc.channel import open_channel
@@ -91,7 +91,7 @@ async def run_round(on: Stage, round_number: int, events: int, events_per_s: flo
         "events_per_s": events_per_s,
     }
     meter = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.billing.meter", json.dumps(plan), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "bench.billing.usage_source", json.dumps(plan), stdout=asyncio.subprocess.PIPE
     )
     records = events * CALLS * 2 + JOBS * USAGES_PER_JOB
     booked_at: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""The other side of `bench billing.events`: a service that emits usage as inference does, in a process of its own.
+"""The other side of the benchmark `events`: a service that emits usage as inference does, in a process of its own.
 
-`python -m bench.billing.meter PLAN` reads a JSON plan and prints JSON with the moment at which each event was committed
-to the outbox. Messages are built beforehand, as inference has them in hand when it commits.
+`python -m bench.billing.usage_source PLAN` reads a JSON plan and prints JSON with the moment at which each event was
+committed to the outbox. Messages are built beforehand, as inference has them in hand when it commits.
 """
 
 from __future__ import annotations
