@@ -14,22 +14,25 @@ import structlog
 
 from chassis.backoff import Backoff
 from chassis.db.bounded_pool import BoundedPool, PoolExhausted
+from chassis.db.text import json_to_text, text_to_bytes
 from chassis.settings import ChassisSettings
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
-# Raised when the database is away, restarting, out of slots, or chose us as a deadlock victim.
-_AWAY: tuple[type[Exception], ...] = (
-    OSError,
-    TimeoutError,
-    PoolExhausted,
+# What PostgreSQL and its client say when the database is away, restarting, stalled, out of slots or memory, read-only
+# after a failover, or chose us as the victim of a deadlock.
+_TROUBLES: tuple[type[Exception], ...] = (
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
+    # Shutdowns, and statements that ran into their timeout: a stalled disk makes even a good statement slow.
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresIOError,
 )
 
 # As asyncpg has them: a connection is replaced after that many queries, and closed after that long without any.
@@ -69,15 +72,20 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
 def database_is_away(error: Exception) -> bool:
     """True when the error says nothing about the work itself: the same work, tried again, can succeed.
 
-    A wrong value or a statement that runs into its timeout is not that.
+    Loops and consumers try again, and calls are answered as unavailable.
     """
-    if isinstance(error, asyncpg.QueryCanceledError | asyncpg.DataError):
+    return isinstance(error, OSError | TimeoutError | PoolExhausted) or database_is_in_trouble(error)
+
+
+def database_is_in_trouble(error: BaseException) -> bool:
+    """The same of what only a database says: a wrong value or a wrong statement is not that."""
+    if isinstance(error, asyncpg.DataError):
         return False
     if isinstance(error, asyncpg.InterfaceError):
         # asyncpg has one class for a closed connection or pool, for one that its pool took back because it died between
         # two statements, and for a call with wrong arguments.
         return "clos" in str(error) or "released back to the pool" in str(error)
-    return isinstance(error, _AWAY)
+    return isinstance(error, _TROUBLES)
 
 
 async def _create_pool(settings: ChassisSettings) -> Pool:
@@ -116,4 +124,7 @@ async def _keep_session(connection: object) -> None:
 
 async def _prepare_connection(connection: Connection) -> None:
     for name in ("json", "jsonb"):
-        await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=json_to_text, decoder=json.loads)
+    await connection.set_type_codec(
+        "text", schema="pg_catalog", encoder=text_to_bytes, decoder=bytes.decode, format="binary"
+    )

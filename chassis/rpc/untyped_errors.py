@@ -3,18 +3,10 @@
 It tells the caller as little as possible: the detail belongs in the log, under the trace id.
 """
 
-import asyncpg
 import grpc
 
+from chassis.db.pool import database_is_in_trouble
 from chassis.errors import DomainError, Internal, Unavailable, unpack
-
-# The database went away under us: killed, starting or stopping. Everything else it says is a mistake of ours.
-_LOST_DATABASE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-)
 
 
 def domain_error_of(error: Exception, trace_id: str) -> DomainError:
@@ -31,4 +23,4 @@ def domain_error_of(error: Exception, trace_id: str) -> DomainError:
 def is_lost_dependency(error: BaseException) -> bool:
     """Whether trying again later may help. A plain OSError is what several refused addresses at once look like;
     its other subclasses (a missing file, a permission) are mistakes that waiting does not mend."""
-    return isinstance(error, (ConnectionError, TimeoutError, *_LOST_DATABASE)) or type(error) is OSError
+    return isinstance(error, ConnectionError | TimeoutError) or type(error) is OSError or database_is_in_trouble(error)

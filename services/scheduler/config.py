@@ -49,6 +49,9 @@ class SchedulerSettings(ChassisSettings):
     report_metrics_max: int = Field(default=1000, ge=1, description="Metrics and usage records in one report.")
 
     validations_concurrent_max: int = Field(default=4, ge=1, description="Jobs that are analysed at the same time.")
+    validation_defects_max: int = Field(
+        default=5, ge=1, description="Unexpected errors of one job's validation before it is set aside as failed."
+    )
     claim_duration_s: float = Field(
         default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
     )

@@ -9,7 +9,8 @@ from datetime import timedelta
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import DomainError
+from chassis.db.pool import database_is_away
+from chassis.errors import DomainError, Internal
 from chassis.ids import Ids
 from chassis.rounds import run_rounds
 from finemesh.holds.v1 import hold_service_pb2
@@ -50,8 +51,11 @@ class Releaser:
         request = hold_service_pb2.ReleaseHoldRequest(resource=job_name(job))
         try:
             await self._peers.holds.ReleaseHold(request, timeout=self._settings.peer_deadline_s)
-        except DomainError as error:
+        except Exception as failure:
+            if database_is_away(failure):
+                raise
             # Whatever billing says, money must not stay held for a job that is over: ask again until it agrees.
+            error = failure if isinstance(failure, DomainError) else Internal("INTERNAL", type(failure).__name__)
             waiting = peer_errors.waiting_of(error, "billing", job.service_failures + 1)
             log.warning("hold_release_postponed", job=job.job_id, error=str(error))
             wake_at = self._database.now() + timedelta(seconds=waiting.delay_s)

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import DomainError
+from chassis.db.pool import database_is_away
+from chassis.errors import DomainError, Internal
 from chassis.ids import Ids
 from chassis.rounds import run_rounds
 from finemesh.holds.v1 import hold_service_pb2
@@ -77,7 +78,24 @@ class Validator:
         except _ClaimLost:
             log.info("validation_claim_lost", job=job.job_id)
             await ClaimStore(self._database.pool).free(job)
+        except Exception as error:
+            if database_is_away(error):
+                raise
+            await self._set_aside(job, error)
         return True
+
+    async def _set_aside(self, job: ValidationClaim, error: Exception) -> None:
+        """An error that nobody expected is this job's alone: it is tried again a few times, and nobody waits for it."""
+        failures = job.service_failures + 1
+        log.error("validation_failed", job=job.job_id, failures=failures, exc_info=error)
+        try:
+            if failures >= self._settings.validation_defects_max:
+                why = f"validation failed {failures} times ({type(error).__name__}); nothing is charged"
+                await self._apply_refusal(job, JobFailure(reason="INTERNAL", message=why, platform_fault=True))
+            else:
+                await self._postpone(job, Internal("INTERNAL", "an unexpected error"), "validation", failures)
+        except _ClaimLost:
+            log.info("validation_claim_lost", job=job.job_id)
 
     async def _claim(self) -> ValidationClaim | None:
         claim, now = self._ids.uuid(), self._database.now()
@@ -165,6 +183,9 @@ class Validator:
         if verdict is peer_errors.Verdict.REFUSE:
             await self._apply_refusal(job, peer_errors.failure_of(error))
             return
+        await self._postpone(job, error, service, failures)
+
+    async def _postpone(self, job: ValidationClaim, error: DomainError, service: str, failures: int) -> None:
         waiting = peer_errors.waiting_of(error, service, failures)
         log.warning("validation_postponed", job=job.job_id, service=service, error=str(error), failures=failures)
         async with self._database.writing() as connection:

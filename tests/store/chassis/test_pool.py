@@ -103,3 +103,11 @@ async def test_work_that_holds_a_connection_gets_no_second_one(world: World) -> 
 async def _after(work: Callable[[], Awaitable[None]], event: asyncio.Event) -> None:
     await event.wait()
     await work()
+
+
+async def test_text_that_no_column_can_hold_is_stored_with_replacements(world: World) -> None:
+    bad, kept = "a\0b\ud800c\N{SNOWMAN}", "a\ufffdb\ufffdc\N{SNOWMAN}"
+    async with world.pool.acquire() as connection:
+        assert await connection.fetchval("SELECT $1::text", bad) == kept
+        read = await connection.fetchval("SELECT $1::jsonb", {bad: [bad, 1, "\\u0000", "\U0001f600"]})
+        assert read == {kept: [kept, 1, "\\u0000", "\U0001f600"]}

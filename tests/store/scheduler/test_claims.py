@@ -4,11 +4,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from chassis.errors import Internal, Unavailable
+from chassis.errors import Internal, InvalidArgument, Unavailable
 from finemesh.billing.v1 import billing_service_pb2
+from finemesh.events.v1 import tuning_events_pb2
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
-from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.job import EventKind, JobRef
 from services.scheduler.jobs.lifecycle import JobState, JobTransition
 from services.scheduler.pipelines.hold_releaser import Releaser
 from services.scheduler.pipelines.validator import Validator
@@ -141,3 +142,60 @@ async def test_a_service_with_a_defect_is_given_up_in_the_end(world: World) -> N
     assert tuning_job_pb2.JobError.FromString(job.error or b"").platform_fault
     (ended,) = await world.events("tuning.job.ended", ref)
     assert ended.usage_record_count == 0
+
+
+async def test_a_refusal_that_cannot_be_stored_as_it_is_refuses_the_job(world: World) -> None:
+    ref, holds = await world.new_job(), Holds()
+    holds.error = InvalidArgument("DATASET_INVALID", "line 3: unexpected 'a\0b'")
+    await validator(world, holds).validate_one()
+    assert (await world.job(ref)).state is JobState.FAILED
+    lines = await world.pool.fetch("SELECT message FROM job_events WHERE job_id = $1 ORDER BY sequence", ref.job_id)
+    assert lines[-1]["message"] == "refused: line 3: unexpected 'a\ufffdb'"
+    async with world.database.writing() as connection:
+        line = (EventKind.STATE_CHANGED, "template says 'a\0b'", None)
+        await world.jobs.add_lines(connection, ref, JobState.FAILED, [line])
+    assert await world.pool.fetchval("SELECT message FROM job_events ORDER BY sequence DESC") == (
+        "template says 'a\ufffdb'"
+    )
+
+
+async def test_a_job_that_always_fails_is_set_aside_and_the_others_go_on(world: World) -> None:
+    poison, holds = await world.new_job(), Holds()
+    other = await world.new_job()
+    worker = validator(world, holds)
+
+    class Poisoned(Counter):
+        async def counts(self, spec: object, inputs: object) -> tuning_job_pb2.DatasetCounts:
+            if (await world.pool.fetchval("SELECT claim_token FROM jobs WHERE job_id = $1", poison.job_id)) is not None:
+                raise ZeroDivisionError
+            return await super().counts(spec, inputs)
+
+    counter: Any = Poisoned()
+    worker._analyzer = counter
+    for number in range(world.settings.validation_defects_max):
+        assert (await world.job(poison)).state is JobState.VALIDATING, number
+        while await worker.validate_one():
+            pass
+        world.clock.jump(60)
+    assert (await world.job(other)).state is JobState.QUEUED
+    failed = await world.job(poison)
+    assert failed.state is JobState.FAILED
+    (event,) = await world.events("tuning.job.ended", poison)
+    assert event.ending == tuning_events_pb2.TUNING_JOB_ENDING_PLATFORM_FAILURE
+
+
+async def test_a_release_that_fails_by_a_defect_is_asked_again(world: World) -> None:
+    ref, holds = await world.new_job(), Holds()
+    await validator(world, holds).validate_one()
+    await world.pool.execute("UPDATE jobs SET release_pending = true WHERE job_id = $1", ref.job_id)
+    worker = releaser(world, holds)
+
+    async def fail(request: object, *, timeout: float) -> None:
+        raise ZeroDivisionError
+
+    answer, holds.ReleaseHold = holds.ReleaseHold, fail  # type: ignore[method-assign,assignment]
+    assert await worker.release_one()
+    holds.ReleaseHold = answer  # type: ignore[method-assign]
+    world.clock.jump(60)
+    assert await worker.release_one()
+    assert len(holds.released) == 1

@@ -6,7 +6,17 @@ from google.protobuf.message import DecodeError
 
 from chassis.bus.verdict import Verdict, dependency_is_away, judge
 from chassis.db.pool import database_is_away
-from chassis.errors import Aborted, DataLoss, DomainError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from chassis.errors import (
+    Aborted,
+    DataLoss,
+    DomainError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
 
 SETTINGS = ChassisSettings(
@@ -58,12 +68,20 @@ def test_only_a_dependency_that_is_away_excuses() -> None:
         asyncpg.AdminShutdownError("x"),
         asyncpg.TooManyConnectionsError("x"),
         asyncpg.DeadlockDetectedError("x"),
+        asyncpg.SerializationError("x"),
+        asyncpg.QueryCanceledError("canceling statement due to statement timeout"),
+        asyncpg.LockNotAvailableError("x"),
+        asyncpg.IdleInTransactionSessionTimeoutError("x"),
+        asyncpg.ReadOnlySQLTransactionError("x"),
+        asyncpg.PostgresIOError("x"),
         asyncpg.InterfaceError("connection is closed"),
         asyncpg.InterfaceError("cannot call Connection.fetch(): connection has been released back to the pool"),
     ],
 )
-def test_database_away(error: DomainError) -> None:
+def test_database_away(error: Exception) -> None:
+    """Loops try again, and callers are told to."""
     assert database_is_away(error)
+    assert isinstance(domain_error_of(error, "trace"), Unavailable)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +90,14 @@ def test_database_away(error: DomainError) -> None:
         asyncpg.UniqueViolationError("x"),
         asyncpg.UndefinedColumnError("x"),
         asyncpg.DataError("value out of range"),
-        asyncpg.QueryCanceledError("statement timeout"),
         asyncpg.InterfaceError("the server expects 2 arguments for this query, 3 were passed"),
         ValueError(),
     ],
 )
-def test_not_the_databases_absence(error: DomainError) -> None:
+def test_not_the_databases_absence(error: Exception) -> None:
     assert not database_is_away(error)
+    assert isinstance(domain_error_of(error, "trace"), Internal)
+
+
+def test_a_missing_file_is_no_lost_dependency() -> None:
+    assert isinstance(domain_error_of(FileNotFoundError(), "trace"), Internal)
