@@ -43,6 +43,9 @@ class SchedulerSettings(ChassisSettings):
     )
     wandb_offline: bool = Field(default=False, description="The nodes keep such runs as files; no key is needed.")
 
+    attempt_progress_s_max: float = Field(
+        default=6 * 3600.0, gt=0, description="The lease of an attempt that finished no step for longer is not renewed."
+    )
     attempts_max: int = Field(default=10, ge=1, description="Failures in a row without a new checkpoint in between.")
     checkpoints_kept_max: int = Field(default=3, ge=1, description="Newest checkpoints of a job that are kept.")
     obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")

@@ -62,6 +62,9 @@ class TrainerSettings(ChassisSettings):
     )
     child_module: str = Field(default="services.trainer.train.main", description="What a training child runs.")
     child_line_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest event line of a child.")
+    child_ending_s_max: float = Field(
+        default=30.0, gt=0, description="A child that is killed is dead by then, or its device is set aside."
+    )
     child_silence_s_max: float = Field(default=3600.0, gt=0, description="A child without an event is hung after it.")
     warm_memory_bytes_max: int = Field(
         default=4 * 1024**3, ge=0, description="What children waiting with loaded libraries may hold; 0: none waits."

@@ -4,7 +4,7 @@ The script is JSON in the training file of the spec: {"steps": 4, "checkpoint_ev
 "..."}. It speaks the real child's events and knows nothing of torch. `stop_in_step` is a step (from 0) in whose middle
 it is asked to stop, however long that takes. Crash points: kill_at_step, exit_at_step, hang_at_step, garbage_at_step,
 fail_user_at_step, fail_platform_at_step (with a `cause`), corrupt_checkpoint, stop_unasked_at_step; `grandchild` leaves
-a process behind that holds the output open.
+a process behind that holds the output open, `daemon` one outside of the child's group.
 """
 
 import argparse
@@ -93,6 +93,8 @@ class FakeRun:
         return self.export()
 
     def note_pid(self) -> None:
+        if self.script.get("daemon"):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
         if self.script.get("grandchild"):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         if "pid_file" in self.script:

@@ -10,6 +10,7 @@ from services.scheduler.attempts.convert import checkpoint_key_prefix, model_key
 from services.scheduler.jobs.convert import job_name
 from services.scheduler.nodes.node import AssignmentRecord, Beat, DeviceFacts, NodeRegistration
 
+REASON_CHARS_MAX = 500
 # Where the processes of a gang meet, on its leading node.
 GANG_PORT_MIN = 29_400
 GANG_PORT_COUNT = 600
@@ -44,6 +45,7 @@ def registration_from_proto(message: node_service_pb2.RegisterNodeRequest, devic
                 hardware_type=device.hardware_type,
                 memory_bytes=device.memory_bytes,
                 uuid=device.uuid,
+                set_aside_reason=device.set_aside_reason[:REASON_CHARS_MAX],
             )
             for device in message.devices
         ),

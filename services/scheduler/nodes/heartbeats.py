@@ -89,5 +89,9 @@ class Heartbeats:
                 )
             if beat.lease_tokens:
                 await AllocationStore(connection).renew_leases(
-                    beat.node, beat.incarnation, beat.lease_tokens, self._settings.lease_duration_s
+                    beat.node,
+                    beat.incarnation,
+                    beat.lease_tokens,
+                    duration_s=self._settings.lease_duration_s,
+                    progress_s_max=self._settings.attempt_progress_s_max,
                 )

@@ -12,6 +12,8 @@ class DeviceFacts:
     hardware_type: str
     memory_bytes: int
     uuid: str
+    # Why nobody gets the device; empty for one that may be given out.
+    set_aside_reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,17 +21,21 @@ SET
 -- Marks all devices of a node as absent; the registration then names those that are there.
 UPDATE devices SET present = false WHERE node = :node;
 
--- name: upsert_devices(node, indices, hardware_types, memory_bytes, uuids)!
+-- name: upsert_devices(node, indices, hardware_types, memory_bytes, uuids, set_aside_reasons)!
 -- Records the devices that a node has.
-INSERT INTO devices (node, device_index, hardware_type, memory_bytes, uuid, present)
-SELECT :node::text, device.device_index, device.hardware_type, device.memory_bytes, device.uuid, true
-FROM unnest(:indices::integer[], :hardware_types::text[], :memory_bytes::bigint[], :uuids::text[])
-    AS device (device_index, hardware_type, memory_bytes, uuid)
+INSERT INTO devices (node, device_index, hardware_type, memory_bytes, uuid, present, set_aside_reason)
+SELECT
+    :node::text, device.device_index, device.hardware_type, device.memory_bytes, device.uuid, true,
+    device.set_aside_reason
+FROM unnest(
+    :indices::integer[], :hardware_types::text[], :memory_bytes::bigint[], :uuids::text[], :set_aside_reasons::text[]
+) AS device (device_index, hardware_type, memory_bytes, uuid, set_aside_reason)
 ON CONFLICT (node, device_index) DO UPDATE
 SET
     hardware_type = excluded.hardware_type,
     memory_bytes = excluded.memory_bytes,
     uuid = excluded.uuid,
+    set_aside_reason = excluded.set_aside_reason,
     present = true;
 
 -- name: see_node(node, incarnation)^

@@ -5,6 +5,8 @@ Whatever changes a node's state ends or keeps its leases in the same transaction
 
 from datetime import datetime, timedelta
 
+import structlog
+
 from chassis.db.pool import Connection
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
@@ -15,6 +17,8 @@ from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, node_topic
 from services.scheduler.watching.store import NotificationStore
+
+log = structlog.get_logger(__name__)
 
 READY = "READY"
 LOST = "LOST"
@@ -31,6 +35,9 @@ class NodeRegistry:
         async with self._database.writing() as connection:
             known = await NodeStore(connection).lock(node)
             await NodeStore(connection).register(registration)
+            for device in registration.devices:
+                if device.set_aside_reason:
+                    log.warning("device_set_aside", node=node, device=device.index, reason=device.set_aside_reason)
             await self._tell(connection, node, READY)
             if known is not None and known != registration.incarnation:
                 at = await AllocationStore(connection).time()

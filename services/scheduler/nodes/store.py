@@ -39,6 +39,7 @@ class NodeStore:
             hardware_types=[device.hardware_type for device in devices],
             memory_bytes=[device.memory_bytes for device in devices],
             uuids=[device.uuid for device in devices],
+            set_aside_reasons=[device.set_aside_reason for device in devices],
         )
 
     async def see(self, node: str, incarnation: str) -> str | None:

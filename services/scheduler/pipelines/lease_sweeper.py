@@ -64,7 +64,7 @@ class Sweeper:
     async def _end(self, lease: Lease, at: datetime) -> None:
         async with self._database.writing() as connection:
             if lease.ref is not None:
-                why = "the node was lost, or lost its lease"
+                why = "the node was lost, lost its lease, or made no progress for too long"
                 ended = await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at)
             else:
                 ended = await AllocationStore(connection).release_expired(

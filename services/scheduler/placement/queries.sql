@@ -3,14 +3,17 @@
 SELECT now();
 
 -- name: list_device_groups(memory_s, page_size)
--- The devices by node and type with those that have no owner; nodes that are away for long do not count.
+-- The devices by node and type with those that may be given out; nodes that are away for long do not count.
 SELECT
     devices.node,
     devices.hardware_type,
     min(devices.memory_bytes) AS memory_bytes,
     array_agg(devices.device_index ORDER BY devices.device_index) AS indices,
     coalesce(
-        array_agg(devices.device_index ORDER BY devices.device_index) FILTER (WHERE owned.lease_token IS NULL), '{}'
+        array_agg(devices.device_index ORDER BY devices.device_index) FILTER (
+            WHERE owned.lease_token IS NULL AND devices.set_aside_reason = ''
+        ),
+        '{}'
     ) AS free,
     nodes.state = 'READY' AND nodes.heartbeat_stream IS NOT NULL AS ready,
     nodes.incarnation
@@ -71,8 +74,8 @@ UPDATE allocations
 SET expires_at = now() + make_interval(secs => :duration_s)
 WHERE lease_token = :lease_token AND owner = :owner AND kind = 'SERVING' AND released_at IS NULL;
 
--- name: renew_leases(node, incarnation, lease_tokens, duration_s)
--- Renews in one statement every training lease that this incarnation works on.
+-- name: renew_leases(node, incarnation, lease_tokens, duration_s, progress_s_max)
+-- Renews in one statement every training lease that this incarnation works on, unless its attempt stands still.
 UPDATE allocations
 SET expires_at = now() + make_interval(secs => :duration_s)
 WHERE
@@ -81,6 +84,16 @@ WHERE
     AND kind = 'TRAINING'
     AND released_at IS NULL
     AND lease_token = ANY(:lease_tokens::bigint[])
+    AND NOT EXISTS (
+        SELECT
+        FROM jobs
+        JOIN attempts ON attempts.lease_token = jobs.lease_token
+        WHERE
+            jobs.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
+            AND greatest(
+                attempts.create_time, CASE WHEN jobs.progress_token = jobs.lease_token THEN jobs.progress_time END
+            ) < now() - make_interval(secs => :progress_s_max)
+    )
 RETURNING lease_token;
 
 -- name: expire_node_leases(node, at)!

@@ -97,10 +97,18 @@ class AllocationStore:
         )
         return affected(status) > 0
 
-    async def renew_leases(self, node: str, incarnation: str, tokens: Sequence[int], duration_s: float) -> set[int]:
-        """For all training of a node at once; the tokens that are still in force."""
+    async def renew_leases(
+        self, node: str, incarnation: str, tokens: Sequence[int], *, duration_s: float, progress_s_max: float
+    ) -> set[int]:
+        """For all training of a node at once; the tokens that were renewed. Those of attempts that finished no step for
+        longer than `progress_s_max` are not."""
         rows = _QUERIES.renew_leases(
-            self._connection, node=node, incarnation=incarnation, lease_tokens=list(tokens), duration_s=duration_s
+            self._connection,
+            node=node,
+            incarnation=incarnation,
+            lease_tokens=list(tokens),
+            duration_s=duration_s,
+            progress_s_max=progress_s_max,
         )
         return {row["lease_token"] async for row in rows}
 

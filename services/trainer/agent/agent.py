@@ -88,12 +88,14 @@ class Agent:
 
     async def _register(self) -> float:
         """The interval between heartbeats, in seconds."""
+        self._assignments.device_lost.clear()
         devices = [
             node_pb2.Device(
                 index=device.index,
                 hardware_type=device.hardware_type,
                 memory_bytes=device.memory_bytes,
                 uuid=device.uuid,
+                set_aside_reason=self._assignments.set_aside.get(device.index, ""),
             )
             for device in self._kit.devices.values()
         ]
@@ -115,17 +117,19 @@ class Agent:
         return max(interval_s, 0.01)
 
     async def _keep_in_touch(self, interval_s: float) -> None:
-        """Until the stream breaks (DomainError) or the agent stops."""
+        """Until the stream breaks (DomainError), a device is set aside or the agent stops."""
         stream = self._kit.stub.Heartbeat(timeout=NO_DEADLINE)
         hearing = asyncio.create_task(self._hear_responses(stream))
         sending = asyncio.create_task(self._send_heartbeats(stream, interval_s))
+        losing = asyncio.create_task(self._assignments.device_lost.wait())
         try:
-            await asyncio.wait((hearing, sending), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((hearing,), timeout=_REASON_WAIT_S)
+            await asyncio.wait((hearing, sending, losing), return_when=asyncio.FIRST_COMPLETED)
+            if not losing.done():
+                await asyncio.wait((hearing,), timeout=_REASON_WAIT_S)
         finally:
-            hearing.cancel()
-            sending.cancel()
-            await asyncio.wait((hearing, sending))
+            for task in (hearing, sending, losing):
+                task.cancel()
+            await asyncio.wait((hearing, sending, losing))
             stream.cancel()
         for task in (hearing, sending):
             error = None if task.cancelled() else task.exception()

@@ -19,7 +19,10 @@ ENDED_TOKENS_MAX = 10_000
 
 
 class Assignments:
-    """`reconcile` after every heartbeat until `stop`; then `finish` waits for the last reports."""
+    """`reconcile` after every heartbeat until `stop`; then `finish` waits for the last reports.
+
+    `set_aside` says why a device is not used any more, by its index; `device_lost` is set whenever one is added.
+    """
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
@@ -29,6 +32,8 @@ class Assignments:
         self._device_locks = {index: asyncio.Lock() for index in kit.devices}
         self._abandoned_tokens: set[int] = set()
         self._is_stopping = False
+        self.set_aside: dict[int, str] = {}
+        self.device_lost = asyncio.Event()
 
     @property
     def lease_tokens(self) -> list[int]:
@@ -92,8 +97,13 @@ class Assignments:
         except Exception:
             log.exception("attempt_broke", lease_token=attempt.token)
         finally:
-            for lock in taken:
-                lock.release()
+            if attempt.stuck:
+                # Its process is still there: the locks stay taken, and the scheduler is told.
+                self.set_aside |= dict.fromkeys(device_indices, attempt.stuck)
+                self.device_lost.set()
+            else:
+                for lock in taken:
+                    lock.release()
             self.warm_free_devices()
 
     def _abandon(self, token: int) -> None:

@@ -17,7 +17,7 @@ from services.trainer.attempt.kit import Kit
 from services.trainer.attempt.leader import Leader
 from services.trainer.attempt.reporter import AttemptOver, Ending, LeaseLostError, Reporter, ReportRefusedError
 from services.trainer.attempt.role import Role
-from services.trainer.child.training_child import Child, ChildProtocolError
+from services.trainer.child.training_child import Child, ChildProtocolError, ChildStuckError
 from services.trainer.inputs.convert import job_id_of
 from services.trainer.inputs.fetch import fetch_hub_start, fetch_inputs
 from services.trainer.inputs.spec_file import write_spec
@@ -44,6 +44,8 @@ class Attempt:
         self._secrets = FetchedSecrets(assignment.lease, kit.stub, kit.settings, kit.clock)
         self._role = _role_for(assignment, kit, self._reporter, self._secrets)
         self._child: Child | None = None
+        # Why the devices are not free when the attempt is over; empty when they are.
+        self.stuck = ""
         self._interrupted: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
     @property
@@ -108,6 +110,10 @@ class Attempt:
             return await self._train(folder)
         except AttemptOver as over:
             return over.ending
+        except ChildStuckError as error:
+            self._log.error("child_stuck", detail=str(error))
+            self.stuck = str(error)
+            return convert.platform_fault_to_proto(str(error), cause="child_stuck")
         except ChildProtocolError as error:
             return convert.platform_fault_to_proto(str(error))
         except DomainError as error:
@@ -155,6 +161,7 @@ class Attempt:
             threads=settings.threads_per_child,
             gpu_uuid=",".join(device.uuid for device in devices if device.uuid),
             line_bytes_max=settings.child_line_bytes_max,
+            ending_s_max=settings.child_ending_s_max,
         )
         self._log.info("child_started", child=self._child.pid, warm=warm is not None)
         return self._child

@@ -19,6 +19,10 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO
 
+import structlog
+
+log = structlog.get_logger()
+
 # What a child may see of our environment: no addresses, no credentials of the store.
 _ENVIRONMENT_NAMES = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"}
@@ -26,6 +30,8 @@ _ENVIRONMENT_NAMES = frozenset(
 _ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
 
 LAST_WORDS_LINES_MAX = 20
+# What a killed process gets to end, and its output to arrive, unless settings say otherwise.
+ENDING_S_MAX = 30.0
 LOG_LINE_CHARS_MAX = 2000
 
 _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,6 +70,19 @@ class Spawned:
         """The whole group, at once."""
         if not self.has_ended:
             _kill_group(self.pid)
+
+    async def end(self, wait_s_max: float) -> bool:
+        """Kills it and closes our ends of its streams; False when it has not ended in time, as in a stuck driver."""
+        self.kill()
+        try:
+            async with asyncio.timeout(wait_s_max):
+                await self.wait()
+        except TimeoutError:
+            log.error("process_does_not_die", child=self.pid)
+            return False
+        finally:
+            self.close()
+        return True
 
     def close(self) -> None:
         """Our ends of its streams; what was not read by now is lost. Any number of times."""

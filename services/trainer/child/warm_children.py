@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.child.training_child import Child, ChildProtocolError
+from services.trainer.child.training_child import Child, ChildProtocolError, ChildStuckError
 from services.trainer.config import TrainerSettings
 from services.trainer.node.devices import LocalDevice
 
@@ -93,6 +93,7 @@ class WarmChildren:
             threads=settings.threads_per_child,
             gpu_uuid=device.uuid,
             line_bytes_max=settings.child_line_bytes_max,
+            ending_s_max=settings.child_ending_s_max,
         )
 
     async def _is_ready(self, child: Child) -> bool:
@@ -124,7 +125,8 @@ async def _end(warming: asyncio.Task[Child | None]) -> None:
 
 async def _kill(child: Child) -> None:
     child.kill()
-    await child.wait()
+    with contextlib.suppress(ChildStuckError):
+        await child.wait()
 
 
 def resident_bytes(pid: int) -> int:

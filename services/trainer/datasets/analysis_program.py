@@ -91,9 +91,7 @@ async def _run(question: bytes, settings: TrainerSettings) -> Mapping[str, Any]:
     except TimeoutError:
         raise _too_much(f"takes longer than {settings.analysis_s_max:g} s", "analysis_s_max") from None
     finally:
-        process.kill()
-        await process.wait()
-        process.close()
+        await process.end(settings.child_ending_s_max)
     if exit_code == 0:
         return _parsed(output)
     last_words = "\n".join(errors)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from services.trainer.child.spawn import Spawned, spawn_module
+from services.trainer.child.spawn import ENDING_S_MAX, Spawned, spawn_module
 
 LINE_BYTES_MAX = 64 * 1024
 # The home of the programs, below the work folder of an attempt.
@@ -69,9 +69,7 @@ async def running(module: str, home: Path) -> AsyncIterator[Program]:
         yield Program(process)
     finally:
         drain.cancel()
-        process.kill()
-        await process.wait()
-        process.close()
+        await process.end(ENDING_S_MAX)
 
 
 def environment_of(environment: Mapping[str, str], home: Path) -> dict[str, str]:

@@ -231,6 +231,31 @@ async def test_nothing_of_a_childs_group_outlives_it(world: AgentWorld) -> None:
     await eventually(lambda: not _group_is_alive(group))
 
 
+async def test_whoever_holds_a_dead_childs_output_open_is_not_waited_for(world: AgentWorld) -> None:
+    await world.start_agent(child_ending_s_max=0.5)
+    await world.scheduler.assign(world.assignment(world.script(steps=4, kill_at_step=3, daemon=True)))
+    failed = (await world.scheduler.wait_for("finish", timeout_s=30)).failed
+    assert "signal 9" in failed.error.message
+    await world.scheduler.assign(world.assignment(world.script(steps=2), token=8))
+    assert (await world.scheduler.wait_for("finish", 2, timeout_s=30)).succeeded.step == 2
+
+
+async def test_a_child_that_does_not_die_is_reported_and_its_device_set_aside(world: AgentWorld) -> None:
+    # As a process in the kernel's uninterruptible sleep: no signal of the agent ends it.
+    patch = "from services.trainer.child import spawn\nspawn._kill_group = lambda group: None\n"
+    (world.folder / "sitecustomize.py").write_text(patch)
+    await world.start_agent(child_ending_s_max=0.5, child_silence_s_max=1.0)
+    await world.scheduler.assign(world.assignment(world.script(steps=4, hang_at_step=1)))
+    failed = (await world.scheduler.wait_for("finish", timeout_s=30)).failed
+    assert "does not die" in failed.error.message
+    assert failed.retryable
+    await world.scheduler.wait_until(lambda: len(world.scheduler.registrations) == 2)
+    first, second = world.scheduler.registrations
+    assert first.incarnation == second.incarnation
+    assert [device.set_aside_reason for device in first.devices] == [""]
+    assert "does not die" in second.devices[0].set_aside_reason
+
+
 async def test_no_folder_is_left_after_an_attempt(world: AgentWorld) -> None:
     await world.start_agent()
     await world.scheduler.assign(world.assignment(world.script(steps=2)))

@@ -7,7 +7,7 @@ import pytest
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.test_resume import beat, sweep_for
-from tests.store.scheduler.world import World
+from tests.store.scheduler.world import LIMITS, World
 
 
 @pytest.mark.parametrize("step_s", [30.0, -30.0, 86_400.0])
@@ -18,7 +18,7 @@ async def test_a_step_of_the_schedulers_own_clock_ends_no_lease(world: World, st
     world.clock.stepped_s = step_s
     async with world.database.writing() as connection:
         await world.nodes.see(connection, "n1", "i1")
-        await AllocationStore(connection).renew_leases("n1", "i1", [lease.lease_token], 10.0)
+        await AllocationStore(connection).renew_leases("n1", "i1", [lease.lease_token], **LIMITS)
     await world.sweeper.sweep()
     assert (await world.job(lease)).state is JobState.RUNNING
     left_s = await world.pool.fetchval("SELECT extract(epoch FROM expires_at - now()) FROM allocations")

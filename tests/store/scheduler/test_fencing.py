@@ -10,7 +10,7 @@ from services.scheduler.jobs.endings import Ending, JobFailure
 from services.scheduler.jobs.job import LeaseRef
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.store import AllocationStore
-from tests.store.scheduler.world import World, checkpoint, metric, model, train
+from tests.store.scheduler.world import LIMITS, World, checkpoint, metric, model, train
 
 FAILURE = JobFailure(reason="TRAINING_FAILED", message="the node's disk broke", platform_fault=True)
 USER_FAILURE = JobFailure(reason="TRAINING_INPUT_INVALID", message="loss is not a number", platform_fault=False)
@@ -58,8 +58,8 @@ async def test_an_old_token_is_not_renewed(world: World) -> None:
     new = await world.place_again(old)
     async with world.database.writing() as connection:
         tokens = [old.lease_token, new.lease_token]
-        assert await AllocationStore(connection).renew_leases("n1", "i1", tokens, 100.0) == {new.lease_token}
-        assert await AllocationStore(connection).renew_leases("n1", "other", tokens, 100.0) == set()
+        assert await AllocationStore(connection).renew_leases("n1", "i1", tokens, **LIMITS) == {new.lease_token}
+        assert await AllocationStore(connection).renew_leases("n1", "other", tokens, **LIMITS) == set()
 
 
 @pytest.mark.parametrize("name", ["progress", "checkpoint", "succeed"])

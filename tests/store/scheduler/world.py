@@ -35,6 +35,8 @@ from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import Hub
 
 PROJECT = "proj_a"
+# Of a renewal of leases.
+LIMITS = {"duration_s": 10.0, "progress_s_max": 3600.0}
 EVENTS: dict[str, type[Message]] = {
     "tuning.job.state_changed": tuning_events_pb2.TuningJobStateChanged,
     "tuning.job.ended": tuning_events_pb2.TuningJobEnded,

@@ -27,25 +27,25 @@ from finemesh.tuning.v1 import tuning_job_pb2 as finemesh_dot_tuning_dot_v1_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inemesh/nodes/v1/node.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x06\x44\x65vice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x15\n\rhardware_type\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\"l\n\x05Lease\x12\r\n\x05token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf9\x04\n\nAssignment\x12\'\n\x05lease\x18\x01 \x01(\x0b\x32\x18.finemesh.nodes.v1.Lease\x12\x36\n\rdesired_state\x18\x02 \x01(\x0e\x32\x1f.finemesh.nodes.v1.DesiredState\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x33\n\nbase_model\x18\x04 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x15\n\rbase_revision\x18\x05 \x01(\t\x12\x36\n\rtraining_file\x18\x06 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x38\n\x0fvalidation_file\x18\x07 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12:\n\x0bresume_from\x18\x08 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\x12\x16\n\x0e\x64\x65vice_indices\x18\t \x03(\x05\x12\x31\n\x06\x63ounts\x18\n \x01(\x0b\x32!.finemesh.tuning.v1.DatasetCounts\x12\x1d\n\x15\x63heckpoint_key_prefix\x18\x0b \x01(\t\x12\x18\n\x10model_key_prefix\x18\x0c \x01(\t\x12\x33\n\nstart_from\x18\r \x01(\x0b\x32\x1f.finemesh.nodes.v1.StartWeights\x12)\n\x04gang\x18\x0e \x01(\x0b\x32\x1b.finemesh.nodes.v1.GangPart\"\\\n\x08GangPart\x12\x12\n\nnode_count\x18\x01 \x01(\x05\x12\r\n\x05leads\x18\x02 \x01(\x08\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"\xa0\x01\n\x0cStartWeights\x12\x12\n\ntuning_job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x31\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12)\n\x03hub\x18\x05 \x01(\x0b\x32\x1c.finemesh.tuning.v1.HubStart\"}\n\x12\x43heckpointManifest\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x31\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\r\n\x05\x61sked\x18\x04 \x01(\x08*^\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45SIRED_STATE_RUN\x10\x01\x12\x18\n\x14\x44\x45SIRED_STATE_CANCEL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inemesh/nodes/v1/node.proto\x12\x11\x66inemesh.nodes.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x06\x44\x65vice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x15\n\rhardware_type\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x18\n\x10set_aside_reason\x18\x05 \x01(\t\"l\n\x05Lease\x12\r\n\x05token\x18\x01 \x01(\x03\x12\x12\n\ntuning_job\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf9\x04\n\nAssignment\x12\'\n\x05lease\x18\x01 \x01(\x0b\x32\x18.finemesh.nodes.v1.Lease\x12\x36\n\rdesired_state\x18\x02 \x01(\x0e\x32\x1f.finemesh.nodes.v1.DesiredState\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x33\n\nbase_model\x18\x04 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x15\n\rbase_revision\x18\x05 \x01(\t\x12\x36\n\rtraining_file\x18\x06 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x38\n\x0fvalidation_file\x18\x07 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12:\n\x0bresume_from\x18\x08 \x01(\x0b\x32%.finemesh.nodes.v1.CheckpointManifest\x12\x16\n\x0e\x64\x65vice_indices\x18\t \x03(\x05\x12\x31\n\x06\x63ounts\x18\n \x01(\x0b\x32!.finemesh.tuning.v1.DatasetCounts\x12\x1d\n\x15\x63heckpoint_key_prefix\x18\x0b \x01(\t\x12\x18\n\x10model_key_prefix\x18\x0c \x01(\t\x12\x33\n\nstart_from\x18\r \x01(\x0b\x32\x1f.finemesh.nodes.v1.StartWeights\x12)\n\x04gang\x18\x0e \x01(\x0b\x32\x1b.finemesh.nodes.v1.GangPart\"\\\n\x08GangPart\x12\x12\n\nnode_count\x18\x01 \x01(\x05\x12\r\n\x05leads\x18\x02 \x01(\x08\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"\xa0\x01\n\x0cStartWeights\x12\x12\n\ntuning_job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x31\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12)\n\x03hub\x18\x05 \x01(\x0b\x32\x1c.finemesh.tuning.v1.HubStart\"}\n\x12\x43heckpointManifest\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x31\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\r\n\x05\x61sked\x18\x04 \x01(\x08*^\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45SIRED_STATE_RUN\x10\x01\x12\x18\n\x14\x44\x45SIRED_STATE_CANCEL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.nodes.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESIREDSTATE']._serialized_start=1373
-  _globals['_DESIREDSTATE']._serialized_end=1467
+  _globals['_DESIREDSTATE']._serialized_start=1399
+  _globals['_DESIREDSTATE']._serialized_end=1493
   _globals['_DEVICE']._serialized_start=159
-  _globals['_DEVICE']._serialized_end=241
-  _globals['_LEASE']._serialized_start=243
-  _globals['_LEASE']._serialized_end=351
-  _globals['_ASSIGNMENT']._serialized_start=354
-  _globals['_ASSIGNMENT']._serialized_end=987
-  _globals['_GANGPART']._serialized_start=989
-  _globals['_GANGPART']._serialized_end=1081
-  _globals['_STARTWEIGHTS']._serialized_start=1084
-  _globals['_STARTWEIGHTS']._serialized_end=1244
-  _globals['_CHECKPOINTMANIFEST']._serialized_start=1246
-  _globals['_CHECKPOINTMANIFEST']._serialized_end=1371
+  _globals['_DEVICE']._serialized_end=267
+  _globals['_LEASE']._serialized_start=269
+  _globals['_LEASE']._serialized_end=377
+  _globals['_ASSIGNMENT']._serialized_start=380
+  _globals['_ASSIGNMENT']._serialized_end=1013
+  _globals['_GANGPART']._serialized_start=1015
+  _globals['_GANGPART']._serialized_end=1107
+  _globals['_STARTWEIGHTS']._serialized_start=1110
+  _globals['_STARTWEIGHTS']._serialized_end=1270
+  _globals['_CHECKPOINTMANIFEST']._serialized_start=1272
+  _globals['_CHECKPOINTMANIFEST']._serialized_end=1397
 # @@protoc_insertion_point(module_scope)

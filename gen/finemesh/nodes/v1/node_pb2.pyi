@@ -56,6 +56,7 @@ class Device(_message.Message):
     HARDWARE_TYPE_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     UUID_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_REASON_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """0-based index on the node."""
     hardware_type: _builtins.str
@@ -64,6 +65,8 @@ class Device(_message.Message):
     """Memory of the device."""
     uuid: _builtins.str
     """The vendor's unique id; empty for `cpu`."""
+    set_aside_reason: _builtins.str
+    """Why nothing runs on the device until the agent starts anew, such as a process that does not die; empty otherwise."""
     def __init__(
         self,
         *,
@@ -71,10 +74,11 @@ class Device(_message.Message):
         hardware_type: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         uuid: _builtins.str = ...,
+        set_aside_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_type", b"hardware_type", "index", b"index", "memory_bytes", b"memory_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_type", b"hardware_type", "index", b"index", "memory_bytes", b"memory_bytes", "set_aside_reason", b"set_aside_reason", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
