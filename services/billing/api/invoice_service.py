@@ -76,16 +76,10 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
     async def CloseInvoice(self, request: pb.CloseInvoiceRequest, context: Any) -> pb.CloseInvoiceResponse:
         current_caller().require_role(OPERATOR)
         organization_id, month = requests.invoice_of(request.name)
-        async with transaction(self._pool) as connection:
-            closed = await invoicing.close(
-                connection,
-                self._outbox,
-                self._settings.invoice_terms,
-                organization_id=organization_id,
-                month=month,
-                now=self._clock.now(),
-            )
-        self._outbox.wake()
+        terms, now = self._settings.invoice_terms, self._clock.now()
+        closed = await invoicing.close_at_once(
+            self._pool, self._outbox, terms, organization_id=organization_id, month=month, now=now
+        )
         # It is closed now, so what does not fit into a message is answered without its lines and not refused.
         fits = len(closed.content) <= requests.size_bytes_max(self._settings)
         answer = closed_invoice_to_proto(closed) if fits else closed_head_to_proto(organization_id, closed)

@@ -1,5 +1,6 @@
 """A difference between what is stored and what follows from the other rows."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -15,6 +16,14 @@ class Difference:
 
 def difference(check: str, location: str, expected: object, found: object) -> Difference:
     return Difference(check=check, location=location, expected=_shown(expected), found=_shown(found))
+
+
+def first_unequal(pairs: Iterable[tuple[str, object, object]]) -> tuple[str, str] | None:
+    """What is expected and what is found in the first of (name, recomputed, stored) whose two values differ."""
+    for name, wanted, found in pairs:
+        if wanted != found:
+            return f"{name} {wanted}", f"{name} {found}"
+    return None
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
-from services.billing.audit.difference import Difference, difference
+from services.billing.audit.difference import Difference, difference, first_unequal
 from services.billing.audit.usage_audit import wrong_month
 from services.billing.invoices.invoice import credit_note_number, invoice_number
 from services.billing.ledger.entries import credit_note
@@ -64,10 +64,8 @@ def wrong_digest(row: InvoiceRow) -> Difference | None:
 
 def wrong_values(row: InvoiceRow, where: str, pairs: Sequence[tuple[str, Any, Any]]) -> Difference | None:
     """The first of (name, recomputed, stored) that is not equal."""
-    for name, wanted, found in pairs:
-        if wanted != found:
-            return difference(INVOICES, f"{row.location}{where}", f"{name} {wanted}", f"{name} {found}")
-    return None
+    unequal = first_unequal(pairs)
+    return difference(INVOICES, f"{row.location}{where}", *unequal) if unequal is not None else None
 
 
 class CreditNotesAudit:
@@ -114,9 +112,9 @@ def wrong_credit_note(row: CreditNoteRow, closed: Collection[date]) -> Differenc
         ("time", expected.transaction_time, row.transaction_time),
         ("id", expected.id, row.entry_id),
     )
-    for name, wanted, found in pairs:
-        if wanted != found:
-            return difference(CREDIT_NOTES, where, f"{name} {wanted}", f"{name} {found}")
+    unequal = first_unequal(pairs)
+    if unequal is not None:
+        return difference(CREDIT_NOTES, where, *unequal)
     if row.billing_month is None:
         return difference(CREDIT_NOTES, where, "a billing month", None)
     month = wrong_month(row.create_time, row.billing_month, closed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
-from services.billing.audit.difference import Difference, difference
+from services.billing.audit.difference import Difference, difference, first_unequal
 from services.billing.holds.hold import HoldState
 from services.billing.ledger import entries
 from services.billing.ledger.entries import Balances, Transaction
@@ -96,9 +96,9 @@ def wrong_entries(hold: HoldRow, booked: Sequence[JobEntryRow]) -> Difference | 
             ("time", wanted.transaction_time.isoformat(), found.transaction_time.isoformat()),
             ("id", str(wanted.id), str(found.id)),
         )
-        for name, right, stored in pairs:
-            if right != stored:
-                return difference(HOLDS, found.location, f"{name} {right}", f"{name} {stored}")
+        unequal = first_unequal(pairs)
+        if unequal is not None:
+            return difference(HOLDS, found.location, *unequal)
     if len(booked) > len(expected):
         extra = booked[len(expected)]
         return difference(HOLDS, extra.location, f"no such entry: the hold is {hold.state}", extra.kind)

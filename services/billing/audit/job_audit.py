@@ -7,7 +7,7 @@ and returns the first difference.
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 
-from services.billing.audit.difference import Difference, difference
+from services.billing.audit.difference import Difference, difference, first_unequal
 from services.billing.audit.hold_audit import HOLDS, HoldRow, JobEntryRow, of_hold, wrong_entries
 from services.billing.audit.usage_audit import UsageRow, wrong_month
 from services.billing.calendar import first_of_month
@@ -103,9 +103,9 @@ class JobsAudit:
             ("billed tokens", decided.price.tokens, hold.billed_tokens),
             ("adjustment", decided.charge_nanos_usd - worth, hold.adjustment_nanos_usd),
         )
-        for name, wanted, found in pairs:
-            if wanted != found:
-                return of_hold(hold, f"{name} {wanted}", f"{name} {found}")
+        unequal = first_unequal(pairs)
+        if unequal is not None:
+            return of_hold(hold, *unequal)
         announced = hold.usage_record_count or 0
         # Only a hold that expired is settled without all its records, and that is written down.
         if len(records) > announced or (
@@ -134,9 +134,10 @@ def _wrong_unsettled(hold: HoldRow, ending: Ending | None, records: Sequence[Usa
         ("billing month", None, hold.billing_month),
         ("ended", hold.state != HoldState.HELD, hold.end_time is not None),
     )
-    for name, wanted, found in pairs:
-        if wanted != found:
-            return of_hold(hold, f"{name} {wanted} because it is {hold.state}", f"{name} {found}")
+    unequal = first_unequal(pairs)
+    if unequal is not None:
+        wanted, found = unequal
+        return of_hold(hold, f"{wanted} because it is {hold.state}", found)
     if hold.state == HoldState.RELEASED and records:
         return of_hold(hold, "no usage records, because it was released before it ran", f"{len(records)} usage records")
     announced = hold.usage_record_count or 0
@@ -164,9 +165,9 @@ def _wrong_record(
         ("billing month", first_of_month(record.usage_time), record.billing_month),
         ("entry", None, record.transaction_id),
     )
-    for name, wanted, found in pairs:
-        if wanted != found:
-            return difference(HOLDS, record.location, f"{name} {wanted}", f"{name} {found}")
+    unequal = first_unequal(pairs)
+    if unequal is not None:
+        return difference(HOLDS, record.location, *unequal)
     if before is None or not record.kind == before.kind == UsageKind.TRAINING_TOKENS:
         return None
     if record.start_step < before.end_step:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
-from services.billing.audit.difference import Difference, difference
+from services.billing.audit.difference import Difference, difference, first_unequal
 from services.billing.calendar import first_of_month
 from services.billing.ledger.entries import TransactionKind, usage_charge
 from services.billing.prices.pricebook import PriceBook
@@ -149,10 +149,8 @@ class UsageAudit:
             ("time", expected.transaction_time.isoformat(), entry.transaction_time.isoformat()),
             ("id", str(expected.id), str(entry.id)),
         )
-        for name, wanted, found in pairs:
-            if wanted != found:
-                return difference(USAGE, entry.location, f"{name} {wanted}", f"{name} {found}")
-        return None
+        unequal = first_unequal(pairs)
+        return difference(USAGE, entry.location, *unequal) if unequal is not None else None
 
     def lost(self, row: UsageRow) -> Difference:
         """A served record whose entry is not there."""

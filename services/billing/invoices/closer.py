@@ -11,7 +11,7 @@ import structlog
 from chassis.backoff import Backoff
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Pool, database_is_away, transaction
+from chassis.db.pool import Pool, database_is_away
 from chassis.rounds import run_rounds
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
@@ -63,21 +63,15 @@ class Closer:
 
     async def _close(self, organization_id: str, month: Month) -> bool:
         try:
-            async with transaction(self._pool) as connection:
-                closed = await invoicing.close(
-                    connection,
-                    self._outbox,
-                    self._settings.invoice_terms,
-                    organization_id=organization_id,
-                    month=month,
-                    now=self._clock.now(),
-                )
+            terms, now = self._settings.invoice_terms, self._clock.now()
+            closed = await invoicing.close_at_once(
+                self._pool, self._outbox, terms, organization_id=organization_id, month=month, now=now
+            )
         except Exception as error:
             if database_is_away(error):
                 raise
             # Whatever is wrong with one invoice, a crash here would keep all others from being closed.
             _log.error("invoice_not_closed", organization_id=organization_id, month=str(month), error=repr(error))
             return False
-        self._outbox.wake()
         _log.info("invoice_closed", organization_id=organization_id, month=str(month), number=closed.number)
         return True

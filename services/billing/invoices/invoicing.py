@@ -1,7 +1,7 @@
 """Drafts invoices, reads them, and closes them into documents that never change. Not pure: database, bus, protobuf.
 
-Each function runs in the caller's transaction. Closing takes the lock of the organization's chain, as whoever books
-does: what is booked before the close is on the invoice, and what comes after it goes to a later month.
+All but `close_at_once` run in the caller's transaction. Closing takes the lock of the organization's chain, as whoever
+books does: what is booked before the close is on the invoice, and what comes after it goes to a later month.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 from opentelemetry import metrics
 
 from chassis.bus.outbox import Outbox
-from chassis.db.pool import Connection
+from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import FailedPrecondition, ResourceExhausted
 from finemesh.billing.v1 import invoice_pb2
 from services.billing.calendar import Month
@@ -128,6 +128,16 @@ async def close(
     event = invoice_closed_to_proto(organization_id, closed)
     await outbox.add(connection, event, subject_name=event.invoice, key=event.invoice)
     _closed.add(1)
+    return closed
+
+
+async def close_at_once(
+    pool: Pool, outbox: Outbox, terms: InvoiceTerms, *, organization_id: str, month: Month, now: datetime
+) -> ClosedInvoice:
+    """Closes it in a transaction of its own, and sends its event on."""
+    async with transaction(pool) as connection:
+        closed = await close(connection, outbox, terms, organization_id=organization_id, month=month, now=now)
+    outbox.wake()
     return closed
 
 
