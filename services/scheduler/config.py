@@ -46,6 +46,18 @@ class SchedulerSettings(ChassisSettings):
     attempt_progress_s_max: float = Field(
         default=6 * 3600.0, gt=0, description="The lease of an attempt that finished no step for longer is not renewed."
     )
+    quarantine_window_s: float = Field(
+        default=600.0, gt=0, description="Attempts that ended within it are counted against their node."
+    )
+    quarantine_jobs_min: int = Field(
+        default=3, ge=1, description="Different jobs that fail on a node before it is put into quarantine."
+    )
+    quarantine_share_min: float = Field(
+        default=0.5, gt=0, le=1, description="Part of the attempts on a node that fails before it is put there."
+    )
+    quarantine_duration_s: float = Field(
+        default=900.0, gt=0, description="How long a node in quarantine gets no job; then it is tried again."
+    )
     attempts_max: int = Field(default=10, ge=1, description="Failures in a row without a new checkpoint in between.")
     checkpoints_kept_max: int = Field(default=3, ge=1, description="Newest checkpoints of a job that are kept.")
     obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")

@@ -40,11 +40,12 @@ class JobView:
         positions = await JobStore(pool).queue_positions([job.job_id for job in jobs])
         fleet = await AllocationStore(pool).load_fleet(self._settings.node_memory_s, self._settings.nodes_max)
         remaining_s = await JobStore(pool).list_remaining_s(now, RUNNING_JOBS_SEEN_MAX)
+        failed_nodes = await JobStore(pool).failed_nodes([job.job_id for job in jobs])
         queues = {}
         for job in jobs:
             # A job that was placed between the two reads waits for nothing any more.
             position = positions.get(job.job_id, 0)
-            need = policy.job_need(job.job_id, job.gpu_count, job.memory_bytes_min)
+            need = policy.job_need(job.job_id, job.gpu_count, job.memory_bytes_min, failed_nodes[job.job_id])
             queues[job.job_id] = Queue(
                 position=position,
                 waiting_for=policy.waiting_for(need, fleet.groups, position) if position else "",

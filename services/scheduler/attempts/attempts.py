@@ -190,7 +190,7 @@ class Attempts:
                 wake_at=self._database.now() + timedelta(seconds=delay_s),
                 failure_count=failure_count,
             )
-            await self._end_attempt(connection, ref, job, outcome, failure.message)
+            await self._end_attempt(connection, ref, job, outcome, failure.message, blames_node=counts)
             return
         final = failure
         if retryable:
@@ -205,15 +205,23 @@ class Attempts:
             error=encoded(failure_to_proto(final)),
             failure_count=job.failure_count + 1,
         )
-        await self._end_attempt(connection, ref, job, outcome, failure.message)
+        # What fails anywhere, or by the user's fault, says nothing about the node.
+        await self._end_attempt(connection, ref, job, outcome, failure.message, blames_node=counts and retryable)
         await self._jobs.end(connection, change, failed_ending(change, final))
 
     async def _end_attempt(
-        self, connection: Connection, ref: LeaseRef, job: LeasedJob, outcome: AttemptOutcome, message: str
+        self,
+        connection: Connection,
+        ref: LeaseRef,
+        job: LeasedJob,
+        outcome: AttemptOutcome,
+        message: str,
+        *,
+        blames_node: bool = False,
     ) -> None:
-        """Gives the devices of all its nodes back, which hear of it."""
+        """Gives the devices of all its nodes back, which hear of it. `blames_node`: the node may be at fault."""
         now, allocations = self._database.now(), AllocationStore(connection)
         await allocations.release(ref.lease_token, job_name(ref), now)
         followers = await allocations.release_followers(ref.lease_token, now)
-        await AttemptStore(connection).end(ref, outcome, message, now)
+        await AttemptStore(connection).end(ref, outcome, message, now, blames_node=blames_node)
         await NotificationStore(connection).notify(*(node_topic(node) for node in (job.node, *followers)))

@@ -40,10 +40,10 @@ WHERE
 -- How the attempt of this token ended; nothing while it runs or when it never was.
 SELECT outcome FROM attempts WHERE lease_token = :lease_token AND project_id = :project_id AND job_id = :job_id;
 
--- name: end_attempt(lease_token, now, outcome, message)!
+-- name: end_attempt(lease_token, now, outcome, message, blames_node)!
 -- Records how an attempt ended.
 UPDATE attempts
-SET end_time = :now, outcome = :outcome, message = :message
+SET end_time = :now, outcome = :outcome, message = :message, blames_node = :blames_node
 WHERE lease_token = :lease_token AND outcome IS NULL;
 
 -- name: list_expired(at, page_size)

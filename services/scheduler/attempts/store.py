@@ -68,13 +68,16 @@ class AttemptStore:
         outcome = await _QUERIES.get_attempt_outcome(self._connection, **vars(ref))
         return None if outcome is None else AttemptOutcome(outcome)
 
-    async def end(self, ref: LeaseRef, outcome: AttemptOutcome, message: str, now: datetime) -> None:
+    async def end(
+        self, ref: LeaseRef, outcome: AttemptOutcome, message: str, now: datetime, *, blames_node: bool
+    ) -> None:
         await _QUERIES.end_attempt(
             self._connection,
             lease_token=ref.lease_token,
             now=now,
             outcome=outcome.value,
             message=message[:MESSAGE_CHARS_MAX],
+            blames_node=blames_node,
         )
 
     async def list_expired(self, at: datetime, page_size: int) -> list[Lease]:

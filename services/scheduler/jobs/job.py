@@ -81,11 +81,12 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
-    """What a queued job asks for."""
+    """What a queued job asks for; `failed_nodes` are those on which attempts at it failed."""
 
     ref: JobRef
     gpu_count: int
     memory_bytes_min: int
+    failed_nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

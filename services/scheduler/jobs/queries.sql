@@ -48,9 +48,15 @@ FROM (
 ) AS queue
 WHERE job_id = ANY(:job_ids::text[]);
 
+-- name: list_failed_nodes(job_ids)
+-- The nodes on which attempts at these jobs failed.
+SELECT DISTINCT job_id, node FROM attempts WHERE job_id = ANY(:job_ids::text[]) AND blames_node;
+
 -- name: list_queued(now, page_size)
 -- The queue as the policy sees it: jobs that may start now, in order of arrival.
-SELECT project_id, job_id, gpu_count, memory_bytes_min
+SELECT
+    project_id, job_id, gpu_count, memory_bytes_min,
+    array(SELECT DISTINCT node FROM attempts WHERE attempts.job_id = jobs.job_id AND blames_node) AS failed_nodes
 FROM jobs
 WHERE state = 'QUEUED' AND wake_at <= :now
 ORDER BY queue_time, job_id

@@ -104,9 +104,17 @@ class JobStore:
                 ref=JobRef(project_id=row["project_id"], job_id=row["job_id"]),
                 gpu_count=row["gpu_count"],
                 memory_bytes_min=row["memory_bytes_min"],
+                failed_nodes=frozenset(row["failed_nodes"]),
             )
             async for row in _QUERIES.list_queued(self._connection, now=now, page_size=page_size)
         ]
+
+    async def failed_nodes(self, job_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        """The nodes on which attempts at these jobs failed, by job."""
+        found: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
+        async for row in _QUERIES.list_failed_nodes(self._connection, job_ids=[*job_ids]):
+            found[row["job_id"]].add(row["node"])
+        return {job_id: frozenset(nodes) for job_id, nodes in found.items()}
 
     async def list_remaining_s(self, now: datetime, page_size: int) -> list[float]:
         """What running jobs still need, less the time since they said so."""

@@ -60,6 +60,31 @@ SET state = 'LOST', heartbeat_stream = NULL
 WHERE state = 'READY' AND seen_at < :silent_since
 RETURNING node, incarnation;
 
+-- name: quarantine_nodes(window_s, jobs_min, share_min, duration_s)
+-- Puts nodes into quarantine on which, since the last one, attempts at several jobs failed, and most that ended there.
+UPDATE nodes
+SET
+    quarantined_until = now() + make_interval(secs => :duration_s),
+    quarantine_reason = failing.failed || ' of ' || failing.ended || ' attempts failed on it, of ' || failing.jobs
+        || ' jobs, within ' || round(:window_s) || ' s'
+FROM (
+    SELECT
+        attempts.node, count(*) AS ended, count(*) FILTER (WHERE attempts.blames_node) AS failed,
+        count(DISTINCT attempts.job_id) FILTER (WHERE attempts.blames_node) AS jobs
+    FROM attempts
+    JOIN nodes AS own ON own.node = attempts.node
+    WHERE
+        attempts.end_time > now() - make_interval(secs => :window_s)
+        AND attempts.end_time > coalesce(own.quarantined_until, '-infinity')
+    GROUP BY attempts.node
+) AS failing
+WHERE
+    nodes.node = failing.node
+    AND failing.jobs >= :jobs_min
+    AND failing.failed >= :share_min::double precision * failing.ended
+    AND coalesce(nodes.quarantined_until <= now(), true)
+RETURNING nodes.node, nodes.quarantine_reason;
+
 -- name: list_analyzers(page_size)
 -- Addresses of the nodes that are there, the most recently seen first.
 SELECT address FROM nodes WHERE state = 'READY' ORDER BY seen_at DESC, node LIMIT :page_size;

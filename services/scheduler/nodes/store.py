@@ -58,6 +58,15 @@ class NodeStore:
         """The nodes that are lost from now on."""
         return [row["node"] async for row in _QUERIES.lose_nodes(self._connection, silent_since=silent_since)]
 
+    async def quarantine(
+        self, *, window_s: float, jobs_min: int, share_min: float, duration_s: float
+    ) -> dict[str, str]:
+        """The nodes that get no job from now on, each with the reason."""
+        rows = _QUERIES.quarantine_nodes(
+            self._connection, window_s=window_s, jobs_min=jobs_min, share_min=share_min, duration_s=duration_s
+        )
+        return {row["node"]: row["quarantine_reason"] async for row in rows}
+
     async def list_analyzers(self, page_size: int) -> list[str]:
         """Addresses of trainers that can be asked, the most recently seen first."""
         rows = _QUERIES.list_analyzers(self._connection, page_size=page_size)

@@ -16,6 +16,7 @@ from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.registry import NodeRegistry
+from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.leases import ClockWatch
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
@@ -50,6 +51,7 @@ class Sweeper:
         if self._clock_watch.has_jumped(at, self._clock.monotonic()):
             log.warning("database_clock_jumped", detail="leases are judged again after one whole lease")
             self._absence.begin_anew()
+        await self._quarantine()
         if not self._absence.may_judge:
             return False
         async with self._database.writing() as connection:
@@ -60,6 +62,19 @@ class Sweeper:
         for lease in expired:
             await self._end(lease, at)
         return len(expired) == EXPIRED_BATCH_MAX
+
+    async def _quarantine(self) -> None:
+        """Nodes on which most jobs fail get none for a while: one that fails fast would take the whole queue."""
+        settings = self._settings
+        async with self._database.writing() as connection:
+            found = await NodeStore(connection).quarantine(
+                window_s=settings.quarantine_window_s,
+                jobs_min=settings.quarantine_jobs_min,
+                share_min=settings.quarantine_share_min,
+                duration_s=settings.quarantine_duration_s,
+            )
+        for node, reason in found.items():
+            log.error("node_quarantined", node=node, reason=reason)
 
     async def _end(self, lease: Lease, at: datetime) -> None:
         async with self._database.writing() as connection:

@@ -57,7 +57,10 @@ class Placer:
         }
         if not queue:
             return False
-        needs = [policy.job_need(owner, job.gpu_count, job.memory_bytes_min) for owner, job in queue.items()]
+        needs = [
+            policy.job_need(owner, job.gpu_count, job.memory_bytes_min, job.failed_nodes)
+            for owner, job in queue.items()
+        ]
         fleet = await AllocationStore(self._database.pool).load_fleet(
             self._settings.node_memory_s, self._settings.nodes_max
         )

@@ -24,6 +24,8 @@ class Need:
     # Empty means any.
     hardware_type: str = ""
     nodes_max: int = 1
+    # Where it failed before; it goes there only when no other node that is ready could ever take it.
+    avoided_nodes: frozenset[str] = frozenset()
 
     def part(self, nodes: int) -> "Need":
         """What each of so many nodes has to give."""
@@ -32,9 +34,15 @@ class Need:
         )
 
 
-def job_need(owner: str, gpu_count: int, memory_bytes_min: int) -> Need:
+def job_need(owner: str, gpu_count: int, memory_bytes_min: int, avoided_nodes: frozenset[str] = frozenset()) -> Need:
     """What a training job asks for: it may run on several nodes."""
-    return Need(owner=owner, count=gpu_count, memory_bytes_min=memory_bytes_min, nodes_max=GANG_NODES_MAX)
+    return Need(
+        owner=owner,
+        count=gpu_count,
+        memory_bytes_min=memory_bytes_min,
+        nodes_max=GANG_NODES_MAX,
+        avoided_nodes=avoided_nodes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +54,10 @@ class DeviceGroup:
     memory_bytes: int
     indices: frozenset[int]
     free: frozenset[int]
-    # False while the node is away: it may come back, but gets nothing now.
+    # False while the node is away or in quarantine: it may come back, but gets nothing now.
     ready: bool = True
+    # Why the node is in quarantine; empty when it is not.
+    quarantine_reason: str = ""
 
     def could_fit(self, need: Need) -> bool:
         """Whether the group, were it empty, is large enough. A device of unknown size counts as large enough."""
@@ -93,12 +103,13 @@ def place(queue: Sequence[Need], groups: Iterable[DeviceGroup]) -> list[Placemen
     reserved: set[tuple[str, str]] = set()
     placements = []
     for need in queue:
-        nodes = nodes_for(need, list(open_groups.values()))
-        chosen = choose_gang(need, nodes, [each for key, each in open_groups.items() if key not in reserved])
+        allowed = allowed_groups(need, list(open_groups.values()))
+        nodes = nodes_for(need, allowed)
+        chosen = choose_gang(need, nodes, [each for each in allowed if (each.node, each.hardware_type) not in reserved])
         if not chosen:
             # What it waits for is kept for it: later jobs would otherwise take each device as it becomes free.
             part = need.part(max(1, nodes))
-            reserved |= {key for key, each in open_groups.items() if each.ready and each.could_fit(part)}
+            reserved |= {(each.node, each.hardware_type) for each in allowed if each.ready and each.could_fit(part)}
             continue
         first, *others = [take(need, len(chosen), group) for group in chosen]
         placements.append(replace(first, followers=tuple(others)))
@@ -106,6 +117,13 @@ def place(queue: Sequence[Need], groups: Iterable[DeviceGroup]) -> list[Placemen
             left = group.free - frozenset(taken.device_indices)
             open_groups[(group.node, group.hardware_type)] = replace(group, free=left)
     return placements
+
+
+def allowed_groups(need: Need, groups: Sequence[DeviceGroup]) -> list[DeviceGroup]:
+    """The groups without those of avoided nodes, as long as others that are ready could serve the need."""
+    others = [group for group in groups if group.node not in need.avoided_nodes]
+    could_serve = nodes_for(need, [group for group in others if group.ready]) > 0
+    return others if could_serve else list(groups)
 
 
 def nodes_for(need: Need, groups: Sequence[DeviceGroup]) -> int:
@@ -159,6 +177,7 @@ def too_large(need: Need, groups: Sequence[DeviceGroup]) -> TooLarge | None:
 
 def waiting_for(need: Need, groups: Sequence[DeviceGroup], position: int) -> str:
     """Why a queued need has no devices, in words."""
+    groups = allowed_groups(need, groups)
     nodes = nodes_for(need, groups)
     part = need.part(max(1, nodes))
     words = _need_in_words(part if nodes else need)
@@ -171,6 +190,9 @@ def waiting_for(need: Need, groups: Sequence[DeviceGroup], position: int) -> str
         return f"{words}; no registered node is that large"
     ready = [group for group in fitting if group.ready]
     if not ready:
+        quarantined = next((group for group in fitting if group.quarantine_reason), None)
+        if quarantined is not None:
+            return f"{words}; {quarantined.node} is in quarantine: {quarantined.quarantine_reason}"
         return f"{words}; the nodes that could fit it are away"
     best = max(ready, key=lambda group: (len(group.free), group.node))
     status = f"{len(best.free)} of {len(best.indices)} free on {best.node}"

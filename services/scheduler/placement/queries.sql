@@ -15,14 +15,18 @@ SELECT
         ),
         '{}'
     ) AS free,
-    nodes.state = 'READY' AND nodes.heartbeat_stream IS NOT NULL AS ready,
+    nodes.state = 'READY' AND nodes.heartbeat_stream IS NOT NULL AND NOT quarantine.lasts AS ready,
+    CASE WHEN quarantine.lasts THEN nodes.quarantine_reason ELSE '' END AS quarantine_reason,
     nodes.incarnation
 FROM devices
 JOIN nodes ON nodes.node = devices.node
+CROSS JOIN LATERAL (SELECT coalesce(nodes.quarantined_until > now(), false) AS lasts) AS quarantine
 LEFT JOIN allocation_devices AS owned
     ON owned.node = devices.node AND owned.device_index = devices.device_index AND owned.released_at IS NULL
 WHERE devices.present AND nodes.seen_at >= now() - make_interval(secs => :memory_s)
-GROUP BY devices.node, devices.hardware_type, nodes.state, nodes.heartbeat_stream, nodes.incarnation
+GROUP BY
+    devices.node, devices.hardware_type, nodes.state, nodes.heartbeat_stream, nodes.incarnation,
+    nodes.quarantine_reason, quarantine.lasts
 ORDER BY devices.node, devices.hardware_type
 LIMIT :page_size;
 

@@ -38,6 +38,7 @@ class AllocationStore:
                     indices=frozenset(row["indices"]),
                     free=frozenset(row["free"]),
                     ready=row["ready"],
+                    quarantine_reason=row["quarantine_reason"],
                 )
             )
         return Fleet(groups=tuple(groups), incarnations=incarnations)
