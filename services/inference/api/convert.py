@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from chassis.names import format_name
 from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2
-from finemesh.inference.v1 import generation_pb2
+from finemesh.inference.v1 import generation_pb2, inference_service_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2
 from formats.manifests import FileDigest
 from services.inference.endpoints.convert import endpoint_name
 from services.inference.endpoints.creation import WantedEndpoint
 from services.inference.endpoints.domain import Endpoint
-from services.inference.engines.base import FinishReason, Message, Sampling, Usage
+from services.inference.engines.base import Chunk, FinishReason, Message, Sampling, Usage
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
 from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights
@@ -28,6 +29,7 @@ KINDS: Mapping[ModelKind, model_pb2.ModelKind.ValueType] = {
     ModelKind.ADAPTER: model_pb2.MODEL_KIND_ADAPTER,
     ModelKind.FULL: model_pb2.MODEL_KIND_FULL,
 }
+Delta = TypeVar("Delta", inference_service_pb2.StreamChatResponse, inference_service_pb2.StreamCompleteResponse)
 
 
 def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
@@ -148,6 +150,17 @@ def sampling_from_proto(wanted: generation_pb2.SamplingParameters, output_tokens
 def finish_reason_to_proto(reason: FinishReason | None) -> generation_pb2.FinishReason.ValueType:
     """Why a generation ended; unspecified while it goes on."""
     return FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def chunk_to_proto(message_class: type[Delta], generation_id: str, chunk: Chunk) -> Delta:
+    """The next part of a streamed answer; usage comes with the last one."""
+    done = chunk.finish_reason
+    return message_class(
+        generation_id=generation_id,
+        text_delta=chunk.text,
+        finish_reason=finish_reason_to_proto(done),
+        usage=usage_to_proto(chunk.usage) if done else None,
+    )
 
 
 def usage_to_proto(usage: Usage) -> generation_pb2.TokenUsage:

@@ -9,11 +9,10 @@ from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import FailedPrecondition, FieldViolation, NotFound, refuse_invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
-from chassis.paging import TIME_KINDS, read_page
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2, endpoint_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.inference.api import convert
-from services.inference.api.pages import before, cursor_of
+from services.inference.api.pages import own_page
 from services.inference.endpoints.creation import Creation
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent
@@ -69,11 +68,9 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
     async def ListEndpoints(
         self, request: endpoint_service_pb2.ListEndpointsRequest, context: object
     ) -> endpoint_service_pb2.ListEndpointsResponse:
-        project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        page = read_page(request, scope=f"endpoints:{project_id}", kinds=TIME_KINDS)
-        async with self._pool.acquire() as connection:
-            found = await EndpointStore(connection).page(project_id, before(page), page.row_max)
-        shown, token = page.cut(found, cursor_of)
+        shown, token = await own_page(
+            self._pool, request, "endpoints", lambda connection, *wanted: EndpointStore(connection).page(*wanted)
+        )
         return endpoint_service_pb2.ListEndpointsResponse(
             endpoints=[convert.endpoint_to_proto(endpoint) for endpoint in shown], next_page_token=token
         )

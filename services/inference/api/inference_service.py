@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 from chassis.db.pool import Pool
 from chassis.errors import FieldViolation, InvalidArgument, invalid
@@ -23,6 +24,8 @@ from services.inference.spending.spend_guard import SpendGuard
 
 ROLES = ("system", "user", "assistant")
 LISTED_MAX = 1000
+
+Answer = TypeVar("Answer", inference_service_pb2.ChatResponse, inference_service_pb2.CompleteResponse)
 
 
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -50,15 +53,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> inference_service_pb2.ChatResponse:
         messages = self._messages(request.messages)
         call = await self._call(request.model, lambda e: e.render_chat(messages), request.sampling, stream=False)
-        text, last = await self._whole(call)
-        return inference_service_pb2.ChatResponse(
-            generation_id=call.generation_id,
-            model=request.model,
-            message=generation_pb2.ChatMessage(role="assistant", content=text),
-            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
-            usage=convert.usage_to_proto(last.usage),
-            revision=call.target.revision,
-        )
+        answer, text = await self._whole(call, inference_service_pb2.ChatResponse)
+        answer.message.CopyFrom(generation_pb2.ChatMessage(role="assistant", content=text))
+        answer.revision = call.target.revision
+        return answer
 
     async def StreamChat(
         self, request: inference_service_pb2.StreamChatRequest, context: object
@@ -68,29 +66,19 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         revision = call.target.revision
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
-                done = chunk.finish_reason
-                yield inference_service_pb2.StreamChatResponse(
-                    generation_id=call.generation_id,
-                    text_delta=chunk.text,
-                    finish_reason=convert.finish_reason_to_proto(done),
-                    usage=convert.usage_to_proto(chunk.usage) if done else None,
-                    revision=revision,
-                )
-                revision = ""
+                part = convert.chunk_to_proto(inference_service_pb2.StreamChatResponse, call.generation_id, chunk)
+                # Only the first part says it.
+                part.revision, revision = revision, ""
+                yield part
 
     async def Complete(
         self, request: inference_service_pb2.CompleteRequest, context: object
     ) -> inference_service_pb2.CompleteResponse:
         prompt = self._prompt(request.prompt)
         call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=False)
-        text, last = await self._whole(call)
-        return inference_service_pb2.CompleteResponse(
-            generation_id=call.generation_id,
-            model=request.model,
-            text=text,
-            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
-            usage=convert.usage_to_proto(last.usage),
-        )
+        answer, text = await self._whole(call, inference_service_pb2.CompleteResponse)
+        answer.text = text
+        return answer
 
     async def StreamComplete(
         self, request: inference_service_pb2.StreamCompleteRequest, context: object
@@ -99,13 +87,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=True)
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
-                done = chunk.finish_reason
-                yield inference_service_pb2.StreamCompleteResponse(
-                    generation_id=call.generation_id,
-                    text_delta=chunk.text,
-                    finish_reason=convert.finish_reason_to_proto(done),
-                    usage=convert.usage_to_proto(chunk.usage) if done else None,
-                )
+                yield convert.chunk_to_proto(inference_service_pb2.StreamCompleteResponse, call.generation_id, chunk)
 
     async def ListServedModels(
         self, request: inference_service_pb2.ListServedModelsRequest, context: object
@@ -149,8 +131,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             stream=stream,
         )
 
-    async def _whole(self, call: Call) -> tuple[str, Chunk]:
-        """The text of all chunks and the last one."""
+    async def _whole(self, call: Call, message_class: type[Answer]) -> tuple[Answer, str]:
+        """The answer without its text, and the text of all chunks."""
         parts: list[str] = []
         last: Chunk | None = None
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
@@ -158,7 +140,13 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 parts.append(chunk.text)
                 last = chunk
         assert last is not None
-        return "".join(parts), last
+        answer = message_class(
+            generation_id=call.generation_id,
+            model=call.model,
+            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
+            usage=convert.usage_to_proto(last.usage),
+        )
+        return answer, "".join(parts)
 
     def _messages(self, messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
         """The conversation, checked: every faulty message is named."""

@@ -9,14 +9,13 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
-from chassis.names import own_name, own_parent, parse_name
+from chassis.names import own_name, parse_name
 from chassis.objects.object_store import ObjectStore
-from chassis.paging import TIME_KINDS, read_page
+from chassis.paging import read_page
 from chassis.rpc.request_stream import whole
-from finemesh.identity.v1 import identity_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert
-from services.inference.api.pages import before, cursor_of
+from services.inference.api.pages import own_page
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.domain import TunedModel, unknown_model
 from services.inference.models.store import ModelStore
@@ -68,11 +67,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: object
     ) -> model_service_pb2.ListModelsResponse:
-        project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        page = read_page(request, scope=f"models:{project_id}", kinds=TIME_KINDS)
-        async with self._pool.acquire() as connection:
-            found = await ModelStore(connection).page(project_id, before(page), page.row_max)
-        shown, token = page.cut(found, cursor_of)
+        shown, token = await own_page(
+            self._pool, request, "models", lambda connection, *wanted: ModelStore(connection).page(*wanted)
+        )
         return model_service_pb2.ListModelsResponse(
             models=[convert.model_to_proto(model) for model in shown], next_page_token=token
         )

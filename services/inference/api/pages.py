@@ -1,20 +1,46 @@
-"""Pages of lists that show the newest row first, by creation time and id."""
+"""Pages of lists that show the newest row first, by creation time and id. Not pure: database, protobuf."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import Protocol, TypeVar
 
-from chassis.paging import Cursor, Page, time_cursor
+from chassis.db.pool import Connection, Pool
+from chassis.identity import current_caller
+from chassis.names import own_parent
+from chassis.paging import TIME_KINDS, Cursor, ListRequest, read_page, time_cursor
+from finemesh.identity.v1 import identity_pb2
 from services.inference.endpoints.domain import Endpoint
 from services.inference.models.domain import TunedModel
 
 # Where a first page begins: after every row.
 NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), "~")
 
+Row = TypeVar("Row", TunedModel, Endpoint)
 
-def before(page: Page) -> tuple[datetime, str]:
-    """The creation time and id before which the page's rows lie."""
-    return page.after_time(str) or NEWEST
+
+class ChildrenRequest(ListRequest, Protocol):
+    """A request for a list of what a parent has."""
+
+    parent: str
+
+
+async def own_page(
+    pool: Pool,
+    request: ChildrenRequest,
+    collection: str,
+    read: Callable[[Connection, str, tuple[datetime, str], int], Awaitable[Sequence[Row]]],
+) -> tuple[Sequence[Row], str]:
+    """The rows of the caller's own project that a page shows, and the token of the next page.
+
+    `read` takes a connection, the project's id, the time and id before which the rows lie, and how many to read.
+    """
+    project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
+    page = read_page(request, scope=f"{collection}:{project_id}", kinds=TIME_KINDS)
+    async with pool.acquire() as connection:
+        found = await read(connection, project_id, page.after_time(str) or NEWEST, page.row_max)
+    return page.cut(found, cursor_of)
 
 
 def cursor_of(row: TunedModel | Endpoint) -> Cursor:
