@@ -57,7 +57,8 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     peers = Peers(settings)
     process.on_drain(DrainStage.RELEASE_LEASES, peers.close)
 
-    hub, database, limits = Hub(), Database(pool, outbox, clock), load_limits()
+    hub, limits = Hub(), load_limits()
+    database = Database(pool, outbox, clock, hub.notify)
     jobs = JobTransitions(database)
     job_secrets = JobSecrets(database, SecretBox(settings.secrets_key) if settings.secrets_key else None)
     attempts, reports = Attempts(database, jobs, settings), AttemptReports(database, jobs, settings)

@@ -89,6 +89,14 @@ TABLE: dict[JobTransition, Rule] = {
     JobTransition.STOP: _rule(JobState.CANCELLING, to=JobState.CANCELLED, guard=Guard.LEASE),
 }
 
+# After these another job may be placed: one came into the queue or left it, or its devices are free.
+MOVES_QUEUE = frozenset(JobTransition) - {
+    JobTransition.REFUSE,
+    JobTransition.PLACE,
+    JobTransition.START,
+    JobTransition.CANCEL_RUNNING,
+}
+
 
 def is_allowed(transition: JobTransition, source: JobState) -> bool:
     return source in TABLE[transition].sources

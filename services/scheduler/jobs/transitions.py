@@ -12,7 +12,7 @@ from services.scheduler.database import Database
 from services.scheduler.jobs.convert import ending_to_proto, new_job_to_proto, transition_to_proto
 from services.scheduler.jobs.endings import Ending
 from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, NewJob, Transitioned, TunedModel
-from services.scheduler.jobs.lifecycle import INITIAL, JobState, JobTransition
+from services.scheduler.jobs.lifecycle import INITIAL, MOVES_QUEUE, JobState, JobTransition
 from services.scheduler.jobs.store import Changes, JobStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, job_topic
 from services.scheduler.watching.store import NotificationStore
@@ -50,7 +50,8 @@ class JobTransitions:
         await store.add_event(ref, change.sequence, kind, message, change.to_state, now)
         event = transition_to_proto(change, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
-        await NotificationStore(connection).notify(job_topic(ref.job_id), QUEUE_TOPIC)
+        topics = [job_topic(ref.job_id), QUEUE_TOPIC] if transition in MOVES_QUEUE else [job_topic(ref.job_id)]
+        await NotificationStore(connection).notify(*topics)
         return change
 
     async def must(
@@ -90,4 +91,4 @@ class JobTransitions:
         """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one."""
         if lines:
             await JobStore(connection).add_events(ref, state, lines, self._database.now())
-            await NotificationStore(connection).notify(job_topic(ref.job_id))
+            self._database.tell(job_topic(ref.job_id))

@@ -4,7 +4,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool
 from chassis.rounds import Signal, run_rounds
 from services.scheduler.watching.hub import Hub
-from services.scheduler.watching.store import NotificationStore
+from services.scheduler.watching.store import SEPARATOR, NotificationStore
 
 # Everything that a process may want to hear of goes through this one channel.
 CHANNEL = "scheduler"
@@ -34,7 +34,8 @@ class Listener:
         gone = Signal()
 
         def on_notify(_connection: object, _pid: int, _channel: str, payload: object) -> None:
-            self._hub.notify(str(payload))
+            for topic in str(payload).split(SEPARATOR):
+                self._hub.notify(topic)
 
         def on_gone(_connection: object) -> None:
             gone.send()

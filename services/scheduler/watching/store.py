@@ -5,6 +5,9 @@ from pathlib import Path
 from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 
+# Between the topics of one notification; no topic holds it.
+SEPARATOR = "\n"
+
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 
 
@@ -14,8 +17,7 @@ class NotificationStore:
 
     async def notify(self, *topics: str) -> None:
         """Tells of these topics in every scheduler process once the transaction commits."""
-        for topic in topics:
-            await _QUERIES.notify(self._connection, payload=topic)
+        await _QUERIES.notify(self._connection, payload=SEPARATOR.join(topics))
 
     async def ping(self) -> None:
         """Finds out whether the connection still lives."""

@@ -100,6 +100,7 @@ class World:
     placer: Placer
     sweeper: Sweeper
     ids: SeededIds
+    hub: Hub
 
     @property
     def pool(self) -> Pool:
@@ -240,7 +241,8 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
     )
     await pool.execute(f"TRUNCATE {', '.join(row['tablename'] for row in tables)}")
     clock, ids = SteppedClock(), SeededIds(7)
-    database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock)
+    hub = Hub()
+    database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock, hub.notify)
     jobs = JobTransitions(database)
     attempts = Attempts(database, jobs, settings)
     nodes = NodeRegistry(database, attempts)
@@ -252,7 +254,8 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
         nodes=nodes,
         reports=AttemptReports(database, jobs, settings),
         attempts=attempts,
-        placer=Placer(database, jobs, Hub(), clock, settings),
+        placer=Placer(database, jobs, hub, clock, settings),
         sweeper=Sweeper(database, nodes, attempts, clock, settings),
         ids=ids,
+        hub=hub,
     )
