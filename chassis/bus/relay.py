@@ -80,13 +80,13 @@ class Relay:
         try:
             claimed, _ = await self.publish_batch()
             await self._look_when_due()
-            await self._prune_when_due()
+            more_to_prune = await self._prune_when_due()
         except Exception as error:
             if not (database_is_away(error) or isinstance(error, BUS_FAILURES)):
                 raise
             _log.warning("relay_waits", error=repr(error))
             return False
-        if claimed < self._settings.outbox_batch_max and not self._stopping:
+        if claimed < self._settings.outbox_batch_max and not self._stopping and not more_to_prune:
             await self._outbox.wait(self._pause_s())
         return True
 
@@ -156,11 +156,18 @@ class Relay:
             self._look_at = self._clock.monotonic() + self._settings.stream_look_interval_s
             await look_after(self._bus, self._streams)
 
-    async def _prune_when_due(self) -> None:
+    async def _prune_when_due(self) -> bool:
+        """Deletes one batch of each table; True when there may be more, which the next round deletes at once.
+
+        So pruning keeps up with any rate of events, and no round is kept from publishing for longer than a batch.
+        """
         if self._clock.monotonic() < self._prune_at:
-            return
-        self._prune_at = self._clock.monotonic() + self._settings.prune_interval_s
+            return False
         async with transaction(self._pool) as connection:
             deleted = await prune(connection, self._settings)
         if deleted:
             _log.info("events_pruned", rows=deleted)
+        if deleted >= self._settings.prune_batch_max:
+            return True
+        self._prune_at = self._clock.monotonic() + self._settings.prune_interval_s
+        return False

@@ -133,3 +133,29 @@ async def test_prune_is_bounded_and_keeps_what_is_young_or_waiting(world: World)
         assert await prune(connection, settings) == 1
         assert await prune(connection, settings) == 0
     assert await world.pool.fetchval(WAITING) == 1
+
+
+async def test_pruning_goes_on_until_it_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bounded batch after the other, without the pause between prunings, while new events go out."""
+    for number in range(20):
+        await world.add(Counted(name=str(number)))
+    await world.pool.execute("UPDATE outbox SET published_at = now() - interval '8 days'")
+    old = {"consumer": "prober", "days": 31}
+    await world.pool.execute(
+        "INSERT INTO inbox (consumer, event_id, handled_at)"
+        " SELECT $1, gen_random_uuid(), now() - make_interval(days => $2) FROM generate_series(1, 30)",
+        *old.values(),
+    )
+    world.bus.settings = world.settings.model_copy(
+        update={"prune_batch_max": 3, "prune_interval_s": 3600.0, "outbox_poll_s": 3600.0}
+    )
+    relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    relay._prune_at = 0.0
+    waiting = told_to_wait(world, monkeypatch)
+    await world.add(Counted(name="new"))
+    world.spawn(relay.run)
+    async with asyncio.timeout(30):
+        await waiting.wait()
+    assert await world.pool.fetchval("SELECT count(*) FROM inbox") == 0
+    assert await world.pool.fetchval("SELECT count(*) FROM outbox") == 1
+    assert await world.pool.fetchval(WAITING) == 0
