@@ -99,17 +99,25 @@ class Attempts:
             await self._conclude(connection, ref, job, AttemptOutcome.STOPPED, failure, retryable=True, counts=True)
 
     async def lose(
-        self, connection: Connection, ref: LeaseRef, why: str, token: int | None = None, *, at: datetime
+        self,
+        connection: Connection,
+        ref: LeaseRef,
+        why: str,
+        token: int | None = None,
+        *,
+        at: datetime,
+        is_over: bool = False,
     ) -> bool:
         """Ends a lease whose time is over, inside the caller's transaction; False when it was renewed meanwhile.
 
         `at` is the time of the database by which it was judged. `token` is that of the lost node, when another node
-        leads the gang: the attempt ends for the whole gang.
+        leads the gang: the attempt ends for the whole gang. `is_over` ends a lease whose time is not over, too.
         """
         job = await AttemptStore(connection).lock_leased_job(ref)
-        released = await AllocationStore(connection).release_expired(
-            token or ref.lease_token, at=at, now=self._database.now()
-        )
+        allocations = AllocationStore(connection)
+        if is_over:
+            await allocations.expire_lease(token or ref.lease_token, at)
+        released = await allocations.release_expired(token or ref.lease_token, at=at, now=self._database.now())
         if not released:
             return False
         if job is not None:

@@ -41,11 +41,11 @@ class NodeRegistry:
             await self._tell(connection, node, READY)
             if known is not None and known != registration.incarnation:
                 at = await AllocationStore(connection).time()
-                await AllocationStore(connection).expire_node_leases(node, at)
+                # Each job is locked before its lease, as by a report that ends the attempt at the same moment.
                 for lease in await AttemptStore(connection).list_of_node(node):
                     if lease.ref is not None:
                         why = f"node {node} started anew"
-                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at)
+                        await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at, is_over=True)
 
     async def see(self, connection: Connection, node: str, incarnation: str) -> bool:
         """A sign of life; False when another incarnation holds the name, or nobody does."""

@@ -64,6 +64,8 @@ class Placer:
         fleet = await AllocationStore(self._database.pool).load_fleet(
             self._settings.node_memory_s, self._settings.nodes_max
         )
+        if fleet.nodes_left_out:
+            log.error("fleet_cut_off", nodes_max=self._settings.nodes_max, nodes_left_out=fleet.nodes_left_out)
         placed = 0
         for placement in policy.place(needs, fleet.groups):
             try:

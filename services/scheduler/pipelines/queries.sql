@@ -41,7 +41,7 @@ SET claim_token = NULL, claimed_until = NULL
 WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
 
 -- name: postpone_job(project_id, job_id, claim, wake_at, waiting_message, now)!
--- Leaves a claimed job for later and says what it waits for.
+-- Leaves a claimed job for later; only one that is still to be validated says what it waits for.
 UPDATE jobs
 SET
     claim_token = NULL,
@@ -50,7 +50,11 @@ SET
     wake_at = :wake_at,
     waiting_message = :waiting_message,
     update_time = :now
-WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND claim_token = :claim
+    AND (state = 'VALIDATING' OR :waiting_message::text = '');
 
 -- name: request_hold(project_id, job_id, claim)!
 -- Records, before billing is asked, that a hold may exist from now on.

@@ -96,6 +96,7 @@ class Validator:
                 await self._postpone(job, Internal("INTERNAL", "an unexpected error"), "validation", failures)
         except _ClaimLost:
             log.info("validation_claim_lost", job=job.job_id)
+            await ClaimStore(self._database.pool).free(job)
 
     async def _claim(self) -> ValidationClaim | None:
         claim, now = self._ids.uuid(), self._database.now()

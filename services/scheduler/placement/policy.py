@@ -72,10 +72,11 @@ class DeviceGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """A snapshot of all devices, with the incarnation that each node had then."""
+    """A snapshot of all devices, with the incarnation that each node had then. Of too many nodes some are left out."""
 
     groups: tuple[DeviceGroup, ...]
     incarnations: dict[str, str]
+    nodes_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

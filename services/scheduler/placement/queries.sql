@@ -2,7 +2,7 @@
 -- The time of the database, by which leases are written and judged; the same within one transaction.
 SELECT now();
 
--- name: list_device_groups(memory_s, page_size)
+-- name: list_device_groups(memory_s, nodes_max)
 -- The devices by node and type with those that may be given out; nodes that are away for long do not count.
 SELECT
     devices.node,
@@ -17,18 +17,26 @@ SELECT
     ) AS free,
     nodes.state = 'READY' AND nodes.heartbeat_stream IS NOT NULL AND NOT quarantine.lasts AS ready,
     CASE WHEN quarantine.lasts THEN nodes.quarantine_reason ELSE '' END AS quarantine_reason,
-    nodes.incarnation
+    nodes.incarnation,
+    nodes.node_count
 FROM devices
-JOIN nodes ON nodes.node = devices.node
+JOIN (
+    SELECT
+        node, incarnation, state, heartbeat_stream, quarantined_until, quarantine_reason,
+        count(*) OVER () AS node_count
+    FROM nodes
+    WHERE seen_at >= now() - make_interval(secs => :memory_s)
+    ORDER BY state = 'READY' DESC, node
+    LIMIT :nodes_max
+) AS nodes ON nodes.node = devices.node
 CROSS JOIN LATERAL (SELECT coalesce(nodes.quarantined_until > now(), false) AS lasts) AS quarantine
 LEFT JOIN allocation_devices AS owned
     ON owned.node = devices.node AND owned.device_index = devices.device_index AND owned.released_at IS NULL
-WHERE devices.present AND nodes.seen_at >= now() - make_interval(secs => :memory_s)
+WHERE devices.present
 GROUP BY
     devices.node, devices.hardware_type, nodes.state, nodes.heartbeat_stream, nodes.incarnation,
-    nodes.quarantine_reason, quarantine.lasts
-ORDER BY devices.node, devices.hardware_type
-LIMIT :page_size;
+    nodes.quarantine_reason, nodes.node_count, quarantine.lasts
+ORDER BY devices.node, devices.hardware_type;
 
 -- name: guard_node(node, incarnation)$
 -- Keeps a ready incarnation as it is until the end of the transaction; nothing when it is another one by now.
@@ -105,6 +113,10 @@ RETURNING lease_token;
 UPDATE allocations
 SET expires_at = :at
 WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > :at;
+
+-- name: expire_lease(lease_token, at)!
+-- Ends the time of one lease; whoever locked its job then ends the lease itself.
+UPDATE allocations SET expires_at = :at WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at > :at;
 
 -- name: release_allocation(lease_token, owner, now)!
 -- Ends an allocation of this owner.

@@ -25,11 +25,14 @@ class AllocationStore:
         return found
 
     async def load_fleet(self, memory_s: float, nodes_max: int) -> Fleet:
-        """All devices but those of nodes that have been away for longer than `memory_s`."""
+        """All devices but those of nodes that have been away for longer than `memory_s`; of at most `nodes_max` nodes,
+        those that are ready first."""
         groups = []
         incarnations = {}
-        async for row in _QUERIES.list_device_groups(self._connection, memory_s=memory_s, page_size=nodes_max):
+        node_count = 0
+        async for row in _QUERIES.list_device_groups(self._connection, memory_s=memory_s, nodes_max=nodes_max):
             incarnations[row["node"]] = row["incarnation"]
+            node_count = row["node_count"]
             groups.append(
                 DeviceGroup(
                     node=row["node"],
@@ -41,7 +44,8 @@ class AllocationStore:
                     quarantine_reason=row["quarantine_reason"],
                 )
             )
-        return Fleet(groups=tuple(groups), incarnations=incarnations)
+        left_out = max(0, node_count - nodes_max)
+        return Fleet(groups=tuple(groups), incarnations=incarnations, nodes_left_out=left_out)
 
     async def guard_node(self, node: str, incarnation: str) -> bool:
         """Whether this incarnation is there and listens; it stays so until the transaction ends."""
@@ -121,6 +125,10 @@ class AllocationStore:
         released = await _QUERIES.release_allocation(self._connection, lease_token=lease_token, owner=owner, now=now)
         await self._release_devices(lease_token, now)
         return affected(released) > 0
+
+    async def expire_lease(self, lease_token: int, at: datetime) -> None:
+        """Ends the time of a lease, at a time of the database."""
+        await _QUERIES.expire_lease(self._connection, lease_token=lease_token, at=at)
 
     async def release_expired(self, lease_token: int, *, at: datetime, now: datetime) -> bool:
         """`at` is the time of the database by which the lease was judged. False when it was renewed or released."""

@@ -131,6 +131,22 @@ async def test_a_service_that_is_away_postpones_the_job(world: World) -> None:
     assert (job.state, job.waiting_message) == (JobState.QUEUED, "")
 
 
+async def test_a_job_that_is_cancelled_meanwhile_waits_for_nobody(world: World) -> None:
+    ref = await world.new_job()
+    holds = Holds()
+    holds.error = Unavailable("DEPENDENCY_UNAVAILABLE", "away")
+    holds.gate.clear()
+    validating = asyncio.create_task(validator(world, holds).validate_one())
+    await holds.asked.wait()
+    async with world.database.writing() as connection:
+        await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled")
+    holds.gate.set()
+    await validating
+    job = await world.job(ref)
+    assert (job.state, job.waiting_message) == (JobState.CANCELLED, "")
+    assert await world.pool.fetchval("SELECT claim_token FROM jobs") is None
+
+
 async def test_a_service_with_a_defect_is_given_up_in_the_end(world: World) -> None:
     ref = await world.new_job()
     holds = Holds()
