@@ -48,6 +48,24 @@ async def run_rounds(
             await wait()
 
 
+def outlived(worker: str, run: Callable[[], Awaitable[None]], *, clock: Clock) -> Callable[[], Awaitable[None]]:
+    """`run` for a process that must outlive this worker, because what it serves needs none of it to go on.
+
+    Whatever ends the worker is logged as an error, and it runs again after a pause. When it returns, it is done.
+    """
+
+    async def run_again() -> None:
+        pauses = Backoff(first_s=BACKOFF_S_FIRST, last_s=BACKOFF_S_LAST)
+        while True:
+            try:
+                return await run()
+            except Exception as error:
+                log.error("worker_failed", worker=worker, exc_info=error)
+                await clock.sleep(pauses.next_s())
+
+    return run_again
+
+
 class Signal:
     """Wakes one waiter. It carries no data; what is sent while nobody waits is kept for the next wait, once."""
 

@@ -96,6 +96,7 @@ class Consumer:
     async def run(self) -> None:
         """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
         self._running = True
+        self._stopped.clear()
         try:
             async with asyncio.TaskGroup() as readers:
                 for stream, subjects in self._subjects.items():

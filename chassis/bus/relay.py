@@ -58,6 +58,7 @@ class Relay:
         """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
         backoff = self._new_backoff()
         self._running = True
+        self._stopped.clear()
         try:
             while not self._stopping:
                 if await self._round():

@@ -15,12 +15,13 @@ from chassis.bus.connection import connect
 from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
-from chassis.clock import SystemClock
+from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
-from chassis.process import DrainStage, Process, run
+from chassis.process import CoroutineFunction, DrainStage, Process, run
+from chassis.rounds import outlived
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import add_ModelArtifactServiceServicer_to_server
@@ -52,15 +53,16 @@ PUBLIC_CALLERS = {"gateway"}
 
 async def main(process: Process, settings: InferenceSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
+    keep = functools.partial(spawn_keeper, process, clock)
     pool, bus = await asyncio.gather(open_pool(settings), connect(settings))
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
     await migrate(pool, [MIGRATIONS])
 
     outbox = Outbox(settings, clock=clock, ids=ids)
-    process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
+    keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
     meter = Meter(pool, outbox, batch_s=settings.usage_batch_s, batch_max=settings.usage_batch_max)
-    process.spawn("meter", meter.run, until=DrainStage.FINISH_CALLS)
+    keep("meter", meter.run, until=DrainStage.FINISH_CALLS)
 
     objects = ObjectStore(
         settings.artifacts_url, part_bytes=settings.part_bytes, parts_in_flight_max=settings.parts_in_flight_max
@@ -69,11 +71,10 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     opener = functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s)
     engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
-    targets = Targets(pool)
-    serving = Serving(targets, engines, cache, meter, settings=settings, clock=clock)
+    serving = Serving(Targets(pool), engines, cache, meter, settings=settings, clock=clock)
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
-    process.spawn("spend_guard", spend_guard.run)
+    keep("spend_guard", spend_guard.run)
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
     router = Router(pool, serving)
@@ -81,7 +82,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     reconciler = EndpointReconciler(
         pool, outbox, transitions, router, serving, spend_guard, scheduler, settings=settings, clock=clock
     )
-    process.spawn("endpoint_reconciler", reconciler.run)
+    keep("endpoint_reconciler", reconciler.run)
     registry = Registry(outbox, warm_up=serving.warm_up_model if settings.warm_up else None, ids=ids)
     handlers: dict[type[Message], Handler] = {
         tuning_events_pb2.TuningJobEnded: registry.job_ended,
@@ -89,7 +90,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
         billing_events_pb2.SpendCapStateChanged: spend_guard.cap_changed,
     }
     consumer = Consumer(pool, bus, "inference", handlers, clock=clock, outbox=outbox)
-    process.spawn("consumer", consumer.run)
+    keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
     importer = BaseImporter(pool, objects, settings=settings, clock=clock, ids=ids)
@@ -120,6 +121,18 @@ async def main(process: Process, settings: InferenceSettings) -> None:
         allow={"scheduler"},
     )
     await server.start()
+
+
+def spawn_keeper(
+    process: Process,
+    clock: Clock,
+    name: str,
+    work: CoroutineFunction,
+    *,
+    until: DrainStage = DrainStage.STOP_CONSUMING,
+) -> None:
+    """A worker in the background that the engines and their calls outlive."""
+    process.spawn(name, outlived(name, work, clock=clock), until=until)
 
 
 def start() -> int:

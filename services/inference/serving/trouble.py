@@ -1,8 +1,6 @@
-"""Which errors say that something is away for a while, so that the same work may succeed later. Not pure: asyncpg."""
+"""Says which errors mean that something is away for a while and may be back later. Not pure: database."""
 
 from __future__ import annotations
-
-import asyncpg
 
 from chassis.db.pool import database_is_away
 from chassis.errors import Cancelled, DeadlineExceeded, DomainError, Internal, Unavailable
@@ -20,4 +18,4 @@ def is_passing(error: Exception) -> bool:
         return (
             isinstance(error, Unavailable | DeadlineExceeded | Cancelled | Internal) and error.reason != ENGINE_FAILED
         )
-    return database_is_away(error) or isinstance(error, asyncpg.QueryCanceledError)
+    return database_is_away(error)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1 import model_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.main import main
+from tests.harness.fixtures import SettingsFactory
 from tests.harness.living import living
 from tests.harness.polling import eventually
 
@@ -97,6 +98,7 @@ class World:
     channel: grpc.aio.Channel
     settings: InferenceSettings
     scheduler: ScriptedScheduler
+    process: Process
 
     @contextmanager
     def caller(
@@ -149,14 +151,13 @@ async def import_parts(
         yield models.ImportBaseModelRequest(chunk=content)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def world(
-    make_settings: object, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+@asynccontextmanager
+async def running_world(
+    make_settings: SettingsFactory, base_folder: Path, root: Path, **overrides: Any
 ) -> AsyncIterator[World]:
-    """Inference with one imported base model."""
-    root = tmp_path_factory.mktemp("inference")
+    """Inference with one imported base model, with these settings."""
     scheduler = ScriptedScheduler()
-    shared: ChassisSettings = make_settings()  # type: ignore[operator]
+    shared = make_settings()
     given: dict[str, Any] = {
         "database_url": shared.database_url,
         "nats_url": shared.nats_url,
@@ -185,16 +186,26 @@ async def world(
             endpoint_minute_s=0.2,
             outbox_poll_s=0.05,
             **given,
+            **overrides,
         )
-        async with living(settings, lambda process: main(process, settings)):
+        async with living(settings, lambda process: main(process, settings)) as process:
             gateway = ChassisSettings(service_name="gateway", **given)
             channel = open_channel(gateway, f"127.0.0.1:{(root / 'inference.port').read_text()}", "inference")
-            made = World(channel=channel, settings=settings, scheduler=scheduler)
+            made = World(channel=channel, settings=settings, scheduler=scheduler, process=process)
             with made.caller():
                 stub = model_service_pb2_grpc.ModelServiceStub(channel)
                 await stub.ImportBaseModel(import_parts(base_folder))
             yield made
             await channel.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(
+    make_settings: SettingsFactory, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """Inference as most tests want it."""
+    async with running_world(make_settings, base_folder, tmp_path_factory.mktemp("inference")) as made:
+        yield made
 
 
 async def publish(world: World, event: Message) -> uuid.UUID:

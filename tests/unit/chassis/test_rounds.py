@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from chassis.clock import ManualClock
-from chassis.rounds import AbsenceGuard, Signal, run_rounds
+from chassis.rounds import AbsenceGuard, Signal, outlived, run_rounds
 
 
 class Defect(Exception):
@@ -113,3 +113,20 @@ def test_a_gap_begins_the_watch_anew() -> None:
     clock.jump(6)
     guard.look()
     assert not guard.may_judge
+
+
+async def test_a_worker_that_is_outlived_comes_back_after_any_failure() -> None:
+    clock, runs = ManualClock(), 0
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise Defect
+
+    life = asyncio.ensure_future(outlived("worker", run, clock=clock)())
+    await clock.wait_for_sleepers()
+    assert runs == 1
+    await clock.advance(10.0)
+    await life
+    assert runs == 3
