@@ -66,6 +66,11 @@ class SchedulerSettings(ChassisSettings):
     report_metrics_max: int = Field(default=1000, ge=1, description="Metrics and usage records in one report.")
 
     validations_concurrent_max: int = Field(default=4, ge=1, description="Jobs that are analysed at the same time.")
+    metric_retention_s: float = Field(
+        default=90 * 86_400.0, gt=0, description="A job's metric lines are deleted that long after its end."
+    )
+    history_interval_s: float = Field(default=60.0, gt=0, description="Pause between looks for such lines.")
+    history_batch_max: int = Field(default=5000, ge=1, description="Lines that one deletion takes.")
     validation_defects_max: int = Field(
         default=5, ge=1, description="Unexpected errors of one job's validation before it is set aside as failed."
     )

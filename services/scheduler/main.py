@@ -34,6 +34,7 @@ from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.peers import Peers
+from services.scheduler.pipelines.history_keeper import HistoryKeeper
 from services.scheduler.pipelines.hold_releaser import Releaser
 from services.scheduler.pipelines.hold_renewer import Renewer
 from services.scheduler.pipelines.lease_sweeper import Sweeper
@@ -79,6 +80,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
         process.spawn(f"validator-{number}", validator.run)
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
+    process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
     process.spawn("placer", Placer(database, jobs, hub, clock, settings).run)
     process.spawn("sweeper", Sweeper(database, nodes, attempts, clock, settings).run)
 

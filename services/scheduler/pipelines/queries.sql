@@ -90,3 +90,29 @@ FROM jobs
 WHERE state IN ('QUEUED', 'STARTING', 'RUNNING', 'CANCELLING') AND job_id > :after_job_id
 ORDER BY job_id
 LIMIT :page_size;
+
+-- name: lock_old_history(before)$
+-- Takes the job that ended first among those whose metric lines are past keeping.
+SELECT job_id
+FROM jobs
+WHERE end_time < :before AND NOT history_pruned
+ORDER BY end_time
+LIMIT 1
+FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: prune_history(job_id, batch_max)!
+-- Deletes a bounded batch of a job's metric lines.
+DELETE FROM job_events
+WHERE
+    job_id = :job_id
+    AND sequence IN (
+        SELECT sequence
+        FROM job_events
+        WHERE job_id = :job_id AND kind = 'METRICS'
+        ORDER BY sequence
+        LIMIT :batch_max
+    );
+
+-- name: finish_history(job_id)!
+-- Records that a job has no metric lines any more.
+UPDATE jobs SET history_pruned = true WHERE job_id = :job_id;

@@ -86,5 +86,23 @@ class ClaimStore:
         return [JobRef(**row) async for row in rows]
 
 
+class HistoryStore:
+    """Metric lines of jobs that ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def lock_oldest(self, before: datetime) -> str | None:
+        """The job that ended first, and before then, and may have lines left; None when there is none."""
+        job_id: str | None = await _QUERIES.lock_old_history(self._connection, before=before)
+        return job_id
+
+    async def prune(self, job_id: str, batch_max: int) -> int:
+        return affected(await _QUERIES.prune_history(self._connection, job_id=job_id, batch_max=batch_max))
+
+    async def finish(self, job_id: str) -> None:
+        await _QUERIES.finish_history(self._connection, job_id=job_id)
+
+
 def _key(job: Claim) -> dict[str, object]:
     return {"project_id": job.project_id, "job_id": job.job_id, "claim": job.claim}
