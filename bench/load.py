@@ -14,6 +14,8 @@ import time
 import grpc
 import uvloop
 
+from bench.report import pace
+
 
 async def run(address: str, method: str, request: bytes, calls: int, concurrency: int, key: str) -> dict[str, float]:
     """Keeps `concurrency` calls in flight until `calls` are answered."""
@@ -35,12 +37,7 @@ async def run(address: str, method: str, request: bytes, calls: int, concurrency
         began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(concurrency)))
         took_s = time.perf_counter() - began
-    latencies.sort()
-    return {
-        "calls_per_s": len(latencies) / took_s,
-        "p50_ms": latencies[len(latencies) // 2] * 1000,
-        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
-    }
+    return pace(latencies, took_s)
 
 
 if __name__ == "__main__":

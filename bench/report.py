@@ -19,6 +19,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
+def pace(latencies_s: Sequence[float], took_s: float) -> dict[str, float]:
+    """What a load generator prints of its calls, which together took `took_s`: calls/s and latencies in ms."""
+    ordered = sorted(latencies_s)
+    return {
+        "calls_per_s": len(ordered) / took_s,
+        "p50_ms": ordered[len(ordered) // 2] * 1000,
+        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
+    }
+
+
 def last_line(name: str, ours: float, peer: float, unit: str, peer_name: str) -> str:
     """The line that a reader and a script look for."""
     return f"bench {name}: ratio {ours / peer:.2f} (ours {ours:.2f} {unit}, {peer_name} {peer:.2f} {unit})"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from bench.report import pace
 from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
 from finemesh.billing.v1 import billing_service_pb2
@@ -50,12 +51,7 @@ async def run(plan: dict[str, int], address: str, settings: ChassisSettings) -> 
     await asyncio.gather(*(client() for _ in range(plan["clients"])))
     took_s = time.perf_counter() - began
     await channel.close()
-    latencies.sort()
-    return {
-        "calls_per_s": len(latencies) / took_s,
-        "p50_ms": latencies[len(latencies) // 2] * 1000,
-        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
-    }
+    return pace(latencies, took_s)
 
 
 if __name__ == "__main__":

@@ -93,21 +93,23 @@ async def running_postgres(folder: Path) -> AsyncIterator[PostgresServer]:
     cluster = Postgres(folder=folder / "postgres", port=port, password=SECRET)
     await cluster.initialise()
     server = PostgresServer(cluster, folder)
-    await server.start()
-    try:
+    async with _running(server, claims):
         yield server
-    finally:
-        await server.stop()
-        claims.release()
 
 
 @asynccontextmanager
 async def running_nats(folder: Path) -> AsyncIterator[NatsServer]:
     claims = PortClaims()
     server = NatsServer(Broker(folder=folder, port=claims.pick(["nats"], {})["nats"], token=SECRET), folder)
+    async with _running(server, claims):
+        yield server
+
+
+@asynccontextmanager
+async def _running(server: PostgresServer | NatsServer, claims: PortClaims) -> AsyncIterator[None]:
     await server.start()
     try:
-        yield server
+        yield
     finally:
         await server.stop()
         claims.release()

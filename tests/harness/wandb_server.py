@@ -8,11 +8,12 @@ and who sent it.
 import base64
 import gzip
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.harness.http_server import running_http
 
 ENTITY = "acme"
 
@@ -86,14 +87,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running_wandb(key: str) -> Iterator[WandbServer]:
     state = WandbServer(key)
-    handler = type("Handler", (_Handler,), {"server_state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with running_http(type("Handler", (_Handler,), {"server_state": state})) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -24,6 +24,7 @@ from services.trainer.train.modeling.in_place_gradients import keep_gradients_in
 from services.trainer.train.modeling.lora import add_adapter
 from services.trainer.train.modeling.optimizer import clip_gradients, make_optimizer
 from services.trainer.train.settings.spec import LoraTraining
+from tests.train.full_lines import full_lines
 
 # About 1, 12 and 30 million weights; the latter two have the vocabulary of a real tokenizer. The mixtures are as small,
 # the experts of one as wide as its intermediate_size and those of the other by far narrower.
@@ -109,18 +110,7 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
 
 
 def _batch(lines: int, length: int, vocabulary: int) -> MicroBatch:
-    ids = torch.randint(0, vocabulary, (lines, length))
-    places = torch.arange(lines * length).view(lines, length)[:, :-1]
-    return MicroBatch(
-        input_ids=ids,
-        position_ids=None,
-        rows=tuple(range(lines)),
-        labelled=places.numel(),
-        label_ids=ids[:, 1:].flatten(),
-        label_places=places.flatten(),
-        label_rows=(places // length).flatten(),
-        label_counts=torch.full((lines,), length - 1),
-    )
+    return full_lines(torch.randint(0, vocabulary, (lines, length)))
 
 
 def _step(model: CausalModel, optimizer: Any, batch: MicroBatch) -> None:

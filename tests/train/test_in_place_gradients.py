@@ -15,6 +15,7 @@ from services.trainer.train.losses.objective import Objective, Preferences, Supe
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.in_place_gradients import keep_gradients_in_place
 from services.trainer.train.settings.methods import Dpo
+from tests.train.full_lines import full_lines
 
 VOCABULARY, WIDTH = 512, 64
 PAD = 3
@@ -48,20 +49,7 @@ def batches() -> list[MicroBatch]:
     for lines, length in BATCHES:
         ids = torch.randint(0, VOCABULARY, (lines, length), generator=torch.Generator().manual_seed(length))
         ids[0, 2] = PAD
-        places = torch.arange(lines * length).view(lines, length)[:, :-1]
-        made.append(
-            MicroBatch(
-                input_ids=ids,
-                position_ids=None,
-                rows=tuple(range(lines)),
-                labelled=places.numel(),
-                label_ids=ids[:, 1:].flatten(),
-                label_places=places.flatten(),
-                label_rows=(places // length).flatten(),
-                label_counts=torch.full((lines,), length - 1),
-                row_weights=torch.linspace(0.5, 2.0, lines),
-            )
-        )
+        made.append(full_lines(ids, torch.linspace(0.5, 2.0, lines)))
     return made
 
 

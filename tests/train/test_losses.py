@@ -24,6 +24,7 @@ from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.spec import resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
 from tests.train.conftest import write_job
+from tests.train.head_case import head_case
 
 ORIGINAL_CONTEXT = 48
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral", "tiny-gemma")
@@ -49,12 +50,7 @@ def test_chunked_cross_entropy_is_the_plain_one_with_its_gradients(
     softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 7)
-    torch.manual_seed(0)
-    hidden = torch.randn(33, 8, dtype=torch.float32, requires_grad=True)
-    weight = torch.randn(50, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (33,))
-    logits = hidden @ weight.T
-    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    hidden, weight, labels, capped = head_case(softcap)
     plain = functional.cross_entropy(capped, labels, reduction="sum")
     expected = torch.autograd.grad(3.0 * plain, [hidden, weight])
     ours = cross_entropy_sum(hidden, weight, labels, softcap)
@@ -70,12 +66,8 @@ def test_factors_multiply_the_loss_of_each_row_and_its_gradient(
     softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 7)
-    torch.manual_seed(0)
-    hidden = torch.randn(33, 8, requires_grad=True)
-    weight = torch.randn(50, 8, requires_grad=True)
-    labels, factors = torch.randint(0, 50, (33,)), torch.rand(33) * 3
-    logits = hidden @ weight.T
-    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    hidden, weight, labels, capped = head_case(softcap)
+    factors = torch.rand(33) * 3
     written_out = -(factors * torch.log_softmax(capped, dim=-1)[torch.arange(33), labels]).sum()
     ours = cross_entropy_sum(hidden, weight, labels, softcap, factors)
     torch.testing.assert_close(ours, written_out, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from services.trainer.train.losses import cross_entropy as loss_module
 from services.trainer.train.losses.log_probs import row_sums, token_log_probs
 from services.trainer.train.losses.preference_loss import Answers, PreferenceLoss, preference_loss
 from services.trainer.train.settings.methods import Dpo
+from tests.train.head_case import head_case
 
 # Two pairs: sums of log-probabilities and lengths of the preferred answers and of the others.
 PREFERRED, OTHER = [-12.5, -3.25], [-11.0, -9.75]
@@ -95,14 +96,9 @@ def test_log_probs_in_chunks_are_the_plain_ones_with_their_gradients(
     softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 7)
-    torch.manual_seed(0)
-    hidden = torch.randn(33, 8, requires_grad=True)
-    weight = torch.randn(50, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (33,))
+    hidden, weight, labels, capped = head_case(softcap)
     counts = torch.tensor([10, 0, 20, 3])
     # A loss that is no sum over tokens: every row gets a slope of its own.
-    logits = hidden @ weight.T
-    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     plain_scores = torch.log_softmax(capped, dim=-1).gather(1, labels[:, None]).squeeze(1)
     plain = torch.stack([part.sum() for part in plain_scores.split(counts.tolist())])
     expected = torch.autograd.grad((plain**2).sum(), [hidden, weight])

@@ -1,6 +1,5 @@
 """The schema is what docs/ledger.md says, every query fits it, and the database itself guards the ledger."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +13,11 @@ from services.billing.prices.catalogue import open_catalogue
 from services.billing.prices.pricebook import BookConflict
 from services.billing.prices.store import PriceStore
 from tests.harness.books import book_text
+from tests.harness.schemas import documented_tables, stored_tables
 from tests.harness.servers import PostgresServer
 from tests.store.billing.world import USD, World, ended, minute, train
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
 
 IMMUTABLE = {
     "transactions": "resource = 'x'",
@@ -34,26 +33,7 @@ KEPT = ("holds", "accounts", "chains", "usage_sums", "document_numbers")
 
 
 async def test_migrations_produce_the_documented_schema(world: World) -> None:
-    rows = await world.pool.fetch(
-        """
-        SELECT c.relname AS table_name, string_agg(
-            a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN '' ELSE '?' END,
-            ', ' ORDER BY a.attnum
-        ) AS columns
-        FROM pg_class AS c
-        JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
-        GROUP BY c.relname
-        """
-    )
-    ours = {row["table_name"]: row["columns"] for row in rows}
-    for chassis_table in ("outbox", "inbox", "handler_failures", "dead_letters", "schema_migrations"):
-        del ours[chassis_table]
-    documented = dict(DOCUMENTED.findall((ROOT / "docs/ledger.md").read_text(encoding="utf-8")))
-    documented = {
-        name: columns.replace("timestamptz", "timestamp with time zone") for name, columns in documented.items()
-    }
-    assert ours == documented
+    assert await stored_tables(world.pool) == documented_tables(ROOT / "docs/ledger.md")
 
 
 @pytest.mark.parametrize(

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from chassis.db.pool import Pool
 from chassis.db.queries import statements
 from services.inference.endpoints.store import EndpointStore
+from tests.harness.schemas import documented_tables, stored_tables
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
-CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "schema_migrations")
 
 
 async def test_migrations_produce_the_documented_schema(pool: Pool) -> None:
-    rows = await pool.fetch(
-        """
-        SELECT c.relname AS table_name, string_agg(
-            a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN '' ELSE '?' END,
-            ', ' ORDER BY a.attnum
-        ) AS columns
-        FROM pg_class AS c
-        JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
-        GROUP BY c.relname
-        """
-    )
-    ours = {row["table_name"]: row["columns"] for row in rows if row["table_name"] not in CHASSIS_TABLES}
-    documented = dict(DOCUMENTED.findall((ROOT / "docs/serving.md").read_text(encoding="utf-8")))
-    assert ours == {
-        name: columns.replace("timestamptz", "timestamp with time zone") for name, columns in documented.items()
-    }
+    assert await stored_tables(pool) == documented_tables(ROOT / "docs/serving.md")
 
 
 async def test_every_query_fits_the_schema(pool: Pool) -> None:

@@ -4,7 +4,6 @@ JSON, retries."""
 import csv
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from finemesh.billing.v1 import (
 from finemesh.billing.v1 import invoice_service_pb2 as pb
 from finemesh_client.cli.billing.cost_commands import COLUMNS, row_of
 from finemesh_client.cli.main import app
+from tests.unit.client.conftest import Serve
 
 NOVEMBER = "organizations/acme/invoices/2026-11"
 
@@ -110,18 +110,15 @@ def _invoice() -> invoice_pb2.Invoice:
 
 
 @pytest.fixture
-def mesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Mesh]:
-    served = Mesh()
-    server = grpc.server(ThreadPoolExecutor(max_workers=2))
-    invoice_service_pb2_grpc.add_InvoiceServiceServicer_to_server(served, server)
-    billing_service_pb2_grpc.add_BillingServiceServicer_to_server(served, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("FINEMESH_ADDRESS", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FINEMESH_API_KEY", "key")
+def mesh(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mesh:
+    mesh = Mesh()
+    serve(
+        mesh,
+        invoice_service_pb2_grpc.add_InvoiceServiceServicer_to_server,
+        billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
+    )
     monkeypatch.chdir(tmp_path)
-    yield served
-    server.stop(grace=None).wait()
+    return mesh
 
 
 def run(*arguments: str) -> Result:

@@ -3,11 +3,8 @@ that was not given."""
 
 import json
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -21,6 +18,7 @@ from finemesh.tuning.v1 import (
 )
 from finemesh_client.billing import request_of
 from finemesh_client.cli.main import app
+from tests.unit.client.conftest import Serve
 
 FILE = "projects/acme/files/file-1"
 JOB = "projects/acme/tuningJobs/ft-1"
@@ -73,15 +71,10 @@ class Mesh(tuning_service_pb2_grpc.TuningServiceServicer):
 
 
 @pytest.fixture
-def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
-    servicer, server = Mesh(), grpc.server(ThreadPoolExecutor(2))
-    tuning_service_pb2_grpc.add_TuningServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("FINEMESH_ADDRESS", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FINEMESH_API_KEY", "fm_test")
-    yield servicer
-    server.stop(None)
+def mesh(serve: Serve) -> Mesh:
+    mesh = Mesh()
+    serve(mesh, tuning_service_pb2_grpc.add_TuningServiceServicer_to_server)
+    return mesh
 
 
 def run(*arguments: str) -> Result:

@@ -1,10 +1,8 @@
 """What a server or a user said stands on the terminal letter by letter: no brackets are taken for markup."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import grpc
 import pytest
 from google.protobuf.message import Message
 from typer.testing import CliRunner
@@ -23,6 +21,7 @@ from finemesh_client.cli.jobs import job_show, price_terms
 from finemesh_client.cli.jobs.job_follow import watch_job
 from finemesh_client.cli.main import app
 from finemesh_client.cli.models import endpoint_commands
+from tests.unit.client.conftest import Serve
 
 # A closing tag that nothing opened, a style, a link and a picture's name.
 SAID = "work key '[/x]' [bold]is[/bold] [link=x]booked[/link] :warning: as \\[y]"
@@ -45,15 +44,8 @@ class Ledger(ledger_service_pb2_grpc.LedgerServiceServicer):
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = grpc.server(ThreadPoolExecutor(max_workers=2))
-    ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(Ledger(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("FINEMESH_ADDRESS", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FINEMESH_API_KEY", "key")
-    yield
-    server.stop(grace=None).wait()
+def ledger(serve: Serve) -> None:
+    serve(Ledger(), ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """`finemesh files preview` and the features of a file, against a server that answers from memory."""
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 from google.protobuf.message import Message
 from typer.testing import CliRunner, Result
@@ -12,6 +9,7 @@ from typer.testing import CliRunner, Result
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from finemesh_client.cli.main import app
+from tests.unit.client.conftest import Serve
 
 NAME = "projects/acme/files/file-1"
 ROW = dataset_preview_pb2.PreviewRow(
@@ -55,16 +53,14 @@ class Mesh(tuning_service_pb2_grpc.TuningServiceServicer, file_service_pb2_grpc.
 
 
 @pytest.fixture
-def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
-    servicer, server = Mesh(), grpc.server(ThreadPoolExecutor(2))
-    tuning_service_pb2_grpc.add_TuningServiceServicer_to_server(servicer, server)
-    file_service_pb2_grpc.add_FileServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("FINEMESH_ADDRESS", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FINEMESH_API_KEY", "fm_test")
-    yield servicer
-    server.stop(None)
+def mesh(serve: Serve) -> Mesh:
+    mesh = Mesh()
+    serve(
+        mesh,
+        tuning_service_pb2_grpc.add_TuningServiceServicer_to_server,
+        file_service_pb2_grpc.add_FileServiceServicer_to_server,
+    )
+    return mesh
 
 
 def run(*arguments: str) -> Result:
