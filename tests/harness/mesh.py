@@ -30,6 +30,8 @@ JOB_TIMEOUT_S = 240.0
 CHILD = "services.trainer.train.main"
 # Short enough that a lost node is noticed within a test, long enough that two busy cores do not lose one by themselves.
 QUICK_LEASES = {"FINEMESH_SCHEDULER_LEASE_DURATION_S": "6", "FINEMESH_SCHEDULER_HEARTBEAT_INTERVAL_S": "0.5"}
+# Tests kill what runs on a node again and again; who tests quarantine asks for it.
+NO_QUARANTINE = {"FINEMESH_SCHEDULER_QUARANTINE_JOBS_MIN": "1000000"}
 # They would load torch beside every test; who measures or tests them asks for them.
 NO_WARM_CHILDREN = {"FINEMESH_TRAINER_WARM_MEMORY_BYTES_MAX": "0"}
 
@@ -166,7 +168,7 @@ async def running_mesh(
         data=folder / "data",
         engine=engine,
         nodes=nodes,
-        environment={**QUICK_LEASES, **NO_WARM_CHILDREN, **environment},
+        environment={**QUICK_LEASES, **NO_QUARANTINE, **NO_WARM_CHILDREN, **environment},
     )
     async with Stack(options) as stack, Client(find_config(data_dir=folder / "data")) as client:
         await client.models.import_base(BASE, base)

@@ -198,7 +198,8 @@ class Attempts:
                 wake_at=self._database.now() + timedelta(seconds=delay_s),
                 failure_count=failure_count,
             )
-            await self._end_attempt(connection, ref, job, outcome, failure.message, blames_node=counts)
+            blames_node = counts and failure.reason != "DEPENDENCY_UNAVAILABLE"
+            await self._end_attempt(connection, ref, job, outcome, failure.message, blames_node=blames_node)
             return
         final = failure
         if retryable:

@@ -61,13 +61,8 @@ WHERE state = 'READY' AND seen_at < :silent_since
 RETURNING node, incarnation;
 
 -- name: quarantine_nodes(window_s, jobs_min, share_min, duration_s)
--- Puts nodes into quarantine on which, since the last one, attempts at several jobs failed, and most that ended there.
-UPDATE nodes
-SET
-    quarantined_until = now() + make_interval(secs => :duration_s),
-    quarantine_reason = failing.failed || ' of ' || failing.ended || ' attempts failed on it, of ' || failing.jobs
-        || ' jobs, within ' || round(:window_s) || ' s'
-FROM (
+-- Puts nodes into quarantine on which attempts at several jobs failed, and most that ended, while others do well.
+WITH failing AS (
     SELECT
         attempts.node, count(*) AS ended, count(*) FILTER (WHERE attempts.blames_node) AS failed,
         count(DISTINCT attempts.job_id) FILTER (WHERE attempts.blames_node) AS jobs
@@ -77,12 +72,28 @@ FROM (
         attempts.end_time > now() - make_interval(secs => :window_s)
         AND attempts.end_time > coalesce(own.quarantined_until, '-infinity')
     GROUP BY attempts.node
-) AS failing
+    HAVING
+        count(DISTINCT attempts.job_id) FILTER (WHERE attempts.blames_node) >= :jobs_min
+        AND count(*) FILTER (WHERE attempts.blames_node) >= :share_min::double precision * count(*)
+)
+UPDATE nodes
+SET
+    quarantined_until = now() + make_interval(secs => :duration_s),
+    quarantine_reason = failing.failed || ' of ' || failing.ended || ' attempts failed on it, of ' || failing.jobs
+        || ' jobs, within ' || round(:window_s) || ' s'
+FROM failing
 WHERE
     nodes.node = failing.node
-    AND failing.jobs >= :jobs_min
-    AND failing.failed >= :share_min::double precision * failing.ended
     AND coalesce(nodes.quarantined_until <= now(), true)
+    -- When all fail, the fault lies elsewhere.
+    AND EXISTS (
+        SELECT
+        FROM nodes AS other
+        WHERE
+            other.state = 'READY'
+            AND coalesce(other.quarantined_until <= now(), true)
+            AND other.node NOT IN (SELECT failing.node FROM failing)
+    )
 RETURNING nodes.node, nodes.quarantine_reason;
 
 -- name: list_analyzers(page_size)
