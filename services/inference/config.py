@@ -40,6 +40,11 @@ class InferenceSettings(ChassisSettings):
     output_tokens_default: int = Field(
         default=512, ge=1, description="Most tokens of an answer that asks for no limit."
     )
+    prompt_chars_per_token_max: int = Field(
+        default=8,
+        ge=1,
+        description="Characters of a prompt for each token of the context, checked before it is rendered.",
+    )
     messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
 

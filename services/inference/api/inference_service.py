@@ -19,7 +19,7 @@ from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.engines.base import Chunk, Message
 from services.inference.models.store import ModelStore
-from services.inference.serving.calls import Call, Render, Serving
+from services.inference.serving.calls import Call, Prompt, Serving
 from services.inference.spending.spend_guard import SpendGuard
 
 ROLES = ("system", "user", "assistant")
@@ -52,7 +52,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.ChatRequest, context: object
     ) -> inference_service_pb2.ChatResponse:
         messages = self._messages(request.messages)
-        call = await self._call(request.model, lambda e: e.render_chat(messages), request.sampling, stream=False)
+        call = await self._call(request.model, _chat_prompt(messages), request.sampling, stream=False)
         answer, text = await self._whole(call, inference_service_pb2.ChatResponse)
         answer.message.CopyFrom(generation_pb2.ChatMessage(role="assistant", content=text))
         answer.revision = call.target.revision
@@ -62,7 +62,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.StreamChatRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
         messages = self._messages(request.messages)
-        call = await self._call(request.model, lambda e: e.render_chat(messages), request.sampling, stream=True)
+        call = await self._call(request.model, _chat_prompt(messages), request.sampling, stream=True)
         revision = call.target.revision
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
@@ -75,7 +75,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.CompleteRequest, context: object
     ) -> inference_service_pb2.CompleteResponse:
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=False)
+        call = await self._call(request.model, _text_prompt(prompt), request.sampling, stream=False)
         answer, text = await self._whole(call, inference_service_pb2.CompleteResponse)
         answer.text = text
         return answer
@@ -84,7 +84,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.StreamCompleteRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, lambda e: e.render_text(prompt), request.sampling, stream=True)
+        call = await self._call(request.model, _text_prompt(prompt), request.sampling, stream=True)
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
                 yield convert.chunk_to_proto(inference_service_pb2.StreamCompleteResponse, call.generation_id, chunk)
@@ -111,7 +111,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         )
 
     async def _call(
-        self, model: str, render: Render, wanted: generation_pb2.SamplingParameters, *, stream: bool
+        self, model: str, prompt: Prompt, wanted: generation_pb2.SamplingParameters, *, stream: bool
     ) -> Call:
         """The call with its target; a typed error for a caller who may not spend, an unknown model, or sampling outside
         its ranges."""
@@ -125,7 +125,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             caller=caller,
             model=model,
             target=await self._router.target(caller.tenant, model),
-            render=render,
+            prompt=prompt,
             output_tokens_max=wanted.output_tokens_max if wanted.HasField("output_tokens_max") else None,
             sampling=lambda limit: convert.sampling_from_proto(wanted, limit),
             stream=stream,
@@ -166,3 +166,12 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         if not prompt:
             raise invalid("prompt", "must not be empty", message="prompt is empty")
         return prompt
+
+
+def _chat_prompt(messages: list[Message]) -> Prompt:
+    chars = sum(len(message.role) + len(message.content) for message in messages)
+    return Prompt(render=lambda engine: engine.render_chat(messages), chars=chars)
+
+
+def _text_prompt(text: str) -> Prompt:
+    return Prompt(render=lambda engine: engine.render_text(text), chars=len(text))

@@ -46,6 +46,14 @@ Render = Callable[[Engine], Awaitable[tuple[int, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """How a prompt becomes tokens, and how much text that is."""
+
+    render: Render
+    chars: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """One generation: for whom, with what, and how its prompt becomes tokens."""
 
@@ -53,7 +61,7 @@ class Call:
     caller: Caller
     model: str
     target: Target
-    render: Render
+    prompt: Prompt
     # The answer's limit, None for the default; a default shrinks to what the context leaves.
     output_tokens_max: int | None
     sampling: Callable[[int], Sampling]
@@ -151,7 +159,8 @@ class Serving:
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """The chunks of one call. Its usage is committed before the last chunk goes out, and when the caller leaves."""
         async with self.engine(call.target) as engine:
-            prompt = await call.render(engine)
+            self._check_chars(call.prompt.chars, engine.context_tokens_max)
+            prompt = await call.prompt.render(engine)
             request = GenerateRequest(
                 request_id=call.generation_id,
                 prompt_token_ids=prompt,
@@ -177,6 +186,17 @@ class Serving:
         """Meters a call, unless a dedicated endpoint answered it: its minutes pay for every token."""
         if not call.target.engine.owner:
             await self._meter.record(self._usage(call, chunk))
+
+    def _check_chars(self, chars: int, context_tokens_max: int) -> None:
+        """Refuses a text that cannot fit before its tokens are counted, which takes the tokenizer from everybody."""
+        chars_max = context_tokens_max * self._settings.prompt_chars_per_token_max
+        if chars > chars_max:
+            raise InvalidArgument(
+                "CONTEXT_TOO_LONG",
+                f"the prompt has {chars} characters; for a context of {context_tokens_max} tokens at most {chars_max}"
+                " are taken (prompt_chars_per_token_max)",
+                metadata={"context_tokens_max": str(context_tokens_max), "prompt_chars_max": str(chars_max)},
+            )
 
     def _limits(self, target: Target) -> EngineSettings:
         return self._settings.engine_settings(adapters=target.takes_adapters, gpu_indices=target.gpu_indices)

@@ -126,6 +126,12 @@ async def test_foreign_tuned_models_do_not_exist(world: World, tuned_model: str)
             "CONTEXT_TOO_LONG",
             None,
         ),
+        (
+            # One token of the stub: refused for its characters, before anybody counts.
+            inference.ChatRequest(model=BASE, messages=[generation.ChatMessage(role="user", content="a" * 4096)]),
+            "CONTEXT_TOO_LONG",
+            None,
+        ),
     ],
 )
 async def test_bad_calls_name_the_field(
