@@ -1,12 +1,23 @@
 """Turns one parsed line into a typed row of the format that its keys name, with every error."""
 
+from dataclasses import replace
 from typing import Any
 
 from formats.descriptions import describe, describe_entry
 from formats.fields import read_text
 from formats.messages import OUTPUT_ROLES, read_messages
-from formats.row_errors import LineFaults
-from formats.rows import ROW_WEIGHT_MAX, Conversation, Features, Format, Instruction, Preference, Row, Text
+from formats.row_errors import LineFaults, RowErrors
+from formats.rows import (
+    ROW_WEIGHT_MAX,
+    Conversation,
+    Features,
+    Format,
+    Instruction,
+    Message,
+    Preference,
+    Row,
+    Text,
+)
 from formats.tools import read_tools
 
 # Keys with a meaning that a line of JSON cannot have here: to ignore them would train something else than the row says.
@@ -26,8 +37,8 @@ _FORMAT_OF_KEY: dict[str, Format] = {
     "text": "text",
 }
 _KNOWN_FORMATS = (
-    "a row of a known format: the key `messages`, the keys `prompt` and `completion`, the key `text`, or "
-    "the keys `input`, `preferred_output` and `non_preferred_output`"
+    "a row of a known format: the key `messages`, the keys `prompt` and `completion`, "
+    "the key `text`, or the keys `input`, `preferred_output` and `non_preferred_output`"
 )
 
 
@@ -60,11 +71,7 @@ def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaul
         case "preference":
             return _preference(line, document, weight, faults, messages_max)
         case "instruction":
-            prompt = read_text(document, "prompt", "$", faults, may_be_empty=True)
-            completion = read_text(document, "completion", "$", faults, may_be_empty=False)
-            if prompt is None or completion is None:
-                return None
-            return Instruction(line=line, prompt=prompt, completion=completion, weight=weight)
+            return _instruction(line, document, weight, faults)
         case _:
             text = read_text(document, "text", "$", faults, may_be_empty=False)
             return None if text is None else Text(line=line, text=text, weight=weight)
@@ -73,22 +80,39 @@ def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaul
 def note_features(row: Row, features: Features) -> None:
     """Adds what a sound row uses."""
     features.sample_weights |= row.weight != 1
+    asked = 0
     if isinstance(row, Conversation):
-        messages = row.messages
+        messages, asked = row.messages, row.asked
     elif isinstance(row, Preference):
         messages = (*row.messages, *row.preferred_output, *row.non_preferred_output)
     else:
         return
     if row.tools:
         features.tools = True
-    for message in messages:
+    for index, message in enumerate(messages):
         if message.tool_calls:
             features.tools = True
             features.parallel_tool_calls |= len(message.tool_calls) > 1
         if message.reasoning is not None:
             features.reasoning = True
-        if not message.weight:
+        if not message.weight and index >= asked:
             features.message_weights = True
+
+
+def check_file(kind: Format | None, features: Features, errors: RowErrors) -> None:
+    """What only a whole file can show, once all of its rows were read and none has an error."""
+    if errors.count:
+        return
+    if kind is None:
+        errors.add(1, "$", "at least one row; the file is empty")
+
+
+def _instruction(line: int, document: dict[str, Any], weight: float, faults: LineFaults) -> Instruction | None:
+    prompt = read_text(document, "prompt", "$", faults, may_be_empty=True)
+    completion = read_text(document, "completion", "$", faults, may_be_empty=False)
+    if prompt is None or completion is None:
+        return None
+    return Instruction(line=line, prompt=prompt, completion=completion, weight=weight)
 
 
 def _conversation(
@@ -115,22 +139,13 @@ def _preference(
     messages, calls = None, set[str]()
     if isinstance(question, dict):
         tools = read_tools(question.get("tools"), "$.input.tools", faults)
-        messages = read_messages(question.get("messages"), "$.input.messages", faults, calls, messages_max=messages_max)
-        if messages and messages[-1].role == "assistant":
-            expectation = "a last message that is not of the role assistant: the outputs go on from there"
-            faults.add("$.input.messages", expectation, "one of the role assistant")
+        messages = _question(question.get("messages"), "$.input.messages", faults, calls, messages_max)
     else:
         faults.add("$.input", "an object with messages", describe_entry(document, "input"))
-    outputs = []
-    for key in ("preferred_output", "non_preferred_output"):
-        path = f"$.{key}"
-        output = read_messages(
-            document.get(key), path, faults, set(calls), messages_max=messages_max, roles=OUTPUT_ROLES
-        )
-        if output and (output[0].role != "assistant" or output[-1].role != "assistant"):
-            faults.add(path, "messages that begin and end with the role assistant", "one of the role tool")
-        outputs.append(output)
-    preferred, non_preferred = outputs
+    preferred, non_preferred = (
+        _output(document.get(key), f"$.{key}", faults, set(calls), messages_max)
+        for key in ("preferred_output", "non_preferred_output")
+    )
     if messages is None or preferred is None or non_preferred is None:
         return None
     return Preference(
@@ -141,6 +156,45 @@ def _preference(
         tools=tools,
         weight=weight,
     )
+
+
+def answered(
+    line: int,
+    question: tuple[Message, ...],
+    output: tuple[Message, ...],
+    tools: tuple[dict[str, Any], ...],
+    weight: float,
+    keys: tuple[str, str],
+) -> Conversation:
+    """A conversation in which nothing but the answer is learned. `keys` say where question and answer stand."""
+    return Conversation(
+        line=line,
+        messages=(*(replace(message, weight=0) for message in question), *output),
+        tools=tools,
+        weight=weight,
+        answer=keys[1],
+        asked=len(question),
+        question=keys[0],
+    )
+
+
+def _question(
+    value: Any, path: str, faults: LineFaults, calls: set[str], messages_max: int
+) -> tuple[Message, ...] | None:
+    messages = read_messages(value, path, faults, calls, messages_max=messages_max)
+    if messages and messages[-1].role == "assistant":
+        expectation = "a last message that is not of the role assistant: the outputs go on from there"
+        faults.add(path, expectation, "one of the role assistant")
+    return messages
+
+
+def _output(
+    value: Any, path: str, faults: LineFaults, calls: set[str], messages_max: int
+) -> tuple[Message, ...] | None:
+    output = read_messages(value, path, faults, calls, messages_max=messages_max, roles=OUTPUT_ROLES)
+    if output and (output[0].role != "assistant" or output[-1].role != "assistant"):
+        faults.add(path, "messages that begin and end with the role assistant", "one of the role tool")
+    return output
 
 
 def _row_weight(value: Any, faults: LineFaults) -> float:

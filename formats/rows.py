@@ -68,8 +68,8 @@ class Message:
 class Conversation:
     """`tools` are the JSON objects that declare functions, passed to the template as they are.
 
-    One way of a preference says under which key its `answer` stands, and that `asked` messages of the input come
-    before it.
+    One answer of several says under which key its `answer` stands, and that `asked` messages of
+    the `question`, a path in the line, come before it.
     """
 
     line: int
@@ -78,6 +78,7 @@ class Conversation:
     weight: float = 1.0
     answer: str = ""
     asked: int = 0
+    question: str = "messages"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -131,8 +131,8 @@ def _loss(model: Any, base: Any, inputs: Inputs, of_step: list[int], of_batch: l
     rows, groups = inputs.train.rows, inputs.train.sequences.groups
     indices = [row for sequence in of_batch for row in groups[sequence]]
     batch = padded([rows.row(index) for index in indices])
-    if inputs.spec.dpo is not None:
-        return _preference_loss(model, base, batch, inputs.spec.dpo) / len(of_step)
+    if inputs.spec.method_settings is not None:
+        return _preference_loss(model, base, batch, inputs.spec.method_settings) / len(of_step)
     labelled = sum(int(rows.row(row)[1].sum()) for sequence in of_step for row in groups[sequence])
     if rows.weights is None:
         return model(**batch, num_items_in_batch=labelled).loss

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from formats.line_parser import LineParser
 from formats.row_errors import RowError
+from formats.row_formats import check_file
 from formats.rows import Features, Format
 
 _WHOLE = "$"
@@ -64,6 +65,7 @@ class LineCheck:
         errors = self._parser.errors
         if not self._examples:
             errors.add(0, _WHOLE, "at least one example, one JSON object on a line", "an empty file")
+        check_file(self._parser.expected, self._parser.features, errors)
         return DatasetReport(
             format=self._parser.expected,
             line_count=self._examples,

@@ -16,9 +16,8 @@ from services.scheduler.database import Database
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.nodes.trainers import first_answer
 from services.scheduler.peers import Peers
+from services.scheduler.spec.tuning_methods import method_of_format, name_of
 from services.scheduler.spec.tuning_spec import TrainOnInputs, TuningSpec
-
-PREFERENCE = "preference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +92,15 @@ class Analyzer:
 
 
 def _require_format(spec: TuningSpec, field: str, counts: FileCounts) -> None:
-    """Preferences teach by comparison, everything else by example; a file is for one of the two."""
-    if (counts.format == PREFERENCE) == (spec.dpo is not None):
+    """A file is for one method: preferences and feedback have their own, and the others are for supervised tuning."""
+    method = name_of(spec.method)
+    fitting = method_of_format(counts.format)
+    if fitting == method:
         return
-    wanted = (
-        "rows of preferences, which the method dpo learns from" if spec.dpo is not None else "no preferences; use dpo"
-    )
     raise invalid(
         f"spec.{field}",
-        f"must have {wanted}; its format is {counts.format}",
-        message=f"spec.{field} has rows of the {counts.format} format, and this method takes {wanted}",
+        f"must have rows that the method {method} learns from; its format is {counts.format}: use the method {fitting}",
+        message=f"spec.{field} has rows of the {counts.format} format, which the method {fitting} learns from, and the "
+        f"method {method} does not",
         reason="DATASET_INVALID",
     )

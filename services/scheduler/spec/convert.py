@@ -1,6 +1,7 @@
 """Between finemesh.tuning.v1.TuningSpec and the scheduler's own spec, both ways, and its limits. It judges nothing."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from chassis.errors import FieldViolation
 from finemesh.artifacts.v1 import model_artifact_service_pb2
@@ -10,12 +11,12 @@ from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
 from services.scheduler.spec.integrations import ProvidedSecrets
 from services.scheduler.spec.tuning_limits import BaseFacts, Limits
+from services.scheduler.spec.tuning_methods import METHODS, SUPERVISED, Method, name_of
 from services.scheduler.spec.tuning_spec import (
     ALL_LINEAR,
     LEARNING_RATE_MAX,
     LORA_ALPHA_MAX,
     LORA_DROPOUT_MAX,
-    Dpo,
     EarlyStopping,
     HubStart,
     Hyperparameters,
@@ -49,7 +50,7 @@ def spec_from_proto(message: tuning.TuningSpec) -> TuningSpec:
         validation_file=message.validation_file,
         output_name=message.output_name,
         train_on_inputs=train_on_inputs_from_proto(message.supervised.train_on_inputs),
-        dpo=_dpo_from_proto(message.dpo) if message.HasField("dpo") else None,
+        method=_method_from_proto(message),
         lora=None if message.HasField("full") else _lora_from_proto(message.lora),
         weights_given=message.WhichOneof("weights") is not None,
         hyperparameters=_hyperparameters_from_proto(message.hyperparameters),
@@ -79,10 +80,11 @@ def spec_to_proto(spec: TuningSpec) -> tuning.TuningSpec:
         message.integrations.wandb.CopyFrom(tuning.WandbRun(**vars(spec.integrations.wandb)))
     if spec.integrations.hub_repository is not None:
         message.integrations.hub_push.repository = spec.integrations.hub_repository
-    if spec.dpo is None:
+    if spec.method is None:
         message.supervised.train_on_inputs = _train_on_inputs_to_proto(spec)
     else:
-        message.dpo.CopyFrom(tuning.DpoMethod(**vars(spec.dpo)))
+        settings = getattr(message, name_of(spec.method))
+        settings.CopyFrom(type(settings)(**vars(spec.method)))
     if spec.lora is None:
         message.full.SetInParent()
     else:
@@ -111,14 +113,13 @@ def _lora_from_proto(message: tuning.LoraTraining) -> Lora:
     )
 
 
-def _dpo_from_proto(message: tuning.DpoMethod) -> Dpo:
-    return Dpo(
-        beta=message.beta,
-        normalize_logratios_by_length=message.normalize_logratios_by_length,
-        reference_free=message.reference_free,
-        rpo_alpha=message.rpo_alpha,
-        simpo_gamma=message.simpo_gamma,
-    )
+def _method_from_proto(message: tuning.TuningSpec) -> Method | None:
+    """None is supervised tuning. The settings of a method have the contract's names."""
+    name: str = message.WhichOneof("method") or SUPERVISED
+    if name not in METHODS:
+        return None
+    given = getattr(message, name)
+    return METHODS[name](**{setting.name: getattr(given, setting.name) for setting in fields(METHODS[name])})
 
 
 def _integrations_from_proto(message: tuning.Integrations) -> Integrations:

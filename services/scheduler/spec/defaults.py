@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from services.scheduler.spec.origin import Origin
 from services.scheduler.spec.tuning_limits import Limits
+from services.scheduler.spec.tuning_methods import Method, name_of, with_defaults
 from services.scheduler.spec.tuning_spec import (
     ALL_LINEAR,
     LEARNING_RATE_DEFAULT,
     PATIENCE_DEFAULT,
     WARMUP_EVALUATIONS_DEFAULT,
-    Dpo,
     EarlyStopping,
     Hyperparameters,
     Lora,
@@ -19,7 +19,6 @@ from services.scheduler.spec.tuning_spec import (
     Violation,
 )
 
-BETA_DEFAULT = 0.1
 BATCH_SIZE_DEFAULT = 8
 
 
@@ -29,12 +28,11 @@ def complete(
     """`origin` is what spec.from_checkpoint names, of the same base model."""
     inherited = _inherit(spec, origin) if origin is not None else spec
     lora = _complete_lora(inherited.lora, limits) if inherited.lora is not None else None
-    dpo = replace(spec.dpo, beta=spec.dpo.beta or BETA_DEFAULT) if spec.dpo is not None else None
     wanted = replace(
         inherited,
         output_name=spec.output_name or default_output_name(inherited.base_model, job_id),
         lora=lora,
-        dpo=dpo,
+        method=None if spec.method is None else with_defaults(spec.method),
         weights_given=True,
         gpu_count=spec.gpu_count or 1,
     )
@@ -49,7 +47,7 @@ def violations_of_limits(spec: TuningSpec, limits: Limits) -> list[Violation]:
     """`spec` is complete."""
     found = []
     given, base = spec.hyperparameters, spec.base_model
-    tokens_max = _sequence_tokens_max(spec.dpo, limits)
+    tokens_max = _sequence_tokens_max(spec.method, limits)
     if given.sequence_tokens_max > tokens_max:
         found.append(
             Violation(
@@ -66,9 +64,9 @@ def violations_of_limits(spec: TuningSpec, limits: Limits) -> list[Violation]:
                 f"got {spec.lora.rank}",
             )
         )
-    batch_max = limits.batch_max(lora=spec.lora is not None, dpo=spec.dpo is not None)
+    batch_max = limits.batch_max(lora=spec.lora is not None, dpo=spec.method is not None)
     if not batch_max:
-        field = "spec.dpo" if spec.dpo is not None and not limits.batch_dpo else "spec.full"
+        field = f"spec.{name_of(spec.method)}" if spec.method is not None and not limits.batch_dpo else "spec.full"
         found.append(Violation(field=field, description=f"is not offered for {base}; see GetTuningLimits"))
     elif given.batch_size > batch_max or (given.batch_size_max and given.batch_size != batch_max):
         exactly = f"0 or {batch_max} with batch_size_max" if given.batch_size_max else f"1 to {batch_max}"
@@ -135,18 +133,18 @@ def _complete_hyperparameters(spec: TuningSpec, limits: Limits) -> Hyperparamete
     given = spec.hyperparameters
     batch_size = given.batch_size or BATCH_SIZE_DEFAULT
     if given.batch_size_max and not given.batch_size:
-        batch_size = limits.batch_max(lora=spec.lora is not None, dpo=spec.dpo is not None)
+        batch_size = limits.batch_max(lora=spec.lora is not None, dpo=spec.method is not None)
     return replace(
         given,
         epochs=given.epochs or 1,
         batch_size=batch_size,
         learning_rate=given.learning_rate or LEARNING_RATE_DEFAULT,
         gradient_norm_max=1.0 if given.gradient_norm_max is None else given.gradient_norm_max,
-        sequence_tokens_max=given.sequence_tokens_max or _sequence_tokens_max(spec.dpo, limits),
+        sequence_tokens_max=given.sequence_tokens_max or _sequence_tokens_max(spec.method, limits),
         seed=42 if given.seed is None else given.seed,
         cycle_count=given.cycle_count or (0.5 if given.schedule is Schedule.COSINE else 0.0),
         gradient_accumulation_steps=given.gradient_accumulation_steps or 1,
-        packing=spec.dpo is None if given.packing is None else given.packing,
+        packing=spec.method is None if given.packing is None else given.packing,
         checkpoints=given.checkpoints or 1,
         early_stopping=None if given.early_stopping is None else _complete_stopping(given.early_stopping),
     )
@@ -161,5 +159,5 @@ def _complete_stopping(stopping: EarlyStopping) -> EarlyStopping:
     )
 
 
-def _sequence_tokens_max(dpo: Dpo | None, limits: Limits) -> int:
-    return limits.sequence_tokens_max if dpo is None else limits.sequence_tokens_max_dpo
+def _sequence_tokens_max(method: Method | None, limits: Limits) -> int:
+    return limits.sequence_tokens_max if method is None else limits.sequence_tokens_max_dpo

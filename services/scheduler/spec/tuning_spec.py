@@ -7,15 +7,14 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.scheduler.spec.tuning_methods import Method
+
 EPOCHS_MAX = 100
 EVALUATIONS_MAX = 100
 CHECKPOINTS_MAX = 100
 BATCH_SIZE_MAX = 4096
 GRADIENT_ACCUMULATION_STEPS_MAX = 256
 CYCLE_COUNT_MAX = 10.0
-DPO_BETA_MAX = 10.0
-RPO_ALPHA_MAX = 10.0
-SIMPO_GAMMA_MAX = 10.0
 PATIENCE_MAX = 100
 PATIENCE_DEFAULT = 2
 MIN_DELTA_MAX = 100.0
@@ -65,17 +64,6 @@ class Lora:
     alpha: int = 0
     dropout: float = 0.0
     target_modules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dpo:
-    """Learning from preferences. Zero beta stands for the default; a zero alpha or gamma leaves that part out."""
-
-    beta: float = 0.0
-    normalize_logratios_by_length: bool = False
-    reference_free: bool = False
-    rpo_alpha: float = 0.0
-    simpo_gamma: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +135,7 @@ class HubStart:
 class TuningSpec:
     """The request as it came, or with every default filled in.
 
-    `lora` None trains all weights; `dpo` None is supervised tuning; an enum that the contract does not know is None.
+    `lora` None trains all weights; `method` None is supervised tuning; an enum that the contract does not know is None.
     `weights_given` is False when nothing was said about which weights to train: a run that continues another one trains
     the same.
     """
@@ -157,7 +145,7 @@ class TuningSpec:
     validation_file: str = ""
     output_name: str = ""
     train_on_inputs: TrainOnInputs | None = TrainOnInputs.AUTO
-    dpo: Dpo | None = None
+    method: Method | None = None
     lora: Lora | None = Lora()
     weights_given: bool = True
     hyperparameters: Hyperparameters = Hyperparameters()

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 
 from services.scheduler.spec.origin import parse_origin
+from services.scheduler.spec.tuning_methods import Method, name_of, problems_of
 from services.scheduler.spec.tuning_spec import (
     ALL_LINEAR,
     BATCH_SIZE_MAX,
     CHECKPOINT_INTERVAL_STEPS_MAX,
     CHECKPOINTS_MAX,
     CYCLE_COUNT_MAX,
-    DPO_BETA_MAX,
     EPOCHS_MAX,
     EVALUATIONS_MAX,
     GPU_COUNT_MAX,
@@ -33,14 +33,11 @@ from services.scheduler.spec.tuning_spec import (
     OUTPUT_NAME,
     PATIENCE_DEFAULT,
     PATIENCE_MAX,
-    RPO_ALPHA_MAX,
     SEED_MAX,
     SEQUENCE_TOKENS_MAX,
     SEQUENCE_TOKENS_MIN,
-    SIMPO_GAMMA_MAX,
     TARGET_MODULES_MAX,
     WARMUP_EVALUATIONS_MAX,
-    Dpo,
     EarlyStopping,
     HubStart,
     Hyperparameters,
@@ -60,8 +57,8 @@ def violations_of(spec: TuningSpec) -> list[Violation]:
         check.refuse("spec.supervised.train_on_inputs", "must be AUTO, TRUE or FALSE; got an unknown value")
     if spec.from_hub is not None:
         check.from_hub(spec, spec.from_hub)
-    if spec.dpo is not None:
-        check.dpo(spec.dpo)
+    if spec.method is not None:
+        check.method(spec.method)
     if spec.lora is not None:
         check.lora(spec.lora)
     check.hyperparameters(spec.hyperparameters)
@@ -144,11 +141,9 @@ class _Check:
                     f"must be 1 to 200 letters, digits, `_` or `.`, or `{ALL_LINEAR}` alone; got {name[:80]!r}",
                 )
 
-    def dpo(self, dpo: Dpo) -> None:
-        if not math.isfinite(dpo.beta) or not 0 <= dpo.beta <= DPO_BETA_MAX:
-            self.refuse("spec.dpo.beta", f"must be above 0 to {DPO_BETA_MAX:g}, or 0 for 0.1; got {dpo.beta:g}")
-        self.number("spec.dpo.rpo_alpha", dpo.rpo_alpha, 0, RPO_ALPHA_MAX)
-        self.number("spec.dpo.simpo_gamma", dpo.simpo_gamma, 0, SIMPO_GAMMA_MAX)
+    def method(self, method: Method) -> None:
+        for setting, problem in problems_of(method):
+            self.refuse(f"spec.{name_of(method)}.{setting}", problem)
 
     def early_stopping(self, spec: TuningSpec, stopping: EarlyStopping) -> None:
         at = "spec.hyperparameters.early_stopping"

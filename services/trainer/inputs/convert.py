@@ -6,6 +6,8 @@ It reads no file and starts nothing. Ranges are checked by the child, except wha
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+
 from chassis.errors import invalid
 from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
@@ -14,6 +16,8 @@ from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 _CHILD_BATCH_MAX = 1024
 _CHILD_ACCUMULATION_MAX = 256
 
+# The field of the method that the child calls sft.
+_SUPERVISED = "supervised"
 _SCHEDULES = {
     tuning.LEARNING_RATE_SCHEDULE_UNSPECIFIED: "cosine",
     tuning.LEARNING_RATE_SCHEDULE_COSINE: "cosine",
@@ -72,11 +76,13 @@ def child_spec_from_proto(assignment: node_pb2.Assignment, placement: Placement)
     InvalidArgument for what no child could run.
     """
     spec, hyper = assignment.spec, assignment.spec.hyperparameters
+    field = spec.WhichOneof("method") or _SUPERVISED
+    method = "sft" if field == _SUPERVISED else field
     if hyper.learning_rate <= 0:
         raise invalid("hyperparameters.learning_rate", "must be above 0")
     document: dict[str, Any] = {
         "job_id": job_id_of(assignment.lease.tuning_job),
-        "method": "dpo" if spec.HasField("dpo") else "sft",
+        "method": method,
         "training": _training_from_proto(spec),
         "base_model": {
             "directory": placement.base_directory,
@@ -111,8 +117,9 @@ def child_spec_from_proto(assignment: node_pb2.Assignment, placement: Placement)
     if placement.device_memory_bytes is not None:
         document["device_memory_bytes"] = placement.device_memory_bytes
     document |= _settings_from_proto(hyper)
-    if spec.HasField("dpo"):
-        document["dpo"] = _dpo_from_proto(spec.dpo)
+    if field != _SUPERVISED:
+        # The child knows every setting by the contract's name.
+        document[method] = MessageToDict(getattr(spec, field), preserving_proto_field_name=True)
     if placement.prepared_directory is not None:
         document["directories"] = {
             "cache": placement.prepared_directory,
@@ -165,16 +172,6 @@ def _schedule_from_proto(hyper: tuning.Hyperparameters) -> dict[str, Any]:
     if hyper.cycle_count:
         schedule["num_cycles"] = hyper.cycle_count
     return schedule
-
-
-def _dpo_from_proto(method: tuning.DpoMethod) -> dict[str, Any]:
-    dpo: dict[str, Any] = {
-        "normalize_logratios_by_length": method.normalize_logratios_by_length,
-        "reference_free": method.reference_free,
-        "rpo_alpha": method.rpo_alpha,
-        "simpo_gamma": method.simpo_gamma,
-    }
-    return dpo | ({"beta": method.beta} if method.beta else {})
 
 
 def _early_stopping_from_proto(message: tuning.EarlyStopping) -> dict[str, Any]:

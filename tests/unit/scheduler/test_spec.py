@@ -12,8 +12,8 @@ from services.scheduler.spec.convert import spec_from_proto, spec_to_proto
 from services.scheduler.spec.defaults import complete, default_output_name
 from services.scheduler.spec.origin import Origin, OriginName, parse_origin
 from services.scheduler.spec.tuning_limits import BaseFacts, Limits, LimitsTable, load_limits
+from services.scheduler.spec.tuning_methods import Dpo
 from services.scheduler.spec.tuning_spec import (
-    Dpo,
     EarlyStopping,
     HubStart,
     Hyperparameters,
@@ -99,7 +99,7 @@ def test_all_violations_come_at_once() -> None:
             checkpoints=101,
             early_stopping=EarlyStopping(patience=-1, min_delta=math.inf, warmup_evaluations=101),
         ),
-        dpo=Dpo(beta=-0.1, rpo_alpha=math.nan, simpo_gamma=11),
+        method=Dpo(beta=-0.1, rpo_alpha=math.nan, simpo_gamma=11),
         gpu_count=-1,
         from_checkpoint="Not:A:Name",
     )
@@ -218,21 +218,21 @@ def test_early_stopping_has_defaults_and_needs_enough_evaluations() -> None:
 
 
 def test_preferences_get_their_defaults_and_are_not_packed() -> None:
-    spec, violations = complete(replace(SPEC, dpo=Dpo()), BASE, JOB_ID)
+    spec, violations = complete(replace(SPEC, method=Dpo()), BASE, JOB_ID)
     assert violations == []
-    assert spec.dpo == Dpo(beta=0.1)
+    assert spec.method == Dpo(beta=0.1)
     assert spec.hyperparameters.packing is False
     assert complete(spec, BASE, JOB_ID) == (spec, [])
 
 
 @pytest.mark.parametrize("beta", [10.0, 1e-6, 0.0])
 def test_a_beta_in_range_passes(beta: float) -> None:
-    assert fields(replace(SPEC, dpo=Dpo(beta=beta))) == []
+    assert fields(replace(SPEC, method=Dpo(beta=beta))) == []
 
 
 @pytest.mark.parametrize(("beta"), [10.1, -1e-9, math.nan, math.inf])
 def test_a_beta_out_of_range_is_refused(beta: float) -> None:
-    assert fields(replace(SPEC, dpo=Dpo(beta=beta))) == ["spec.dpo.beta"]
+    assert fields(replace(SPEC, method=Dpo(beta=beta))) == ["spec.dpo.beta"]
 
 
 def test_waves_belong_to_the_cosine() -> None:
@@ -247,7 +247,7 @@ def test_waves_belong_to_the_cosine() -> None:
     [
         (SPEC, 1024),
         (replace(SPEC, lora=None), 1024),
-        (replace(SPEC, dpo=Dpo()), 512),
+        (replace(SPEC, method=Dpo()), 512),
     ],
 )
 def test_the_largest_batch_is_the_one_of_the_limits(spec: TuningSpec, largest: int) -> None:
@@ -278,7 +278,7 @@ def test_a_model_has_limits_of_its_own() -> None:
     own = {"m": {"batch_dpo": 0, "batch_full": 0, "sequence_tokens_max": 100, "lora_rank_max": 8}}
     limits = limits_at(1, LimitsTable({"by_parameters": [tier], "models": own}))
     assert (limits.sequence_tokens_max, limits.lora_rank_max, limits.lora_rank_default) == (100, 8, 8)
-    refused = complete(replace(SPEC, dpo=Dpo()), limits, JOB_ID)[1]
+    refused = complete(replace(SPEC, method=Dpo()), limits, JOB_ID)[1]
     assert [violation.field for violation in refused] == ["spec.dpo"]
     refused = complete(replace(SPEC, lora=None), limits, JOB_ID)[1]
     assert [violation.field for violation in refused] == ["spec.full"]

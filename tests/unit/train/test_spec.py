@@ -135,9 +135,9 @@ def test_settings_of_preferences_are_bounded(dpo: Any, field: str) -> None:
 
 
 def test_preferences_have_defaults_and_belong_to_their_method() -> None:
-    assert parse_spec(SMALLEST).dpo is None
-    assert parse_spec({**SMALLEST, "method": "dpo"}).dpo == Dpo(beta=0.1)
-    assert parse_spec({**SMALLEST, "method": "dpo", "dpo": {"beta": 10}}).dpo == Dpo(beta=10.0)
+    assert parse_spec(SMALLEST).method_settings is None
+    assert parse_spec({**SMALLEST, "method": "dpo"}).method_settings == Dpo(beta=0.1)
+    assert parse_spec({**SMALLEST, "method": "dpo", "dpo": {"beta": 10}}).method_settings == Dpo(beta=10.0)
 
 
 def test_early_stopping_needs_as_many_evaluations_as_could_end_a_run() -> None:

@@ -149,7 +149,7 @@ def test_every_later_hyperparameter_arrives() -> None:
     assert (spec.batch_size, spec.gradient_accumulation_steps) == (1024, 6)
     assert (spec.schedule.num_cycles, spec.packing, spec.checkpoints) == (1.5, False, 4)
     assert spec.early_stopping == EarlyStopping(patience=2, min_delta=0.01, warmup_evaluations=0)
-    assert spec.dpo is None
+    assert spec.method_settings is None
     assert spec.start_from is None
 
 
@@ -158,9 +158,9 @@ def test_preferences_arrive_with_their_settings() -> None:
     assignment.spec.dpo.CopyFrom(tuning.DpoMethod(beta=0.3, reference_free=True, rpo_alpha=1.0))
     spec = parse_spec(child_spec_from_proto(assignment, PLACEMENT))
     assert spec.method == "dpo"
-    assert spec.dpo == Dpo(beta=0.3, reference_free=True, rpo_alpha=1.0)
+    assert spec.method_settings == Dpo(beta=0.3, reference_free=True, rpo_alpha=1.0)
     assignment.spec.dpo.CopyFrom(tuning.DpoMethod())
-    assert parse_spec(child_spec_from_proto(assignment, PLACEMENT)).dpo == Dpo(beta=0.1)
+    assert parse_spec(child_spec_from_proto(assignment, PLACEMENT)).method_settings == Dpo(beta=0.1)
 
 
 def test_weights_to_start_from_are_named_by_job_place_and_digest() -> None:

@@ -122,23 +122,23 @@ SETTINGS = (
     fraction("lora.dropout", lambda s: s.training.dropout, high=0.9),
     Setting(
         path="dpo.beta", default=0.1, taken=(1e-6, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
-        engine=lambda s: s.dpo and s.dpo.beta,
+        engine=lambda s: s.method_settings and s.method_settings.beta,
     ),
     Setting(
         path="dpo.rpo_alpha", default=0.0, taken=(0.5, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
-        engine=lambda s: s.dpo and s.dpo.rpo_alpha,
+        engine=lambda s: s.method_settings and s.method_settings.rpo_alpha,
     ),
     Setting(
         path="dpo.simpo_gamma", default=0.0, taken=(0.5, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
-        engine=lambda s: s.dpo and s.dpo.simpo_gamma,
+        engine=lambda s: s.method_settings and s.method_settings.simpo_gamma,
     ),
     Setting(
         path="dpo.normalize_logratios_by_length", default=False, taken=(True,), refused=(),
-        engine=lambda s: s.dpo and s.dpo.normalize_logratios_by_length,
+        engine=lambda s: s.method_settings and s.method_settings.normalize_logratios_by_length,
     ),
     Setting(
         path="dpo.reference_free", default=False, taken=(True,), refused=(),
-        engine=lambda s: s.dpo and s.dpo.reference_free,
+        engine=lambda s: s.method_settings and s.method_settings.reference_free,
     ),
 )  # fmt: skip
 BY_PATH = {setting.path: setting for setting in SETTINGS}

@@ -17,8 +17,18 @@ from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
 from finemesh_client.cli.runtime import one_of
 from finemesh_client.training_kinds import METHOD_FIELDS
 
-SFT, DPO = "sft", "dpo"
+SFT = "sft"
 METHODS = tuple(METHOD_FIELDS)
+# By method: the fields of its message in the contract, by the options that set them.
+METHOD_SETTINGS = {
+    "dpo": {
+        "dpo_beta": "beta",
+        "dpo_normalize_by_length": "normalize_logratios_by_length",
+        "dpo_reference_free": "reference_free",
+        "rpo_alpha": "rpo_alpha",
+        "simpo_gamma": "simpo_gamma",
+    },
+}
 SCHEDULES = {
     "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,
     "linear": pb.LEARNING_RATE_SCHEDULE_LINEAR,
@@ -55,7 +65,8 @@ class JobOptions:
     validation_file: Annotated[str, option(_DATA, "--validation-file", help="Held-out file.")] = ""
     output_name: Annotated[str, option(_DATA, "--name", help="Last part of the new model's id.")] = ""
     method: Annotated[
-        str, option(_METHOD, "--method", callback=one_of(METHODS), help="sft: by examples; dpo: by preferences.")
+        str,
+        option(_METHOD, "--method", callback=one_of(METHODS), help="sft: by examples; dpo: by preferences."),
     ] = SFT
     train_on_inputs: Annotated[
         str | None,

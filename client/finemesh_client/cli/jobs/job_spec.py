@@ -5,10 +5,13 @@ It fills no defaults and checks no ranges: the server does, and shows them in th
 
 from __future__ import annotations
 
+from google.protobuf.message import Message
+
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client.cli.datasets.preview_command import TRAIN_ON_INPUTS
-from finemesh_client.cli.jobs.job_options import DPO, SCHEDULES, JobOptions
+from finemesh_client.cli.jobs.job_options import METHOD_SETTINGS, SCHEDULES, SFT, JobOptions
 from finemesh_client.cli.runtime import OptionConflict
+from finemesh_client.training_kinds import METHOD_FIELDS
 
 BATCH_SIZE_MAX = "max"
 
@@ -30,8 +33,8 @@ def to_spec(options: JobOptions) -> pb.TuningSpec:
         hyperparameters=_hyperparameters(options),
         **given(gpu_count=options.gpus),  # type: ignore[arg-type]
     )
-    if options.method == DPO:
-        spec.dpo.CopyFrom(_dpo(options))
+    if options.method in METHOD_SETTINGS:
+        _set_method(getattr(spec, METHOD_FIELDS[options.method]), options)
     else:
         spec.supervised.train_on_inputs = TRAIN_ON_INPUTS[options.train_on_inputs or "auto"]
     _set_integrations(spec, options)
@@ -52,23 +55,30 @@ def _refuse_conflicts(options: JobOptions) -> None:
         raise OptionConflict("--from-hf-model: needs --model, whose shape it has, and excludes --from")
     if options.hf_model_revision and not options.from_hf_model:
         raise OptionConflict("--hf-model-revision: only with --from-hf-model")
-    of_dpo = given(
-        **{
-            "--dpo-beta": options.dpo_beta,
-            "--dpo-normalize-by-length": options.dpo_normalize_by_length or None,
-            "--dpo-reference-free": options.dpo_reference_free or None,
-            "--rpo-alpha": options.rpo_alpha,
-            "--simpo-gamma": options.simpo_gamma,
-        }
-    )
-    if options.method != DPO and of_dpo:
-        raise OptionConflict(f"{', '.join(of_dpo)}: only with --method dpo")
-    if options.method == DPO and options.train_on_inputs is not None:
-        raise OptionConflict("--train-on-inputs: only with --method sft; preferences teach by their answers")
+    for method in METHOD_SETTINGS:
+        wrong = [f"--{name.replace('_', '-')}" for name in _given_settings(options, method)]
+        if options.method != method and wrong:
+            raise OptionConflict(f"{', '.join(wrong)}: only with --method {method}")
+    if options.method != SFT and options.train_on_inputs is not None:
+        raise OptionConflict(
+            "--train-on-inputs: only with --method sft; preferences and feedback teach by their answers"
+        )
     if options.full and (options.lora or _gave_lora(options)):
         raise OptionConflict("--full trains all weights; leave --lora, --rank, --alpha, --dropout and --target out")
     if options.batch_size not in (None, BATCH_SIZE_MAX) and not str(options.batch_size).isdecimal():
         raise OptionConflict("--batch-size: give a number of sequences, or max")
+
+
+def _given_settings(options: JobOptions, method: str) -> dict[str, object]:
+    """The options of a method that were given; a flag that is not set was not."""
+    values = {name: getattr(options, name) for name in METHOD_SETTINGS[method]}
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+def _set_method(message: Message, options: JobOptions) -> None:
+    message.SetInParent()
+    for name, value in _given_settings(options, options.method).items():
+        setattr(message, METHOD_SETTINGS[options.method][name], value)
 
 
 def _gave_lora(options: JobOptions) -> bool:
@@ -81,14 +91,6 @@ def _lora(options: JobOptions) -> pb.LoraTraining | None:
         return None
     values = given(rank=options.rank, alpha=options.alpha, dropout=options.dropout)
     return pb.LoraTraining(target_modules=options.target_modules or (), **values)  # type: ignore[arg-type]
-
-
-def _dpo(options: JobOptions) -> pb.DpoMethod:
-    return pb.DpoMethod(
-        normalize_logratios_by_length=options.dpo_normalize_by_length,
-        reference_free=options.dpo_reference_free,
-        **given(beta=options.dpo_beta, rpo_alpha=options.rpo_alpha, simpo_gamma=options.simpo_gamma),  # type: ignore[arg-type]
-    )
 
 
 def _hyperparameters(options: JobOptions) -> pb.Hyperparameters:

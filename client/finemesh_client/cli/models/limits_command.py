@@ -10,6 +10,7 @@ from finemesh.tuning.v1 import tuning_limits_pb2
 from finemesh_client.cli.output import fields, print_json
 from finemesh_client.cli.runtime import AsJson, with_client
 from finemesh_client.client import Client
+from finemesh_client.training_kinds import METHOD_FIELDS
 
 
 def limits(
@@ -33,7 +34,7 @@ def show(found: tuning_limits_pb2.TuningLimits) -> None:
     fields(
         [
             ("base model", found.base_model),
-            ("methods", "sft, dpo" if dpo else "sft"),
+            ("methods", ", ".join(METHOD_FIELDS) if dpo else "sft"),
             ("tools", _supported(found, "supports_tools")),
             ("reasoning", _supported(found, "supports_reasoning")),
             ("epochs", f"1 to {found.epochs_max}"),
@@ -42,7 +43,10 @@ def show(found: tuning_limits_pb2.TuningLimits) -> None:
             ("learning rate", rates),
             ("accumulation", f"{accumulation} (default {found.gradient_accumulation_steps_default})"),
             ("tokens, sft", f"{found.sequence_tokens_min:,} to {found.sequence_tokens_max_supervised:,}"),
-            ("tokens, dpo", f"{found.sequence_tokens_min:,} to {found.sequence_tokens_max_dpo:,}" if dpo else ""),
+            (
+                f"tokens, {', '.join(word for word in METHOD_FIELDS if word != 'sft')}",
+                f"{found.sequence_tokens_min:,} to {found.sequence_tokens_max_dpo:,}" if dpo else "",
+            ),
             ("adapter", _adapter(lora) if found.HasField("lora") else "not offered"),
             ("adapter, batch", _batch(lora.batch, dpo) if found.HasField("lora") else ""),
             ("all weights", _batch(found.full.batch, dpo) if found.HasField("full") else "not offered"),

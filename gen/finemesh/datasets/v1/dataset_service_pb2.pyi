@@ -91,7 +91,7 @@ class AnalyzeDatasetResponse(_message.Message):
     plan_sha256: _builtins.str
     """Digest of the packing plan."""
     format: _builtins.str
-    """`conversation`, `instruction`, `text`, `preference` or `tokens`."""
+    """Name of the format: the lower-case end of a value of finemesh.files.v1.DatasetFormat, for example `preference`."""
     skipped_count: _builtins.int
     """Examples that are left out, because nothing in them carries loss."""
     rows_per_second: _builtins.float

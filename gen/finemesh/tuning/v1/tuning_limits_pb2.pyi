@@ -57,13 +57,13 @@ class TuningLimits(_message.Message):
     sequence_tokens_max_supervised: _builtins.int
     """Longest example in tokens, for supervised tuning."""
     sequence_tokens_max_dpo: _builtins.int
-    """Longest prompt with one answer in tokens, for preferences."""
+    """Longest prompt with one answer in tokens, for preferences and judged answers."""
     gradient_accumulation_steps_max: _builtins.int
     """Most batches per optimizer step."""
     gradient_accumulation_steps_default: _builtins.int
     """Batches per optimizer step when nothing is said."""
     supports_dpo: _builtins.bool
-    """Whether it learns from preferences."""
+    """Whether it learns from preferences and judged answers."""
     supports_tools: _builtins.bool
     """Whether its chat template renders tools, calls of them and their results; rows with tools are refused otherwise. Unset while no
     node could be asked.
@@ -197,7 +197,7 @@ class BatchLimits(_message.Message):
     max_supervised: _builtins.int
     """Most sequences, for supervised tuning."""
     max_dpo: _builtins.int
-    """Most pairs, for preferences."""
+    """Most pairs, for preferences, and most judged answers."""
     def __init__(
         self,
         *,

@@ -3,12 +3,15 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from services.trainer.train.data.packing.mismatched import mismatched_rows
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.data.schedule import RunSchedule, schedule_run
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, resolve_max_seq_length
+from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.settings.failures import Violation, user_failure
+from services.trainer.train.settings.methods import method_of_format
 from services.trainer.train.settings.spec import Spec
 
 # In the work folder, where no cache is named.
@@ -33,6 +36,9 @@ class Inputs:
     folder: ModelFolder
     train: Dataset
     validation: Dataset | None
+    # For a method that compares them (packing/mismatched.py).
+    train_mismatched: TokenRows | None = None
+    validation_mismatched: TokenRows | None = None
     max_seq_length: int
     schedule: RunSchedule
     identity: Identity
@@ -85,6 +91,8 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         folder=folder,
         train=train_data,
         validation=validation,
+        train_mismatched=_mismatched(spec, train_data, settings),
+        validation_mismatched=_mismatched(spec, validation, settings),
         max_seq_length=settings.max_seq_length,
         schedule=schedule,
         identity=Identity(
@@ -95,6 +103,12 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
     )
 
 
+def _mismatched(spec: Spec, dataset: Dataset | None, settings: PrepareSettings) -> TokenRows | None:
+    if dataset is None or spec.method_settings is None or not spec.method_settings.compares_mismatched:
+        return None
+    return mismatched_rows(dataset.rows, settings.max_seq_length)
+
+
 def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettings, method: str, emit: Emit) -> Dataset:
     dataset = prepare_dataset(path, name, folder, settings, pack_rows=name == "train")
     if isinstance(dataset, DatasetRefusal):
@@ -103,11 +117,11 @@ def _dataset(path: Path, name: str, folder: ModelFolder, settings: PrepareSettin
             for error in dataset.errors
         ]
         raise user_failure("DATASET_INVALID", f"the {name} file has {dataset.error_count} invalid entries", violations)
-    if (dataset.format == "preference") != (method == "dpo"):
-        wanted = "rows of preferences" if method == "dpo" else "no preferences, which the method dpo learns from"
+    if method_of_format(dataset.format) != method:
         raise user_failure(
             "DATASET_INVALID",
-            f"the {name} file has rows of the {dataset.format} format, and the method {method} takes {wanted}",
+            f"the {name} file has rows of the {dataset.format} format, which the method "
+            f"{method_of_format(dataset.format)} learns from; the method {method} takes others",
         )
     rows = dataset.rows
     if rows.truncated_rows:

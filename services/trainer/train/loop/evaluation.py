@@ -12,8 +12,9 @@ import torch
 
 from services.trainer.train.data.batches.file_batches import FileBatches
 from services.trainer.train.data.batches.micro_batch import MicroBatch
-from services.trainer.train.data.batches.run_batches import validation_batches
+from services.trainer.train.data.batches.run_batches import batches_of_file, validation_batches
 from services.trainer.train.loop.async_checkpoint import kept_checkpoint, settle_checkpoint
+from services.trainer.train.loop.divergence import look_ahead
 from services.trainer.train.loop.early_stopping import judge_evaluation
 from services.trainer.train.loop.state import Run
 from services.trainer.train.losses.objective import Evaluation, Objective
@@ -75,7 +76,7 @@ def _evaluate(run: Run, name: str) -> Evaluation:
     while found is None:
         batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
         report = sign_of_life(run.emit, "evaluating", len(batches))
-        found = evaluate(run.model, objective, batches, run.stopping, report, run.group)
+        found = evaluate(run.model, objective, batches, run.stopping, report, run.group) if _look_ahead(run) else None
         if found is None:
             _halve(run, name, divisible=batches.is_divisible)
     if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
@@ -85,6 +86,16 @@ def _evaluate(run: Run, name: str) -> Evaluation:
             "lower the learning rate, or look for what is unlike the training file",
         )
     return found
+
+
+def _look_ahead(run: Run) -> bool:
+    """False when memory ran out on one of the processes."""
+    rows = run.inputs.validation_mismatched
+    if rows is None:
+        return True
+    batches = batches_of_file(run.inputs, rows, run.group, run.evaluation_tokens)
+    before_stop = _unless_stopping(batches, run.stopping)
+    return look_ahead(run.model, run.validation_objective, before_stop, batches.idle, run.group)
 
 
 def evaluate(
@@ -103,21 +114,22 @@ def evaluate(
         sums.append(objective.sums(model, batch))
         report(1)
 
-    def unless_stopping() -> Iterator[MicroBatch]:
-        for batch in batches:
-            if stopping():
-                raise Stopped
-            yield batch
-
     model.module.eval()
     try:
         with torch.no_grad():
-            enough = fits(model, group, unless_stopping(), score, batches.idle)
+            enough = fits(model, group, _unless_stopping(batches, stopping), score, batches.idle)
     finally:
         model.module.train()
     if not enough:
         return None
     return objective.evaluation(group.total([sum(column) for column in zip(*sums, strict=True)]))
+
+
+def _unless_stopping(batches: FileBatches, stopping: Callable[[], bool]) -> Iterator[MicroBatch]:
+    for batch in batches:
+        if stopping():
+            raise Stopped
+        yield batch
 
 
 def _halve(run: Run, name: str, *, divisible: bool) -> None:

@@ -1,4 +1,4 @@
-"""The reference of preferences: log-probabilities under the weights that the run started from.
+"""The reference of answers: log-probabilities under the weights that the run started from.
 
 Under a fresh adapter these weights are the base, which is there when the adapter is off. Where the starting weights
 themselves are trained (all weights, or an adapter that goes on) the log-probabilities of every answer are computed
@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.data.batches.run_batches import batches_of_file
-from services.trainer.train.data.preparation.prepare import Dataset
 from services.trainer.train.data.run_inputs import Inputs
+from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.disk.durable import sha256_file
 from services.trainer.train.losses.objective import answer_log_probs
 from services.trainer.train.memory.out_of_memory import fits, halve, release
@@ -28,7 +28,9 @@ from services.trainer.train.runtime.event_stream import Emit, sign_of_life
 from services.trainer.train.runtime.process_group import Group
 
 REFERENCE = "reference.safetensors"
+# The files' rows; their mismatched rows are scored as well, where a method compares them.
 TRAIN, VALIDATION = "train", "validation"
+TRAIN_MISMATCHED, VALIDATION_MISMATCHED = "train_mismatched", "validation_mismatched"
 _IDENTITY = "identity"
 
 
@@ -88,28 +90,34 @@ def _read(path: Path, identity: str) -> dict[str, Any] | None:
 
 
 def _compute(inputs: Inputs, model: CausalModel, group: Group, emit: Emit) -> dict[str, Any]:
-    files = {TRAIN: inputs.train} | ({VALIDATION: inputs.validation} if inputs.validation else {})
-    total = sum(dataset.rows.count for dataset in files.values())
+    scored = {
+        TRAIN: inputs.train.rows,
+        VALIDATION: inputs.validation.rows if inputs.validation else None,
+        TRAIN_MISMATCHED: inputs.train_mismatched,
+        VALIDATION_MISMATCHED: inputs.validation_mismatched,
+    }
+    files = {name: rows for name, rows in scored.items() if rows is not None}
+    total = sum(rows.count for rows in files.values())
     done = 0
     scores: dict[str, Any] = {}
     was_training = model.module.training
     model.module.eval()
     with torch.no_grad():
-        for name, dataset in files.items():
-            scores[name] = _score(inputs, dataset, model, group, sign_of_life(emit, "reference", total, done), emit)
-            done += dataset.rows.count
+        for name, rows in files.items():
+            scores[name] = _score(inputs, rows, model, group, sign_of_life(emit, "reference", total, done), emit)
+            done += rows.count
     model.module.train(was_training)
     return scores
 
 
 def _score(
-    inputs: Inputs, dataset: Dataset, model: CausalModel, group: Group, report: Callable[[int], None], emit: Emit
+    inputs: Inputs, rows: TokenRows, model: CausalModel, group: Group, report: Callable[[int], None], emit: Emit
 ) -> Any:
     """All rows of a file; again in smaller micro-batches when memory runs out."""
     tokens = inputs.spec.micro_batch_tokens
     while True:
-        own = torch.zeros(dataset.rows.count, dtype=torch.float64)
-        batches = batches_of_file(inputs, dataset, group, tokens)
+        own = torch.zeros(rows.count, dtype=torch.float64)
+        batches = batches_of_file(inputs, rows, group, tokens)
 
         def score(batch: MicroBatch, own: Any = own) -> None:
             found = answer_log_probs(model, batch)

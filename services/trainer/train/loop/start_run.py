@@ -20,9 +20,17 @@ from services.trainer.train.export.lineage import library_versions
 from services.trainer.train.loop.early_stopping import restore_best
 from services.trainer.train.loop.prefetch import StepBatches
 from services.trainer.train.loop.progress_report import Progress
-from services.trainer.train.loop.reference import REFERENCE, TRAIN, VALIDATION, stored_reference
+from services.trainer.train.loop.reference import (
+    REFERENCE,
+    TRAIN,
+    TRAIN_MISMATCHED,
+    VALIDATION,
+    VALIDATION_MISMATCHED,
+    stored_reference,
+)
 from services.trainer.train.loop.state import Run
-from services.trainer.train.losses.objective import AdapterOff, Preferences, Reference, Supervised
+from services.trainer.train.losses.objective import AdapterOff, Reference, Supervised
+from services.trainer.train.losses.objective_choice import objective_of
 from services.trainer.train.memory.memory_planner import Layout
 from services.trainer.train.modeling.base_model import load_base
 from services.trainer.train.modeling.fsdp import shard
@@ -33,7 +41,7 @@ from services.trainer.train.modeling.optimizer import empty_optimizer_tensors, m
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.runtime.process_group import ALONE, Group
 from services.trainer.train.settings.failures import Violation, user_failure
-from services.trainer.train.settings.methods import Dpo
+from services.trainer.train.settings.methods import MethodSettings
 from services.trainer.train.settings.spec import LoraTraining, Spec
 
 
@@ -100,8 +108,8 @@ def start_run(
     )
     model.module.train()
     checkpoint = _find_checkpoint(run)
-    if spec.dpo is not None:
-        _learn_from_preferences(run, spec.dpo, checkpoint)
+    if spec.method_settings is not None:
+        _learn_from_answers(run, spec.method_settings, checkpoint)
     if checkpoint is not None:
         _resume(run, checkpoint)
     else:
@@ -128,17 +136,20 @@ def _find_checkpoint(run: Run) -> Path | None:
     return find_checkpoint(inputs.checkpoints, inputs.identity, discard)
 
 
-def _learn_from_preferences(run: Run, dpo: Dpo, checkpoint: Path | None) -> None:
+def _learn_from_answers(run: Run, settings: MethodSettings, checkpoint: Path | None) -> None:
     """Comes before a checkpoint's weights are put in, because the reference is what the run started from."""
     inputs = run.inputs
     references: Mapping[str, Reference] = {}
     if inputs.spec.stores_reference:
         references = stored_reference(inputs, run.model, run.group, run.emit, checkpoint)
         run.attachments[REFERENCE] = inputs.workdir / REFERENCE
-    elif dpo.needs_reference:
-        references = dict.fromkeys((TRAIN, VALIDATION), AdapterOff())
-    run.objective = Preferences(dpo, references.get(TRAIN))
-    run.validation_objective = Preferences(dpo, references.get(VALIDATION))
+    elif settings.needs_reference:
+        references = dict.fromkeys((TRAIN, VALIDATION, TRAIN_MISMATCHED, VALIDATION_MISMATCHED), AdapterOff())
+    run.objective = objective_of(settings, references.get(TRAIN), references.get(TRAIN_MISMATCHED))
+    if inputs.validation is not None:
+        run.validation_objective = objective_of(
+            settings, references.get(VALIDATION), references.get(VALIDATION_MISMATCHED)
+        )
 
 
 def _resume(run: Run, path: Path) -> None:

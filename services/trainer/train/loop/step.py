@@ -16,12 +16,13 @@ import torch
 
 from services.trainer.train.checkpoint.random_states import restore_torch_states, torch_states
 from services.trainer.train.data.batches.micro_batch import MicroBatch
-from services.trainer.train.data.batches.run_batches import idle_batch
+from services.trainer.train.data.batches.run_batches import idle_batch, mismatched_of_step
 from services.trainer.train.loop.async_checkpoint import kept_checkpoint
 from services.trainer.train.loop.device_read import DeviceRead
+from services.trainer.train.loop.divergence import look_ahead
 from services.trainer.train.loop.progress_report import StepRecord
 from services.trainer.train.loop.state import Launched, Run
-from services.trainer.train.memory.out_of_memory import fits, halve, release
+from services.trainer.train.memory.out_of_memory import fits, halve, release, unless_full
 from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at, update
 from services.trainer.train.runtime.process_group import seed_of_step
 from services.trainer.train.settings.failures import Failure, user_failure
@@ -84,6 +85,8 @@ def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
         return None
     if group.size > 1:
         torch.manual_seed(seed_of_step(run.inputs.spec.seed, step, group.rank))
+    if not _look_ahead(run, step):
+        return None
     # FSDP takes the mean over the processes where we want the sum.
     scale = (group.size if group.sharded else 1) / units
     # It stays on the device: to read it after every micro-batch would let a GPU run dry.
@@ -95,7 +98,22 @@ def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
         batch_loss.backward()
         loss += batch_loss.detach().double() / (scale * units)
 
-    return loss if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, batches)) else None
+    return (
+        loss
+        if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, run.inputs.train.rows, batches))
+        else None
+    )
+
+
+def _look_ahead(run: Run, step: int) -> bool:
+    """False when memory ran out on one of the processes."""
+    inputs, rows = run.inputs, run.inputs.train_mismatched
+    if rows is None:
+        return True
+    batches = unless_full(lambda: mismatched_of_step(inputs, step, run.group, run.micro_batch_tokens))
+    if run.group.any(batches is None) or batches is None:
+        return False
+    return look_ahead(run.model, run.objective, batches, lambda: idle_batch(inputs, rows, batches), run.group)
 
 
 def _halve(run: Run, step: int, batches: list[MicroBatch] | None) -> None:

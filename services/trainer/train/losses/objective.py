@@ -1,4 +1,4 @@
-"""What a run learns from: labelled tokens, or preferences between two answers.
+"""What a run learns from: labelled tokens, or answers that people preferred or judged.
 
 An objective turns a micro-batch into a loss to sum, and says what that sum is a mean over. It knows no optimizer, no
 step and no schedule.
@@ -7,7 +7,7 @@ step and no schedule.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -25,8 +25,9 @@ EXPLODED_REWARD = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over the validation file: `loss` per labelled token or per pair (nats); of the pairs, the share whose
-    preferred answer has the larger reward, and by how much its reward is larger."""
+    """Means over the validation file: `loss` per labelled token, per pair or per answer (nats); the share of the pairs
+    whose preferred answer has the larger reward, or of the answers whose reward is on the right side; and by how much
+    the reward of good answers is larger than that of bad ones. The last two are None without judged answers."""
 
     loss: float
     reward_accuracy: float | None = None
@@ -52,6 +53,19 @@ class Objective(Protocol):
         ...
 
     def evaluation(self, totals: Sequence[float]) -> Evaluation: ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An objective that wants to know a mean over mismatched rows before a step or an evaluation."""
+
+    def look(self, model: CausalModel, batch: MicroBatch) -> Any:
+        """A scalar, without a gradient: the sum over the batch's rows."""
+        ...
+
+    def take(self, mean: Any) -> None:
+        """The mean over all rows and processes, for the step or the evaluation that follows."""
+        ...
 
 
 class Supervised:

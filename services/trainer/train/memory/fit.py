@@ -31,9 +31,10 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
         return None
     kind: Kind = "cuda" if spec.device.startswith("cuda") else "cpu"
     rows, sequences = inputs.train.rows, inputs.train.sequences
+    mismatched = inputs.train_mismatched or rows
     work = Work(
         rank=spec.training.r if isinstance(spec.training, LoraTraining) else None,
-        sequence_tokens=int(rows.lengths.max()) * rows.rows_per_example,
+        sequence_tokens=max(int(each.lengths.max()) * each.rows_per_example for each in (rows, mismatched)),
         step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
         micro_batch_tokens=spec.micro_batch_tokens,
         head_rows=CHUNK_ROWS_CUDA if kind == "cuda" else CHUNK_ROWS,

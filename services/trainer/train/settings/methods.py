@@ -3,8 +3,11 @@
 It reads no file and knows no torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from formats.rows import Format
 from services.trainer.train.settings.json_reader import Reader
 
 BETA_DEFAULT = 0.1
@@ -20,6 +23,9 @@ WARMUP_EVALUATIONS_MAX = 100
 class Dpo:
     """The settings of losses/preference_loss.py. Zero turns `rpo_alpha` and `simpo_gamma` off."""
 
+    dataset_format: ClassVar[Format] = "preference"
+    compares_mismatched: ClassVar[bool] = False
+
     beta: float = BETA_DEFAULT
     normalize_logratios_by_length: bool = False
     reference_free: bool = False
@@ -33,6 +39,27 @@ class Dpo:
     @property
     def needs_reference(self) -> bool:
         return not (self.reference_free or self.simpo_gamma > 0)
+
+    @classmethod
+    def read(cls, reader: Reader) -> "Dpo":
+        return cls(
+            beta=reader.number("beta", 0.0, BETA_MAX, BETA_DEFAULT, above_low=True),
+            normalize_logratios_by_length=reader.flag("normalize_logratios_by_length", False),
+            reference_free=reader.flag("reference_free", False),
+            rpo_alpha=reader.number("rpo_alpha", 0.0, RPO_ALPHA_MAX, 0.0),
+            simpo_gamma=reader.number("simpo_gamma", 0.0, SIMPO_GAMMA_MAX, 0.0),
+        )
+
+
+MethodSettings = Dpo
+# Methods with settings and a dataset format of their own, by name. Every other format is for SUPERVISED.
+METHODS: Mapping[str, type[MethodSettings]] = {"dpo": Dpo}
+SUPERVISED = "sft"
+
+
+def method_of_format(name: str) -> str:
+    """The method that learns from files of a format."""
+    return next((method for method, kind in METHODS.items() if kind.dataset_format == name), SUPERVISED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +95,18 @@ class StartFrom:
         return self.repository or self.tuning_job or "the earlier job"
 
 
-def read_dpo(parent: Reader) -> Dpo | None:
-    """`dpo` belongs to the method of that name and to no other."""
-    if parent.raw("method", "sft") != "dpo":
-        if parent.raw("dpo", None) is not None:
-            parent.refuse("dpo", 'belongs to the method "dpo"')
+def read_method_settings(parent: Reader) -> MethodSettings | None:
+    """The settings of the method, in a field of its name; None for SUPERVISED. Those of other methods are refused."""
+    method = parent.choice("method", (SUPERVISED, *METHODS), SUPERVISED)
+    for name in METHODS:
+        if name != method and parent.raw(name, None) is not None:
+            parent.refuse(name, f'belongs to the method "{name}"')
+    if method == SUPERVISED:
         return None
-    reader = parent.child("dpo", {})
-    dpo = Dpo(
-        beta=reader.number("beta", 0.0, BETA_MAX, BETA_DEFAULT, above_low=True),
-        normalize_logratios_by_length=reader.flag("normalize_logratios_by_length", False),
-        reference_free=reader.flag("reference_free", False),
-        rpo_alpha=reader.number("rpo_alpha", 0.0, RPO_ALPHA_MAX, 0.0),
-        simpo_gamma=reader.number("simpo_gamma", 0.0, SIMPO_GAMMA_MAX, 0.0),
-    )
+    reader = parent.child(method, {})
+    settings = METHODS[method].read(reader)
     reader.finish()
-    return dpo
+    return settings
 
 
 def read_early_stopping(parent: Reader) -> EarlyStopping | None:

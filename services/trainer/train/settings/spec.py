@@ -9,8 +9,8 @@ from typing import Any, Literal
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.methods import (
-    Dpo,
     EarlyStopping,
+    MethodSettings,
     StartFrom,
 )
 
@@ -22,7 +22,7 @@ _OUTSIDE_THE_DIGEST = (
     "device_memory_bytes", "compile",
 )  # fmt: skip
 # Settings that most runs do not have: without them a run is the one it was before they existed.
-_ABSENT_WHEN_NONE = ("dpo", "early_stopping", "start_from")
+_ABSENT_WHEN_NONE = ("early_stopping", "start_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,9 @@ class Gang:
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     job_id: str
-    method: Literal["sft", "dpo"]
-    dpo: Dpo | None
+    method: str
+    # The settings of the method; None for supervised tuning.
+    method_settings: MethodSettings | None
     training: LoraTraining | FullTraining
     base_model: BaseModel
     train_file: str
@@ -116,7 +117,7 @@ class Spec:
     @property
     def stores_reference(self) -> bool:
         """Whether answers are compared with starting weights that are gone once the first step is done."""
-        if self.dpo is None or not self.dpo.needs_reference:
+        if self.method_settings is None or not self.method_settings.needs_reference:
             return False
         return self.training.type == "full" or self.start_from is not None
 
@@ -130,6 +131,9 @@ class Spec:
             # A device's own: a run that moves to another kind takes the other one, and says that its last bits may
             # differ.
             decisive["micro_batch_tokens"] = None
+        settings = decisive.pop("method_settings")
+        if settings is not None:
+            decisive[self.method] = settings
         for name in _ABSENT_WHEN_NONE:
             if decisive[name] is None:
                 del decisive[name]

@@ -4,9 +4,8 @@ Every broken field is reported at once. Fields with their defaults:
 
 {
   "job_id": "ft-...",               required
-  "method": "sft" or "dpo",
-  "dpo": {"beta": 0.1, "normalize_logratios_by_length": false, "reference_free": false, "rpo_alpha": 0,
-    "simpo_gamma": 0},
+  "method": "sft",                  or one of METHODS, whose settings stand in a field of its name (methods.py):
+  "dpo": {"beta": 0.1, ...},
   "training": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
     or {"type": "full"},
   "base_model": {"directory": "...", "id": "finemesh/demo-llama", "revision": "rv_..."},      directory required
@@ -72,8 +71,10 @@ from services.trainer.train.settings.limits import (
     TEMPLATE_DATE_DEFAULT,
 )
 from services.trainer.train.settings.methods import (
-    read_dpo,
+    METHODS,
+    SUPERVISED,
     read_early_stopping,
+    read_method_settings,
     read_start_from,
     refuse_idle_stopping,
 )
@@ -104,8 +105,8 @@ def parse_spec(document: Any) -> Spec:
     device = _device(reader)
     spec = Spec(
         job_id=reader.text("job_id", 200),
-        method=reader.choice("method", ("sft", "dpo"), "sft"),
-        dpo=read_dpo(reader),
+        method=reader.choice("method", (SUPERVISED, *METHODS), SUPERVISED),
+        method_settings=read_method_settings(reader),
         training=_training(reader),
         base_model=_base_model(reader.child("base_model")),
         train_file=reader.text("train_file", PATH_LENGTH_MAX),

@@ -13,8 +13,8 @@ from services.trainer.train.data.batches.micro_batch import (
     row_lengths,
     without_labels,
 )
-from services.trainer.train.data.preparation.prepare import Dataset
 from services.trainer.train.data.run_inputs import Inputs
+from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.runtime.process_group import ALONE, Group, deal
 
 
@@ -27,23 +27,33 @@ def batches_of_step(
     width = inputs.train.rows.rows_per_example
     chosen = inputs.schedule.sequences_of_step(step, sequences.count)
     indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence][::width]]
-    batches = _share(inputs, inputs.train, indices, group, tokens_max or inputs.spec.micro_batch_tokens)
+    batches = _share(inputs, inputs.train.rows, indices, group, tokens_max or inputs.spec.micro_batch_tokens)
     return batches, int(sequences.token_counts[chosen].sum())
+
+
+def mismatched_of_step(inputs: Inputs, step: int, group: Group, tokens_max: int) -> list[MicroBatch]:
+    """This process's micro-batches of the mismatched rows of a step, which there must be: as many as the step has
+    rows."""
+    assert inputs.train_mismatched is not None
+    sequences = inputs.train.sequences
+    chosen = inputs.schedule.sequences_of_step(step, sequences.count)
+    indices = [row for sequence in chosen.tolist() for row in sequences.groups[sequence]]
+    return _share(inputs, inputs.train_mismatched, indices, group, tokens_max)
 
 
 def validation_batches(inputs: Inputs, group: Group = ALONE, tokens_max: int | None = None) -> FileBatches:
     """This process's part of the validation file, which there must be. `tokens_max` takes the place of the spec's."""
     assert inputs.validation is not None
-    return batches_of_file(inputs, inputs.validation, group, tokens_max)
+    return batches_of_file(inputs, inputs.validation.rows, group, tokens_max)
 
 
 def batches_of_file(
-    inputs: Inputs, dataset: Dataset, group: Group = ALONE, tokens_max: int | None = None
+    inputs: Inputs, rows: TokenRows, group: Group = ALONE, tokens_max: int | None = None
 ) -> FileBatches:
     """This process's part of all rows of a file."""
     spec = inputs.spec
     return FileBatches(
-        dataset.rows,
+        rows,
         tokens_max=tokens_max or spec.micro_batch_tokens,
         layout=layout_for(spec.device),
         device=spec.device,
@@ -51,20 +61,20 @@ def batches_of_file(
     )
 
 
-def idle_batch(inputs: Inputs, batches: list[MicroBatch]) -> MicroBatch:
-    """The smallest of some micro-batches of the training file, with nothing to learn."""
-    rows, width = inputs.train.rows, inputs.train.rows.rows_per_example
+def idle_batch(inputs: Inputs, rows: TokenRows, batches: list[MicroBatch]) -> MicroBatch:
+    """The smallest of some micro-batches of `rows`, with nothing to learn."""
+    width = rows.rows_per_example
     lengths = row_lengths(rows, [row for batch in batches for row in batch.rows[::width]], width)
     shortest = min(lengths, key=lambda index: lengths[index])
     layout = layout_for(inputs.spec.device)
     return without_labels(lay_out(rows, [shortest], layout=layout, device=inputs.spec.device, width=width))
 
 
-def _share(inputs: Inputs, dataset: Dataset, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
+def _share(inputs: Inputs, rows: TokenRows, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
     """The rows that fall to this process, as micro-batches. All processes get equally many. A process that has fewer
     computes some without labels, because sharded weights are gathered by all at once."""
     layout, device = layout_for(inputs.spec.device), inputs.spec.device
-    rows, width = dataset.rows, dataset.rows.rows_per_example
+    width = rows.rows_per_example
 
     def lay(share: list[int]) -> list[MicroBatch]:
         return micro_batches(rows, share, tokens_max=tokens_max, layout=layout, device=device, width=width)

@@ -5,11 +5,11 @@ no loss.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
 from formats.row_errors import RowErrors
+from formats.row_formats import answered
 from formats.rows import Conversation, Preference
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.token_rows import TokenBlock, TokenRow, token_block
@@ -43,17 +43,9 @@ def pair_block(
 
 def answers_of(row: Preference) -> Iterator[Conversation]:
     """Two conversations in which nothing but the answer is learned."""
-    question = tuple(replace(message, weight=0) for message in row.messages)
     outputs = {"preferred_output": row.preferred_output, "non_preferred_output": row.non_preferred_output}
     for key, output in outputs.items():
-        yield Conversation(
-            line=row.line,
-            messages=(*question, *output),
-            tools=row.tools,
-            weight=row.weight,
-            answer=key,
-            asked=len(question),
-        )
+        yield answered(row.line, row.messages, output, row.tools, row.weight, ("input.messages", key))
 
 
 def _pairs(answers: Iterable[TokenRow]) -> Iterator[tuple[TokenRow, TokenRow]]:

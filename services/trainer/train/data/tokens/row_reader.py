@@ -6,6 +6,7 @@ from pathlib import Path
 
 from formats.line_parser import LineParser
 from formats.row_errors import ERRORS_MAX, RowErrors
+from formats.row_formats import check_file
 from formats.rows import PARQUET_MAGIC, ROWS_MAX, Format, Row
 
 LINE_BYTES_MAX = 16 * 1024 * 1024
@@ -76,14 +77,9 @@ class RowReader:
                 self.format = self._parser.expected
                 yield row
         self.sha256 = lines.sha256
-        if self.format is None and not self.errors.count:
-            add_empty(self.errors)
+        check_file(self.format, self.features, self.errors)
 
 
 def is_parquet(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-
-
-def add_empty(errors: RowErrors) -> None:
-    errors.add(1, "$", "at least one row; the file is empty")

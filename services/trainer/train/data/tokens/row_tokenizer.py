@@ -14,7 +14,7 @@ from formats.rows import Conversation, Instruction, Preference, Row, Text, Token
 from services.trainer.train.data.tokens.template import ChatTemplate, Span
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, without_offset_trimming
+from services.trainer.train.data.tokens.tokenizer import ModelFolder, no_template, without_offset_trimming
 from services.trainer.train.settings.failures import Failure, Violation, user_failure
 from services.trainer.train.settings.spec import TrainOnInputs
 
@@ -79,7 +79,8 @@ class RowTokenizer:
 
     def _conversations(self, rows: list[Conversation], errors: RowErrors) -> Iterator[TokenRow]:
         rendered: list[tuple[Conversation, str, list[Span]]] = []
-        assert self._template is not None
+        if self._template is None:
+            raise no_template()
         error: tuple[int, str, str] | None = None
         for row in rows:
             try:
@@ -137,12 +138,13 @@ class RowTokenizer:
 def _path(row: Conversation, part: int | str | None) -> str:
     """Where a part of the conversation stands in its line, as a JSON path."""
     if part == TOOLS:
-        return "$.input.tools" if row.answer else "$.tools"
+        # Beside the messages of the question.
+        return f"$.{''.join(row.question.rpartition('.')[:2])}tools"
     if not isinstance(part, int):
-        return f"$.{row.answer or 'messages'}"
-    if not row.answer:
-        return f"$.messages[{part}]"
-    return f"$.input.messages[{part}]" if part < row.asked else f"$.{row.answer}[{part - row.asked}]"
+        return f"$.{row.answer or row.question}"
+    if not row.answer or part < row.asked:
+        return f"$.{row.question}[{part}]"
+    return f"$.{row.answer}[{part - row.asked}]"
 
 
 def _no_inputs(what: str) -> Failure:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from formats.row_errors import RowErrors
+from formats.row_formats import check_file
 from formats.rows import Features, Format, Row, Tokens
 from services.trainer.train.data.tokens.chunks import CHUNK_LINES_MAX, Chunk, ChunkResult, ChunkTokenizer, chunks_of
 from services.trainer.train.data.tokens.prepare_settings import PreparationProgress, PrepareSettings
-from services.trainer.train.data.tokens.row_reader import LineReader, RowReader, add_empty, is_parquet
+from services.trainer.train.data.tokens.row_reader import LineReader, RowReader, is_parquet
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenRows
 from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import Workers
@@ -127,8 +128,7 @@ def _lines(path: Path, collected: _Collected) -> str:
             collected.add(result)
             collected.report(lines.bytes_read)
     collected.errors.add_all(lines.errors)
-    if collected.format is None and not collected.errors.count:
-        add_empty(collected.errors)
+    check_file(collected.format, collected.features, collected.errors)
     return lines.sha256
 
 
@@ -156,8 +156,7 @@ def _token_rows(path: Path, collected: _Collected) -> str:
         collected.kept.append(collected.tokenizer.block(rows, "tokens", found))
         reader.errors.add_all(found)
         unknown_ids += found.count
-    if reader.format is None and not reader.errors.count:
-        add_empty(reader.errors)
+    check_file(reader.format, reader.features, reader.errors)
     return reader.sha256
 
 

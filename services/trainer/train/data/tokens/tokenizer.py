@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 
 from services.trainer.train.data.tokens.template import ChatTemplate
-from services.trainer.train.settings.failures import user_failure
+from services.trainer.train.settings.failures import Failure, user_failure
 
 # Classes that take tokenizer.json as it is.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -39,10 +39,12 @@ class ModelFolder:
 
     def chat_template(self, today: date) -> ChatTemplate:
         if self.template_source is None:
-            raise user_failure(
-                "MODEL_INVALID", "the base model has no chat template; use prompt/completion rows with it"
-            )
+            raise no_template()
         return ChatTemplate(self.template_source, self.special_tokens, today, self.tools_template_source)
+
+
+def no_template() -> Failure:
+    return user_failure("MODEL_INVALID", "the base model has no chat template; use prompt/completion rows with it")
 
 
 def open_model_folder(directory: Path) -> ModelFolder:
