@@ -11,6 +11,7 @@ from formats.rows import (
     ROW_WEIGHT_MAX,
     Conversation,
     Features,
+    Feedback,
     Format,
     Instruction,
     Message,
@@ -37,7 +38,7 @@ _FORMAT_OF_KEY: dict[str, Format] = {
     "text": "text",
 }
 _KNOWN_FORMATS = (
-    "a row of a known format: the key `messages`, the keys `prompt` and `completion`, "
+    "a row of a known format: the key `messages`, the keys `prompt` and `completion`, also with `label`, "
     "the key `text`, or the keys `input`, `preferred_output` and `non_preferred_output`"
 )
 
@@ -45,6 +46,8 @@ _KNOWN_FORMATS = (
 def format_of(document: dict[str, Any], faults: LineFaults) -> Format | None:
     """What the keys name, also of a row with errors."""
     named = {_FORMAT_OF_KEY[key] for key in document if key in _FORMAT_OF_KEY}
+    if named == {"instruction"} and "label" in document:
+        return "feedback"
     if len(named) == 1:
         return named.pop()
     expectation = f"a row of one format, not of {' and '.join(_in_order(named))}" if named else _KNOWN_FORMATS
@@ -61,7 +64,8 @@ def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaul
     for key, why in _UNSUPPORTED_KEYS.items():
         if key in document:
             faults.add(f"$.{key}", why, describe(document[key]))
-    if kind != "conversation" and document.get("tools") is not None:
+    takes_tools = kind == "conversation" or (kind == "feedback" and isinstance(document.get("prompt"), list))
+    if not takes_tools and document.get("tools") is not None:
         where = "input.tools" if kind == "preference" else "a row with messages"
         faults.add("$.tools", f"no such key in a {kind} row: tools belong to {where}", describe(document["tools"]))
     weight = _row_weight(document.get("weight"), faults)
@@ -70,6 +74,8 @@ def read_row(line: int, document: dict[str, Any], kind: Format, faults: LineFaul
             return _conversation(line, document, weight, faults, messages_max)
         case "preference":
             return _preference(line, document, weight, faults, messages_max)
+        case "feedback":
+            return _feedback(line, document, weight, faults, messages_max)
         case "instruction":
             return _instruction(line, document, weight, faults)
         case _:
@@ -81,6 +87,10 @@ def note_features(row: Row, features: Features) -> None:
     """Adds what a sound row uses."""
     features.sample_weights |= row.weight != 1
     asked = 0
+    if isinstance(row, Feedback):
+        features.thumbs_up |= row.label
+        features.thumbs_down |= not row.label
+        row = row.example
     if isinstance(row, Conversation):
         messages, asked = row.messages, row.asked
     elif isinstance(row, Preference):
@@ -105,6 +115,13 @@ def check_file(kind: Format | None, features: Features, errors: RowErrors) -> No
         return
     if kind is None:
         errors.add(1, "$", "at least one row; the file is empty")
+    if kind != "feedback" or (features.thumbs_up and features.thumbs_down):
+        return
+    expectation = (
+        "rows with label true and rows with label false, because feedback teaches by both: add rows of the other kind, "
+        "or train on good answers alone with the method sft, without the key `label`"
+    )
+    errors.add(0, "$.label", expectation, f"only rows with label {'true' if features.thumbs_up else 'false'}")
 
 
 def _instruction(line: int, document: dict[str, Any], weight: float, faults: LineFaults) -> Instruction | None:
@@ -156,6 +173,35 @@ def _preference(
         tools=tools,
         weight=weight,
     )
+
+
+def _feedback(
+    line: int, document: dict[str, Any], weight: float, faults: LineFaults, messages_max: int
+) -> Feedback | None:
+    label = document["label"]
+    example: Conversation | Instruction | None = None
+    if not isinstance(label, bool):
+        faults.add("$.label", "true for a good answer or false for a bad one", describe(label))
+    if isinstance(document.get("prompt"), list):
+        example = _judged_conversation(line, document, weight, faults, messages_max)
+    elif isinstance(document.get("completion"), list):
+        expectation = "a list of messages, as the completion is"
+        faults.add("$.prompt", expectation, describe_entry(document, "prompt"))
+    else:
+        example = _instruction(line, document, weight, faults)
+    return None if example is None or not isinstance(label, bool) else Feedback(example=example, label=label)
+
+
+def _judged_conversation(
+    line: int, document: dict[str, Any], weight: float, faults: LineFaults, messages_max: int
+) -> Conversation | None:
+    calls = set[str]()
+    tools = read_tools(document.get("tools"), "$.tools", faults)
+    messages = _question(document["prompt"], "$.prompt", faults, calls, messages_max)
+    output = _output(document.get("completion"), "$.completion", faults, calls, messages_max)
+    if messages is None or output is None:
+        return None
+    return answered(line, messages, output, tools, weight, ("prompt", "completion"))
 
 
 def answered(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Format = Literal["conversation", "instruction", "text", "preference", "tokens"]
+Format = Literal["conversation", "instruction", "text", "preference", "tokens", "feedback"]
 
 # The first bytes of a Parquet file; every other file is JSONL.
 PARQUET_MAGIC = b"PAR1"
@@ -32,6 +32,8 @@ class Features:
     message_weights: bool = False
     sample_weights: bool = False
     parallel_tool_calls: bool = False
+    thumbs_up: bool = False
+    thumbs_down: bool = False
 
     def add_all(self, others: "Features") -> None:
         for name in self.__slots__:
@@ -68,7 +70,7 @@ class Message:
 class Conversation:
     """`tools` are the JSON objects that declare functions, passed to the template as they are.
 
-    One answer of several says under which key its `answer` stands, and that `asked` messages of
+    One answer of several, or one that is judged, says under which key its `answer` stands, and that `asked` messages of
     the `question`, a path in the line, come before it.
     """
 
@@ -115,6 +117,26 @@ class Preference:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """One answer and whether it was found good: thumbs up, or thumbs down.
+
+    The line reads `{"prompt": ..., "completion": ..., "label": true}`, where prompt and completion are both messages or
+    both text. `example` is the answer as a row of its own, in which nothing else is learned.
+    """
+
+    example: Conversation | Instruction
+    label: bool
+
+    @property
+    def line(self) -> int:
+        return self.example.line
+
+    @property
+    def weight(self) -> float:
+        return self.example.weight
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tokens:
     """A row that came as token ids, without padding. `labelled` is None when the file says nothing about labels."""
@@ -125,4 +147,4 @@ class Tokens:
     weight: float = 1.0
 
 
-Row = Conversation | Instruction | Text | Preference | Tokens
+Row = Conversation | Instruction | Text | Preference | Feedback | Tokens

@@ -42,6 +42,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "training": _LORA, "learning_rate": 5e-3, "method": "dpo", "dpo": {"beta": 0.3, "rpo_alpha": 0.5},
         "batch_size": 4,
     },
+    "kto": {
+        "training": _LORA, "learning_rate": 5e-3, "method": "kto", "kto": {"beta": 0.3, "undesirable_weight": 1.5},
+        "batch_size": 4,
+    },
 }  # fmt: skip
 ROWS = 24
 VALIDATION_ROWS = 6
@@ -121,7 +125,7 @@ def furthest(found: Trace, golden: Trace) -> float:
 
 def _write_rows(recipe: Recipe, method: str, path: Path, count: int, seed: int) -> None:
     """Rows of very different lengths, whose answers repeat their questions: as a conversation, as prompt and
-    completion, and beside an answer of other words."""
+    completion, and beside an answer of other words, and with a thumb."""
     dice = np.random.default_rng(seed)
     lines: list[dict[str, Any]] = []
     for _ in range(count):
@@ -132,6 +136,10 @@ def _write_rows(recipe: Recipe, method: str, path: Path, count: int, seed: int) 
             lines.append({"prompt": asked, "completion": f" {answered}"})
         elif method == "lora":
             lines.append({"messages": [question, answer]})
+        elif method == "kto":
+            good = len(lines) % 3 != 0
+            said = answer if good else {"role": "assistant", "content": other}
+            lines.append({"prompt": [question], "completion": [said], "label": good})
         else:
             worse = {"role": "assistant", "content": other}
             lines.append(

@@ -35,7 +35,18 @@ class Dpo:
     simpo_gamma: float = _number(10.0)
 
 
-METHODS: Mapping[str, type[Dpo]] = {"dpo": Dpo}
+@dataclass(frozen=True, kw_only=True)
+class Kto:
+    """Single answers with thumbs up or down."""
+
+    dataset_format: ClassVar[str] = "feedback"
+
+    beta: float = _number(10.0, zero=0.1)
+    desirable_weight: float = _number(100.0, zero=1.0)
+    undesirable_weight: float = _number(100.0, zero=1.0)
+
+
+METHODS: Mapping[str, type[Dpo] | type[Kto]] = {"dpo": Dpo, "kto": Kto}
 SUPERVISED = "sft"
 
 

@@ -242,3 +242,7 @@ async def test_what_has_no_price_fails_and_says_so(cli: CommandLine) -> None:
     await cli.run("-m", "nobody/nothing", "--training-tokens", "1", "--parameters", str(7 * 10**9))
     refused = await cli.run(*options(price_book="free"), exit_code=1)
     assert "known are default-2026-1, default-2026-2, together-2026" in refused
+    for version in ("", "together-2026"):
+        refused = await cli.run(*options(price_book=version), "--method", "kto", exit_code=1)
+        told = f"{version or 'default-2026-2'} has no price to tune 'meta-llama/Llama-3.1-8B' with kto_lora"
+        assert told in re.sub(r"[\s│]+", " ", refused)

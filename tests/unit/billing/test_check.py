@@ -34,7 +34,7 @@ def test_every_part_of_a_book_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert "in force from 2026-01-01 until 2027-01-01" in shown
     assert "base fee 0.25 USD for completed, user_failure" in shown
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["2"]] == [
-        ["2", "to", "16", "billion", "parameters", "4.00", "-", "-", "-"],
+        ["2", "to", "16", "billion", "parameters", "4.00", "-", "-", "-", "-", "-"],
         ["2", "to", "16", "billion", "parameters", "0.10", "0.20"],
     ]
 

@@ -58,6 +58,20 @@ def test_the_next_version_of_the_default_book_changes_no_price() -> None:
     for section in ("tuning_rule", "tuning_rates", "model_billions", "inference_rates", "hosting_rates"):
         assert getattr(before, section) == getattr(after, section)
     assert before.cluster_rates == ()
+
+
+def test_the_version_with_feedback_changes_no_other_price() -> None:
+    before, after = (
+        read_book((BOOKS / f"default-2026-{number}.yaml").read_text(encoding="utf-8"), "") for number in (2, 3)
+    )
+    assert before.effective_until == after.effective_from
+    for section in ("tuning_rule", "model_billions", "inference_rates", "hosting_rates", "cluster_rates"):
+        assert getattr(before, section) == getattr(after, section)
+    for old, new in zip(before.tuning_rates, after.tuning_rates, strict=True):
+        added = {name: new.nanos_usd_per_million[name] for name in ("kto_lora", "kto_full")}
+        assert (new.selector, new.nanos_usd_per_million) == (old.selector, {**old.nanos_usd_per_million, **added})
+    with pytest.raises(PriceUnknown, match="default-2026-2 has no price to tune 'finemesh/demo-llama' with kto_lora"):
+        before.tuning_rate("finemesh/demo-llama", "kto_lora", 0)
     assert after.cluster_rate("nvidia-h100-80gb").nanos_usd_per_node_hour == 26_880_000_000
 
 

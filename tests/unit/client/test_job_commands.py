@@ -150,6 +150,15 @@ def test_preferences(mesh: Mesh) -> None:
     assert plain.dpo == tuning_job_pb2.DpoMethod()
 
 
+def test_feedback(mesh: Mesh) -> None:
+    weights = ("--desirable-weight", "1.5", "--undesirable-weight", "0.5")
+    spec = created(mesh, *("-m", "m", "--method", "kto", "--kto-beta", "0.3"), *weights)
+    assert spec.kto == tuning_job_pb2.KtoMethod(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
+    plain = created(mesh, "-m", "m", "--method", "kto")
+    assert plain.WhichOneof("method") == "kto"
+    assert plain.kto == tuning_job_pb2.KtoMethod()
+
+
 def test_a_continued_job_trains_what_that_one_trained_unless_told_otherwise(mesh: Mesh) -> None:
     spec = created(mesh, "--from", "ft-1:4")
     assert (spec.from_checkpoint, spec.base_model, spec.WhichOneof("weights")) == ("ft-1:4", "", None)
@@ -221,7 +230,9 @@ def test_a_secret_without_use_or_a_use_without_a_secret_is_refused_here(
         (("-m", "m", "--full", "--rank", "4"), "--full trains all weights"),
         (("-m", "m", "--full", "--lora"), "--full trains all weights"),
         (("-m", "m", "--batch-size", "many"), "give a number of sequences, or max"),
-        (("-m", "m", "--method", "ppo"), "must be one of sft, dpo"),
+        (("-m", "m", "--method", "dpo", "--kto-beta", "0"), "--kto-beta: only with --method kto"),
+        (("-m", "m", "--method", "kto", "--train-on-inputs", "true"), "only with --method sft"),
+        (("-m", "m", "--method", "ppo"), "must be one of sft, dpo, kto"),
     ],
 )
 def test_options_that_contradict_each_other_never_reach_the_server(

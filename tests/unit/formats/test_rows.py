@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.line_parser import LineParser
+from formats.row_formats import check_file
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Ho"}
@@ -17,6 +18,7 @@ CALLING = {"role": "assistant", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "7"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 PAIR = {"prompt": "p", "completion": "c"}
+JUDGED = {"prompt": [USER], "completion": [ANSWER], "label": True}
 CHOICE = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER]}
 
 
@@ -61,6 +63,19 @@ GOOD: list[tuple[Any, str, set[str]]] = [
         {"tools", "sample_weights"},
     ),
     ({**CHOICE, "preferred_output": [CALLING, RESULT, ANSWER]}, "preference", {"tools"}),
+    (JUDGED, "feedback", {"thumbs_up"}),
+    ({**JUDGED, "label": False, "weight": 2}, "feedback", {"thumbs_down", "sample_weights"}),
+    ({**PAIR, "label": True}, "feedback", {"thumbs_up"}),
+    ({**PAIR, "prompt": "", "label": False}, "feedback", {"thumbs_down"}),
+    ({**JUDGED, "tools": [TOOL], "completion": [CALLING, RESULT, ANSWER]}, "feedback", {"thumbs_up", "tools"}),
+    (
+        {**JUDGED, "completion": [{**CALLING, "weight": 0}, ANSWER]},
+        "feedback",
+        {"thumbs_up", "tools", "message_weights"},
+    ),
+    # A label is that of feedback beside a prompt or a completion alone.
+    ({"text": "t", "label": 3}, "text", set()),
+    (talk(USER, ANSWER, label="good"), "conversation", set()),
 ]
 
 BAD: list[tuple[Any, list[str]]] = [
@@ -133,6 +148,20 @@ BAD: list[tuple[Any, list[str]]] = [
         ["$.non_preferred_output[0].tool_call_id"],
     ),
     ({key: CHOICE[key] for key in ("input", "preferred_output")}, ["$.non_preferred_output"]),
+    ({**JUDGED, "label": "up"}, ["$.label"]),
+    ({**JUDGED, "label": 1}, ["$.label"]),
+    ({**PAIR, "label": None}, ["$.label"]),
+    ({**JUDGED, "prompt": []}, ["$.prompt"]),
+    ({**JUDGED, "prompt": [USER, ANSWER]}, ["$.prompt"]),
+    ({**JUDGED, "prompt": [{**USER, "role": "human"}]}, ["$.prompt[0].role"]),
+    ({**JUDGED, "prompt": "p"}, ["$.prompt"]),
+    ({**JUDGED, "completion": "c"}, ["$.completion"]),
+    ({**JUDGED, "completion": [USER]}, ["$.completion[0].role"]),
+    ({**JUDGED, "completion": [CALLING, RESULT]}, ["$.completion"]),
+    ({**PAIR, "completion": "", "label": False}, ["$.completion"]),
+    ({**PAIR, "label": True, "tools": [TOOL]}, ["$.tools"]),
+    ({"completion": "c", "label": True}, ["$.prompt"]),
+    ({**PAIR, "label": True, "messages": [USER, ANSWER]}, ["$"]),
 ]  # fmt: skip
 
 
@@ -223,3 +252,26 @@ TALKS = st.builds(talk, st.just(USER), DOCUMENTS, DOCUMENTS)
 def test_every_line_is_a_row_or_has_errors(rows: list[Any]) -> None:
     parser, sound = parsed(lines(*rows))
     assert sound + len({line for line, _ in places(parser)}) == len(rows)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_file_with_thumbs_of_one_kind_is_refused_and_told_what_to_do(label: bool) -> None:
+    parser, _ = parsed(lines({**JUDGED, "label": label}, {**PAIR, "label": label}))
+    check_file(parser.expected, parser.features, parser.errors)
+    (error,) = parser.errors.kept
+    assert (error.line, error.path, error.found) == (0, "$.label", f"only rows with label {str(label).lower()}")
+    assert "add rows of the other kind, or train on good answers alone with the method sft" in error.expectation
+
+
+def test_a_file_with_both_thumbs_is_sound_and_one_with_broken_rows_is_not_judged_by_them() -> None:
+    for rows, errors in (([JUDGED, {**PAIR, "label": False}], 0), ([JUDGED, {**PAIR, "label": 0}], 1)):
+        parser, _ = parsed(lines(*rows))
+        check_file(parser.expected, parser.features, parser.errors)
+        assert parser.errors.count == errors
+
+
+def test_feedback_is_not_mixed_with_other_rows() -> None:
+    parser, _ = parsed(lines(JUDGED, PAIR, CHOICE))
+    assert [(error.line, error.expectation) for error in parser.errors.kept] == [
+        (line, "a row of the feedback format like the rows before it") for line in (2, 3)
+    ]

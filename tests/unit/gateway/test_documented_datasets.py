@@ -34,7 +34,7 @@ def read(folder: Path, content: bytes) -> tuple[RowReader, int]:
 
 
 def test_every_format_has_an_example() -> None:
-    assert {kind for kind, _ in EXAMPLES} == {"conversation", "instruction", "text", "preference"}
+    assert {kind for kind, _ in EXAMPLES} == {"conversation", "instruction", "text", "preference", "feedback"}
 
 
 @pytest.mark.parametrize(("kind", "content"), EXAMPLES)

@@ -7,7 +7,7 @@ import pytest
 from finemesh.billing.v1 import billing_service_pb2 as pb
 from finemesh.tuning.v1.tuning_job_pb2 import DatasetCounts
 from services.scheduler.admission.price_request import price_request
-from services.scheduler.spec.tuning_methods import Dpo, Method
+from services.scheduler.spec.tuning_methods import Dpo, Kto, Method
 from services.scheduler.spec.tuning_spec import Lora, TuningSpec
 
 
@@ -18,6 +18,8 @@ from services.scheduler.spec.tuning_spec import Lora, TuningSpec
         (None, None, pb.TRAINING_KIND_SFT_FULL),
         (Dpo(), Lora(), pb.TRAINING_KIND_DPO_LORA),
         (Dpo(), None, pb.TRAINING_KIND_DPO_FULL),
+        (Kto(), Lora(), pb.TRAINING_KIND_KTO_LORA),
+        (Kto(), None, pb.TRAINING_KIND_KTO_FULL),
     ],
 )
 def test_a_job_is_priced_as_what_it_trains(

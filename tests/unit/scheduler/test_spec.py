@@ -12,7 +12,7 @@ from services.scheduler.spec.convert import spec_from_proto, spec_to_proto
 from services.scheduler.spec.defaults import complete, default_output_name
 from services.scheduler.spec.origin import Origin, OriginName, parse_origin
 from services.scheduler.spec.tuning_limits import BaseFacts, Limits, LimitsTable, load_limits
-from services.scheduler.spec.tuning_methods import Dpo
+from services.scheduler.spec.tuning_methods import Dpo, Kto
 from services.scheduler.spec.tuning_spec import (
     EarlyStopping,
     HubStart,
@@ -223,6 +223,23 @@ def test_preferences_get_their_defaults_and_are_not_packed() -> None:
     assert spec.method == Dpo(beta=0.1)
     assert spec.hyperparameters.packing is False
     assert complete(spec, BASE, JOB_ID) == (spec, [])
+
+
+def test_judged_answers_get_their_defaults_and_are_not_packed() -> None:
+    spec, violations = complete(replace(SPEC, method=Kto(undesirable_weight=0.5)), BASE, JOB_ID)
+    assert violations == []
+    assert spec.method == Kto(beta=0.1, desirable_weight=1.0, undesirable_weight=0.5)
+    assert spec.hyperparameters.packing is False
+    assert complete(spec, BASE, JOB_ID) == (spec, [])
+
+
+def test_weights_of_thumbs_out_of_range_are_refused() -> None:
+    found = violations_of(replace(SPEC, method=Kto(beta=-1, desirable_weight=101, undesirable_weight=math.nan)))
+    assert [(violation.field, violation.description) for violation in found] == [
+        ("spec.kto.beta", "must be above 0 to 10, or 0 for 0.1; got -1"),
+        ("spec.kto.desirable_weight", "must be above 0 to 100, or 0 for 1; got 101"),
+        ("spec.kto.undesirable_weight", "must be above 0 to 100, or 0 for 1; got nan"),
+    ]
 
 
 @pytest.mark.parametrize("beta", [10.0, 1e-6, 0.0])

@@ -6,7 +6,7 @@ import pytest
 
 from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS
-from services.trainer.train.settings.methods import Dpo, EarlyStopping
+from services.trainer.train.settings.methods import Dpo, EarlyStopping, Kto
 from services.trainer.train.settings.spec import LoraTraining
 from services.trainer.train.settings.spec_json import parse_spec
 
@@ -177,3 +177,28 @@ def test_what_is_learned_from_and_started_from_is_part_of_the_digest_and_where_i
     digests += [parse_spec({**SMALLEST, "method": "dpo", "dpo": {"beta": beta}}).digest() for beta in (0.1, 0.2)]
     assert len(set(digests)) == 5
     assert elsewhere.digest() == begun.digest()
+
+
+def test_the_settings_of_feedback() -> None:
+    assert parse_spec({**SMALLEST, "method": "kto"}).method_settings == Kto(beta=0.1)
+    asked = {"beta": 0.3, "desirable_weight": 2, "undesirable_weight": 0.5}
+    spec = parse_spec({**SMALLEST, "method": "kto", "kto": asked})
+    assert spec.method_settings == Kto(beta=0.3, desirable_weight=2.0, undesirable_weight=0.5)
+    assert spec.decisive()["kto"] == asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"method": "kto", "kto": {"beta": 0}}, "kto.beta"),
+        ({"method": "kto", "kto": {"desirable_weight": 0}}, "kto.desirable_weight"),
+        ({"method": "kto", "kto": {"undesirable_weight": 101}}, "kto.undesirable_weight"),
+        ({"method": "kto", "kto": {"rpo_alpha": 1}}, "kto.rpo_alpha"),
+        ({"method": "kto", "dpo": {}}, "dpo"),
+        ({"kto": {}}, "kto"),
+    ],
+)
+def test_wrong_settings_of_feedback_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(Failure) as refused:
+        parse_spec({**SMALLEST, **changes})
+    assert [violation.field for violation in refused.value.violations] == [field]

@@ -11,7 +11,7 @@ from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from services.trainer.inputs.convert import Placement, child_spec_from_proto, job_id_of, kind_from_proto
 from services.trainer.train.settings.directories import Directories
-from services.trainer.train.settings.methods import Dpo, EarlyStopping, StartFrom
+from services.trainer.train.settings.methods import Dpo, EarlyStopping, Kto, StartFrom
 from services.trainer.train.settings.spec import Gang, LoraTraining
 from services.trainer.train.settings.spec_json import parse_spec
 
@@ -161,6 +161,14 @@ def test_preferences_arrive_with_their_settings() -> None:
     assert spec.method_settings == Dpo(beta=0.3, reference_free=True, rpo_alpha=1.0)
     assignment.spec.dpo.CopyFrom(tuning.DpoMethod())
     assert parse_spec(child_spec_from_proto(assignment, PLACEMENT)).method_settings == Dpo(beta=0.1)
+
+
+def test_feedback_arrives_with_its_settings() -> None:
+    assignment = make_assignment()
+    assignment.spec.kto.CopyFrom(tuning.KtoMethod(beta=0.3, undesirable_weight=0.5))
+    spec = parse_spec(child_spec_from_proto(assignment, PLACEMENT))
+    assert spec.method == "kto"
+    assert spec.method_settings == Kto(beta=0.3, desirable_weight=1.0, undesirable_weight=0.5)
 
 
 def test_weights_to_start_from_are_named_by_job_place_and_digest() -> None:

@@ -140,6 +140,18 @@ SETTINGS = (
         path="dpo.reference_free", default=False, taken=(True,), refused=(),
         engine=lambda s: s.method_settings and s.method_settings.reference_free,
     ),
+    Setting(
+        path="kto.beta", default=0.1, taken=(1e-6, 10.0), refused=(-1e-9, 10.1, NAN, INFINITE),
+        engine=lambda s: s.method_settings and s.method_settings.beta,
+    ),
+    Setting(
+        path="kto.desirable_weight", default=1.0, taken=(1e-6, 100.0), refused=(-1e-9, 100.1, NAN, INFINITE),
+        engine=lambda s: s.method_settings and s.method_settings.desirable_weight,
+    ),
+    Setting(
+        path="kto.undesirable_weight", default=1.0, taken=(1e-6, 100.0), refused=(-1e-9, 100.1, NAN, INFINITE),
+        engine=lambda s: s.method_settings and s.method_settings.undesirable_weight,
+    ),
 )  # fmt: skip
 BY_PATH = {setting.path: setting for setting in SETTINGS}
 
@@ -189,7 +201,7 @@ def test_the_next_value_out_of_range_is_refused_by_its_field(path: str, value: A
 def test_nothing_said_is_the_documented_default(path: str) -> None:
     setting = BY_PATH[path]
     message = request(**dict(setting.beside))
-    for part in ("dpo", "hyperparameters.early_stopping"):
+    for part in ("dpo", "kto", "hyperparameters.early_stopping"):
         if path.startswith(part):
             place: Any = message
             for name in part.split("."):

@@ -28,6 +28,11 @@ METHOD_SETTINGS = {
         "rpo_alpha": "rpo_alpha",
         "simpo_gamma": "simpo_gamma",
     },
+    "kto": {
+        "kto_beta": "beta",
+        "desirable_weight": "desirable_weight",
+        "undesirable_weight": "undesirable_weight",
+    },
 }
 SCHEDULES = {
     "cosine": pb.LEARNING_RATE_SCHEDULE_COSINE,
@@ -66,7 +71,9 @@ class JobOptions:
     output_name: Annotated[str, option(_DATA, "--name", help="Last part of the new model's id.")] = ""
     method: Annotated[
         str,
-        option(_METHOD, "--method", callback=one_of(METHODS), help="sft: by examples; dpo: by preferences."),
+        option(
+            _METHOD, "--method", callback=one_of(METHODS), help="sft: by examples; dpo: by preferences; kto: by thumbs."
+        ),
     ] = SFT
     train_on_inputs: Annotated[
         str | None,
@@ -84,6 +91,13 @@ class JobOptions:
     ] = None
     simpo_gamma: Annotated[
         float | None, option(_METHOD, "--simpo-gamma", help="Margin; by length and without reference then (0).")
+    ] = None
+    kto_beta: Annotated[float | None, option(_METHOD, "--kto-beta", help="Pull to the reference (0.1).")] = None
+    desirable_weight: Annotated[
+        float | None, option(_METHOD, "--desirable-weight", help="Of the loss of answers with thumbs up (1).")
+    ] = None
+    undesirable_weight: Annotated[
+        float | None, option(_METHOD, "--undesirable-weight", help="Of the loss of answers with thumbs down (1).")
     ] = None
     full: Annotated[bool, option(_WEIGHTS, "--full", help="Train all weights instead of a LoRA adapter.")] = False
     lora: Annotated[bool, option(_WEIGHTS, "--lora", help="Train an adapter; without --from the default.")] = False

@@ -40,6 +40,10 @@ class _TrainingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Training
     """Direct preference optimisation, low-rank adapter."""
     TRAINING_KIND_DPO_FULL: _TrainingKind.ValueType  # 4
     """Direct preference optimisation, full weights."""
+    TRAINING_KIND_KTO_LORA: _TrainingKind.ValueType  # 5
+    """Kahneman-Tversky optimisation on judged answers, low-rank adapter."""
+    TRAINING_KIND_KTO_FULL: _TrainingKind.ValueType  # 6
+    """Kahneman-Tversky optimisation on judged answers, full weights."""
 
 class TrainingKind(_TrainingKind, metaclass=_TrainingKindEnumTypeWrapper):
     """The methods and the weights that they train: the one list, which scheduler, billing and client read. The lower-case end of a
@@ -56,6 +60,10 @@ TRAINING_KIND_DPO_LORA: TrainingKind.ValueType  # 3
 """Direct preference optimisation, low-rank adapter."""
 TRAINING_KIND_DPO_FULL: TrainingKind.ValueType  # 4
 """Direct preference optimisation, full weights."""
+TRAINING_KIND_KTO_LORA: TrainingKind.ValueType  # 5
+"""Kahneman-Tversky optimisation on judged answers, low-rank adapter."""
+TRAINING_KIND_KTO_FULL: TrainingKind.ValueType  # 6
+"""Kahneman-Tversky optimisation on judged answers, full weights."""
 Global___TrainingKind: _TypeAlias = TrainingKind  # noqa: Y015
 
 @_typing.final

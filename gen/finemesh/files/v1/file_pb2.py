@@ -26,7 +26,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inemesh/files/v1/file.proto\x12\x11\x66inemesh.files.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x03\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x07purpose\x18\x03 \x01(\x0e\x32\x1e.finemesh.files.v1.FilePurpose\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.finemesh.files.v1.FileState\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x30\n\x06\x66ormat\x18\x07 \x01(\x0e\x32 .finemesh.files.v1.DatasetFormat\x12\x12\n\nline_count\x18\x08 \x01(\x03\x12\x37\n\nvalidation\x18\t \x01(\x0b\x32#.finemesh.files.v1.ValidationReport\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08\x66\x65\x61tures\x18\x0b \x01(\x0b\x32\".finemesh.files.v1.DatasetFeatures:@\xea\x41=\n\rfinemesh/File\x12\x1fprojects/{project}/files/{file}*\x05\x66iles2\x04\x66ile\"\x81\x01\n\x0f\x44\x61tasetFeatures\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x11\n\treasoning\x18\x02 \x01(\x08\x12\x17\n\x0fmessage_weights\x18\x03 \x01(\x08\x12\x16\n\x0esample_weights\x18\x04 \x01(\x08\x12\x1b\n\x13parallel_tool_calls\x18\x05 \x01(\x08\"g\n\x10ValidationReport\x12\r\n\x05valid\x18\x01 \x01(\x08\x12/\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x1f.finemesh.files.v1.DatasetError\x12\x13\n\x0b\x65rror_count\x18\x03 \x01(\x03\"N\n\x0c\x44\x61tasetError\x12\x0c\n\x04line\x18\x01 \x01(\x03\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x65xpectation\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t*G\n\x0b\x46ilePurpose\x12\x1c\n\x18\x46ILE_PURPOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46ILE_PURPOSE_FINE_TUNE\x10\x01*U\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILE_STATE_READY\x10\x01\x12\x16\n\x12\x46ILE_STATE_INVALID\x10\x02*\xc3\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x41TASET_FORMAT_CONVERSATION\x10\x01\x12\x1e\n\x1a\x44\x41TASET_FORMAT_INSTRUCTION\x10\x02\x12\x17\n\x13\x44\x41TASET_FORMAT_TEXT\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_PREFERENCE\x10\x04\x12\x19\n\x15\x44\x41TASET_FORMAT_TOKENS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inemesh/files/v1/file.proto\x12\x11\x66inemesh.files.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x03\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x07purpose\x18\x03 \x01(\x0e\x32\x1e.finemesh.files.v1.FilePurpose\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.finemesh.files.v1.FileState\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12\x30\n\x06\x66ormat\x18\x07 \x01(\x0e\x32 .finemesh.files.v1.DatasetFormat\x12\x12\n\nline_count\x18\x08 \x01(\x03\x12\x37\n\nvalidation\x18\t \x01(\x0b\x32#.finemesh.files.v1.ValidationReport\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08\x66\x65\x61tures\x18\x0b \x01(\x0b\x32\".finemesh.files.v1.DatasetFeatures:@\xea\x41=\n\rfinemesh/File\x12\x1fprojects/{project}/files/{file}*\x05\x66iles2\x04\x66ile\"\xa9\x01\n\x0f\x44\x61tasetFeatures\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x11\n\treasoning\x18\x02 \x01(\x08\x12\x17\n\x0fmessage_weights\x18\x03 \x01(\x08\x12\x16\n\x0esample_weights\x18\x04 \x01(\x08\x12\x1b\n\x13parallel_tool_calls\x18\x05 \x01(\x08\x12\x11\n\tthumbs_up\x18\x06 \x01(\x08\x12\x13\n\x0bthumbs_down\x18\x07 \x01(\x08\"g\n\x10ValidationReport\x12\r\n\x05valid\x18\x01 \x01(\x08\x12/\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x1f.finemesh.files.v1.DatasetError\x12\x13\n\x0b\x65rror_count\x18\x03 \x01(\x03\"N\n\x0c\x44\x61tasetError\x12\x0c\n\x04line\x18\x01 \x01(\x03\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x65xpectation\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t*G\n\x0b\x46ilePurpose\x12\x1c\n\x18\x46ILE_PURPOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46ILE_PURPOSE_FINE_TUNE\x10\x01*U\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILE_STATE_READY\x10\x01\x12\x16\n\x12\x46ILE_STATE_INVALID\x10\x02*\xe0\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x41TASET_FORMAT_CONVERSATION\x10\x01\x12\x1e\n\x1a\x44\x41TASET_FORMAT_INSTRUCTION\x10\x02\x12\x17\n\x13\x44\x41TASET_FORMAT_TEXT\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_PREFERENCE\x10\x04\x12\x19\n\x15\x44\x41TASET_FORMAT_TOKENS\x10\x05\x12\x1b\n\x17\x44\x41TASET_FORMAT_FEEDBACK\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FILE']._loaded_options = None
   _globals['_FILE']._serialized_options = b'\352A=\n\rfinemesh/File\022\037projects/{project}/files/{file}*\005files2\004file'
-  _globals['_FILEPURPOSE']._serialized_start=899
-  _globals['_FILEPURPOSE']._serialized_end=970
-  _globals['_FILESTATE']._serialized_start=972
-  _globals['_FILESTATE']._serialized_end=1057
-  _globals['_DATASETFORMAT']._serialized_start=1060
-  _globals['_DATASETFORMAT']._serialized_end=1255
+  _globals['_FILEPURPOSE']._serialized_start=939
+  _globals['_FILEPURPOSE']._serialized_end=1010
+  _globals['_FILESTATE']._serialized_start=1012
+  _globals['_FILESTATE']._serialized_end=1097
+  _globals['_DATASETFORMAT']._serialized_start=1100
+  _globals['_DATASETFORMAT']._serialized_end=1324
   _globals['_FILE']._serialized_start=112
   _globals['_FILE']._serialized_end=580
   _globals['_DATASETFEATURES']._serialized_start=583
-  _globals['_DATASETFEATURES']._serialized_end=712
-  _globals['_VALIDATIONREPORT']._serialized_start=714
-  _globals['_VALIDATIONREPORT']._serialized_end=817
-  _globals['_DATASETERROR']._serialized_start=819
-  _globals['_DATASETERROR']._serialized_end=897
+  _globals['_DATASETFEATURES']._serialized_end=752
+  _globals['_VALIDATIONREPORT']._serialized_start=754
+  _globals['_VALIDATIONREPORT']._serialized_end=857
+  _globals['_DATASETERROR']._serialized_start=859
+  _globals['_DATASETERROR']._serialized_end=937
 # @@protoc_insertion_point(module_scope)

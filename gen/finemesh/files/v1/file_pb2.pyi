@@ -82,6 +82,8 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """`{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}`."""
     DATASET_FORMAT_TOKENS: _DatasetFormat.ValueType  # 5
     """Parquet with `input_ids` and perhaps `attention_mask` and `labels`."""
+    DATASET_FORMAT_FEEDBACK: _DatasetFormat.ValueType  # 6
+    """`{"prompt": ..., "completion": ..., "label": true}`, prompt and completion both messages or both text."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """The shape of a dataset's lines."""
@@ -98,6 +100,8 @@ DATASET_FORMAT_PREFERENCE: DatasetFormat.ValueType  # 4
 """`{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}`."""
 DATASET_FORMAT_TOKENS: DatasetFormat.ValueType  # 5
 """Parquet with `input_ids` and perhaps `attention_mask` and `labels`."""
+DATASET_FORMAT_FEEDBACK: DatasetFormat.ValueType  # 6
+"""`{"prompt": ..., "completion": ..., "label": true}`, prompt and completion both messages or both text."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 @_typing.final
@@ -179,6 +183,8 @@ class DatasetFeatures(_message.Message):
     MESSAGE_WEIGHTS_FIELD_NUMBER: _builtins.int
     SAMPLE_WEIGHTS_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    THUMBS_UP_FIELD_NUMBER: _builtins.int
+    THUMBS_DOWN_FIELD_NUMBER: _builtins.int
     tools: _builtins.bool
     """Tools are declared or called."""
     reasoning: _builtins.bool
@@ -189,6 +195,10 @@ class DatasetFeatures(_message.Message):
     """A row has a weight other than 1."""
     parallel_tool_calls: _builtins.bool
     """A message calls several tools at once."""
+    thumbs_up: _builtins.bool
+    """Feedback has answers with thumbs up."""
+    thumbs_down: _builtins.bool
+    """Feedback has answers with thumbs down."""
     def __init__(
         self,
         *,
@@ -197,10 +207,12 @@ class DatasetFeatures(_message.Message):
         message_weights: _builtins.bool = ...,
         sample_weights: _builtins.bool = ...,
         parallel_tool_calls: _builtins.bool = ...,
+        thumbs_up: _builtins.bool = ...,
+        thumbs_down: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_weights", b"message_weights", "parallel_tool_calls", b"parallel_tool_calls", "reasoning", b"reasoning", "sample_weights", b"sample_weights", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_weights", b"message_weights", "parallel_tool_calls", b"parallel_tool_calls", "reasoning", b"reasoning", "sample_weights", b"sample_weights", "thumbs_down", b"thumbs_down", "thumbs_up", b"thumbs_up", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -242,6 +242,7 @@ class TuningSpec(_message.Message):
     OUTPUT_NAME_FIELD_NUMBER: _builtins.int
     SUPERVISED_FIELD_NUMBER: _builtins.int
     DPO_FIELD_NUMBER: _builtins.int
+    KTO_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
@@ -271,6 +272,10 @@ class TuningSpec(_message.Message):
     @_builtins.property
     def dpo(self) -> Global___DpoMethod:
         """Learning from preferences between two answers."""
+
+    @_builtins.property
+    def kto(self) -> Global___KtoMethod:
+        """Learning from single answers with thumbs up or down."""
 
     @_builtins.property
     def lora(self) -> Global___LoraTraining:
@@ -306,6 +311,7 @@ class TuningSpec(_message.Message):
         output_name: _builtins.str = ...,
         supervised: Global___SupervisedMethod | None = ...,
         dpo: Global___DpoMethod | None = ...,
+        kto: Global___KtoMethod | None = ...,
         lora: Global___LoraTraining | None = ...,
         full: Global___FullTraining | None = ...,
         hyperparameters: Global___Hyperparameters | None = ...,
@@ -314,11 +320,11 @@ class TuningSpec(_message.Message):
         integrations: Global___Integrations | None = ...,
         from_hub: Global___HubStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "from_hub", b"from_hub", "full", b"full", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "from_hub", b"from_hub", "full", b"full", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "kto", b"kto", "lora", b"lora", "method", b"method", "supervised", b"supervised", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dpo", b"dpo", "from_checkpoint", b"from_checkpoint", "from_hub", b"from_hub", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dpo", b"dpo", "from_checkpoint", b"from_checkpoint", "from_hub", b"from_hub", "full", b"full", "gpu_count", b"gpu_count", "hyperparameters", b"hyperparameters", "integrations", b"integrations", "kto", b"kto", "lora", b"lora", "method", b"method", "output_name", b"output_name", "supervised", b"supervised", "training_file", b"training_file", "validation_file", b"validation_file", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "dpo"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["supervised", "dpo", "kto"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     _WhichOneofReturnType_weights: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_weights: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
@@ -506,6 +512,36 @@ class DpoMethod(_message.Message):
 Global___DpoMethod: _TypeAlias = DpoMethod  # noqa: Y015
 
 @_typing.final
+class KtoMethod(_message.Message):
+    """Kahneman-Tversky optimisation on answers with thumbs up or down (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    DESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    UNDESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """How far the model may move away from the reference, above 0 to 10; default 0.1."""
+    desirable_weight: _builtins.float
+    """Weight of the loss of answers with thumbs up, above 0 to 100; default 1."""
+    undesirable_weight: _builtins.float
+    """Weight of the loss of answers with thumbs down, above 0 to 100; default 1."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float = ...,
+        desirable_weight: _builtins.float = ...,
+        undesirable_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "desirable_weight", b"desirable_weight", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KtoMethod: _TypeAlias = KtoMethod  # noqa: Y015
+
+@_typing.final
 class LoraTraining(_message.Message):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
 
@@ -611,7 +647,7 @@ class Hyperparameters(_message.Message):
     gradient_accumulation_steps: _builtins.int
     """Batches whose gradients are added up for one optimizer step, 1 to 256; default 1."""
     packing: _builtins.bool
-    """Whether short examples share a sequence; default true. Preferences are never packed."""
+    """Whether short examples share a sequence; default true. Preferences are never packed, and judged answers only when asked for."""
     checkpoints: _builtins.int
     """Checkpoints to keep, evenly over the run with the last one at its end, 1 to 100; default 1."""
     batch_size_max: _builtins.bool
@@ -773,9 +809,13 @@ class TuningProgress(_message.Message):
     initial_validation_loss: _builtins.float
     """Validation loss before the first step, in nats; unset without a validation file."""
     reward_accuracy: _builtins.float
-    """Share of the validation pairs whose preferred answer has the larger reward; set for preferences only."""
+    """Share of the validation pairs whose preferred answer has the larger reward, or of the judged answers whose reward is
+    on the side of their thumb; set for preferences and feedback only.
+    """
     reward_margin: _builtins.float
-    """Mean difference of the rewards of the two answers in the last evaluation; set for preferences only."""
+    """Mean difference in the last evaluation of the rewards of the two answers, or of answers with thumbs up and with thumbs
+    down; set for preferences and feedback only.
+    """
     best_step: _builtins.int
     """Step of the best evaluation so far; set with early stopping."""
     best_validation_loss: _builtins.float

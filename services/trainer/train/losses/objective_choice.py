@@ -1,7 +1,8 @@
 """Which objective a method has. It knows no formula."""
 
+from services.trainer.train.losses.kto import Judged
 from services.trainer.train.losses.objective import Objective, Preferences, Reference, Supervised
-from services.trainer.train.settings.methods import Dpo, MethodSettings
+from services.trainer.train.settings.methods import Dpo, Kto, MethodSettings
 
 
 def objective_of(
@@ -14,3 +15,6 @@ def objective_of(
             return Supervised()
         case Dpo():
             return Preferences(settings, reference)
+        case Kto():
+            assert reference is not None and mismatched is not None
+            return Judged(settings, reference, mismatched)

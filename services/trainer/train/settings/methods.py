@@ -14,6 +14,7 @@ BETA_DEFAULT = 0.1
 BETA_MAX = 10.0
 RPO_ALPHA_MAX = 10.0
 SIMPO_GAMMA_MAX = 10.0
+FEEDBACK_WEIGHT_MAX = 100.0
 PATIENCE_MAX = 100
 MIN_DELTA_MAX = 100.0
 WARMUP_EVALUATIONS_MAX = 100
@@ -51,9 +52,33 @@ class Dpo:
         )
 
 
-MethodSettings = Dpo
+@dataclass(frozen=True, kw_only=True)
+class Kto:
+    """The settings of losses/kto.py: `beta`, and the weights of answers with thumbs up and with thumbs down."""
+
+    dataset_format: ClassVar[Format] = "feedback"
+    compares_mismatched: ClassVar[bool] = True
+
+    beta: float = BETA_DEFAULT
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    @classmethod
+    def read(cls, reader: Reader) -> "Kto":
+        return cls(
+            beta=reader.number("beta", 0.0, BETA_MAX, BETA_DEFAULT, above_low=True),
+            desirable_weight=reader.number("desirable_weight", 0.0, FEEDBACK_WEIGHT_MAX, 1.0, above_low=True),
+            undesirable_weight=reader.number("undesirable_weight", 0.0, FEEDBACK_WEIGHT_MAX, 1.0, above_low=True),
+        )
+
+
+MethodSettings = Dpo | Kto
 # Methods with settings and a dataset format of their own, by name. Every other format is for SUPERVISED.
-METHODS: Mapping[str, type[MethodSettings]] = {"dpo": Dpo}
+METHODS: Mapping[str, type[MethodSettings]] = {"dpo": Dpo, "kto": Kto}
 SUPERVISED = "sft"
 
 

@@ -113,8 +113,10 @@ class ChunkTokenizer:
 
 def _row_tokenizer(kind: Format, rules: ChunkRules) -> RowTokenizer:
     template = None
-    if kind in ("conversation", "preference"):
+    # A base without a template takes feedback on plain text.
+    if kind in ("conversation", "preference") or (kind == "feedback" and rules.folder.template_source is not None):
         template = rules.folder.chat_template(date.fromisoformat(rules.template_date))
         check_generation_prompt(template)
-    # Preferences compare answers alone, whatever the setting for inputs is.
-    return RowTokenizer(rules.folder, template, False if kind == "preference" else rules.train_on_inputs)
+    # Answers alone are compared and judged, whatever the setting for inputs is.
+    answers_only = kind in ("preference", "feedback")
+    return RowTokenizer(rules.folder, template, False if answers_only else rules.train_on_inputs)

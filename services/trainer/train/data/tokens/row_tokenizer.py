@@ -3,14 +3,16 @@
 Analysis, preview, quote and training share this one path. It knows no file, no packing, no batches and no torch.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from formats.row_errors import RowErrors
-from formats.rows import Conversation, Instruction, Preference, Row, Text, Tokens
+from formats.rows import Conversation, Feedback, Instruction, Preference, Row, Text, Tokens
 from services.trainer.train.data.tokens.template import ChatTemplate, Span
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
@@ -74,6 +76,8 @@ class RowTokenizer:
                 yield from self._texts([row for row in rows if isinstance(row, Text)])
             case Tokens():
                 yield from self._tokens([row for row in rows if isinstance(row, Tokens)], errors)
+            case Feedback():
+                yield from self._judged([row for row in rows if isinstance(row, Feedback)], errors)
             case Preference():
                 raise TypeError("preferences are tokenised as pairs of conversations, by preference_pairs.py")
 
@@ -110,6 +114,14 @@ class RowTokenizer:
             marks[: len(prompt_ids)] = self._train_on_inputs
             ids = np.array([*prompt_ids, *answer_ids], np.int32)
             yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
+
+    def _judged(self, rows: list[Feedback], errors: RowErrors) -> Iterator[TokenRow]:
+        """An answer with thumbs down has a negative weight. In one file some answers may be messages, others text."""
+        for _, alike in itertools.groupby(rows, key=lambda row: type(row.example)):
+            judged = {row.line: row for row in alike}
+            for token_row in self.tokenized([row.example for row in judged.values()], errors):
+                label = judged[token_row.line].label
+                yield token_row if label else replace(token_row, weight=-token_row.weight)
 
     def _texts(self, rows: list[Text]) -> Iterator[TokenRow]:
         """A text is all answer: it has no input that could be left out."""

@@ -20,9 +20,9 @@ DIGEST_PIECE_BYTES = 16 * 1024**2
 class TokenRows:
     """Kept rows, end to end: row i is `ids[offsets[i]:offsets[i + 1]]`, and `labelled` says which tokens carry loss.
     The first token of a row is never predicted, so it is never labelled. `weights`, one a row, multiply the row's loss;
-    None when all of them are 1. Of preferences (preference_pairs.py) two rows make an example; `rows` and the fields
-    after it count examples. `truncated_line` and `skipped_line` are the lines of the first such row in the file, from
-    1; 0 when there is none."""
+    None when all of them are 1; of feedback it is negative for an answer with thumbs down. Of preferences
+    (preference_pairs.py) two rows make an example; `rows` and the fields after it count examples. `truncated_line` and
+    `skipped_line` are the lines of the first such row in the file, from 1; 0 when there is none."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
@@ -79,7 +79,7 @@ class TokenRow:
 
     @property
     def is_trained(self) -> bool:
-        return self.weight > 0 and bool(self.labelled.any())
+        return self.weight != 0 and bool(self.labelled.any())
 
     def cut(self, length: int) -> "TokenRow":
         """The beginning, of at most `length` tokens, as it is trained."""
