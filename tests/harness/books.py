@@ -8,7 +8,7 @@ SHIPPED = BillingSettings.model_fields["price_books_dir"].default
 # The day on which default-2026-2 takes over from default-2026-1: as shipped, and for tests.
 _SHIPPED_TAKEOVER, _TAKEOVER = "2026-12-01", "2026-11-01"
 # The same of default-2026-3, which most tests leave out, and which prices answers with thumbs.
-_NEXT, _SHIPPED_NEXT_TAKEOVER, _BEFORE = "default-2026-3", "2027-01-01", "2026-10-01"
+_NEXT, _SHIPPED_NEXT_TAKEOVER, _BEFORE = "default-2026-3", "2026-12-02", "2026-10-01"
 
 
 def book_text(version: str) -> str:
