@@ -4,6 +4,7 @@ Every response holds all assignments, so that a lost one costs nothing. It decid
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ class Agent:
         self._address = address
         self._assignments = Assignments(kit)
         self._stopping = asyncio.Event()
+        self._taken_leave = asyncio.Event()
+        self._taken_leave.set()
 
     async def run(self) -> None:
         """Keeps in touch for ever; raises only when another agent took this node's name."""
@@ -78,8 +81,15 @@ class Agent:
             await self._kit.clock.sleep(backoff.next_s())
 
     async def stop_working(self) -> None:
-        """No more heartbeats and no more work: every child dies now, its attempt still reports."""
+        """No more heartbeats and no more work: every child dies now, its attempt still reports.
+
+        The scheduler hears first that nobody listens here any more. Else the job that an attempt hands back would be
+        placed on this node again at once.
+        """
         self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REASON_WAIT_S):
+                await self._taken_leave.wait()
         await self._assignments.stop()
 
     async def release(self) -> None:
@@ -122,6 +132,7 @@ class Agent:
         hearing = asyncio.create_task(self._hear_responses(stream))
         sending = asyncio.create_task(self._send_heartbeats(stream, interval_s))
         losing = asyncio.create_task(self._assignments.device_lost.wait())
+        self._taken_leave.clear()
         try:
             await asyncio.wait((hearing, sending, losing), return_when=asyncio.FIRST_COMPLETED)
             if not losing.done():
@@ -131,6 +142,9 @@ class Agent:
                 task.cancel()
             await asyncio.wait((hearing, sending, losing))
             stream.cancel()
+            self._taken_leave.set()
+        if self._stopping.is_set():
+            return
         for task in (hearing, sending):
             error = None if task.cancelled() else task.exception()
             if error is not None:
@@ -148,6 +162,8 @@ class Agent:
             except asyncio.InvalidStateError:
                 raise Unavailable("DEPENDENCY_UNAVAILABLE", "the heartbeat stream is over") from None
             await self._sleep_unless_stopping(interval_s)
+        # The scheduler ends its side when it has written down that nobody listens here.
+        await stream.done_writing()
 
     async def _sleep_unless_stopping(self, seconds: float) -> None:
         sleep = asyncio.ensure_future(self._kit.clock.sleep(seconds))
