@@ -19,7 +19,7 @@ import structlog
 
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Pool, transaction
+from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import Aborted, DomainError, NotFound
 from chassis.rounds import Signal, run_rounds
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
@@ -27,7 +27,7 @@ from services.inference.config import InferenceSettings
 from services.inference.endpoints import convert
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
-from services.inference.endpoints.minutes import ServedTime
+from services.inference.endpoints.minutes import DueMinutes, ServedTime
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
@@ -206,8 +206,14 @@ class EndpointReconciler:
             log.error("engine_start_failed", endpoint=endpoint.id, exc_info=error)
             await self._fail(endpoint, "the engine did not start, for a reason that the log of this service has")
             return
+        now, confirmed_s = self._clock.now(), self._clock.monotonic()
         async with transaction(self._pool) as connection:
-            await self._transitions.move(connection, endpoint, EndpointEvent.SERVE)
+            serving = await self._transitions.move(connection, endpoint, EndpointEvent.SERVE)
+            if serving is not None:
+                # Calls come in from here on, so the first minute begins with the state that lets them in: an endpoint
+                # that is stopped before the next look has served, too.
+                await self._bill(connection, serving, self._due(serving, now, confirmed_s))
+        self._outbox.wake()
         self.wake()
 
     async def _start_engine(self, endpoint: Endpoint) -> None:
@@ -223,7 +229,11 @@ class EndpointReconciler:
         if not await self._renew(endpoint):
             return
         if self._serving.is_running(convert.lease_key(endpoint)):
-            await self._bill(endpoint, now, asked_s)
+            due = self._due(endpoint, now, asked_s)
+            if due is not None:
+                async with transaction(self._pool) as connection:
+                    await self._bill(connection, endpoint, due)
+                self._outbox.wake()
         else:
             await self._lose(endpoint, "the engine stopped; it is started again")
 
@@ -245,23 +255,22 @@ class EndpointReconciler:
             await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
 
-    async def _bill(self, endpoint: Endpoint, now: datetime, confirmed_s: float) -> None:
-        """Emits every minute that was begun up to this confirmation, in the transaction that counts it."""
+    def _due(self, endpoint: Endpoint, now: datetime, confirmed_s: float) -> DueMinutes | None:
+        """The minutes that were begun up to this confirmation and are not billed."""
         served = self._served.setdefault(
             convert.lease_key(endpoint),
             ServedTime(minute_s=self._settings.endpoint_minute_s, silence_s_max=self._settings.endpoint_silence_s_max),
         )
-        due = served.confirm(now, confirmed_s, endpoint.paid_until)
-        if due is None:
+        return served.confirm(now, confirmed_s, endpoint.paid_until)
+
+    async def _bill(self, connection: Connection, endpoint: Endpoint, due: DueMinutes | None) -> None:
+        """Emits every due minute in the transaction that counts it; none when somebody else counted."""
+        if due is None or not await EndpointStore(connection).bill_minutes(endpoint, due):
             return
-        async with transaction(self._pool) as connection:
-            if not await EndpointStore(connection).bill_minutes(endpoint, due):
-                return
-            for number in range(due.count):
-                begun = due.begin + number * due.minute
-                event = convert.endpoint_minute_to_proto(endpoint, endpoint.billed_minutes + number, begun)
-                await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
-        self._outbox.wake()
+        for number in range(due.count):
+            begun = due.begin + number * due.minute
+            event = convert.endpoint_minute_to_proto(endpoint, endpoint.billed_minutes + number, begun)
+            await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
 
     async def _stop(self, endpoint: Endpoint) -> None:
         """Frees the engine and the devices, then says STOPPED."""
