@@ -30,15 +30,18 @@ async def test_statements_that_run_into_their_time_limit_end_nobody(
             made = await create(world)
             await reaches(world, made.name, "READY")
             other = await asyncpg.connect(world.settings.database_url)
+            # Activity is read once per transaction: whoever holds the lock sees only who waited at its first look.
+            onlooker = await asyncpg.connect(world.settings.database_url)
             async with other.transaction():
                 await other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
                 tried: set[object] = set()
 
                 async def three_tries() -> bool:
-                    tried.update(row["query_start"] for row in await other.fetch(WAITING))
+                    tried.update(row["query_start"] for row in await onlooker.fetch(WAITING))
                     return len(tried) >= 3 or world.process.stopping.is_set()
 
                 await eventually(three_tries, pause_s=0.02)
+            await onlooker.close()
             assert not world.process.stopping.is_set(), world.process.failure
             answer = await InferenceServiceStub(world.channel).Chat(
                 inference.ChatRequest(model=BASE, messages=HELLO, sampling=GREEDY)
