@@ -45,7 +45,11 @@ class ChassisSettings(BaseSettings):
 
     message_size_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest gRPC message.")
     metadata_size_bytes_max: int = Field(default=16 * 1024, ge=8192, description="Largest gRPC metadata block.")
-    concurrent_calls_max: int = Field(default=1000, ge=1, description="Calls in flight on one server at a time.")
+    concurrent_calls_max: int = Field(
+        default=1000, ge=1, description="Calls in flight on one server at a time, without streams."
+    )
+    streams_max: int = Field(default=2000, ge=1, description="Streams open on one server at a time.")
+    streams_per_caller_max: int = Field(default=500, ge=1, description="Of them, those of one user's key.")
     reconnect_backoff_s_min: float = Field(default=0.05, gt=0, description="First pause before a new connection.")
     reconnect_backoff_s_max: float = Field(default=1.0, gt=0, description="Longest pause before a new connection.")
     keepalive_s: float = Field(default=30.0, gt=0, description="Ping interval that finds a vanished peer.")

@@ -20,6 +20,7 @@ from chassis import errors, identity
 from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from chassis.identity import Caller
 from chassis.rpc import deadline
+from chassis.rpc.call_limits import CallLimits
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
@@ -61,6 +62,8 @@ class Guard:
     """The rules of one service on one server."""
 
     settings: ChassisSettings
+    # Of the server; None: calls are never refused for their number.
+    limits: CallLimits | None
     # Names of peer services; None: any peer that has a certificate of the mesh.
     allow: frozenset[str] | None
     trusted_forwarders: frozenset[str] = frozenset()
@@ -82,16 +85,16 @@ class Guard:
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), **coders)
         if handler.request_streaming:
-            limit_s = self.settings.stream_deadline_s
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary, limit_s), **coders)
-        limit_s = self.settings.default_deadline_s
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, limit_s), **coders)
+            answering = self._unary(method, handler.stream_unary, self.settings.stream_deadline_s, streams=True)
+            return grpc.stream_unary_rpc_method_handler(answering, **coders)
+        answering = self._unary(method, handler.unary_unary, self.settings.default_deadline_s, streams=False)
+        return grpc.unary_unary_rpc_method_handler(answering, **coders)
 
-    def _unary(self, method: str, behavior: Behavior | None, limit_s: float) -> Behavior:
+    def _unary(self, method: str, behavior: Behavior | None, limit_s: float, *, streams: bool) -> Behavior:
         answer = _asynchronous(behavior, method)
 
         async def serve(request: Any, context: Any) -> Any:
-            call = _Call(self, method, limit_s)
+            call = _Call(self, method, limit_s, streams=streams)
             try:
                 async with await call.enter(context):
                     response = await answer(request, context)
@@ -109,7 +112,7 @@ class Guard:
         generates = inspect.isasyncgenfunction(answer)
 
         async def serve(request: Any, context: Any) -> None:
-            call = _Call(self, method, limit_s)
+            call = _Call(self, method, limit_s, streams=True)
             try:
                 async with await call.enter(context):
                     if not generates:
@@ -129,10 +132,25 @@ class Guard:
 class _Call:
     """One call on its way through the guard."""
 
-    __slots__ = ("_began_s", "_endless", "_guard", "_limit_s", "_method", "_span", "_task", "_timeout")
+    __slots__ = (
+        "_began_s",
+        "_counted",
+        "_counted_caller",
+        "_endless",
+        "_guard",
+        "_limit_s",
+        "_method",
+        "_span",
+        "_streams",
+        "_task",
+        "_timeout",
+    )
 
-    def __init__(self, guard: Guard, method: str, limit_s: float | None) -> None:
+    def __init__(self, guard: Guard, method: str, limit_s: float | None, *, streams: bool) -> None:
         self._guard = guard
+        self._streams = streams
+        self._counted = False
+        self._counted_caller = ""
         self._method = method
         self._limit_s = limit_s
         self._endless = limit_s is None
@@ -146,6 +164,7 @@ class _Call:
         guard = self._guard
         metadata = dict(context.invocation_metadata())
         self._begin_trace(metadata.get(telemetry.TRACEPARENT_KEY))
+        self._count()
         scope = self._begin_deadline(context)
         if guard.public:
             caller = Caller(service="")
@@ -154,6 +173,7 @@ class _Call:
         else:
             caller = self._peer(context, metadata)
         identity.set_caller(caller)
+        self._count_caller(caller)
         if self._endless:
             self._join_endless()
         return scope
@@ -161,6 +181,7 @@ class _Call:
     def end(self, code: str, error_type: str | None = None) -> None:
         if self._task is not None:
             self._guard.endless_calls.tasks.discard(self._task)
+        self._uncount()
         if self._span is not None:
             telemetry.end_span(self._span, error_type)
             telemetry.record_call(self._method, code, time.monotonic() - self._began_s)
@@ -188,6 +209,36 @@ class _Call:
         if self._guard.settings.otlp_endpoint is not None:
             self._span = telemetry.begin_span(self._method, SpanKind.SERVER, telemetry.current_traceparent())
             telemetry.attach_for_task(self._span)
+
+    def _count(self) -> None:
+        """Before anything is done for the call, such as finding out who calls."""
+        limits = self._guard.limits
+        if limits is None:
+            return
+        if self._streams:
+            limits.take_stream()
+        else:
+            limits.take_call()
+        self._counted = True
+
+    def _count_caller(self, caller: Caller) -> None:
+        """The streams of a user. Peers that speak for themselves are few, and share what the server has."""
+        if self._counted and self._streams and caller.subject:
+            assert self._guard.limits is not None
+            self._guard.limits.take_stream_of(caller.subject)
+            self._counted_caller = caller.subject
+
+    def _uncount(self) -> None:
+        limits = self._guard.limits
+        if limits is None or not self._counted:
+            return
+        self._counted = False
+        if self._counted_caller:
+            limits.give_stream_of(self._counted_caller)
+        if self._streams:
+            limits.give_stream()
+        else:
+            limits.give_call()
 
     def _begin_deadline(self, context: Any) -> AbstractAsyncContextManager[object]:
         remaining_s = context.time_remaining()

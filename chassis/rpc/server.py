@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from chassis import pki
 from chassis.process import DrainStage, Process
+from chassis.rpc.call_limits import CallLimits
 from chassis.rpc.contracts import pool_of
 from chassis.rpc.guard import Authenticate, EndlessCalls, Guard, Handler
 from chassis.settings import ChassisSettings
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 # What is left of a drain stage for cancelling the calls that did not finish.
 _GRACE_SHARE = 0.8
 _GENERIC_METHODS_MAX = 1000
+# Calls that gRPC lets in beyond those that `CallLimits` allows: health, reflection, and those that are being refused.
+_CALLS_BESIDE_LIMITS = 1000
 
 
 class ServerBuilder:
@@ -54,6 +57,7 @@ class ServerBuilder:
         self._port_file = port_file or (settings.port_file if listen_address is None else None)
         self._serving = serving
         self._endless_calls = EndlessCalls()
+        self._limits = CallLimits(settings)
         self._service_names: list[str] = []
         self._declared = _Declared()
         self._generic: list[grpc.GenericRpcHandler] = []
@@ -73,14 +77,14 @@ class ServerBuilder:
         """`register` is the generated add_XServicer_to_server; `allow` names the calling services (a public server has
         none and ignores it); `endless` names the streams that only end when told, such as `WatchThing`."""
         self._service_names.append(service_full_name)
-        guard = self._guard(frozenset(allow), frozenset(endless), authenticate=self._authenticate)
+        guard = self._guard(self._limits, frozenset(allow), frozenset(endless), authenticate=self._authenticate)
         self._declared.add(register, implementation, service_full_name, guard)
 
     def add_generic(
         self, handler: grpc.GenericRpcHandler, *, allow: Collection[str] = (), endless: Collection[str] = ()
     ) -> None:
         """A handler that answers for methods it does not declare, such as a proxy; asked after the declared ones."""
-        guard = self._guard(frozenset(allow), frozenset(endless), authenticate=self._authenticate)
+        guard = self._guard(self._limits, frozenset(allow), frozenset(endless), authenticate=self._authenticate)
         self._generic.append(_GuardedGeneric(handler, guard))
 
     def announce(self, *service_full_names: str) -> None:
@@ -94,7 +98,10 @@ class ServerBuilder:
         self._server = grpc.aio.server(
             handlers=[self._declared, *self._generic],
             options=_options(self._settings),
-            maximum_concurrent_rpcs=self._settings.concurrent_calls_max,
+            # Only for what hangs before it reaches a handler, such as a request that never arrives whole.
+            maximum_concurrent_rpcs=(
+                self._settings.concurrent_calls_max + self._settings.streams_max + _CALLS_BESIDE_LIMITS
+            ),
         )
         self.port = self._bind(self._server)
         await self._server.start()
@@ -113,10 +120,16 @@ class ServerBuilder:
             await self._health.set(name, status)
 
     def _guard(
-        self, allow: frozenset[str] | None, endless: frozenset[str], *, authenticate: Authenticate | None
+        self,
+        limits: CallLimits | None,
+        allow: frozenset[str] | None,
+        endless: frozenset[str],
+        *,
+        authenticate: Authenticate | None,
     ) -> Guard:
         return Guard(
             settings=self._settings,
+            limits=limits,
             allow=allow,
             trusted_forwarders=self._trusted_forwarders,
             public=self._public,
@@ -126,8 +139,11 @@ class ServerBuilder:
         )
 
     def _add_open_services(self) -> None:
-        """Health and reflection, for any peer: they say nothing about anybody's data."""
-        guard = self._guard(None, frozenset({"Watch", "ServerReflectionInfo"}), authenticate=None)
+        """Health and reflection, for any peer: they say nothing about anybody's data.
+
+        Health is never refused: who asks would take a server that is busy for one that is ill, and end it.
+        """
+        guard = self._guard(None, None, frozenset({"Watch", "ServerReflectionInfo"}), authenticate=None)
         self._declared.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, health.SERVICE_NAME, guard)
         names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._declared.add(

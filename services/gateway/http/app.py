@@ -118,17 +118,35 @@ class HttpApp:
         async def serve(request: Request) -> Response:
             telemetry.carry(request.headers.get(telemetry.TRACEPARENT_KEY))
             if self._in_flight >= self._settings.http_connections_max:
-                message = "too many requests are in flight; try again in a moment"
-                return error_response(Unavailable("CAPACITY_EXHAUSTED", message, retry_after_s=1))
+                return error_response(_full(self._settings.http_connections_max))
             self._in_flight += 1
+            response: Response | None = None
             try:
-                return await endpoint(request)
+                response = await endpoint(request)
             except Exception as error:
                 return error_response(_typed(error, request.url.path))
+            else:
+                return response
             finally:
-                self._in_flight -= 1
+                # An answer in parts is in flight until its last one.
+                if isinstance(response, EventStream):
+                    response.on_end = self._end_one
+                else:
+                    self._end_one()
 
         return serve
+
+    def _end_one(self) -> None:
+        self._in_flight -= 1
+
+
+def _full(connections_max: int) -> Unavailable:
+    return Unavailable(
+        "CONCURRENCY_LIMIT",
+        f"{connections_max} requests are in flight, the most here (http_connections_max); try again in a moment",
+        metadata={"limit": "http_connections_max", "limit_count": str(connections_max)},
+        retry_after_s=1,
+    )
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from tests.contract.gateway.world import World, gateway_world
+from tests.harness.polling import eventually
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 MODEL = "acme/reader"
@@ -239,6 +241,36 @@ async def test_a_client_that_leaves_ends_the_generation(world: World, http: http
         await asyncio.wait_for(world.inference.started.wait(), 60)
         call.cancel()
     await asyncio.wait_for(world.inference.cancelled.wait(), 60)
+
+
+async def test_an_answer_in_parts_counts_until_its_end_and_health_never(
+    database_url: str, tls_dir: Path, tmp_path: Path
+) -> None:
+    async with (
+        gateway_world(database_url, tls_dir, tmp_path, http_connections_max=1) as world,
+        client_of(world) as client,
+    ):
+        world.inference.gate.clear()
+        stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+        texts = aiter(stream)
+        await anext(texts)
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.models.list()
+        assert "http_connections_max" in caught.value.message
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.http_port}") as stranger:
+            assert (await stranger.get("/healthz")).status_code == 200
+        world.inference.gate.set()
+        assert [chunk async for chunk in texts]
+
+        async def is_served() -> bool:
+            try:
+                await client.models.list()
+            except openai.InternalServerError:
+                return False
+            return True
+
+        # The last part is read before the server has counted it off.
+        await eventually(is_served)
 
 
 async def test_health_needs_no_key(http: httpx.AsyncClient):

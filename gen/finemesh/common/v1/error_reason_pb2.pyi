@@ -96,6 +96,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The request would break a monthly spend cap; metadata carries cap, spent and required amounts."""
     ERROR_REASON_HOLD_EXPIRED: _ErrorReason.ValueType  # 36
     """The hold of a job ended because nobody renewed it."""
+    ERROR_REASON_CONCURRENCY_LIMIT: _ErrorReason.ValueType  # 37
+    """Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -178,4 +180,6 @@ ERROR_REASON_SPEND_CAP_EXCEEDED: ErrorReason.ValueType  # 35
 """The request would break a monthly spend cap; metadata carries cap, spent and required amounts."""
 ERROR_REASON_HOLD_EXPIRED: ErrorReason.ValueType  # 36
 """The hold of a job ended because nobody renewed it."""
+ERROR_REASON_CONCURRENCY_LIMIT: ErrorReason.ValueType  # 37
+"""Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
