@@ -44,6 +44,7 @@ from services.scheduler.placement.serving import ServingAllocations
 from services.scheduler.spec.tuning_limits import load_limits
 from services.scheduler.watching.hub import Hub
 from services.scheduler.watching.listener import Listener
+from services.scheduler.watching.store import notify
 
 
 async def main(process: Process, settings: SchedulerSettings) -> None:
@@ -59,7 +60,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     process.on_drain(DrainStage.RELEASE_LEASES, peers.close)
 
     hub, limits = Hub(), load_limits()
-    database = Database(pool, outbox, clock, hub.notify)
+    database = Database(pool, outbox, clock, hub.notify, notify)
     jobs = JobTransitions(database)
     job_secrets = JobSecrets(database, SecretBox(settings.secrets_key) if settings.secrets_key else None)
     attempts, reports = Attempts(database, jobs, settings), AttemptReports(database, jobs, settings)

@@ -22,7 +22,6 @@ from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.spec.convert import spec_to_proto
 from services.scheduler.spec.integrations import ProvidedSecrets
 from services.scheduler.watching.hub import node_topic
-from services.scheduler.watching.store import NotificationStore
 
 JOB_PREFIX = "ft"
 # A job may be placed or requeued between a look and the next; more often than this in a row is no accident.
@@ -95,7 +94,7 @@ class JobRequests:
                 return False
             node = await AttemptStore(connection).node_of(ref)
             if node is not None:
-                await NotificationStore(connection).notify(node_topic(node))
+                self._database.ring(node_topic(node))
             return True
 
     async def _known(self, caller: Caller, request_id: str, digest: str) -> str | None:

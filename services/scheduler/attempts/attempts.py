@@ -21,7 +21,6 @@ from services.scheduler.jobs.transitions import JobTransitions
 from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import node_topic
-from services.scheduler.watching.store import NotificationStore
 
 
 class Attempts:
@@ -233,4 +232,4 @@ class Attempts:
         await allocations.release(ref.lease_token, job_name(ref), now)
         followers = await allocations.release_followers(ref.lease_token, now)
         await AttemptStore(connection).end(ref, outcome, message, now, blames_node=blames_node)
-        await NotificationStore(connection).notify(*(node_topic(node) for node in (job.node, *followers)))
+        self._database.ring(*(node_topic(node) for node in (job.node, *followers)))

@@ -83,10 +83,11 @@ UPDATE jobs
 SET start_weights = :start_weights
 WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
 
--- name: record_progress(project_id, job_id, lease_token, states, progress, step, remaining_s, now)!
--- Records the last metric of the attempt that holds the lease.
+-- name: record_progress(project_id, job_id, lease_token, states, progress, step, remaining_s, lines, now)$
+-- Records the last metric of the attempt that holds the lease, and takes the numbers of the lines that tell of the report.
 UPDATE jobs
 SET
+    last_sequence = last_sequence + :lines,
     progress = :progress,
     progress_step = :step,
     progress_token = :lease_token,
@@ -97,7 +98,8 @@ WHERE
     project_id = :project_id
     AND job_id = :job_id
     AND lease_token = :lease_token
-    AND state = ANY(:states::text[]);
+    AND state = ANY(:states::text[])
+RETURNING last_sequence;
 
 -- name: list_known_warnings(project_id, job_id, messages)
 -- Which of these warnings the job's history holds already.
@@ -183,11 +185,12 @@ RETURNING
 -- The files of the checkpoint that was committed first for this step.
 SELECT artifact FROM checkpoints WHERE project_id = :project_id AND job_id = :job_id AND step = :step;
 
--- name: forget_failures(project_id, job_id, lease_token, now)!
--- Begins the count of failures anew: a new checkpoint is progress.
+-- name: forget_failures(project_id, job_id, lease_token, lines, now)$
+-- Begins the count of failures anew, since a new checkpoint is progress, and takes the numbers of the lines that tell of it.
 UPDATE jobs
-SET failure_count = 0, update_time = :now
-WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
+SET failure_count = 0, last_sequence = last_sequence + :lines, update_time = :now
+WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token
+RETURNING last_sequence;
 
 -- name: retire_checkpoints(project_id, job_id, kept, now)!
 -- Marks all but the newest checkpoints, and those that were asked for, as no longer needed.

@@ -58,15 +58,16 @@ class AttemptReports:
                 (kind, in_words(metric, kind), metric.encoded)
                 for metric, kind in zip(fresh, kinds(fresh, known), strict=True)
             ]
-            if fresh:
-                await attempts.record_progress(ref, fresh[-1], self._database.now())
             if warnings:
                 told = await attempts.known_warnings(ref, warnings)
                 lines = [
                     *((EventKind.WARNING, warning, None) for warning in dict.fromkeys(warnings) if warning not in told),
                     *lines,
                 ]
-            await self._jobs.add_lines(connection, ref, job.state, lines)
+            last = None
+            if fresh:
+                last = await attempts.record_progress(ref, fresh[-1], self._database.now(), lines=len(lines))
+            await self._jobs.add_lines(connection, ref, job.state, lines, last=last)
             for piece in usage:
                 await self._meter(connection, ref, job, piece)
 
@@ -79,11 +80,13 @@ class AttemptReports:
             committed = await attempts.insert_checkpoint(ref, checkpoint, now)
             if committed is not None:
                 # Steps that were saved before are no progress: a job whose checkpoints are bad each time ends some day.
+                last = None
                 if committed.given_up is None:
-                    await attempts.forget_failures(ref, now)
+                    last = await attempts.forget_failures(ref, now, lines=1)
                 await attempts.retire_checkpoints(ref, self._settings.checkpoints_kept_max, now)
                 message = f"checkpoint after step {checkpoint.step} committed"
-                await self._jobs.add_lines(connection, ref, job.state, [(EventKind.CHECKPOINT, message, None)])
+                line = (EventKind.CHECKPOINT, message, None)
+                await self._jobs.add_lines(connection, ref, job.state, [line], last=last)
             obsolete = await attempts.list_obsolete(ref, self._settings.obsolete_batch_max)
             if committed is not None and committed.given_up is not None:
                 obsolete.append(committed.given_up)

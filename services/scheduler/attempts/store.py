@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from chassis.db.pool import Connection, Pool
-from chassis.db.queries import affected, load_queries
+from chassis.db.queries import load_queries
 from services.scheduler.attempts.attempt import (
     AttemptOutcome,
     BadCheckpoint,
@@ -102,17 +102,19 @@ class AttemptStore:
         """All later attempts start from them, too."""
         await _QUERIES.set_start_weights(self._connection, **vars(ref), start_weights=weights)
 
-    async def record_progress(self, ref: LeaseRef, metric: Metric, now: datetime) -> bool:
-        status = await _QUERIES.record_progress(
+    async def record_progress(self, ref: LeaseRef, metric: Metric, now: datetime, *, lines: int) -> int:
+        """In the same write of the job's row, takes the numbers of that many lines of its history; returns the last."""
+        last: int = await _QUERIES.record_progress(
             self._connection,
             **vars(ref),
             states=_REPORTING,
             progress=metric.encoded,
             step=metric.step,
             remaining_s=metric.remaining_s,
+            lines=lines,
             now=now,
         )
-        return affected(status) > 0
+        return last
 
     async def known_warnings(self, ref: LeaseRef, messages: Sequence[str]) -> set[str]:
         """Those of the messages that the job's history holds already."""
@@ -152,8 +154,10 @@ class AttemptStore:
         )
         return artifact
 
-    async def forget_failures(self, ref: LeaseRef, now: datetime) -> None:
-        await _QUERIES.forget_failures(self._connection, **vars(ref), now=now)
+    async def forget_failures(self, ref: LeaseRef, now: datetime, *, lines: int) -> int:
+        """As `record_progress`, for a new checkpoint."""
+        last: int = await _QUERIES.forget_failures(self._connection, **vars(ref), lines=lines, now=now)
+        return last
 
     async def retire_checkpoints(self, ref: LeaseRef, kept: int, now: datetime) -> None:
         await _QUERIES.retire_checkpoints(

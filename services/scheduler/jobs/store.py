@@ -166,13 +166,24 @@ class JobStore:
             progress=None,
         )
 
-    async def add_events(
-        self, ref: JobRef, state: JobState, lines: Sequence[tuple[EventKind, str, bytes | None]], now: datetime
-    ) -> None:
-        """Several lines at once: kind, words, and the encoded TuningProgress if there is one."""
-        last = await _QUERIES.take_sequences(
-            self._connection, project_id=ref.project_id, job_id=ref.job_id, count=len(lines), now=now
+    async def take_sequences(self, ref: JobRef, count: int, now: datetime) -> int:
+        """The last of the next `count` numbers of a job's history."""
+        last: int = await _QUERIES.take_sequences(
+            self._connection, project_id=ref.project_id, job_id=ref.job_id, count=count, now=now
         )
+        return last
+
+    async def add_events(
+        self,
+        ref: JobRef,
+        state: JobState,
+        lines: Sequence[tuple[EventKind, str, bytes | None]],
+        now: datetime,
+        *,
+        last: int,
+    ) -> None:
+        """Several lines at once, whose numbers end with `last`: kind, words, and the encoded TuningProgress if there is
+        one."""
         await _QUERIES.add_job_events(
             self._connection,
             project_id=ref.project_id,

@@ -15,7 +15,6 @@ from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, NewJob, Tra
 from services.scheduler.jobs.lifecycle import INITIAL, MOVES_QUEUE, JobState, JobTransition
 from services.scheduler.jobs.store import Changes, JobStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, job_topic
-from services.scheduler.watching.store import NotificationStore
 
 
 class JobTransitions:
@@ -30,7 +29,7 @@ class JobTransitions:
         await store.add_event(job, 1, EventKind.STATE_CHANGED, message, INITIAL, now)
         event = new_job_to_proto(job, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
-        await NotificationStore(connection).notify(QUEUE_TOPIC, job_topic(job.job_id))
+        self._database.ring(QUEUE_TOPIC, job_topic(job.job_id))
 
     async def transition(
         self,
@@ -51,7 +50,7 @@ class JobTransitions:
         event = transition_to_proto(change, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
         topics = [job_topic(ref.job_id), QUEUE_TOPIC] if transition in MOVES_QUEUE else [job_topic(ref.job_id)]
-        await NotificationStore(connection).notify(*topics)
+        self._database.ring(*topics)
         return change
 
     async def must(
@@ -87,8 +86,16 @@ class JobTransitions:
         ref: JobRef,
         state: JobState,
         lines: Sequence[tuple[EventKind, str, bytes | None]],
+        *,
+        last: int | None = None,
     ) -> None:
-        """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one."""
+        """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one.
+
+        `last` is the number of the last one, where a write of the job's row took them already.
+        """
         if lines:
-            await JobStore(connection).add_events(ref, state, lines, self._database.now())
+            store, now = JobStore(connection), self._database.now()
+            if last is None:
+                last = await store.take_sequences(ref, len(lines), now)
+            await store.add_events(ref, state, lines, now, last=last)
             self._database.tell(job_topic(ref.job_id))

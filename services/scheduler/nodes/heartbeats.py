@@ -20,7 +20,6 @@ from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
-from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +57,7 @@ class Heartbeats:
         await self._renew(first)
         async with self._database.writing() as connection:
             await NodeStore(connection).open_heartbeat(first.node, first.incarnation, stream)
-            await NotificationStore(connection).notify(QUEUE_TOPIC)
+            self._database.ring(QUEUE_TOPIC)
         log.info("heartbeat_opened", node=first.node)
 
     async def _close(self, node: str, stream: UUID) -> None:

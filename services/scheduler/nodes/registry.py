@@ -16,7 +16,6 @@ from services.scheduler.nodes.node import NodeRegistration
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, node_topic
-from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -66,4 +65,4 @@ class NodeRegistry:
     async def _tell(self, connection: Connection, node: str, state: str) -> None:
         event = node_state_to_proto(node, state, self._database.now())
         await self._database.outbox.add(connection, event, subject_name=f"nodes/{node}")
-        await NotificationStore(connection).notify(node_topic(node), QUEUE_TOPIC)
+        self._database.ring(node_topic(node), QUEUE_TOPIC)

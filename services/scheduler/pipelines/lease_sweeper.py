@@ -20,7 +20,6 @@ from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.leases import ClockWatch
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
-from services.scheduler.watching.store import NotificationStore
 
 EXPIRED_BATCH_MAX = 500
 log = structlog.get_logger(__name__)
@@ -86,6 +85,6 @@ class Sweeper:
                     lease.lease_token, at=at, now=self._database.now()
                 )
             if ended:
-                await NotificationStore(connection).notify(QUEUE_TOPIC)
+                self._database.ring(QUEUE_TOPIC)
         if ended:
             log.warning("lease_ended", owner=lease.owner, lease_token=lease.lease_token)

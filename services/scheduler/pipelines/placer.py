@@ -23,7 +23,6 @@ from services.scheduler.placement import policy
 from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, node_topic
-from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +103,7 @@ class Placer:
                 )
             incarnation = incarnations[placement.node]
             await AttemptStore(connection).insert(lease, change.attempt_count, placement.node, incarnation, now)
-            await NotificationStore(connection).notify(*(node_topic(part.node) for part in parts))
+            self._database.ring(*(node_topic(part.node) for part in parts))
         return token
 
 

@@ -29,7 +29,6 @@ from services.scheduler.peers import Peers
 from services.scheduler.pipelines.store import ClaimStore, ValidationClaim
 from services.scheduler.spec.convert import spec_from_proto
 from services.scheduler.watching.hub import QUEUE_TOPIC, Hub, job_topic
-from services.scheduler.watching.store import NotificationStore
 
 log = structlog.get_logger(__name__)
 
@@ -195,7 +194,7 @@ class Validator:
             postponed = await ClaimStore(connection).postpone(
                 job, wake_at=wake_at, waiting_message=waiting.message, now=now
             )
-            await NotificationStore(connection).notify(job_topic(job.job_id))
+            self._database.ring(job_topic(job.job_id))
         if not postponed:
             raise _ClaimLost
 

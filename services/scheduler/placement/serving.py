@@ -12,7 +12,6 @@ from services.scheduler.placement import policy
 from services.scheduler.placement.allocation import AllocationKind, AllocationRecord
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
-from services.scheduler.watching.store import NotificationStore
 
 # Somebody else was faster this many times in a row: the caller asks again later anyway.
 RACES_MAX = 5
@@ -57,7 +56,7 @@ class ServingAllocations:
     async def release(self, owner: str, lease_token: int) -> None:
         async with self._database.writing() as connection:
             if await AllocationStore(connection).release(lease_token, owner, self._database.now()):
-                await NotificationStore(connection).notify(QUEUE_TOPIC)
+                self._database.ring(QUEUE_TOPIC)
 
     async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: policy.Fleet) -> None:
         placement = policy.take(need, 1, group)

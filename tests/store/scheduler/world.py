@@ -33,6 +33,7 @@ from services.scheduler.pipelines.placer import Placer
 from services.scheduler.placement import policy
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import Hub
+from services.scheduler.watching.store import notify
 
 PROJECT = "proj_a"
 # Of a renewal of leases.
@@ -242,7 +243,7 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
     await pool.execute(f"TRUNCATE {', '.join(row['tablename'] for row in tables)}")
     clock, ids = SteppedClock(), SeededIds(7)
     hub = Hub()
-    database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock, hub.notify)
+    database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock, hub.notify, notify)
     jobs = JobTransitions(database)
     attempts = Attempts(database, jobs, settings)
     nodes = NodeRegistry(database, attempts)
