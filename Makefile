@@ -5,7 +5,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean bench-start bench-edge bench-billing bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-start bench-edge bench-billing bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ compose-env: ## Make deploy/.env with random secrets, or complete it
 
 compose-test: $(VENV)/.ready ## The main job through docker compose (needs a Docker Engine)
 	@$(PY) -m pytest -q -m compose tests/mesh
+
+storm: $(VENV)/.ready ## Seeded faults over a whole mesh, then a checker: SEED=7, or SEEDS=1-100
+	@GRPC_VERBOSITY=ERROR $(PY) -m tests.storm $(or $(SEEDS),$(SEED),1)
 
 bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and nats-server
 	@$(PY) -m bench.start

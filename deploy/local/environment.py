@@ -32,13 +32,15 @@ def address(facts: Facts, key: str) -> str:
     return f"{HOST}:{facts.ports[key]}"
 
 
-def process_name(service: Service, node: int) -> str:
-    return f"{service.name}-{node}" if service.per_node else service.name
+def process_name(service: Service, number: int) -> str:
+    """`trainer-0` of the first node; `billing` of the first replica and `billing-1` of the second."""
+    return f"{service.name}-{number}" if service.per_node or number else service.name
 
 
-def listeners(service: Service, node: int) -> list[str]:
+def listeners(service: Service, number: int) -> list[str]:
     """The port keys of one process: its mesh server and its doors."""
-    return [process_name(service, node), *(f"{service.name}.{door}" for door in service.doors)]
+    name = process_name(service, number)
+    return [name, *(f"{name}.{door}" for door in service.doors)]
 
 
 def environment_of(service: Service, node: int, services: tuple[Service, ...], facts: Facts) -> dict[str, str]:
@@ -56,7 +58,7 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
     for peer in services:
         environment[f"{peer.env_prefix}ADDRESS"] = address(facts, process_name(peer, 0))
     for door in service.doors:
-        environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{service.name}.{door}")
+        environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{process_name(service, node)}.{door}")
     if service.database:
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
     environment |= {name: facts.secrets[name] for name in service.secret_variables}

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,14 +34,19 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 class StackOptions:
     """`engine` is what the inference service is told, None for its default; `environment` reaches every service.
 
-    `terminal` gets the services' lines and `tell` the launcher's own; None keeps them in the files.
+    `replicas` has the number of processes of a service that runs more than one; peers are told of the first alone, so
+    who starts several says by `rewire` how they are reached: it gets a process's name and environment, and what it
+    returns goes over that. `terminal` gets the services' lines and `tell` the launcher's own; None keeps them in the
+    files.
     """
 
     data: Path
     engine: str | None = None
     nodes: int = 1
+    replicas: Mapping[str, int] = field(default_factory=dict)
     services: tuple[Service, ...] = SERVICES
     environment: Mapping[str, str] = field(default_factory=dict)
+    rewire: Callable[[str, Mapping[str, str]], Mapping[str, str]] = lambda name, environment: {}
     terminal: TextIO | None = None
     notices: TextIO | None = None
     log_format: str = "console"
@@ -187,11 +192,14 @@ class Stack:
         )
 
     def _members(self) -> list[tuple[Service, int]]:
-        """Each service once, or once per node."""
+        """Each service once, or once per replica or node."""
         order = start_order(self._options.services)
         services = sorted(self._options.services, key=lambda service: order.index(service.name))
+        replicas = self._options.replicas
         return [
-            (service, node) for service in services for node in range(self._options.nodes if service.per_node else 1)
+            (service, number)
+            for service in services
+            for number in range(self._options.nodes if service.per_node else replicas.get(service.name, 1))
         ]
 
     async def _begin(self) -> None:
@@ -249,7 +257,8 @@ class Stack:
         roots = [str(_SOURCE_ROOT / part) for part in ("", "gen", "client")]
         path = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
         # The data folder is the working folder; what lies there must not be importable.
-        return {**told, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **self._options.environment}
+        told |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", **self._options.environment}
+        return {**told, **self._options.rewire(process_name(service, node), told)}
 
     def _supervise(
         self, command: Command, terminal: TextIO | None, *, needs: tuple[str, ...] = (), **callbacks: Any

@@ -59,12 +59,15 @@ class FakeRun:
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
         self.spec = json.loads((workdir / "spec.json").read_text())
-        self.script = json.loads((workdir / self.spec["train_file"]).read_text())
+        self.script = self.read_script()
         self.steps = int(self.script.get("steps", 4))
         self.every = int(self.script.get("checkpoint_every", 2))
         self.stop = threading.Event()
         self.range_start = 0
         self.records: list[dict[str, Any]] = []
+
+    def read_script(self) -> dict[str, Any]:
+        return json.loads((self.workdir / self.spec["train_file"]).read_text())
 
     def live(self) -> int:
         self.note_pid()
