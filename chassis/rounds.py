@@ -1,11 +1,12 @@
 """How a background worker lives: round after round, with a pause when there is nothing to do.
 
-It knows nothing of what a round does. Also here: the signal that ends a pause early, and the guard that keeps a worker
-from judging others by the time of its own absence.
+It knows nothing of what a round does. Also here: the signal that ends a pause early, and what keeps a worker from
+judging others by the time of its own absence, or by a clock that was set.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import structlog
 
@@ -114,3 +115,16 @@ class AbsenceGuard:
     @property
     def may_judge(self) -> bool:
         return self._last_s - self._since_s >= self._watch_s_min
+
+
+class ClockWatch:
+    """Says when a clock was set: from one look to the next it then went on by another time than the monotonic clock."""
+
+    def __init__(self, jump_s_max: float) -> None:
+        self._jump_s_max = jump_s_max
+        self._offset_s: float | None = None
+
+    def has_jumped(self, time: datetime, monotonic_s: float) -> bool:
+        """Whether the clock that shows `time` was set since the last look."""
+        before_s, self._offset_s = self._offset_s, time.timestamp() - monotonic_s
+        return before_s is not None and abs(self._offset_s - before_s) > self._jump_s_max

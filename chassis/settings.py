@@ -21,10 +21,15 @@ class ChassisSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", validate_default=True, env_ignore_empty=True)
 
     # These describe one process; a shared variable must not give them to every service of a host.
-    own_names: ClassVar[frozenset[str]] = frozenset({"service_name", "listen_address", "port_file"})
+    own_names: ClassVar[frozenset[str]] = frozenset(
+        {"service_name", "listen_address", "advertised_address", "port_file"}
+    )
 
     service_name: str = Field(default="", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Name on the certificate.")
     listen_address: str = Field(default="127.0.0.1:0", description="host:port of the mesh server; port 0 picks one.")
+    advertised_address: str = Field(
+        default="", description="host:port by which others reach the mesh server; empty: the bound one."
+    )
     port_file: Path | None = Field(default=None, description="Where the bound port is written after the start.")
 
     tls_dir: Path = Field(default=Path("tls"), description="Folder of ca.pem, <service>.pem and <service>.key.")

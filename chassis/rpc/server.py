@@ -3,6 +3,7 @@
 A service supplies implementations and says who may call them; this file knows neither.
 """
 
+import socket
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _GRACE_SHARE = 0.8
 _GENERIC_METHODS_MAX = 1000
 # Calls that gRPC lets in beyond those that `CallLimits` allows: health, reflection, and those that are being refused.
 _CALLS_BESIDE_LIMITS = 1000
+_EVERY_INTERFACE = ("", "0.0.0.0", "[::]")  # noqa: S104  # recognized, not bound
 
 
 class ServerBuilder:
@@ -111,6 +113,15 @@ class ServerBuilder:
             _write_port(self._port_file, self.port)
         log.info("serving", port=self.port, public=self._public, services=self._service_names)
         return self.port
+
+    @property
+    def address(self) -> str:
+        """host:port by which others reach the started server, as the settings say, or as it is bound. One that listens
+        on every interface is reached by the name of its machine."""
+        if self._settings.advertised_address:
+            return self._settings.advertised_address
+        host = self._listen_address.rpartition(":")[0]
+        return f"{socket.gethostname() if host in _EVERY_INTERFACE else host}:{self.port}"
 
     async def set_serving(self, serving: bool) -> None:
         """What health answers, for the server and for each of its services; a drain has the last word."""

@@ -60,6 +60,15 @@ class InferenceSettings(ChassisSettings):
     endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
     endpoint_poll_s: float = Field(default=0.5, gt=0, description="Pause between looks at endpoints that must move.")
     endpoints_batch_max: int = Field(default=100, ge=1, description="Endpoints that one look takes.")
+    claim_duration_s: float = Field(
+        default=10.0, gt=0, description="How long a process's claim on an endpoint lives unrenewed."
+    )
+    clock_jump_s_max: float = Field(
+        default=2.0, gt=0, description="The database's clock was set when it goes wrong by more between two looks."
+    )
+    scheduler_deadline_s: float = Field(
+        default=3.0, gt=0, description="Longest call to the scheduler; much shorter than its leases."
+    )
     spending_poll_s: float = Field(
         default=2.0, gt=0, description="Pause between looks at what another process heard of credit and caps."
     )

@@ -34,6 +34,7 @@ from services.inference.api.inference_service import InferenceService
 from services.inference.api.model_artifact_service import ModelArtifactService
 from services.inference.api.model_service import ModelService
 from services.inference.config import MIGRATIONS, InferenceSettings
+from services.inference.endpoints.claims import Claims
 from services.inference.endpoints.creation import Creation
 from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
@@ -43,6 +44,7 @@ from services.inference.metering.meter import Meter
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.model_registry import Registry
 from services.inference.serving.calls import Serving
+from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.engine_pool import EnginePool
 from services.inference.serving.target import Targets
 from services.inference.serving.weights_cache import WeightsCache
@@ -79,10 +81,13 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
     router = Router(pool, serving)
     transitions = Transitions(outbox, clock)
+    claims = Claims(pool, owner=ids.new("inf_"), settings=settings, clock=clock)
+    devices = DeviceLeases(scheduler, settings=settings)
     reconciler = EndpointReconciler(
-        pool, outbox, transitions, router, serving, spend_guard, scheduler, settings=settings, clock=clock
+        pool, outbox, transitions, router, serving, spend_guard, claims, devices, settings=settings, clock=clock
     )
-    keep("endpoint_reconciler", reconciler.run)
+    process.on_drain(DrainStage.NOT_SERVING, reconciler.stop_taking)
+    process.on_drain(DrainStage.RELEASE_LEASES, reconciler.hand_over)
     registry = Registry(outbox, warm_up=serving.warm_up_model if settings.warm_up else None, ids=ids)
     handlers: dict[type[Message], Handler] = {
         tuning_events_pb2.TuningJobEnded: registry.job_ended,
@@ -96,31 +101,40 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     importer = BaseImporter(pool, objects, settings=settings, clock=clock, ids=ids)
     creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler"})
+    add_services(
+        server,
+        models=ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
+        endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, clock=clock),
+        inference=InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids),
+        artifacts=ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
+    )
+    await server.start()
+    claims.address = server.address
+    keep("endpoint_reconciler", reconciler.run, until=DrainStage.FINISH_CALLS)
+
+
+def add_services(
+    server: ServerBuilder,
+    *,
+    models: ModelService,
+    endpoints: EndpointService,
+    inference: InferenceService,
+    artifacts: ModelArtifactService,
+) -> None:
+    """What this process serves, and to whom."""
+    server.add(add_ModelServiceServicer_to_server, models, "finemesh.models.v1.ModelService", PUBLIC_CALLERS)
     server.add(
-        add_ModelServiceServicer_to_server,
-        ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
-        "finemesh.models.v1.ModelService",
-        allow=PUBLIC_CALLERS,
+        add_EndpointServiceServicer_to_server, endpoints, "finemesh.endpoints.v1.EndpointService", PUBLIC_CALLERS
     )
     server.add(
-        add_EndpointServiceServicer_to_server,
-        EndpointService(pool, creation, transitions, reconciler, spend_guard, clock=clock),
-        "finemesh.endpoints.v1.EndpointService",
-        allow=PUBLIC_CALLERS,
-    )
-    server.add(
-        add_InferenceServiceServicer_to_server,
-        InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids),
-        "finemesh.inference.v1.InferenceService",
-        allow=PUBLIC_CALLERS,
+        add_InferenceServiceServicer_to_server, inference, "finemesh.inference.v1.InferenceService", PUBLIC_CALLERS
     )
     server.add(
         add_ModelArtifactServiceServicer_to_server,
-        ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
+        artifacts,
         "finemesh.artifacts.v1.ModelArtifactService",
-        allow={"scheduler"},
+        {"scheduler"},
     )
-    await server.start()
 
 
 def spawn_keeper(

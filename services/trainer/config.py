@@ -14,11 +14,10 @@ from chassis.settings import ChassisSettings
 class TrainerSettings(ChassisSettings):
     """Read from `FINEMESH_TRAINER_<NAME>`, then from `FINEMESH_<NAME>` where a value may be shared."""
 
-    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {"node_name", "advertised_address"}
+    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {"node_name"}
 
     service_name: str = "trainer"
     node_name: str = Field(default="local-0", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Stable node name.")
-    advertised_address: str = Field(default="", description="host:port that others reach; empty: the bound one.")
     scheduler_address: str = Field(
         default="127.0.0.1:7101",
         min_length=1,

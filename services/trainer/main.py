@@ -44,7 +44,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     datasets = DatasetService(cache, node_folder, settings, ids)
     server = ServerBuilder(process, settings, serving=False)
     server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, allow={"scheduler"})
-    port = await server.start()
+    await server.start()
 
     link = SchedulerLink(settings)
     local_devices = {device.index: device for device in devices.discover(cpu_devices=settings.cpu_devices)}
@@ -58,11 +58,13 @@ async def main(process: Process, settings: TrainerSettings) -> None:
         warm=WarmChildren(settings, local_devices),
         clock=clock,
     )
-    listen_host = settings.listen_address.rpartition(":")[0]
-    address = settings.advertised_address or f"{listen_host}:{port}"
     # Healthy once the scheduler knows the node: before, a job that only this node could run is refused as too large.
     agent = Agent(
-        kit, link, incarnation=ids.uuid().hex, address=address, on_registered=lambda: server.set_serving(serving=True)
+        kit,
+        link,
+        incarnation=ids.uuid().hex,
+        address=server.address,
+        on_registered=lambda: server.set_serving(serving=True),
     )
     process.spawn("agent", agent.run)
 

@@ -1,4 +1,4 @@
-"""Between endpoints and the messages to other services: events, and requests for devices."""
+"""From endpoints to the events that other services hear, and the names that they go by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import datetime
 
 from chassis.names import format_name
 from chassis.timestamps import time_to_proto
-from finemesh.allocations.v1 import allocation_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.events.v1 import endpoint_events_pb2, usage_events_pb2
 from services.inference.endpoints.domain import Endpoint
@@ -48,11 +47,4 @@ def endpoint_minute_to_proto(
         device_count=endpoint.gpu_count,
         minute=minute,
         usage_time=time_to_proto(started_at),
-    )
-
-
-def allocation_request_to_proto(endpoint: Endpoint) -> allocation_service_pb2.CreateAllocationRequest:
-    """What an endpoint asks the scheduler for."""
-    return allocation_service_pb2.CreateAllocationRequest(
-        owner=endpoint_name(endpoint), hardware_type=endpoint.hardware_type, device_count=endpoint.gpu_count
     )

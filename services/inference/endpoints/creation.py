@@ -9,8 +9,7 @@ from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import AlreadyExists, NotFound, ResourceExhausted
 from chassis.identity import Caller
 from chassis.ids import Ids
-from services.inference.endpoints.domain import Endpoint
-from services.inference.endpoints.lifecycle import EndpointState
+from services.inference.endpoints.domain import Endpoint, new_endpoint
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
 from services.inference.models.domain import NameKind, name_taken, unknown_model
@@ -76,7 +75,7 @@ class Creation:
             raise ResourceExhausted("SIZE_LIMIT", f"a project has at most {self._endpoints_max} endpoints")
 
     def _endpoint(self, caller: Caller, wanted: WantedEndpoint) -> Endpoint:
-        return Endpoint(
+        return new_endpoint(
             id=self._ids.new("ep_"),
             project_id=caller.tenant,
             organization_id=caller.account,
@@ -84,15 +83,7 @@ class Creation:
             model=wanted.model,
             hardware_type=wanted.hardware_type,
             gpu_count=wanted.gpu_count,
-            state=EndpointState.PENDING,
-            status_message="",
-            lease_token=None,
-            device_indices=(),
-            ready_at=None,
-            stopped_at=None,
             created_at=self._clock.now(),
-            billed_minutes=0,
-            paid_until=None,
         )
 
 

@@ -17,13 +17,15 @@ SELECT id, request_sha256 FROM endpoints WHERE project_id = :project_id AND requ
 -- name: get_endpoint(project_id, id)^
 -- A live endpoint of a project.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
 FROM endpoints WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL;
 
 -- name: get_endpoint_by_id(project_id, endpoint_id)^
 -- A live endpoint of a project by the id that chat calls use.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
 FROM endpoints WHERE project_id = :project_id AND endpoint_id = :endpoint_id AND deleted_at IS NULL;
 
 -- name: resolve_name(project_id, name)^
@@ -31,7 +33,8 @@ FROM endpoints WHERE project_id = :project_id AND endpoint_id = :endpoint_id AND
 SELECT endpoint.id, endpoint.project_id, endpoint.organization_id,
     endpoint.endpoint_id, endpoint.model, endpoint.hardware_type, endpoint.gpu_count, endpoint.state,
     endpoint.status_message, endpoint.lease_token, endpoint.device_indices, endpoint.ready_at, endpoint.stopped_at,
-    endpoint.created_at, endpoint.billed_minutes, endpoint.paid_until,
+    endpoint.created_at, endpoint.billed_minutes, endpoint.paid_until, endpoint.owner, endpoint.owner_address,
+    endpoint.claim_until, endpoint.lease_after, coalesce(endpoint.claim_until > now(), false) AS claimed,
     base.model_id AS base_model, base.revision AS base_revision, base.artifact_key AS base_artifact_key,
     base.files AS base_files,
     tuned.kind AS tuned_kind, tuned.base_model AS tuned_base_model, tuned.revision AS tuned_revision,
@@ -48,25 +51,30 @@ LEFT JOIN base_models AS base ON base.model_id = coalesce(own.model_id, tuned.ba
 -- name: list_endpoints(project_id, before_time, before_id, page_size)
 -- Live endpoints of a project, newest first, before a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
 FROM endpoints
 WHERE project_id = :project_id AND deleted_at IS NULL
     AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
 ORDER BY created_at DESC, id DESC LIMIT :page_size;
 
--- name: list_moving_endpoints(after_time, after_id, page_size)
--- Endpoints that somebody has to look after, oldest first, after a given one.
+-- name: list_moving_endpoints(owner, over_by, after_time, after_id, page_size)
+-- Endpoints that this owner has to look after, oldest first, after a given one: its own, those that nobody holds, and
+-- those whose claim was over by a time of the database, where one is given.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
 FROM endpoints
 WHERE state IN ('PENDING', 'STARTING', 'READY', 'STOPPING')
+    AND (owner IN ('', :owner) OR claim_until <= :over_by::timestamptz)
     AND (created_at, id) > (:after_time::timestamptz, :after_id::text)
 ORDER BY created_at, id LIMIT :page_size;
 
 -- name: list_resumable_endpoints(now, after_time, after_id, page_size)
 -- Parked endpoints whose organization has credit and whose project is not at its cap, oldest first, after a given one.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
 FROM endpoints
 WHERE state = 'PARKED' AND deleted_at IS NULL
     AND (created_at, id) > (:after_time::timestamptz, :after_id::text)
@@ -81,25 +89,57 @@ WHERE state = 'PARKED' AND deleted_at IS NULL
     )
 ORDER BY created_at, id LIMIT :page_size;
 
--- name: move_endpoint(id, sources, destination, status_message, lease_token, any_lease, now)^
--- The one guarded transition of an endpoint; no row when it is in none of the sources, or not under this lease.
+-- name: move_endpoint(id, sources, destination, status_message, lease_token, any_lease, over_by, now)^
+-- The one guarded transition of an endpoint; no row when it is in none of the sources, not under this lease, or when its
+-- claim was not over by the given time of the database.
 UPDATE endpoints SET state = :destination, status_message = :status_message,
-    lease_token = CASE WHEN :destination IN ('PENDING', 'STOPPED', 'FAILED', 'PARKED') THEN NULL ELSE lease_token END,
+    lease_token = CASE WHEN leaves.devices THEN NULL ELSE lease_token END,
+    lease_after = CASE WHEN leaves.devices THEN greatest(lease_after, lease_token) ELSE lease_after END,
+    owner = CASE WHEN leaves.devices THEN '' ELSE owner END,
+    owner_address = CASE WHEN leaves.devices THEN '' ELSE owner_address END,
+    claim_until = CASE WHEN leaves.devices THEN NULL ELSE claim_until END,
     ready_at = CASE WHEN :destination = 'READY' THEN :now WHEN :destination = 'STARTING' THEN NULL ELSE ready_at END,
     stopped_at = CASE WHEN :destination IN ('STOPPED', 'FAILED') THEN :now ELSE stopped_at END
+FROM (SELECT :destination::text IN ('PENDING', 'STOPPED', 'FAILED', 'PARKED') AS devices) AS leaves
 WHERE id = :id AND deleted_at IS NULL AND state = ANY(:sources::text[])
     AND (:any_lease::boolean OR lease_token IS NOT DISTINCT FROM :lease_token::bigint)
+    AND (:over_by::timestamptz IS NULL OR claim_until <= :over_by::timestamptz)
 RETURNING id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
-    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until;
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after;
 
--- name: set_allocation(id, lease_token, device_indices, hardware_type)!
--- Notes the devices that the scheduler gave, in the transaction of the transition.
-UPDATE endpoints SET lease_token = :lease_token, device_indices = :device_indices, hardware_type = :hardware_type
-WHERE id = :id;
+-- name: claim_endpoint(id, lease_token, device_indices, hardware_type, owner, owner_address, duration_s)^
+-- Makes an endpoint that waits the owner's, with the devices that the scheduler gave; no row when somebody else was
+-- first, when it does not wait any more, or when the devices are those of a process that may still use them.
+UPDATE endpoints SET lease_token = :lease_token, device_indices = :device_indices, hardware_type = :hardware_type,
+    owner = :owner, owner_address = :owner_address, claim_until = now() + make_interval(secs => :duration_s)
+WHERE id = :id AND deleted_at IS NULL AND state = 'PENDING' AND owner = '' AND lease_after < :lease_token
+RETURNING id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after;
+
+-- name: renew_claims(owner, duration_s)$
+-- Renews everything that an owner holds; the time of the database, by which claims are written and judged.
+WITH renewed AS (
+    UPDATE endpoints SET claim_until = now() + make_interval(secs => :duration_s) WHERE owner = :owner RETURNING id
+)
+SELECT now() FROM (SELECT count(*) FROM renewed) AS counted;
+
+-- name: get_time()$
+-- The time of the database.
+SELECT now();
+
+-- name: list_owned_endpoints(owner)
+-- What an owner holds.
+SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,
+    lease_token, device_indices, ready_at, stopped_at, created_at, billed_minutes, paid_until,
+    owner, owner_address, claim_until, lease_after
+FROM endpoints WHERE owner = :owner AND owner <> '' ORDER BY created_at, id;
 
 -- name: set_endpoint_status(id, status_message)!
--- Says in words why an endpoint waits.
-UPDATE endpoints SET status_message = :status_message WHERE id = :id AND status_message <> :status_message;
+-- Says in words why an endpoint waits for devices.
+UPDATE endpoints SET status_message = :status_message
+WHERE id = :id AND state = 'PENDING' AND owner = '' AND status_message <> :status_message;
 
 -- name: bill_minutes(id, lease_token, seen_minutes, minutes, paid_until)!
 -- Counts begun minutes, guarded by the lease and by what was counted before.

@@ -1,9 +1,9 @@
 """Drives every endpoint to the state that its owner wants. Not pure: database, gRPC, events.
 
 It asks the scheduler for devices, starts an engine, bills minutes that served and in the end gives everything back.
-Each look finds all endpoints that must move and takes one step for each, in a task of its own: what is slow or broken
-for one is nobody else's trouble. Nothing waits for the network or an engine inside a transaction, and each change is
-guarded by the state and the lease token that it was decided on. It knows no message of a caller.
+Each look finds the endpoints that this process has to move and takes one step for each, in a task of its own: what is
+slow or broken for one is nobody else's trouble. Nothing waits for the network or an engine inside a transaction, and
+each change is guarded by the state and the lease token that it was decided on. It knows no message of a caller.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime
+from typing import Any
 
-import grpc
 import structlog
 
 from chassis.bus.outbox import Outbox
@@ -22,9 +22,9 @@ from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import Aborted, DomainError, NotFound
 from chassis.rounds import Signal, run_rounds
-from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.endpoints import convert
+from services.inference.endpoints.claims import Claims
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
 from services.inference.endpoints.minutes import DueMinutes, ServedTime
@@ -32,6 +32,7 @@ from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
 from services.inference.serving.calls import Serving
+from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.trouble import is_passing
 from services.inference.spending.spend_guard import SpendGuard
 
@@ -40,7 +41,8 @@ log = structlog.get_logger()
 
 
 class EndpointReconciler:
-    """One loop over all endpoints that hold or want devices; at most one step for each at a time."""
+    """One loop over the endpoints that this process holds, and over those that nobody holds and that want something; at
+    most one step for each at a time."""
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class EndpointReconciler:
         router: Router,
         serving: Serving,
         spend_guard: SpendGuard,
-        scheduler: grpc.aio.Channel,
+        claims: Claims,
+        devices: DeviceLeases,
         *,
         settings: InferenceSettings,
         clock: Clock,
@@ -61,12 +64,17 @@ class EndpointReconciler:
         self._router = router
         self._serving = serving
         self._spend_guard = spend_guard
-        self._allocations = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
+        self._claims = claims
+        self._devices = devices
         self._settings = settings
         self._clock = clock
         self._woken = Signal()
         self._steps: dict[str, asyncio.Task[None]] = {}
-        # By lease: a start and the minutes of one lease say nothing of the next.
+        self._leaving = False
+        # What this process said last of an endpoint that waits; others say something else of their nodes.
+        self._waits: dict[str, str] = {}
+        # By lease: what one lease has says nothing of the next.
+        self._held: dict[str, Endpoint] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._served: dict[str, ServedTime] = {}
 
@@ -90,28 +98,59 @@ class EndpointReconciler:
 
     async def look(self) -> None:
         """Begins a step for every endpoint that must move and has none under way."""
-        async for endpoint in self._endpoints():
-            if endpoint.id not in self._steps:
-                task = asyncio.create_task(
-                    self._step(endpoint), name=f"endpoint-{endpoint.id}", context=contextvars.Context()
-                )
-                self._steps[endpoint.id] = task
-                task.add_done_callback(functools.partial(self._ended, endpoint.id))
+        over_by = await self._claims.look()
+        held, own, waiting = dict(self._held), set[str](), set[str]()
+        async for endpoint, under_way in self._endpoints(over_by):
+            if endpoint.owner == self._claims.owner:
+                own.add(convert.lease_key(endpoint))
+            if endpoint.state == EndpointState.PENDING:
+                waiting.add(endpoint.id)
+            if not under_way:
+                self._begin(endpoint.id, endpoint, self._look_after(endpoint, over_by))
+        for key in held.keys() - own:
+            self._begin(key, held[key], self._leave(held[key]))
+        for id in self._waits.keys() - waiting:
+            del self._waits[id]
 
-    def _ended(self, id: str, _: asyncio.Task[None]) -> None:
-        del self._steps[id]
+    def _begin(self, key: str, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
+        """One step at a time under a key: the endpoint's id, or a lease that is its own no more."""
+        if key in self._steps:
+            work.close()
+            return
+        step = self._step(endpoint, work)
+        task = asyncio.create_task(step, name=f"endpoint-{key}", context=contextvars.Context())
+        self._steps[key] = task
+        task.add_done_callback(functools.partial(self._ended, key))
+
+    def _ended(self, key: str, _: asyncio.Task[None]) -> None:
+        del self._steps[key]
 
     async def settle(self) -> None:
         """Waits for the steps that are under way."""
         if self._steps:
             await asyncio.wait(list(self._steps.values()))
 
-    async def _endpoints(self) -> AsyncIterator[Endpoint]:
-        """All endpoints that somebody has to look after, page by page; none that had a step under way when it was read,
-        because such a row may be older than what the step did."""
+    async def stop_taking(self) -> None:
+        """From here on this process only looks after what it holds."""
+        self._leaving = True
+
+    async def hand_over(self) -> None:
+        """Gives everything up at the end of the process, in good order: another one starts it again at once."""
+        await self.settle()
+        async with self._pool.acquire() as connection:
+            own = await EndpointStore(connection).list_owned(self._claims.owner)
+        for endpoint in own:
+            stopping = endpoint.state == EndpointState.STOPPING
+            why = "its process stopped; it is started again"
+            self._begin(endpoint.id, endpoint, self._stop(endpoint) if stopping else self._lose(endpoint, why))
+        await self.settle()
+
+    async def _endpoints(self, over_by: datetime | None) -> AsyncIterator[tuple[Endpoint, bool]]:
+        """All endpoints that this process has to look after, page by page, each with whether a step of it was under way
+        when it was read: such a row may be older than what the step did."""
         now, page_size = self._clock.now(), self._settings.endpoints_batch_max
         pages: tuple[Callable[[EndpointStore, Endpoint | None], Awaitable[list[Endpoint]]], ...] = (
-            lambda store, after: store.list_moving(after, page_size),
+            lambda store, after: store.list_moving(self._claims.owner, over_by, after, page_size),
             lambda store, after: store.list_resumable(now, after, page_size),
         )
         for read in pages:
@@ -121,17 +160,16 @@ class EndpointReconciler:
                 async with self._pool.acquire() as connection:
                     page = await read(EndpointStore(connection), after)
                 for endpoint in page:
-                    if endpoint.id not in under_way:
-                        yield endpoint
+                    yield endpoint, endpoint.id in under_way
                 if len(page) < page_size:
                     break
                 after = page[-1]
 
-    async def _step(self, endpoint: Endpoint) -> None:
+    async def _step(self, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
         """One step; passing trouble is waited out, and a defect ends the step and nothing else."""
         try:
             try:
-                await self._look_after(endpoint)
+                await work
             except DomainError as error:
                 if is_passing(error):
                     raise
@@ -142,7 +180,10 @@ class EndpointReconciler:
             else:
                 log.error("endpoint_step_failed", endpoint=endpoint.id, exc_info=error)
 
-    async def _look_after(self, endpoint: Endpoint) -> None:
+    async def _look_after(self, endpoint: Endpoint, over_by: datetime | None) -> None:
+        if endpoint.owner not in ("", self._claims.owner):
+            await self._take_away(endpoint, over_by)
+            return
         state = EndpointState(endpoint.state)
         why_refused = self._spend_guard.why_refused(
             organization_id=endpoint.organization_id, project_id=endpoint.project_id
@@ -152,7 +193,7 @@ class EndpointReconciler:
                 await self._park(endpoint, why_refused)
             case EndpointState.PARKED if not why_refused:
                 await self._unpark(endpoint)
-            case EndpointState.PENDING:
+            case EndpointState.PENDING if not self._leaving and not self._still_holds(endpoint):
                 await self._allocate(endpoint)
             case EndpointState.STARTING:
                 if await self._renew(endpoint):
@@ -162,28 +203,55 @@ class EndpointReconciler:
             case EndpointState.STOPPING:
                 await self._stop(endpoint)
 
-    async def _allocate(self, endpoint: Endpoint) -> None:
-        answer = await self._allocations.CreateAllocation(convert.allocation_request_to_proto(endpoint))
-        if not answer.HasField("allocation"):
-            async with transaction(self._pool) as connection:
-                await EndpointStore(connection).set_status(endpoint.id, f"waits for {answer.waiting_for}")
-            return
-        given = answer.allocation
+    async def _take_away(self, endpoint: Endpoint, over_by: datetime | None) -> None:
+        """Ends the claim of a process that is away. Its devices stay leased until nobody renews them any more, because
+        its engine may still be there."""
+        stopping = endpoint.state == EndpointState.STOPPING
+        event = EndpointEvent.STOPPED if stopping else EndpointEvent.LOSE
+        why = "" if stopping else "the process that served it is away; it is started again"
         async with transaction(self._pool) as connection:
-            moved = await self._transitions.move(connection, endpoint, EndpointEvent.ALLOCATE, "the engine starts")
-            if moved is not None:
-                await EndpointStore(connection).set_allocation(
-                    endpoint.id,
-                    lease_token=given.lease_token,
-                    device_indices=tuple(given.device_indices),
-                    hardware_type=given.hardware_type,
-                )
-            else:
+            moved = await self._transitions.move(connection, endpoint, event, why, over_by=over_by)
+        if moved is not None:
+            log.warning("endpoint_taken_away", endpoint=endpoint.id, owner=endpoint.owner)
+            self.wake()
+
+    def _still_holds(self, endpoint: Endpoint) -> bool:
+        """Whether something of an earlier lease is left in this process."""
+        return any(held.id == endpoint.id for held in self._held.values())
+
+    async def _leave(self, endpoint: Endpoint) -> None:
+        """Ends what is left here of an endpoint that was taken away meanwhile."""
+        log.warning("endpoint_claim_lost", endpoint=endpoint.id, lease_token=endpoint.lease_token)
+        await self._release(endpoint)
+
+    async def _allocate(self, endpoint: Endpoint) -> None:
+        owner = convert.endpoint_name(endpoint)
+        given = await self._devices.ask(owner, hardware_type=endpoint.hardware_type, count=endpoint.gpu_count)
+        if isinstance(given, str):
+            await self._say_what_it_waits_for(endpoint, given)
+            return
+        found: Endpoint | None = None
+        async with transaction(self._pool) as connection:
+            claimed = await self._claims.take(connection, endpoint, given)
+            if claimed is None:
                 found = await EndpointStore(connection).find(endpoint.project_id, id=endpoint.id)
-        if moved is None and (found is None or found.lease_token != given.lease_token):
+            else:
+                await self._transitions.move(connection, claimed, EndpointEvent.ALLOCATE, "the engine starts")
+        if claimed is not None:
+            self._held[convert.lease_key(claimed)] = claimed
+        elif found is not None and found.lease_after >= given.lease_token:
+            await self._say_what_it_waits_for(found, "the devices of the process that served it before")
+            return
+        elif found is None or found.lease_token != given.lease_token:
             # Its owner stopped it while the scheduler answered.
-            await self._give_back(endpoint, given.lease_token)
+            await self._devices.give_back(owner, given.lease_token)
         self.wake()
+
+    async def _say_what_it_waits_for(self, endpoint: Endpoint, what: str) -> None:
+        if self._waits.get(endpoint.id) != what:
+            async with transaction(self._pool) as connection:
+                await EndpointStore(connection).set_status(endpoint.id, f"waits for {what}")
+            self._waits[endpoint.id] = what
 
     async def _bring_up(self, endpoint: Endpoint) -> None:
         """Starts the engine in a task of its own, once; after a restart of this service as well. READY when it runs."""
@@ -239,18 +307,21 @@ class EndpointReconciler:
 
     async def _renew(self, endpoint: Endpoint) -> bool:
         """False when the devices are somebody else's now; then the endpoint has begun again."""
-        request = allocation_service_pb2.RenewAllocationRequest(
-            owner=convert.endpoint_name(endpoint), lease_token=endpoint.lease_token or 0
-        )
         try:
-            await self._allocations.RenewAllocation(request)
+            await self._devices.renew(convert.endpoint_name(endpoint), endpoint.lease_token or 0)
         except (Aborted, NotFound) as error:
             await self._lose(endpoint, f"the devices were lost: {error.message}")
             return False
         return True
 
     async def _lose(self, endpoint: Endpoint, why: str) -> None:
-        await self._wind_up(endpoint)
+        """It begins again, here or elsewhere. Devices that the scheduler cannot take back now end by themselves."""
+        try:
+            await self._wind_up(endpoint)
+        except DomainError as error:
+            if not is_passing(error):
+                raise
+            log.warning("devices_left_to_expire", endpoint=endpoint.id, error=str(error))
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
@@ -313,11 +384,5 @@ class EndpointReconciler:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         await self._serving.drop(key)
-        await self._give_back(endpoint, endpoint.lease_token or 0)
-
-    async def _give_back(self, endpoint: Endpoint, lease_token: int) -> None:
-        """Also devices that are gone already."""
-        request = allocation_service_pb2.ReleaseAllocationRequest(
-            owner=convert.endpoint_name(endpoint), lease_token=lease_token
-        )
-        await self._allocations.ReleaseAllocation(request)
+        await self._devices.give_back(convert.endpoint_name(endpoint), endpoint.lease_token or 0)
+        self._held.pop(key, None)

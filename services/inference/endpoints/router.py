@@ -12,7 +12,7 @@ from chassis.errors import Unavailable
 from services.inference.endpoints.convert import lease_key
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
-from services.inference.endpoints.store import EndpointStore
+from services.inference.endpoints.store import EndpointStore, ResolvedName
 from services.inference.models.domain import unknown_model
 from services.inference.serving.calls import Serving
 from services.inference.serving.engine_pool import EngineKey
@@ -30,19 +30,19 @@ class Router:
 
     async def target(self, project_id: str, model: str) -> Target:
         """What serves this name for this project; NotFound, or Unavailable for an endpoint that does not serve."""
-        endpoint, shared = await self._resolve(project_id, model)
-        if endpoint is not None:
-            return self._running_target(endpoint)
-        if shared is None:
+        found = await self._resolve(project_id, model)
+        if found.endpoint is not None:
+            return self._running_target(found.endpoint)
+        if found.target is None:
             raise unknown_model(model)
-        return shared
+        return found.target
 
     async def endpoint_target(self, endpoint: Endpoint) -> Target:
         """What an endpoint is started with: the weights that its model has now, on an engine of its own."""
-        _, shared = await self._resolve(endpoint.project_id, endpoint.endpoint_id)
-        if shared is None:
+        found = await self._resolve(endpoint.project_id, endpoint.endpoint_id)
+        if found.target is None:
             raise unknown_model(endpoint.model)
-        return replace(shared, engine=EngineKey(owner=lease_key(endpoint)), gpu_indices=endpoint.device_indices)
+        return replace(found.target, engine=EngineKey(owner=lease_key(endpoint)), gpu_indices=endpoint.device_indices)
 
     def _running_target(self, endpoint: Endpoint) -> Target:
         """What the endpoint was started with, which a later import of its base does not change."""
@@ -56,6 +56,6 @@ class Router:
             raise Unavailable("CAPACITY_EXHAUSTED", message, retry_after_s=AGAIN_RETRY_S)
         return running
 
-    async def _resolve(self, project_id: str, name: str) -> tuple[Endpoint | None, Target | None]:
+    async def _resolve(self, project_id: str, name: str) -> ResolvedName:
         async with self._pool.acquire() as connection:
             return await EndpointStore(connection).resolve(project_id, name)

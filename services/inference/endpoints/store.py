@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,20 @@ from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.minutes import DueMinutes
 from services.inference.models.domain import ModelKind, Weights
 from services.inference.models.store import weights_of
+from services.inference.serving.device_leases import Devices
 from services.inference.serving.target import Target, base_target, tuned_target
 
 ENDPOINT_FIELDS = tuple(field.name for field in dataclasses.fields(Endpoint))
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedName:
+    """A project's endpoint of a name, if it is one, with whether its owner's claim lasts; and what serves the model."""
+
+    endpoint: Endpoint | None
+    claimed: bool
+    target: Target | None
 
 
 class EndpointStore:
@@ -61,11 +72,11 @@ class EndpointStore:
             row = await QUERIES.get_endpoint_by_id(self._connection, project_id=project_id, endpoint_id=endpoint_id)
         return _endpoint_of(row) if row else None
 
-    async def resolve(self, project_id: str, name: str) -> tuple[Endpoint | None, Target | None]:
-        """What a project means by a name: its endpoint, if it is one, and what serves the model, if there is one."""
+    async def resolve(self, project_id: str, name: str) -> ResolvedName:
+        """What a project means by a name."""
         row = await QUERIES.resolve_name(self._connection, project_id=project_id, name=name)
         endpoint = _endpoint_of({field: row[field] for field in ENDPOINT_FIELDS}) if row["id"] is not None else None
-        return endpoint, _target_of(row)
+        return ResolvedName(endpoint=endpoint, claimed=row["claimed"], target=_target_of(row))
 
     async def page(self, project_id: str, before: tuple[datetime, str], page_size: int) -> list[Endpoint]:
         """Live endpoints of a project, newest first."""
@@ -74,10 +85,19 @@ class EndpointStore:
         )
         return [_endpoint_of(row) async for row in rows]
 
-    async def list_moving(self, after: Endpoint | None, page_size: int) -> list[Endpoint]:
-        """Endpoints of all projects that somebody has to look after, oldest first, after a given one."""
-        rows = QUERIES.list_moving_endpoints(self._connection, **_place_of(after), page_size=page_size)
+    async def list_moving(
+        self, owner: str, over_by: datetime | None, after: Endpoint | None, page_size: int
+    ) -> list[Endpoint]:
+        """Endpoints of all projects that this owner has to look after, oldest first, after a given one; with a time of
+        the database also those whose claim was over by then."""
+        rows = QUERIES.list_moving_endpoints(
+            self._connection, owner=owner, over_by=over_by, **_place_of(after), page_size=page_size
+        )
         return [_endpoint_of(row) async for row in rows]
+
+    async def list_owned(self, owner: str) -> list[Endpoint]:
+        """What an owner holds."""
+        return [_endpoint_of(row) async for row in QUERIES.list_owned_endpoints(self._connection, owner=owner)]
 
     async def list_resumable(self, now: datetime, after: Endpoint | None, page_size: int) -> list[Endpoint]:
         """Parked endpoints for which somebody may spend again, oldest first, after a given one."""
@@ -93,9 +113,11 @@ class EndpointStore:
         status_message: str,
         lease_token: int | None = None,
         any_lease: bool = True,
+        over_by: datetime | None = None,
         now: datetime,
     ) -> Endpoint | None:
-        """The guarded transition; None when the endpoint is in none of the sources, or not under this lease."""
+        """The guarded transition; None when the endpoint is in none of the sources, not under this lease, or, where a
+        time of the database is given, when its claim was not over by then."""
         row = await QUERIES.move_endpoint(
             self._connection,
             id=id,
@@ -104,24 +126,39 @@ class EndpointStore:
             status_message=status_message,
             lease_token=lease_token,
             any_lease=any_lease,
+            over_by=over_by,
             now=now,
         )
         return _endpoint_of(row) if row else None
 
-    async def set_allocation(
-        self, id: str, *, lease_token: int, device_indices: tuple[int, ...], hardware_type: str
-    ) -> None:
-        """Notes the devices that the scheduler gave."""
-        await QUERIES.set_allocation(
+    async def claim(
+        self, id: str, devices: Devices, *, owner: str, owner_address: str, duration_s: float
+    ) -> Endpoint | None:
+        """Makes an endpoint that waits the owner's, with these devices; None when that is not to be."""
+        row = await QUERIES.claim_endpoint(
             self._connection,
             id=id,
-            lease_token=lease_token,
-            device_indices=list(device_indices),
-            hardware_type=hardware_type,
+            lease_token=devices.lease_token,
+            device_indices=list(devices.indices),
+            hardware_type=devices.hardware_type,
+            owner=owner,
+            owner_address=owner_address,
+            duration_s=duration_s,
         )
+        return _endpoint_of(row) if row else None
+
+    async def renew_claims(self, owner: str, duration_s: float) -> datetime:
+        """Renews everything that an owner holds; the time of the database."""
+        found: datetime = await QUERIES.renew_claims(self._connection, owner=owner, duration_s=duration_s)
+        return found
+
+    async def time(self) -> datetime:
+        """That of the database, by which claims are written and judged."""
+        found: datetime = await QUERIES.get_time(self._connection)
+        return found
 
     async def set_status(self, id: str, status_message: str) -> None:
-        """Says in words why an endpoint waits."""
+        """Says in words why an endpoint waits for devices."""
         await QUERIES.set_endpoint_status(self._connection, id=id, status_message=status_message)
 
     async def bill_minutes(self, endpoint: Endpoint, due: DueMinutes) -> bool:

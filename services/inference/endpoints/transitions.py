@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
 from chassis.db.pool import Connection
@@ -19,10 +21,17 @@ class Transitions:
         self._clock = clock
 
     async def move(
-        self, connection: Connection, endpoint: Endpoint, event: EndpointEvent, status_message: str = ""
+        self,
+        connection: Connection,
+        endpoint: Endpoint,
+        event: EndpointEvent,
+        status_message: str = "",
+        *,
+        over_by: datetime | None = None,
     ) -> Endpoint | None:
         """One transition with its event, inside the caller's transaction; None when the state does not allow it, or
-        when it was decided under another lease. A stop is the owner's word and holds under any."""
+        when it was decided under another lease. A stop is the owner's word and holds under any. With a time of the
+        database, only a claim that was over by then."""
         transition = TRANSITIONS[event]
         moved = await EndpointStore(connection).move(
             endpoint.id,
@@ -31,6 +40,7 @@ class Transitions:
             status_message=status_message,
             lease_token=endpoint.lease_token,
             any_lease=event is EndpointEvent.STOP,
+            over_by=over_by,
             now=self._clock.now(),
         )
         if moved is not None:

@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from chassis.clock import Clock
-from chassis.rounds import AbsenceGuard, run_rounds
+from chassis.rounds import AbsenceGuard, ClockWatch, run_rounds
 from services.scheduler.attempts.attempt import Lease
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
@@ -17,7 +17,6 @@ from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.nodes.store import NodeStore
-from services.scheduler.placement.leases import ClockWatch
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import QUEUE_TOPIC
 

@@ -20,7 +20,8 @@ from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.events.v1 import usage_events_pb2
 from formats.manifests import FileDigest
 from services.inference.config import InferenceSettings
-from services.inference.endpoints.domain import Endpoint
+from services.inference.endpoints.claims import Claims
+from services.inference.endpoints.domain import Endpoint, new_endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
 from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
@@ -30,6 +31,7 @@ from services.inference.engines.base import Engine, EngineFailed, EngineSettings
 from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights
 from services.inference.models.store import ModelStore
 from services.inference.serving.calls import Serving
+from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.engine_pool import EnginePool
 from services.inference.serving.target import Targets
 from services.inference.spending.spend_guard import SpendGuard
@@ -60,12 +62,13 @@ class FakeScheduler:
         self.renewals: Counter[str] = Counter()
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.leases: dict[str, int] = {}
+        self._renewed: set[str] = set()
         self._tokens = itertools.count(1)
 
     def unary_unary(self, path: str, **_: Any) -> Callable[[Any], Any]:
         handler = getattr(self, "_" + path.rpartition("/")[2])
 
-        async def call(request: Any) -> Any:
+        async def call(request: Any, **_: Any) -> Any:
             await asyncio.sleep(0)
             if self.away:
                 raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler is away")
@@ -83,6 +86,11 @@ class FakeScheduler:
     def lose_all(self) -> None:
         self.leases.clear()
 
+    def expire(self) -> None:
+        """Ends the leases that nobody renewed since the last time."""
+        self.leases = {owner: token for owner, token in self.leases.items() if owner in self._renewed}
+        self._renewed.clear()
+
     def _CreateAllocation(self, request: allocations.CreateAllocationRequest) -> allocations.CreateAllocationResponse:
         token = self.leases.setdefault(request.owner, next(self._tokens))
         given = allocations.Allocation(lease_token=token, node="local-0", device_indices=[0], hardware_type="cpu")
@@ -92,6 +100,7 @@ class FakeScheduler:
         if self.leases.get(request.owner) != request.lease_token:
             raise Aborted("LEASE_STALE", "the allocation is another's now")
         self.renewals[request.owner.rpartition("/")[2]] += 1
+        self._renewed.add(request.owner)
         return allocations.RenewAllocationResponse()
 
     def _ReleaseAllocation(
@@ -144,13 +153,14 @@ class Workshop:
 
 
 class EndpointWorld:
-    """One process of inference as far as endpoints go; `restart` is another one on the same database."""
+    """One process of inference as far as endpoints go; `restart` is another one on the same database, and so is a
+    `beside`, with which it shares clock and scheduler."""
 
-    def __init__(self, pool: Pool, settings: InferenceSettings) -> None:
+    def __init__(self, pool: Pool, settings: InferenceSettings, beside: EndpointWorld | None = None) -> None:
         self.pool = pool
         self.settings = settings
-        self.clock = SteppedClock()
-        self.scheduler = FakeScheduler()
+        self.clock: SteppedClock = beside.clock if beside else SteppedClock()
+        self.scheduler: FakeScheduler = beside.scheduler if beside else FakeScheduler()
         self.outbox = Outbox(settings, clock=self.clock, ids=SystemIds())
         self.transitions = Transitions(self.outbox, self.clock)
         self.restart()
@@ -163,8 +173,11 @@ class EndpointWorld:
         )
         meter: Any = None
         cache: Any = self.workshop
+        channel: Any = self.scheduler
         self.serving = Serving(Targets(self.pool), engines, cache, meter, settings=self.settings, clock=self.clock)
         self.router = Router(self.pool, self.serving)
+        self.claims = Claims(self.pool, owner=f"inf_{next(_numbers)}", settings=self.settings, clock=self.clock)
+        self.claims.address = f"{self.claims.owner}:7103"
         self.reconciler = EndpointReconciler(
             self.pool,
             self.outbox,
@@ -172,7 +185,8 @@ class EndpointWorld:
             self.router,
             self.serving,
             SpendGuard(self.pool, poll_s=1, clock=self.clock),
-            self.scheduler,  # type: ignore[arg-type]
+            self.claims,
+            DeviceLeases(channel, settings=self.settings),
             settings=self.settings,
             clock=self.clock,
         )
@@ -180,23 +194,13 @@ class EndpointWorld:
     async def create(self, model: str = BASE) -> str:
         """A new endpoint; returns its id."""
         id = f"ep_{next(_numbers)}"
-        endpoint = Endpoint(
+        endpoint = new_endpoint(
             id=id,
             project_id=PROJECT,
             organization_id="org",
             endpoint_id=f"demo/{id}",
             model=model,
-            hardware_type="",
-            gpu_count=1,
-            state=EndpointState.PENDING,
-            status_message="",
-            lease_token=None,
-            device_indices=(),
-            ready_at=None,
-            stopped_at=None,
             created_at=self.clock.now(),
-            billed_minutes=0,
-            paid_until=None,
         )
         async with self.pool.acquire() as connection:
             assert await EndpointStore(connection).add(endpoint, request_id=None, request_sha256="")
@@ -239,6 +243,14 @@ class EndpointWorld:
         for _ in range(round(seconds / step_s)):
             await self.clock.advance(step_s)
             await self.look()
+
+    async def outlast_claims_of_others(self) -> None:
+        """Watches until the claims that nobody else renews are over, and the leases of their devices."""
+        over = "UPDATE endpoints SET claim_until = now() - interval '1 second' WHERE owner NOT IN ('', $1)"
+        await self.pool.execute(over, self.claims.owner)
+        self.scheduler.expire()
+        await self.pass_time(self.settings.claim_duration_s + 1)
+        self.scheduler.expire()
 
     async def minutes(self, id: str) -> list[usage_events_pb2.EndpointMinuteRecorded]:
         """What billing will hear of the endpoint."""

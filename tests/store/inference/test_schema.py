@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from chassis.db.pool import Pool
 from chassis.db.queries import statements
+from services.inference.endpoints.domain import new_endpoint
+from services.inference.endpoints.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
 from services.inference.endpoints.store import EndpointStore
 from tests.harness.schemas import documented_tables, stored_tables
 
@@ -26,32 +29,17 @@ async def test_every_query_fits_the_schema(pool: Pool) -> None:
 
 
 async def test_an_endpoint_moves_only_from_the_states_that_its_table_names(pool: Pool) -> None:
-    from datetime import UTC, datetime
-
-    from services.inference.endpoints.domain import Endpoint
-    from services.inference.endpoints.lifecycle import TRANSITIONS, EndpointEvent, EndpointState
-
     now = datetime(2026, 11, 1, tzinfo=UTC)
     async with pool.acquire() as connection:
         for event, transition in TRANSITIONS.items():
             for state in EndpointState:
-                endpoint = Endpoint(
+                endpoint = new_endpoint(
                     id=f"ep_{event}_{state}",
                     project_id="p",
                     organization_id="o",
                     endpoint_id=f"demo/{event}-{state}",
                     model="m",
-                    hardware_type="",
-                    gpu_count=1,
-                    state=state,
-                    status_message="",
-                    lease_token=None,
-                    device_indices=(),
-                    ready_at=None,
-                    stopped_at=None,
                     created_at=now,
-                    billed_minutes=0,
-                    paid_until=None,
                 )
                 await EndpointStore(connection).add(endpoint, request_id=None, request_sha256="")
                 await connection.execute("UPDATE endpoints SET state = $2 WHERE id = $1", endpoint.id, str(state))

@@ -3,11 +3,12 @@ enough."""
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from chassis.clock import ManualClock
-from chassis.rounds import AbsenceGuard, Signal, outlived, run_rounds
+from chassis.rounds import AbsenceGuard, ClockWatch, Signal, outlived, run_rounds
 
 
 class Defect(Exception):
@@ -130,3 +131,13 @@ async def test_a_worker_that_is_outlived_comes_back_after_any_failure() -> None:
     await clock.advance(10.0)
     await life
     assert runs == 3
+
+
+def test_a_clock_that_was_set_is_told_from_time_that_passes() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    watch = ClockWatch(2.0)
+    assert not watch.has_jumped(now, 100.0)
+    assert not watch.has_jumped(now + timedelta(seconds=3600), 3700.0)
+    assert watch.has_jumped(now + timedelta(seconds=3631), 3701.0)
+    assert not watch.has_jumped(now + timedelta(seconds=3632), 3702.0)
+    assert watch.has_jumped(now, 3703.0)

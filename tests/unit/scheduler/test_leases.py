@@ -1,28 +1,14 @@
 """Decisions about leases, without a clock that runs."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.leases import (
     REQUEUE_DELAY_S_MAX,
     Aftermath,
-    ClockWatch,
     aftermath,
     requeue_delay_s,
 )
-
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-
-
-def test_a_clock_that_was_set_is_told_from_time_that_passes() -> None:
-    watch = ClockWatch(2.0)
-    assert not watch.has_jumped(NOW, 100.0)
-    assert not watch.has_jumped(NOW + timedelta(seconds=3600), 3700.0)
-    assert watch.has_jumped(NOW + timedelta(seconds=3631), 3701.0)
-    assert not watch.has_jumped(NOW + timedelta(seconds=3632), 3702.0)
-    assert watch.has_jumped(NOW, 3703.0)
 
 
 @pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING])

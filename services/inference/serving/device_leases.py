@@ -1,0 +1,57 @@
+"""Asks the scheduler for devices of this process's node, keeps them and gives them back. Not pure: gRPC.
+
+It knows no endpoint and no engine: an owner is a name, and who has devices says itself how long it wants them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
+from services.inference.config import InferenceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Devices of one node that are an owner's under this token, until the lease is lost or given back."""
+
+    lease_token: int
+    node: str
+    indices: tuple[int, ...]
+    hardware_type: str
+
+
+class DeviceLeases:
+    """The scheduler's books as one process of inference sees them. Errors are the scheduler's, typed."""
+
+    def __init__(self, scheduler: grpc.aio.Channel, *, settings: InferenceSettings) -> None:
+        self._stub = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
+        self._settings = settings
+
+    async def ask(self, owner: str, *, hardware_type: str, count: int) -> Devices | str:
+        """The owner's devices, or what it waits for, in words. Those that it has already are not renewed by that."""
+        request = allocation_service_pb2.CreateAllocationRequest(
+            owner=owner, hardware_type=hardware_type, device_count=count
+        )
+        answer = await self._stub.CreateAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        if not answer.HasField("allocation"):
+            return str(answer.waiting_for)
+        given = answer.allocation
+        return Devices(
+            lease_token=given.lease_token,
+            node=given.node,
+            indices=tuple(given.device_indices),
+            hardware_type=given.hardware_type,
+        )
+
+    async def renew(self, owner: str, lease_token: int) -> None:
+        """Aborted or NotFound when the devices are somebody else's now."""
+        request = allocation_service_pb2.RenewAllocationRequest(owner=owner, lease_token=lease_token)
+        await self._stub.RenewAllocation(request, timeout=self._settings.scheduler_deadline_s)
+
+    async def give_back(self, owner: str, lease_token: int) -> None:
+        """Also devices that are gone already."""
+        request = allocation_service_pb2.ReleaseAllocationRequest(owner=owner, lease_token=lease_token)
+        await self._stub.ReleaseAllocation(request, timeout=self._settings.scheduler_deadline_s)
