@@ -33,6 +33,22 @@ class BillingSettings(ChassisSettings):
     hold_ttl_s: float = Field(default=86_400.0, gt=0, description="A hold that nobody renews is overdue after it.")
     hold_renewals_max: int = Field(default=1000, ge=1, description="Holds of one renewal, list or ending.")
     hold_overdue_interval_s: float = Field(default=300.0, gt=0, description="Pause between warnings of overdue holds.")
+    credit_lease_s: float = Field(
+        default=120.0, gt=0, description="A lease of credit that is not renewed ends after it."
+    )
+    credit_lease_share: int = Field(
+        default=8, ge=2, description="A grant takes at most one part in so many of what is left beyond what it needs."
+    )
+    credit_recall_s_max: float = Field(default=2.5, ge=0, description="Longest wait for credit that idle leases hold.")
+    credit_recall_poll_s: float = Field(default=0.1, gt=0, description="Pause between looks whether it came back.")
+    credit_late_usage_s: float = Field(
+        default=86_400.0, gt=0, description="How long a closed lease waits for the usage of its last calls."
+    )
+    credit_returns_max: int = Field(default=1000, ge=1, description="Leases of one renewal that come to less.")
+    credit_price_s: float = Field(
+        default=3600.0, gt=0, description="How far ahead the price of tokens is told; half of it it may be used."
+    )
+    credit_collect_interval_s: float = Field(default=30.0, gt=0, description="Pause between looks for leases to end.")
     budgets_max: int = Field(default=1000, ge=1, description="Budgets of one project and its keys.")
 
     request_id_chars_max: int = Field(default=128, ge=1, description="Longest request_id.")
@@ -75,6 +91,10 @@ class BillingSettings(ChassisSettings):
             evaluations_max=self.job_evaluations_max,
             amount_nanos_usd_max=self.amount_nanos_usd_max,
         )
+
+    @property
+    def credit_late_usage(self) -> timedelta:
+        return timedelta(seconds=self.credit_late_usage_s)
 
     @property
     def invoice_terms(self) -> InvoiceTerms:

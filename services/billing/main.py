@@ -18,9 +18,11 @@ from finemesh.billing.v1 import (
     invoice_service_pb2_grpc,
     ledger_service_pb2_grpc,
 )
+from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from finemesh.holds.v1 import hold_service_pb2_grpc
 from services.billing.api.billing_service import BillingService
 from services.billing.api.budget_service import BudgetService
+from services.billing.api.credit_lease_service import CreditLeaseService
 from services.billing.api.hold_service import HoldService
 from services.billing.api.invoice_service import InvoiceService
 from services.billing.api.ledger_service import LedgerService
@@ -28,6 +30,8 @@ from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
 from services.billing.holds.expiry import Expiry, OverdueWatch
 from services.billing.invoices.closer import Closer
+from services.billing.leasing.lease_collector import LeaseCollector
+from services.billing.leasing.recall import Recall
 from services.billing.prices.catalogue import open_catalogue
 
 
@@ -50,6 +54,10 @@ async def main(process: Process, settings: BillingSettings) -> None:
     relay = Relay(pool, bus, outbox, clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
+    collector = LeaseCollector(pool, settings, clock=clock)
+    await collector.begin()
+    process.spawn("lease_collector", collector.run)
+    recall = Recall(pool, settings, clock=clock)
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
     process.spawn("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
     process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
@@ -69,9 +77,15 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
-        HoldService(pool, catalogue, settings, outbox, expiry, consumer, clock=clock),
+        HoldService(pool, catalogue, settings, outbox, expiry, consumer, recall, clock=clock),
         "finemesh.holds.v1.HoldService",
         allow={"scheduler"},
+    )
+    server.add(
+        credit_lease_service_pb2_grpc.add_CreditLeaseServiceServicer_to_server,
+        CreditLeaseService(pool, catalogue, settings, recall, clock=clock),
+        "finemesh.credit.v1.CreditLeaseService",
+        allow={"inference"},
     )
     server.add(
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server,

@@ -20,6 +20,7 @@ from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
+from services.billing.leasing.store import LeaseStore
 from services.billing.ledger.store import LedgerStore
 
 BUDGET_ROLE = "admin"
@@ -54,6 +55,8 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
             )
             whose = [Spender(project_id, request.api_key_id)]
             await review_spending(connection, self._outbox, [caller.account], now, spenders=whose)
+            # A cap that was lowered binds what calls have not reserved yet.
+            await LeaseStore(connection).recall(caller.account)
             (made,) = await BudgetStore(connection).list_budgets([caller.account], whose, month.first_day)
         self._outbox.wake()
         return pb.SetBudgetResponse(budget=budget_to_proto(made, month))

@@ -21,7 +21,9 @@ from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.holds import holding
 from services.billing.holds.expiry import Expiry, Word
+from services.billing.holds.hold import Hold
 from services.billing.holds.store import HoldStore
+from services.billing.leasing.recall import Recall
 from services.billing.ledger.store import LedgerStore
 from services.billing.prices.catalogue import Catalogue
 from services.billing.prices.pricebook import PriceBook, price_job
@@ -36,6 +38,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         outbox: Outbox,
         expiry: Expiry,
         consumer: Consumer,
+        recall: Recall,
         *,
         clock: Clock,
     ) -> None:
@@ -47,6 +50,8 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         self._outbox = outbox
         self._expiry = expiry
         self._consumer = consumer
+        self._recall = recall
+        self._late_usage = settings.credit_late_usage
         self._clock = clock
 
     async def QuoteWork(
@@ -69,23 +74,12 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         if parts["project"] != request.project_id:
             raise invalid("project_id", "is not the project of the resource")
         parse_name(identity_pb2.Organization, f"organizations/{request.organization_id}", "organization_id")
-        now = self._clock.now()
         with typed_errors("price."):
             book = self._current_book(request.price.price_book_version)
-            async with transaction(self._pool) as connection:
-                hold = await holding.create_hold(
-                    connection,
-                    book,
-                    resource=format_name(tuning_job_pb2.TuningJob, **parts),
-                    organization_id=request.organization_id,
-                    project_id=request.project_id,
-                    work=work_from_proto(request.price),
-                    now=now,
-                    limits=self._limits,
-                    ttl=self._hold_ttl,
-                    api_key_id=request.api_key_id,
-                )
-                await review_spending(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
+            hold = await self._recall.retrying(
+                lambda: self._hold(request, format_name(tuning_job_pb2.TuningJob, **parts), book),
+                organization_id=request.organization_id,
+            )
         self._outbox.wake()
         made_by = self._catalogue.version(hold.price_book_version)
         return hold_service_pb2.CreateHoldResponse(
@@ -137,6 +131,25 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         if not await self._consumer.is_drained():
             return hold_service_pb2.EndHoldsResponse(open_resources=sorted(words))
         return hold_service_pb2.EndHoldsResponse(open_resources=await self._expiry.end(words))
+
+    async def _hold(self, request: hold_service_pb2.CreateHoldRequest, resource: str, book: PriceBook) -> Hold:
+        now = self._clock.now()
+        async with transaction(self._pool) as connection:
+            hold = await holding.create_hold(
+                connection,
+                book,
+                resource=resource,
+                organization_id=request.organization_id,
+                project_id=request.project_id,
+                work=work_from_proto(request.price),
+                now=now,
+                limits=self._limits,
+                ttl=self._hold_ttl,
+                late_usage=self._late_usage,
+                api_key_id=request.api_key_id,
+            )
+            await review_spending(connection, self._outbox, [hold.organization_id], now, spenders=[hold.spender])
+        return hold
 
     def _check(self, **fields: Sequence[str]) -> None:
         if sum(map(len, fields.values())) > self._renewals_max:

@@ -4,9 +4,10 @@ It is given what was spent; it knows no table, no event and no calendar beyond t
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 ALERT_PERCENTS_DEFAULT = (50, 80, 100)
@@ -41,31 +42,51 @@ class Budget:
     update_time: datetime
 
     @property
+    def spender(self) -> Spender:
+        """Whose budget it is."""
+        return Spender(self.project_id, self.api_key_id)
+
+    @property
     def capped(self) -> bool:
         """Whether nothing more may be spent this month."""
         return 0 < self.monthly_cap_nanos_usd <= self.spent_nanos_usd
 
 
 class CapExceeded(Exception):
-    """What is required does not fit under the cap of `budget`."""
+    """What is required does not fit under the cap of `budget`, which leaves `room_nanos_usd`."""
 
-    def __init__(self, budget: Budget, required_nanos_usd: int) -> None:
+    def __init__(self, budget: Budget, *, required_nanos_usd: int, room_nanos_usd: int) -> None:
         super().__init__(
             f"{required_nanos_usd} nano-dollars are required, {budget.spent_nanos_usd} of"
-            f" {budget.monthly_cap_nanos_usd} are spent"
+            f" {budget.monthly_cap_nanos_usd} are spent and {room_nanos_usd} are left"
         )
         self.budget = budget
         self.required_nanos_usd = required_nanos_usd
+        self.room_nanos_usd = room_nanos_usd
 
 
-def check(budgets: Iterable[Budget], required_nanos_usd: int) -> None:
+def room_under(budgets: Iterable[Budget], leased_nanos_usd: Mapping[Spender, int]) -> tuple[Budget, int] | None:
+    """The budget that leaves the least room, and that room, which may be below zero; None without a cap.
+
+    `leased_nanos_usd` is what calls may still use under each budget.
+    """
+    rooms = [
+        (budget, budget.monthly_cap_nanos_usd - budget.spent_nanos_usd - leased_nanos_usd.get(budget.spender, 0))
+        for budget in budgets
+        if budget.monthly_cap_nanos_usd
+    ]
+    return min(rooms, key=lambda pair: pair[1]) if rooms else None
+
+
+def check(
+    budgets: Iterable[Budget],
+    required_nanos_usd: int,
+    leased_nanos_usd: Mapping[Spender, int] = MappingProxyType({}),
+) -> None:
     """Raises CapExceeded for the budget that leaves the least room, if that is too little."""
-    limits = [budget for budget in budgets if budget.monthly_cap_nanos_usd]
-    if not limits:
-        return
-    tightest = min(limits, key=lambda budget: budget.monthly_cap_nanos_usd - budget.spent_nanos_usd)
-    if tightest.spent_nanos_usd + required_nanos_usd > tightest.monthly_cap_nanos_usd:
-        raise CapExceeded(tightest, required_nanos_usd)
+    tightest = room_under(budgets, leased_nanos_usd)
+    if tightest is not None and required_nanos_usd > tightest[1]:
+        raise CapExceeded(tightest[0], required_nanos_usd=required_nanos_usd, room_nanos_usd=max(0, tightest[1]))
 
 
 def percents_reached(budget: Budget) -> tuple[int, ...]:

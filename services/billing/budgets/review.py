@@ -4,7 +4,7 @@
 announced once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 
 from chassis.bus.outbox import Outbox
@@ -61,19 +61,47 @@ async def refuse_over_cap(
     project_id: str,
     api_key_id: str,
     required_nanos_usd: int,
+    leased_nanos_usd: Mapping[Spender, int],
     now: datetime,
 ) -> None:
-    """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room.
+    """SPEND_CAP_EXCEEDED when the cap of the project or of the key leaves less room beside what calls may still use.
 
     The organization must be locked.
     """
-    month = Month.of(now)
-    touched = _with_projects([Spender(project_id, api_key_id)])
-    budgets = await BudgetStore(connection).list_budgets([organization_id], touched, month.first_day)
+    budgets = await budgets_of(connection, organization_id, Spender(project_id, api_key_id), now)
     try:
-        caps.check(budgets, required_nanos_usd)
+        caps.check(budgets, required_nanos_usd, leased_nanos_usd)
     except CapExceeded as error:
-        raise _exceeded(error, month) from error
+        raise cap_exceeded(error, Month.of(now), what="the job") from error
+
+
+async def budgets_of(connection: Connection, organization_id: str, spender: Spender, now: datetime) -> list[Budget]:
+    """The budgets of this month that bound a spender: the project's, and the key's own."""
+    touched = _with_projects([spender])
+    return await BudgetStore(connection).list_budgets([organization_id], touched, Month.of(now).first_day)
+
+
+def cap_exceeded(error: CapExceeded, month: Month, *, what: str) -> FailedPrecondition:
+    """The typed error; `what` needs more than the cap leaves."""
+    budget = error.budget
+    whose = f"API key {budget.api_key_id}" if budget.api_key_id else "the project"
+    return FailedPrecondition(
+        "SPEND_CAP_EXCEEDED",
+        f"{what} needs {in_dollars(error.required_nanos_usd)} USD, but {whose} has spent or holds"
+        f" {in_dollars(budget.monthly_cap_nanos_usd - error.room_nanos_usd)} of the"
+        f" {in_dollars(budget.monthly_cap_nanos_usd)} USD that it may spend in {month}: raise the cap, or wait for the"
+        " next month",
+        metadata={
+            "cap_nanos_usd": str(budget.monthly_cap_nanos_usd),
+            "spent_nanos_usd": str(budget.spent_nanos_usd),
+            "required_nanos_usd": str(error.required_nanos_usd),
+            "available_nanos_usd": str(error.room_nanos_usd),
+            "shortfall_nanos_usd": str(error.required_nanos_usd - error.room_nanos_usd),
+            "api_key_id": budget.api_key_id,
+            "month": str(month),
+            "until_time": month.end.isoformat(),
+        },
+    )
 
 
 def _with_projects(spenders: Iterable[Spender]) -> set[Spender]:
@@ -105,21 +133,3 @@ async def _announce_caps(
     for budget in changed:
         event = spend_cap_to_proto(budget, month, now)
         await outbox.add(connection, event, subject_name=budget_name(budget))
-
-
-def _exceeded(error: CapExceeded, month: Month) -> FailedPrecondition:
-    budget = error.budget
-    whose = f"API key {budget.api_key_id}" if budget.api_key_id else "the project"
-    return FailedPrecondition(
-        "SPEND_CAP_EXCEEDED",
-        f"the job needs {in_dollars(error.required_nanos_usd)} USD, but {whose} has spent or holds"
-        f" {in_dollars(budget.spent_nanos_usd)} of the {in_dollars(budget.monthly_cap_nanos_usd)} USD that it may spend"
-        f" in {month}: raise the cap, or wait for the next month",
-        metadata={
-            "cap_nanos_usd": str(budget.monthly_cap_nanos_usd),
-            "spent_nanos_usd": str(budget.spent_nanos_usd),
-            "required_nanos_usd": str(error.required_nanos_usd),
-            "api_key_id": budget.api_key_id,
-            "month": str(month),
-        },
-    )

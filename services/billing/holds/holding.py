@@ -11,10 +11,13 @@ from opentelemetry import metrics
 
 from chassis.db.pool import Connection
 from chassis.errors import AlreadyExists, FailedPrecondition, FieldViolation
+from services.billing.budgets.caps import Spender
 from services.billing.budgets.review import refuse_over_cap
 from services.billing.holds import settlement
 from services.billing.holds.hold import Hold, HoldState, JobEnding, JobTotals
 from services.billing.holds.store import HoldStore
+from services.billing.leasing.granting import balance_insufficient
+from services.billing.leasing.store import LeaseStore
 from services.billing.ledger import entries
 from services.billing.ledger.derived_ids import hold_id
 from services.billing.ledger.entries import BalanceInsufficient
@@ -22,7 +25,7 @@ from services.billing.ledger.store import LedgerStore
 from services.billing.limits import Limits
 from services.billing.prices.catalogue import Catalogue
 from services.billing.prices.pricebook import PriceBook, price_job
-from services.billing.prices.pricing import Metered, Price, Work, in_dollars, quote
+from services.billing.prices.pricing import Metered, Price, Work, quote
 
 _log = structlog.get_logger(__name__)
 _meter = metrics.get_meter(__name__)
@@ -41,9 +44,13 @@ async def create_hold(
     now: datetime,
     limits: Limits,
     ttl: timedelta,
+    late_usage: timedelta,
     api_key_id: str = "",
 ) -> Hold:
-    """Prices and holds; the same job gets the same hold again. `book` prices a job that has none yet."""
+    """Prices and holds; the same job gets the same hold again. `book` prices a job that has none yet.
+
+    `late_usage` is how long a lease that was closed waits for the usage of its calls.
+    """
     holds = HoldStore(connection)
     ledger = LedgerStore(connection)
     await holds.lock_job(resource)
@@ -54,17 +61,19 @@ async def create_hold(
         raise FailedPrecondition("STATE_CONFLICT", f"{resource} has ended; nothing can be held for it any more")
     price = price_job(book, work, limits)
     standings = await ledger.lock([organization_id])
+    leased = await LeaseStore(connection).get_leased(organization_id, Spender(project_id, api_key_id), late_usage)
     await refuse_over_cap(
         connection,
         organization_id=organization_id,
         project_id=project_id,
         api_key_id=api_key_id,
         required_nanos_usd=price.total_nanos_usd,
+        leased_nanos_usd=leased.by_spender,
         now=now,
     )
     try:
         entry = entries.hold(
-            standings[organization_id].balances,
+            standings[organization_id].balances.beside(leased.nanos_usd),
             organization_id=organization_id,
             resource=resource,
             amount_nanos_usd=price.total_nanos_usd,
@@ -72,7 +81,7 @@ async def create_hold(
             now=now,
         )
     except BalanceInsufficient as error:
-        raise _insufficient(error) from error
+        raise balance_insufficient(error, what="the job") from error
     hold = Hold(
         id=hold_id(resource),
         resource=resource,
@@ -190,16 +199,3 @@ def _same(existing: Hold, organization_id: str, project_id: str, work: Work) -> 
     if existing.state is not HoldState.HELD:
         raise FailedPrecondition("STATE_CONFLICT", f"the hold of {existing.resource} is {existing.state} already")
     return existing
-
-
-def _insufficient(error: BalanceInsufficient) -> FailedPrecondition:
-    return FailedPrecondition(
-        "BALANCE_INSUFFICIENT",
-        f"the job needs {in_dollars(error.required_nanos_usd)} USD and {in_dollars(error.available_nanos_usd)} USD are"
-        f" free: add at least {in_dollars(error.shortfall_nanos_usd)} USD of credit",
-        metadata={
-            "required_nanos_usd": str(error.required_nanos_usd),
-            "available_nanos_usd": str(error.available_nanos_usd),
-            "shortfall_nanos_usd": str(error.shortfall_nanos_usd),
-        },
-    )

@@ -6,7 +6,7 @@ It gets balances and moments as values and returns transactions to be written; i
 import enum
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.billing.ledger.derived_ids import transaction_id
@@ -62,6 +62,10 @@ class Balances:
     def available_nanos_usd(self) -> int:
         """Prepaid less what is owed for usage that was served; never negative."""
         return max(0, self.prepaid_nanos_usd + self.receivable_nanos_usd)
+
+    def beside(self, leased_nanos_usd: int) -> "Balances":
+        """What stands there for everybody but the calls that this much is leased to."""
+        return replace(self, prepaid_nanos_usd=self.prepaid_nanos_usd - leased_nanos_usd)
 
     @property
     def owed_nanos_usd(self) -> int:

@@ -44,6 +44,17 @@ class Catalogue:
                 return book
         raise PriceUnknown(f"no version of the price book {self._current!r} is effective at {moment.isoformat()}")
 
+    def within(self, start: datetime, end: datetime) -> list[PriceBook]:
+        """The versions of the current book that are effective between two moments, the earliest first."""
+        found = [
+            book
+            for book in self._by_version.values()
+            if book.book == self._current
+            and book.effective_from < end
+            and (book.effective_until is None or start < book.effective_until)
+        ]
+        return sorted(found, key=lambda book: book.effective_from)
+
     def versions(self) -> list[str]:
         return sorted(self._by_version)
 

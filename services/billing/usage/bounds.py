@@ -36,8 +36,9 @@ def check_inference(fact: InferenceFact, now: datetime, limits: FactLimits) -> N
     _text("base_model", fact.base_model, NAME_CHARS_MAX)
     _within("input_tokens", fact.input_tokens, 0, limits.tokens_max)
     _within("output_tokens", fact.output_tokens, 0, limits.tokens_max)
-    if len(fact.api_key_id) > WORK_KEY_CHARS_MAX or not fact.api_key_id.isprintable():
-        raise FactInvalid(f"api_key_id must be at most {WORK_KEY_CHARS_MAX} printable characters")
+    for name, value in (("api_key_id", fact.api_key_id), ("credit_lease_id", fact.credit_lease_id)):
+        if len(value) > WORK_KEY_CHARS_MAX or not value.isprintable():
+            raise FactInvalid(f"{name} must be at most {WORK_KEY_CHARS_MAX} printable characters")
 
 
 def check_endpoint(fact: EndpointFact, now: datetime, limits: FactLimits) -> None:

@@ -10,6 +10,7 @@ from opentelemetry import metrics
 
 from chassis.db.pool import Connection
 from chassis.errors import InvalidArgument
+from services.billing.leasing.recall import recall_uncovered
 from services.billing.ledger import entries
 from services.billing.ledger.entries import TransactionKind
 from services.billing.ledger.store import LedgerStore
@@ -95,6 +96,7 @@ async def _book(
     )
     if await usage.insert(UsageBatch.of([record])):
         await ledger.post(standings, [charge] if charge else [])
+        await recall_uncovered(connection, fact.organization_id, standings[fact.organization_id].balances)
         _booked.add(1, {"kind": usage_kind})
         return
     key = (record.project_id, record.work_key)

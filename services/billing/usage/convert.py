@@ -58,6 +58,7 @@ def inference_fact_from_proto(record: usage_events_pb2.InferenceUsage) -> Infere
         input_tokens=record.input_tokens,
         output_tokens=record.output_tokens,
         api_key_id=record.api_key_id,
+        credit_lease_id=record.credit_lease_id,
     )
 
 

@@ -9,6 +9,7 @@ what was served is owed.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -18,6 +19,7 @@ from opentelemetry import metrics
 
 from chassis.db.pool import Connection
 from services.billing.calendar import OpenMonths, first_of_month
+from services.billing.leasing.store import Drawn, LeaseStore
 from services.billing.ledger import entries
 from services.billing.ledger.entries import Transaction, TransactionKind
 from services.billing.ledger.store import LedgerStore
@@ -78,6 +80,15 @@ class _Group:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Booking:
+    """What is written of calls: their records, the entries that charge them, and what it lowers their leases by."""
+
+    batch: UsageBatch
+    charges: list[Transaction]
+    draws: list[Drawn]
+
+
 async def book_inference(
     connection: Connection, catalogue: Catalogue, facts: Sequence[InferenceFact], now: datetime
 ) -> list[Refused]:
@@ -95,20 +106,22 @@ async def book_inference(
     # Priced before the lock, which is held for as short as it can be; only an invoice that was closed meanwhile changes
     # what was found.
     expected = await ledger.open_months(organization_ids, moments, now)
-    batch, charges = _columns(groups, expected)
+    booking = _columns(groups, expected)
     standings = await ledger.lock(organization_ids)
     months = await ledger.open_months(organization_ids, moments, now)
     if months != expected:
-        batch, charges = _columns(groups, months)
+        booking = _columns(groups, months)
     # Nearly always everything is new; if not, each call is looked at.
-    if not await usage.insert(batch):
+    if not await usage.insert(booking.batch):
         booked = await _booked_calls(connection, groups)
         refused += _drop_booked(groups, booked)
-        batch, charges = _columns(groups, months)
-        inserted = await usage.insert(batch)
+        booking = _columns(groups, months)
+        inserted = await usage.insert(booking.batch)
         assert inserted, "the organizations are locked, so nobody else can have booked their calls"
-    await ledger.post(standings, charges)
-    _booked.add(len(batch))
+    await ledger.post(standings, booking.charges)
+    # What left the balance is no longer reserved: in the same transaction, so that nothing counts twice.
+    await LeaseStore(connection).draw(booking.draws)
+    _booked.add(len(booking.batch))
     positions = {id(fact): index for index, fact in enumerate(facts)}
     return [Refused(index=positions[id(fact)], error=error) for fact, error in refused]
 
@@ -152,10 +165,11 @@ def _groups(facts: Sequence[InferenceFact], catalogue: Catalogue) -> tuple[list[
     return list(groups.values()), refused
 
 
-def _columns(groups: Sequence[_Group], months: OpenMonths) -> tuple[UsageBatch, list[Transaction]]:
+def _columns(groups: Sequence[_Group], months: OpenMonths) -> _Booking:
     """The records of all groups, one for each direction without those of zero tokens, and what they are charged."""
     batch = UsageBatch()
     charges: list[Transaction] = []
+    drawn: Counter[tuple[str, str]] = Counter()
     for group in groups:
         if not group.facts:
             continue
@@ -175,7 +189,10 @@ def _columns(groups: Sequence[_Group], months: OpenMonths) -> tuple[UsageBatch, 
                 batch.add(input_number, fact.work_key + _INPUT, fact.input_tokens, input_amount, fact.usage_time)
             if fact.output_tokens:
                 batch.add(output_number, fact.work_key + _OUTPUT, fact.output_tokens, output_amount, fact.usage_time)
-    return batch, charges
+            if fact.credit_lease_id:
+                drawn[(fact.credit_lease_id, fact.organization_id)] += input_amount + output_amount
+    draws = [Drawn(lease_id=lease, organization_id=whose, amount_nanos_usd=n) for (lease, whose), n in drawn.items()]
+    return _Booking(batch=batch, charges=charges, draws=draws)
 
 
 def _terms(

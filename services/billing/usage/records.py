@@ -91,6 +91,8 @@ class InferenceFact(Fact):
     input_tokens: int
     output_tokens: int
     api_key_id: str = ""
+    # The lease of credit that the call was reserved from; it says nothing of the work and is not recorded.
+    credit_lease_id: str = ""
 
     @property
     def claim(self) -> tuple[str | int, ...]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceAsyncStub
 
 WAIT_S_MAX = 60.0
+SERVICES = ("gateway", "scheduler", "inference")
 _numbers = count(1)
 
 
@@ -149,7 +150,7 @@ async def mesh(
     assert settings.port_file is not None
     async with living(settings, lambda process: main(process, settings)):
         target = f"127.0.0.1:{settings.port_file.read_text().strip()}"
-        channels = {name: open_channel(make_settings(name), target, "billing") for name in ("gateway", "scheduler")}
+        channels = {name: open_channel(make_settings(name), target, "billing") for name in SERVICES}
         pool = await open_pool(settings)
         yield Mesh(
             settings=settings,

@@ -191,8 +191,11 @@ async def test_a_key_has_its_own_cap_beside_the_projects(world: World) -> None:
         "cap_nanos_usd": str(5 * USD),
         "spent_nanos_usd": str(5 * USD),
         "required_nanos_usd": str(5 * USD),
+        "available_nanos_usd": "0",
+        "shortfall_nanos_usd": str(5 * USD),
         "api_key_id": "key_a",
         "month": "2026-11",
+        "until_time": "2026-12-01T00:00:00+00:00",
     }
     for number in (3, 4, 5):
         await world.hold("o", f"ft-{number}", api_key_id="key_b")

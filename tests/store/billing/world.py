@@ -97,6 +97,7 @@ class World:
             now=self.clock.now(),
             limits=Limits(),
             ttl=timedelta(days=1),
+            late_usage=timedelta(days=1),
             api_key_id=api_key_id,
         )
 

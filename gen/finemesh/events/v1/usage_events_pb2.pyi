@@ -116,6 +116,7 @@ class InferenceUsage(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     USAGE_TIME_FIELD_NUMBER: _builtins.int
     API_KEY_ID_FIELD_NUMBER: _builtins.int
+    CREDIT_LEASE_ID_FIELD_NUMBER: _builtins.int
     work_key: _builtins.str
     """The generation's id; the key of the work."""
     project_id: _builtins.str
@@ -132,6 +133,8 @@ class InferenceUsage(_message.Message):
     """Generated tokens."""
     api_key_id: _builtins.str
     """Id of the API key that called; empty where there is none."""
+    credit_lease_id: _builtins.str
+    """The lease of credit that the call was reserved from; empty where there is none. Booking the call lowers the lease."""
     @_builtins.property
     def usage_time(self) -> _timestamp_pb2.Timestamp:
         """When the call ended."""
@@ -148,10 +151,11 @@ class InferenceUsage(_message.Message):
         output_tokens: _builtins.int = ...,
         usage_time: _timestamp_pb2.Timestamp | None = ...,
         api_key_id: _builtins.str = ...,
+        credit_lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage_time", b"usage_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "base_model", b"base_model", "input_tokens", b"input_tokens", "model_id", b"model_id", "organization_id", b"organization_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "base_model", b"base_model", "credit_lease_id", b"credit_lease_id", "input_tokens", b"input_tokens", "model_id", b"model_id", "organization_id", b"organization_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "usage_time", b"usage_time", "work_key", b"work_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,124 @@
+"""CreditLeaseService, for inference: what calls may cost is leased before they begin. Decided in `leasing/`."""
+
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from chassis.clock import Clock
+from chassis.db.pool import Pool, transaction
+from chassis.errors import FieldViolation, invalid, refuse_invalid
+from chassis.names import is_id
+from finemesh.credit.v1 import credit_lease_service_pb2 as pb
+from finemesh.credit.v1 import credit_lease_service_pb2_grpc
+from services.billing.api.errors import typed_errors
+from services.billing.budgets.caps import Spender
+from services.billing.config import BillingSettings
+from services.billing.leasing.credit_lease import CreditLease
+from services.billing.leasing.granting import Wish, grant
+from services.billing.leasing.recall import Recall
+from services.billing.leasing.store import LeaseStore, Returned
+from services.billing.prices.catalogue import Catalogue
+
+
+class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceServicer):
+    def __init__(
+        self, pool: Pool, catalogue: Catalogue, settings: BillingSettings, recall: Recall, *, clock: Clock
+    ) -> None:
+        self._pool = pool
+        self._catalogue = catalogue
+        self._settings = settings
+        self._recall = recall
+        self._clock = clock
+
+    async def GetTokenPrice(self, request: pb.GetTokenPriceRequest, context: Any) -> pb.GetTokenPriceResponse:
+        now = self._clock.now()
+        ahead = timedelta(seconds=self._settings.credit_price_s)
+        with typed_errors():
+            books = [self._catalogue.at(now), *self._catalogue.within(now, now + ahead)]
+            rates = [book.inference_rate(request.base_model) for book in books]
+        return pb.GetTokenPriceResponse(
+            input_nanos_usd_per_million=max(rate.input_nanos_usd_per_million for rate in rates),
+            output_nanos_usd_per_million=max(rate.output_nanos_usd_per_million for rate in rates),
+            # A call that begins at the end of it has as much time again.
+            valid_duration=_duration(ahead / 2),
+        )
+
+    async def GrantCredit(self, request: pb.GrantCreditRequest, context: Any) -> pb.GrantCreditResponse:
+        self._check(request)
+        wish = Wish(
+            holder=request.holder,
+            lease_id=request.lease_id,
+            organization_id=request.organization_id,
+            spender=Spender(request.project_id, request.api_key_id),
+            revision=request.revision,
+            required_nanos_usd=request.required_nanos_usd,
+            wanted_nanos_usd=max(request.required_nanos_usd, request.wanted_nanos_usd),
+        )
+        granted = await self._recall.retrying(
+            lambda: self._grant(wish), organization_id=wish.organization_id, asking_lease_id=wish.lease_id
+        )
+        return pb.GrantCreditResponse(granted_nanos_usd=granted.granted_nanos_usd)
+
+    async def RenewCreditLeases(
+        self, request: pb.RenewCreditLeasesRequest, context: Any
+    ) -> pb.RenewCreditLeasesResponse:
+        self._check_id("holder", request.holder)
+        returns_max = self._settings.credit_returns_max
+        if len(request.returns) > returns_max:
+            raise invalid("returns", f"must be at most {returns_max} (credit_returns_max)")
+        returns = [
+            Returned(
+                lease_id=each.lease_id,
+                revision=each.revision,
+                granted_nanos_usd=max(0, each.granted_nanos_usd),
+                closed=each.closed,
+            )
+            for each in request.returns
+        ]
+        lifetime = timedelta(seconds=self._settings.credit_lease_s)
+        async with transaction(self._pool) as connection:
+            leases = LeaseStore(connection)
+            known = await leases.renew_holder(request.holder, lifetime)
+            await leases.give_back(request.holder, returns)
+            recalled = await leases.list_recalled(request.holder, returns_max)
+            if request.leaving:
+                await leases.delete_holder(request.holder)
+        return pb.RenewCreditLeasesResponse(
+            known=known, lease_duration=_duration(lifetime), recalled_lease_ids=recalled
+        )
+
+    async def _grant(self, wish: Wish) -> CreditLease:
+        async with transaction(self._pool) as connection:
+            return await grant(
+                connection,
+                wish,
+                share=self._settings.credit_lease_share,
+                late_usage=self._settings.credit_late_usage,
+                now=self._clock.now(),
+            )
+
+    def _check(self, request: pb.GrantCreditRequest) -> None:
+        for field in ("holder", "lease_id", "organization_id", "project_id"):
+            self._check_id(field, getattr(request, field))
+        if request.api_key_id:
+            self._check_id("api_key_id", request.api_key_id)
+        amount_max = self._settings.amount_nanos_usd_max
+        refuse_invalid(
+            [
+                FieldViolation(field, f"must be from 0 to {amount_max}")
+                for field in ("required_nanos_usd", "wanted_nanos_usd")
+                if not 0 <= getattr(request, field) <= amount_max
+            ]
+        )
+
+    @staticmethod
+    def _check_id(field: str, value: str) -> None:
+        if not is_id(value):
+            raise invalid(field, "is no id")
+
+
+def _duration(value: timedelta) -> Duration:
+    made = Duration()
+    made.FromTimedelta(value)
+    return made

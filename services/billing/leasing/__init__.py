@@ -1,0 +1,1 @@
+"""Leases of credit, from which calls are reserved before they begin. It books nothing and knows no price."""

@@ -1,0 +1,91 @@
+"""CreditLeaseService as a replica of inference sees it."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from chassis.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
+from finemesh.credit.v1 import credit_lease_service_pb2 as pb
+from finemesh.credit.v1.credit_lease_service_pb2_grpc import CreditLeaseServiceStub
+from tests.contract.billing.conftest import Customer, Mesh
+
+MODEL = "finemesh/demo-llama"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def leases(mesh: Mesh) -> Any:
+    return CreditLeaseServiceStub(mesh.channels["inference"])
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def holder(leases: Any) -> str:
+    name = f"replica-{uuid.uuid4().hex}"
+    assert not (await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=name))).known
+    return name
+
+
+def wish(customer: Customer, holder: str, required: int, wanted: int = 0, revision: int = 1) -> pb.GrantCreditRequest:
+    return pb.GrantCreditRequest(
+        holder=holder,
+        lease_id=f"{holder}-1",
+        organization_id=customer.organization,
+        project_id=customer.project,
+        api_key_id="key_1",
+        revision=revision,
+        required_nanos_usd=required,
+        wanted_nanos_usd=wanted,
+    )
+
+
+async def test_a_lease_from_its_grant_to_its_end(leases: Any, holder: str, customer: Customer) -> None:
+    with pytest.raises(FailedPrecondition, match="BALANCE_INSUFFICIENT") as refused:
+        await leases.GrantCredit(wish(customer, holder, 1))
+    assert refused.value.metadata["shortfall_nanos_usd"] == "1"
+    await customer.pay_in(800)
+    granted = await leases.GrantCredit(wish(customer, holder, 10, 700))
+    assert granted.granted_nanos_usd == 100
+    renewed = await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder))
+    assert renewed.known
+    assert renewed.lease_duration.seconds > 0
+    back = pb.ReturnedCredit(lease_id=f"{holder}-1", revision=2, granted_nanos_usd=0, closed=True)
+    await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder, returns=[back], leaving=True))
+    with pytest.raises(Aborted, match="LEASE_STALE"):
+        await leases.GrantCredit(wish(customer, holder, 10, revision=3))
+
+
+async def test_a_job_gets_what_idle_leases_hold(leases: Any, holder: str, customer: Customer) -> None:
+    await customer.pay_in(5 * 10**9)
+    await leases.GrantCredit(wish(customer, holder, 10**9))
+    job = asyncio.create_task(customer.hold())
+    recalled: list[str] = []
+    async with asyncio.timeout(60):
+        while not recalled:
+            renewed = await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder))
+            recalled = list(renewed.recalled_lease_ids)
+    back = [pb.ReturnedCredit(lease_id=lease_id, revision=2) for lease_id in recalled]
+    await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder, returns=back))
+    assert (await job).quote.total_nanos_usd == 5 * 10**9
+
+
+async def test_the_price_is_told_for_the_hour_to_come(leases: Any) -> None:
+    told = await leases.GetTokenPrice(pb.GetTokenPriceRequest(base_model=MODEL))
+    assert (told.input_nanos_usd_per_million, told.output_nanos_usd_per_million) == (50_000_000, 100_000_000)
+    assert told.valid_duration.seconds == 1800
+
+
+async def test_only_inference_leases_and_only_what_makes_sense(
+    mesh: Mesh, leases: Any, holder: str, customer: Customer
+) -> None:
+    foreign = CreditLeaseServiceStub(mesh.channels["scheduler"])
+    with pytest.raises(PermissionDenied):
+        await foreign.GrantCredit(wish(customer, holder, 1))
+    with pytest.raises(InvalidArgument, match="required_nanos_usd"):
+        await leases.GrantCredit(wish(customer, holder, -1))
+    with pytest.raises(InvalidArgument, match="holder"):
+        await leases.GrantCredit(wish(customer, "no/id", 1))
+    many = [pb.ReturnedCredit(lease_id=str(number)) for number in range(1001)]
+    with pytest.raises(InvalidArgument, match="credit_returns_max"):
+        await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder, returns=many))
