@@ -57,6 +57,15 @@ class InferenceSettings(ChassisSettings):
 
     usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")
     usage_batch_max: int = Field(default=500, ge=1, description="Usage records in one event.")
+    metering_interval_s: float = Field(
+        default=5.0, gt=0, description="Pause between records of running calls; a crash loses the use of one at most."
+    )
+    usage_waiting_max: int = Field(
+        default=10_000, ge=1, description="Usage records that wait for the database before calls are refused."
+    )
+    stalled_reader_s_max: float = Field(
+        default=30.0, gt=0, description="How long a caller may take nothing of an answer while the engine goes on."
+    )
     endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
     endpoint_poll_s: float = Field(default=0.5, gt=0, description="Pause between looks at endpoints that must move.")
     endpoints_batch_max: int = Field(default=100, ge=1, description="Endpoints that one look takes.")

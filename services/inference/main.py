@@ -63,7 +63,15 @@ async def main(process: Process, settings: InferenceSettings) -> None:
 
     outbox = Outbox(settings, clock=clock, ids=ids)
     keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
-    meter = Meter(pool, outbox, batch_s=settings.usage_batch_s, batch_max=settings.usage_batch_max)
+    meter = Meter(
+        pool,
+        outbox,
+        batch_s=settings.usage_batch_s,
+        batch_max=settings.usage_batch_max,
+        interval_s=settings.metering_interval_s,
+        waiting_max=settings.usage_waiting_max,
+        clock=clock,
+    )
     keep("meter", meter.run, until=DrainStage.FINISH_CALLS)
 
     objects = ObjectStore(

@@ -157,7 +157,6 @@ class GenerateRequest:
     prompt_token_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     adapter_revision: str | None = None
-    stream: bool = True  # False: one chunk with everything
 
 
 @dataclass(frozen=True, kw_only=True)

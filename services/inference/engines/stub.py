@@ -147,7 +147,7 @@ class _Answer:
         self.finished = reason is not None
         held = 0 if self.finished else max((len(stop) - 1 for stop in self.request.sampling.stop), default=0)
         until = max(self.sent_chars, len(self.text) - held)
-        if not self.finished and (not self.request.stream or until == self.sent_chars):
+        if not self.finished and until == self.sent_chars:
             return None
         return self._chunk(until, reason)
 

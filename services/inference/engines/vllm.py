@@ -302,7 +302,7 @@ def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
         logprobs=wanted.logprobs,
-        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.DELTA,
     )
 
 

@@ -33,10 +33,11 @@ from services.inference.engines.base import (
     RequestInvalid,
     Sampling,
 )
-from services.inference.metering.domain import UsageOfCall
+from services.inference.metering.domain import CallUse, MeteredCall
 from services.inference.metering.meter import Meter
 from services.inference.models.domain import TunedModel
 from services.inference.serving.engine_pool import EngineKey, EnginePool
+from services.inference.serving.read_ahead import read_ahead
 from services.inference.serving.target import Target, Targets
 from services.inference.serving.weights_cache import WeightsCache
 
@@ -65,7 +66,6 @@ class Call:
     # The answer's limit, None for the default; a default shrinks to what the context leaves.
     output_tokens_max: int | None
     sampling: Callable[[int], Sampling]
-    stream: bool
 
 
 def domain_error_of(error: EngineError) -> DomainError:
@@ -156,36 +156,51 @@ class Serving:
         """What the engine of an endpoint's lease serves; None when there is none in this process."""
         return self._dedicated.get(owner) if self.is_running(owner) else None
 
-    async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        """The chunks of one call. Its usage is committed before the last chunk goes out, and when the caller leaves."""
-        async with self.engine(call.target) as engine:
-            self._check_chars(call.prompt.chars, engine.context_tokens_max)
-            prompt = await call.prompt.render(engine)
-            request = GenerateRequest(
-                request_id=call.generation_id,
-                prompt_token_ids=prompt,
-                sampling=call.sampling(self._limit(call, len(prompt), engine.context_tokens_max)),
-                adapter_revision=call.target.adapter.revision if call.target.adapter else None,
-                stream=call.stream,
-            )
-            last: Chunk | None = None
-            metered = False
-            try:
-                async with contextlib.aclosing(engine.generate(request)) as chunks:
-                    async for chunk in chunks:
-                        last = chunk
-                        if chunk.finish_reason is not None:
-                            metered = True
-                            await self._record(call, chunk)
-                        yield chunk
-            finally:
-                if last is not None and not metered:
-                    await self._record(call, last)
+    def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The chunks of one call. The engine goes on at its own pace; what it computed is metered however the call
+        ends, and committed before the last chunk goes out."""
+        return read_ahead(self._run(call), stalled_s_max=self._settings.stalled_reader_s_max, clock=self._clock)
 
-    async def _record(self, call: Call, chunk: Chunk) -> None:
-        """Meters a call, unless a dedicated endpoint answered it: its minutes pay for every token."""
-        if not call.target.engine.owner:
-            await self._meter.record(self._usage(call, chunk))
+    async def _run(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """What the engine says to a call, as it says it."""
+        last: Chunk | None = None
+        with self._metered(call) as use:
+            async with self.engine(call.target) as engine, contextlib.aclosing(self._ask(call, engine)) as chunks:
+                async for chunk in chunks:
+                    use.count(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+                    if chunk.finish_reason is None:
+                        yield chunk
+                    else:
+                        last = chunk
+            assert last is not None, "an engine says with its last chunk why it ended"
+            if _is_metered(call):
+                # The engine is free already: a database that is away holds none.
+                await self._meter.commit(use)
+            yield last
+
+    async def _ask(self, call: Call, engine: Engine) -> AsyncGenerator[Chunk, None]:
+        self._check_chars(call.prompt.chars, engine.context_tokens_max)
+        prompt = await call.prompt.render(engine)
+        request = GenerateRequest(
+            request_id=call.generation_id,
+            prompt_token_ids=prompt,
+            sampling=call.sampling(self._limit(call, len(prompt), engine.context_tokens_max)),
+            adapter_revision=call.target.adapter.revision if call.target.adapter else None,
+        )
+        async with contextlib.aclosing(engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _metered(self, call: Call) -> contextlib.AbstractContextManager[CallUse]:
+        metered = MeteredCall(
+            generation_id=call.generation_id,
+            project_id=call.caller.tenant,
+            organization_id=call.caller.account,
+            model_id=call.model,
+            base_model=call.target.base_model,
+            api_key_id=call.caller.subject,
+        )
+        return self._meter.metered(metered) if _is_metered(call) else contextlib.nullcontext(CallUse(metered))
 
     def _check_chars(self, chars: int, context_tokens_max: int) -> None:
         """Refuses a text that cannot fit before its tokens are counted, which takes the tokenizer from everybody."""
@@ -207,15 +222,7 @@ class Serving:
             return call.output_tokens_max
         return max(1, min(self._settings.output_tokens_default, context_tokens_max - prompt_tokens))
 
-    def _usage(self, call: Call, chunk: Chunk) -> UsageOfCall:
-        return UsageOfCall(
-            generation_id=call.generation_id,
-            project_id=call.caller.tenant,
-            organization_id=call.caller.account,
-            model_id=call.model,
-            base_model=call.target.base_model,
-            input_tokens=chunk.usage.prompt_tokens,
-            output_tokens=chunk.usage.completion_tokens,
-            ended_at=self._clock.now(),
-            api_key_id=call.caller.subject,
-        )
+
+def _is_metered(call: Call) -> bool:
+    """A dedicated endpoint's calls are not: its minutes pay for every token."""
+    return not call.target.engine.owner

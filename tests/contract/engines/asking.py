@@ -12,15 +12,12 @@ GREEDY = Sampling(temperature=0.0, completion_tokens_max=24)
 _numbers = itertools.count()
 
 
-def request_for(
-    prompt: Sequence[int], sampling: Sampling = GREEDY, *, adapter: str | None = None, stream: bool = True
-) -> GenerateRequest:
+def request_for(prompt: Sequence[int], sampling: Sampling = GREEDY, *, adapter: str | None = None) -> GenerateRequest:
     return GenerateRequest(
         request_id=f"request-{next(_numbers)}",
         prompt_token_ids=prompt,
         sampling=sampling,
         adapter_revision=adapter,
-        stream=stream,
     )
 
 

@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The hold of a job ended because nobody renewed it."""
     ERROR_REASON_CONCURRENCY_LIMIT: _ErrorReason.ValueType  # 37
     """Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
+    ERROR_REASON_READER_STALLED: _ErrorReason.ValueType  # 38
+    """The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -182,4 +184,6 @@ ERROR_REASON_HOLD_EXPIRED: ErrorReason.ValueType  # 36
 """The hold of a job ended because nobody renewed it."""
 ERROR_REASON_CONCURRENCY_LIMIT: ErrorReason.ValueType  # 37
 """Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
+ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 38
+"""The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

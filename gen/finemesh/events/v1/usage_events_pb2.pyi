@@ -79,14 +79,16 @@ Global___TrainingUsageRecorded: _TypeAlias = TrainingUsageRecorded  # noqa: Y015
 
 @_typing.final
 class InferenceUsageRecorded(_message.Message):
-    """Tokens that were served, many calls in one event. Emitted by inference."""
+    """Tokens that were served, parts of many calls in one event. Emitted by inference while calls run and when they end; a
+    part that is told twice is the same work.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferenceUsage]:
-        """The calls."""
+        """The parts of calls."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ Global___InferenceUsageRecorded: _TypeAlias = InferenceUsageRecorded  # noqa: Y0
 
 @_typing.final
 class InferenceUsage(_message.Message):
-    """Tokens of one call."""
+    """Tokens of a part of one call. The parts of a call follow each other without overlap; together they are its use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -118,7 +120,7 @@ class InferenceUsage(_message.Message):
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     CREDIT_LEASE_ID_FIELD_NUMBER: _builtins.int
     work_key: _builtins.str
-    """The generation's id; the key of the work."""
+    """`{generation id}:{start}-{end}`: the generated tokens from `start` up to `end`, counted from 0."""
     project_id: _builtins.str
     """Id of the project."""
     organization_id: _builtins.str
@@ -128,16 +130,16 @@ class InferenceUsage(_message.Message):
     base_model: _builtins.str
     """The base model whose price applies."""
     input_tokens: _builtins.int
-    """Tokens of the prompt."""
+    """Tokens of the prompt; 0 but in the call's first part."""
     output_tokens: _builtins.int
-    """Generated tokens."""
+    """Generated tokens, `end` less `start`."""
     api_key_id: _builtins.str
     """Id of the API key that called; empty where there is none."""
     credit_lease_id: _builtins.str
     """The lease of credit that the call was reserved from; empty where there is none. Booking the call lowers the lease."""
     @_builtins.property
     def usage_time(self) -> _timestamp_pb2.Timestamp:
-        """When the call ended."""
+        """When the part ended."""
 
     def __init__(
         self,
