@@ -104,7 +104,23 @@ class TrainerSettings(ChassisSettings):
     )
     analysis_answer_bytes_max: int = Field(default=4 * 1024**2, ge=4096, description="Longest answer of an analysis.")
     analysis_errors_max: int = Field(default=100, ge=1, description="Faulty lines that one answer names.")
-    analyses_concurrent_max: int = Field(default=2, ge=1, description="Analyses at the same time on this node.")
+    analyses_concurrent_max: int = Field(
+        default=4,
+        ge=2,
+        description="Analyses at the same time on this node; one organization gets all places but one.",
+    )
+    large_analyses_concurrent_max: int = Field(
+        default=2, ge=1, description="Places of these for large datasets, at most all but one."
+    )
+    large_analysis_bytes_min: int = Field(
+        default=16 * 1024**2, ge=1, description="From this size on a dataset is large: its analysis takes minutes."
+    )
+    quote_analyses_per_key_max: int = Field(
+        default=1, ge=1, description="Quotes and previews of one API key that are worked on at the same time."
+    )
+    analyses_waiting_max: int = Field(
+        default=1000, ge=1, description="Analyses in line on this node; the scheduler asks another one then."
+    )
     descriptions_concurrent_max: int = Field(
         default=2, ge=1, description="Descriptions of models at the same time on this node."
     )

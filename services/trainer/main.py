@@ -42,7 +42,7 @@ async def main(process: Process, settings: TrainerSettings) -> None:
     )
 
     datasets = DatasetService(cache, node_folder, settings, ids)
-    server = ServerBuilder(process, settings, serving=False)
+    server = ServerBuilder(process, settings, serving=False, trusted_forwarders={"scheduler"})
     server.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, FULL_NAME, allow={"scheduler"})
     await server.start()
 

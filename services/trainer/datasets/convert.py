@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from chassis.errors import DomainError, FailedPrecondition, FieldViolation, InvalidArgument, Unavailable, invalid
+from chassis.identity import Caller
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from services.trainer.config import TrainerSettings
+from services.trainer.datasets.analysis_line import Asker, Purpose
 from services.trainer.train.data.preparation.fingerprint import preparation_version
 
 _MODEL_REASONS = frozenset({"MODEL_INVALID"})
@@ -40,6 +42,12 @@ def question_from_proto(
             "workers": settings.threads_per_child,
         },
     }
+
+
+def asker_from_proto(purpose: "dataset_service_pb2.AnalysisPurpose.ValueType", caller: Caller) -> Asker:
+    """For whom the scheduler asks: it names organization and key of the user that it speaks for."""
+    is_job = purpose == dataset_service_pb2.ANALYSIS_PURPOSE_JOB
+    return Asker(purpose=Purpose.JOB if is_job else Purpose.QUOTE, organization=caller.account, key=caller.subject)
 
 
 def analysis_to_proto(counted: Mapping[str, Any], *, packing_digest: str) -> dataset_service_pb2.AnalyzeDatasetResponse:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable, unpack
+from chassis.identity import Caller, metadata_of
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from services.trainer.train.data.preparation.prepare import CACHED_FILE_BYTES_MIN
@@ -40,11 +41,12 @@ def make_request(world: AgentWorld, base: Path, content: bytes, **fields: Any) -
     )
 
 
-async def ask(world: AgentWorld, request: Any, service: str = "scheduler") -> Any:
+async def ask(world: AgentWorld, request: Any, service: str = "scheduler", organization: str = "") -> Any:
+    metadata = tuple(metadata_of(Caller(service=service, account=organization)))
     async with world.channel(service) as channel:
         stub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
         try:
-            return await stub.AnalyzeDataset(request, timeout=120)
+            return await stub.AnalyzeDataset(request, timeout=120, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise unpack(error) from error
 
@@ -250,19 +252,26 @@ async def test_a_model_is_described_while_all_analyses_are_busy(world: AgentWorl
         if json.load(sys.stdin).get("describe"):
             print(json.dumps({"ok": True, "template": {"supports_tools": True, "supports_reasoning": False}}))
         else:
-            (pathlib.Path(__file__).parent / "pids").write_text(f"{os.getpid()} x\\n")
+            with (pathlib.Path(__file__).parent / "pids").open("a") as file:
+                file.write(f"{os.getpid()} x\\n")
             time.sleep(600)
         """,
     )
-    await world.start_agent(**settings, analyses_concurrent_max=1)
-    request = make_request(world, tiny_base, jsonl(GOOD_ROWS))
-    asking = asyncio.create_task(ask(world, request))
-    await world.wait_for_child()
+    await world.start_agent(**settings, analyses_concurrent_max=2)
+    quote = make_request(world, tiny_base, jsonl(GOOD_ROWS))
+    job = make_request(world, tiny_base, jsonl(GOOD_ROWS), purpose=dataset_service_pb2.ANALYSIS_PURPOSE_JOB)
+    job.sequence_tokens_max = 128
+    asking = [
+        asyncio.create_task(ask(world, quote, organization="org_a")),
+        asyncio.create_task(ask(world, job, organization="org_b")),
+    ]
+    await world.wait_for_child(2)
     async with world.channel("scheduler") as channel:
         stub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
-        described = dataset_service_pb2.DescribeModelRequest(base_model=request.base_model)
+        described = dataset_service_pb2.DescribeModelRequest(base_model=quote.base_model)
         assert (await stub.DescribeModel(described, timeout=60)).supports_tools
-    asking.cancel()
+    for task in asking:
+        task.cancel()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from finemesh.files.v1 import dataset_preview_pb2 as _dataset_preview_pb2
 from finemesh.files.v1 import file_pb2 as _file_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,26 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AnalysisPurpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnalysisPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnalysisPurpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANALYSIS_PURPOSE_UNSPECIFIED: _AnalysisPurpose.ValueType  # 0
+    """A quote: a caller waits for it and may go away."""
+    ANALYSIS_PURPOSE_JOB: _AnalysisPurpose.ValueType  # 1
+    """The validation of a job that was created."""
+
+class AnalysisPurpose(_AnalysisPurpose, metaclass=_AnalysisPurposeEnumTypeWrapper):
+    """What an analysis is made for. A trainer serves the purposes in turn, so that none waits for another's crowd."""
+
+ANALYSIS_PURPOSE_UNSPECIFIED: AnalysisPurpose.ValueType  # 0
+"""A quote: a caller waits for it and may go away."""
+ANALYSIS_PURPOSE_JOB: AnalysisPurpose.ValueType  # 1
+"""The validation of a job that was created."""
+Global___AnalysisPurpose: _TypeAlias = AnalysisPurpose  # noqa: Y015
 
 @_typing.final
 class AnalyzeDatasetRequest(_message.Message):
@@ -30,12 +51,15 @@ class AnalyzeDatasetRequest(_message.Message):
     BASE_REVISION_FIELD_NUMBER: _builtins.int
     SEQUENCE_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     TRAIN_ON_INPUTS_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     base_revision: _builtins.str
     """Revision of the base model."""
     sequence_tokens_max: _builtins.int
     """Longest example in tokens."""
     train_on_inputs: _builtins.str
     """`auto`, `true` or `false`."""
+    purpose: Global___AnalysisPurpose.ValueType
+    """What the counts are for. It decides the place in the line and nothing else: equal questions share one analysis."""
     @_builtins.property
     def dataset(self) -> _artifact_pb2.Artifact:
         """The dataset file."""
@@ -52,10 +76,11 @@ class AnalyzeDatasetRequest(_message.Message):
         base_revision: _builtins.str = ...,
         sequence_tokens_max: _builtins.int = ...,
         train_on_inputs: _builtins.str = ...,
+        purpose: Global___AnalysisPurpose.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_revision", b"base_revision", "dataset", b"dataset", "sequence_tokens_max", b"sequence_tokens_max", "train_on_inputs", b"train_on_inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_revision", b"base_revision", "dataset", b"dataset", "purpose", b"purpose", "sequence_tokens_max", b"sequence_tokens_max", "train_on_inputs", b"train_on_inputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class DatasetServiceStub:
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers.
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
     """
 
     def __init__(self, channel):
@@ -53,7 +55,9 @@ class DatasetServiceStub:
 
 
 class DatasetServiceServicer:
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers.
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
     """
 
     def AnalyzeDataset(self, request, context):
@@ -105,7 +109,9 @@ def add_DatasetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DatasetService:
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers.
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
     """
 
     @staticmethod

@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DatasetServiceStub:
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers."""
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +47,10 @@ class DatasetServiceStub:
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers."""
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AnalyzeDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.AnalyzeDatasetRequest, _dataset_service_pb2.AnalyzeDatasetResponse]  # type: ignore[assignment]
@@ -57,7 +63,10 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Says what the chat template of a base model can render, by the rules that rows are refused by."""
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Internal: counts what training would see, with the code that feeds the training. Served by trainers."""
+    """Internal: counts what training would see, with the code that feeds the training. Served by trainers. Whoever the
+    scheduler speaks for waits in a line of fair turns. An analysis ends when nobody waits for it any more: when the call
+    was cancelled, its deadline passed, or its connection broke.
+    """
 
     @_abc_1.abstractmethod
     def AnalyzeDataset(
