@@ -49,6 +49,9 @@ class BillingSettings(ChassisSettings):
         default=3600.0, gt=0, description="How far ahead the price of tokens is told; half of it it may be used."
     )
     credit_collect_interval_s: float = Field(default=30.0, gt=0, description="Pause between looks for leases to end.")
+    budget_alert_retention_s: float = Field(
+        default=400 * 86_400.0, gt=40 * 86_400.0, description="How long it is known that a budget's warning went out."
+    )
     budgets_max: int = Field(default=1000, ge=1, description="Budgets of one project and its keys.")
 
     request_id_chars_max: int = Field(default=128, ge=1, description="Longest request_id.")

@@ -11,6 +11,7 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool, transaction
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
+from chassis.retention import RetentionKeeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.billing.v1 import (
     billing_service_pb2_grpc,
@@ -33,6 +34,7 @@ from services.billing.invoices.closer import Closer
 from services.billing.leasing.lease_collector import LeaseCollector
 from services.billing.leasing.recall import Recall
 from services.billing.prices.catalogue import open_catalogue
+from services.billing.retention_rules import retention_rules
 
 
 async def main(process: Process, settings: BillingSettings) -> None:
@@ -60,6 +62,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     recall = Recall(pool, settings, clock=clock)
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
     process.spawn("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
+    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})

@@ -40,6 +40,9 @@ class GatewaySettings(ChassisSettings):
 
     projects_max: int = Field(default=1000, ge=1, description="Projects of one organization.")
     keys_per_project_max: int = Field(default=1000, ge=1, description="Valid keys of one project.")
+    audit_retention_s: float = Field(
+        default=2 * 365 * 86400.0, gt=0, description="How long the audit log says who did what."
+    )
     idempotency_retention_s: float = Field(default=7 * 86400.0, gt=0, description="How long request_ids are known.")
 
     file_size_bytes_max: int = Field(default=10 * 1024 * MIB, ge=1, description="Largest uploaded file.")
@@ -51,8 +54,11 @@ class GatewaySettings(ChassisSettings):
     upload_s_max: float = Field(default=3600.0, gt=0, description="Longest upload; the stream ends after it.")
     # Jobs read their files when an attempt starts, which may be days after the file was deleted.
     deleted_file_retention_s: float = Field(default=7 * 86400.0, ge=0, description="Bytes outlive their file so long.")
+    deleted_file_record_retention_s: float = Field(
+        default=365 * 86400.0, gt=0, description="The record of a deleted file outlives its bytes so long."
+    )
     sweep_interval_s: float = Field(default=30.0, gt=0, description="Pause between removals of bytes nobody needs.")
-    sweep_batch_max: int = Field(default=100, ge=1, description="Objects or rows that one sweep removes.")
+    sweep_batch_max: int = Field(default=100, ge=1, description="Objects that one sweep removes.")
     sweep_claim_s: float = Field(default=300.0, gt=0, description="An unfinished removal is tried again after it.")
 
     dataset_line_bytes_max: int = Field(default=4 * MIB, ge=1024, description="Longest line of a dataset.")

@@ -8,6 +8,7 @@ from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
 from chassis.process import DrainStage, Process, run
+from chassis.retention import RetentionKeeper
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
@@ -31,6 +32,7 @@ from services.gateway.http.http_server import start_http
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.rate_limit import RateLimiter
 from services.gateway.identity.store import KeyFinder
+from services.gateway.retention_rules import retention_rules
 
 
 async def main(process: Process, settings: GatewaySettings) -> None:
@@ -46,6 +48,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     )
     collector = ArtifactCollector(pool, artifacts, clock, settings)
     process.spawn("artifact_gc", collector.run)
+    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
 
     limiter = RateLimiter(
         rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max

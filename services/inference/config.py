@@ -67,6 +67,9 @@ class InferenceSettings(ChassisSettings):
         default=30.0, gt=0, description="How long a caller may take nothing of an answer while the engine goes on."
     )
     endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
+    deleted_endpoint_retention_s: float = Field(
+        default=365 * 86400.0, gt=0, description="How long the row of a deleted endpoint is kept."
+    )
     endpoint_poll_s: float = Field(default=0.5, gt=0, description="Pause between looks at endpoints that must move.")
     endpoints_batch_max: int = Field(default=100, ge=1, description="Endpoints that one look takes.")
     claim_duration_s: float = Field(

@@ -21,6 +21,7 @@ from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
 from chassis.process import CoroutineFunction, DrainStage, Process, run
+from chassis.retention import RetentionKeeper
 from chassis.rounds import outlived
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
@@ -43,6 +44,7 @@ from services.inference.engines.choice import open_engine
 from services.inference.metering.meter import Meter
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.model_registry import Registry
+from services.inference.retention_rules import retention_rules
 from services.inference.serving.calls import Serving
 from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.engine_pool import EnginePool
@@ -62,6 +64,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     await migrate(pool, [MIGRATIONS])
 
     outbox = Outbox(settings, clock=clock, ids=ids)
+    keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
     meter = Meter(
         pool,

@@ -69,8 +69,22 @@ class SchedulerSettings(ChassisSettings):
     metric_retention_s: float = Field(
         default=90 * 86_400.0, gt=0, description="A job's metric lines are deleted that long after its end."
     )
-    history_interval_s: float = Field(default=60.0, gt=0, description="Pause between looks for such lines.")
+    job_detail_retention_s: float = Field(
+        default=2 * 365 * 86_400.0,
+        gt=0,
+        description="All but a job's row, its transitions and its kept checkpoints is deleted that long after its end.",
+    )
+    history_interval_s: float = Field(default=60.0, gt=0, description="Pause between looks for such jobs.")
     history_batch_max: int = Field(default=5000, ge=1, description="Lines that one deletion takes.")
+    allocation_retention_s: float = Field(
+        default=30 * 86_400.0, gt=0, description="How long the leases of endpoints are kept after their end."
+    )
+    node_retention_s: float = Field(
+        default=30 * 86_400.0, gt=0, description="A node that is lost for longer is forgotten with its devices."
+    )
+    analysis_retention_s: float = Field(
+        default=180 * 86_400.0, gt=0, description="How long the counts of a dataset are kept; then they are made again."
+    )
     validation_defects_max: int = Field(
         default=5, ge=1, description="Unexpected errors of one job's validation before it is set aside as failed."
     )

@@ -10,6 +10,7 @@ from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
+from chassis.retention import RetentionKeeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
@@ -41,6 +42,7 @@ from services.scheduler.pipelines.lease_sweeper import Sweeper
 from services.scheduler.pipelines.placer import Placer
 from services.scheduler.pipelines.validator import Validator
 from services.scheduler.placement.serving import ServingAllocations
+from services.scheduler.retention_rules import retention_rules
 from services.scheduler.spec.tuning_limits import load_limits
 from services.scheduler.watching.hub import Hub
 from services.scheduler.watching.listener import Listener
@@ -82,6 +84,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
     process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
+    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     process.spawn("placer", Placer(database, jobs, hub, clock, settings).run)
     process.spawn("sweeper", Sweeper(database, nodes, attempts, clock, settings).run)
 

@@ -21,6 +21,7 @@ MEANINGS = {
     "lifecycle": "the states of one thing and the table of moves between them",
     "limits": "the largest values that are taken as meant",
     "paging": "how a list is cut into pages, by who serves it and by who reads it",
+    "retention_rules": "which rows of one service go when",
     "transitions": "the moves of a lifecycle, with what they record and announce",
 }
 

@@ -157,3 +157,14 @@ SELECT a.project_id, a.api_key_id, :month::date, a.percent, :now::timestamptz
 FROM unnest(:project_ids::text[], :api_key_ids::text[], :percents::int[]) AS a (project_id, api_key_id, percent)
 ON CONFLICT (project_id, api_key_id, month, percent) DO NOTHING
 RETURNING project_id, api_key_id, percent;
+
+-- name: prune_alerts(retention_s, batch_max)!
+-- Deletes a bounded batch of warnings of months that are long over.
+DELETE FROM budget_alerts
+WHERE (project_id, api_key_id, month, percent) IN (
+    SELECT project_id, api_key_id, month, percent
+    FROM budget_alerts
+    WHERE alert_time < now() - make_interval(secs => :retention_s)
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chassis.db.pool import Connection
-from chassis.db.queries import load_queries
+from chassis.db.queries import affected, load_queries
 from services.billing.budgets.caps import Budget, Spender
 from services.billing.budgets.credit import Credit, CreditChange, CreditState
 from services.billing.ledger.entries import Balances
@@ -135,6 +135,10 @@ class BudgetStore:
             now=now,
         )
         return {(row["project_id"], row["api_key_id"], row["percent"]) async for row in rows}
+
+    async def prune_alerts(self, retention_s: float, batch_max: int) -> int:
+        """Forgets warnings of long ago, at most so many; returns how many."""
+        return affected(await _queries.prune_alerts(self._connection, retention_s=retention_s, batch_max=batch_max))
 
 
 def _budget(row: Any) -> Budget:

@@ -1,6 +1,6 @@
 """Artifact garbage collection: removes bytes that no file needs any more. Not pure: database, artifact store.
 
-Request_ids that are too old to come again go with them. It serves nobody.
+It serves nobody.
 """
 
 from datetime import timedelta
@@ -13,7 +13,6 @@ from chassis.objects.object_store import ObjectStore
 from chassis.rounds import BACKOFF_S_FIRST, Signal, run_rounds
 from services.gateway.config import GatewaySettings
 from services.gateway.files.store import FileStore
-from services.gateway.requests.store import RequestStore
 
 
 class ArtifactCollector:
@@ -56,8 +55,6 @@ class ArtifactCollector:
                 claimed_before=now - timedelta(seconds=self._settings.sweep_claim_s),
                 limit=self._settings.sweep_batch_max,
             )
-            before = now - timedelta(seconds=self._settings.idempotency_retention_s)
-            await RequestStore(connection).prune(before, self._settings.sweep_batch_max)
         for key in keys:
             await self._remove(key)
         return len(keys)

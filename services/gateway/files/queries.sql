@@ -28,10 +28,26 @@ ORDER BY file_id DESC
 LIMIT :limit;
 
 -- name: delete_file(project_id, file_id, delete_time)!
--- Marks a file as deleted; its row stays as the record that it was here.
+-- Marks a file as deleted; its row stays for a while as the record that it was here.
 UPDATE files
 SET delete_time = :delete_time
 WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
+
+-- name: prune_files(retention_s, batch_max)!
+-- Deletes a bounded batch of records of files that were deleted long ago, and whose bytes are gone.
+DELETE FROM files
+WHERE file_id IN (
+    SELECT file_id
+    FROM files
+    WHERE
+        delete_time < now() - make_interval(secs => :retention_s)
+        AND NOT EXISTS (
+            SELECT FROM removals WHERE artifact_key = 'files/' || files.project_id || '/' || files.file_id
+        )
+    ORDER BY delete_time
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
 
 -- name: add_removal(artifact_key, due_time)!
 -- Notes bytes that are to go after the due time.

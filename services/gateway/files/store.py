@@ -36,6 +36,10 @@ class FileStore:
         status = await QUERIES.delete_file(self._connection, project_id=project_id, file_id=file_id, delete_time=now)
         return affected(status) == 1
 
+    async def prune(self, retention_s: float, batch_max: int) -> int:
+        """Forgets files that were deleted long ago, at most so many; returns how many."""
+        return affected(await QUERIES.prune_files(self._connection, retention_s=retention_s, batch_max=batch_max))
+
     async def add_removal(self, artifact_key: str, due: datetime) -> None:
         await QUERIES.add_removal(self._connection, artifact_key=artifact_key, due_time=due)
 

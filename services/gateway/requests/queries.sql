@@ -10,14 +10,28 @@ SELECT fingerprint, resource_id
 FROM idempotency
 WHERE project_id = :project_id AND method = :method AND request_id = :request_id;
 
--- name: prune_idempotency(before, limit)!
+-- name: prune_idempotency(retention_s, batch_max)!
 -- Deletes a bounded batch of records that are too old for anybody to repeat their request.
 DELETE FROM idempotency
 WHERE (project_id, method, request_id) IN (
     SELECT project_id, method, request_id
     FROM idempotency
-    WHERE create_time < :before
-    LIMIT :limit
+    WHERE create_time < now() - make_interval(secs => :retention_s)
+    ORDER BY create_time
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: prune_audit_log(retention_s, batch_max)!
+-- Deletes a bounded batch of old entries.
+DELETE FROM audit_log
+WHERE entry_id IN (
+    SELECT entry_id
+    FROM audit_log
+    WHERE create_time < now() - make_interval(secs => :retention_s)
+    ORDER BY create_time
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
 );
 
 -- name: add_audit_entry(create_time, organization_id, project_id, actor, action, resource, trace_id)!

@@ -54,9 +54,13 @@ class RequestStore:
             return None
         return Repeated(fingerprint=bytes(row["fingerprint"]), resource_id=row["resource_id"])
 
-    async def prune(self, before: datetime, limit: int) -> None:
-        """Forgets the oldest request_ids of before that time, at most `limit` of them."""
-        await QUERIES.prune_idempotency(self._connection, before=before, limit=limit)
+    async def prune(self, retention_s: float, batch_max: int) -> int:
+        """Forgets the oldest request_ids past keeping, at most so many; returns how many."""
+        return affected(await QUERIES.prune_idempotency(self._connection, retention_s=retention_s, batch_max=batch_max))
+
+    async def prune_audit_log(self, retention_s: float, batch_max: int) -> int:
+        """As `prune`, for entries of the audit log."""
+        return affected(await QUERIES.prune_audit_log(self._connection, retention_s=retention_s, batch_max=batch_max))
 
     async def add_audit_entry(
         self,

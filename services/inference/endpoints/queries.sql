@@ -150,3 +150,10 @@ WHERE id = :id AND lease_token = :lease_token AND billed_minutes = :seen_minutes
 -- Deletes an endpoint that holds no devices.
 UPDATE endpoints SET deleted_at = :now
 WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL AND state IN ('STOPPED', 'FAILED', 'PARKED');
+
+-- name: prune_endpoints(retention_s, batch_max)!
+-- Forgets a bounded batch of endpoints that were deleted long ago.
+DELETE FROM endpoints WHERE id IN (
+    SELECT id FROM endpoints WHERE deleted_at < now() - make_interval(secs => :retention_s)
+    ORDER BY deleted_at LIMIT :batch_max FOR UPDATE SKIP LOCKED
+);

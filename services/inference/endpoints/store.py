@@ -177,6 +177,10 @@ class EndpointStore:
         """Deletes an endpoint that holds no devices; False when there is none."""
         return affected(await QUERIES.delete_endpoint(self._connection, project_id=project_id, id=id, now=now)) == 1
 
+    async def prune(self, retention_s: float, batch_max: int) -> int:
+        """Forgets endpoints that were deleted long ago, at most so many; returns how many."""
+        return affected(await QUERIES.prune_endpoints(self._connection, retention_s=retention_s, batch_max=batch_max))
+
 
 def _place_of(endpoint: Endpoint | None) -> dict[str, object]:
     """Where a page begins: behind this endpoint, or at the first one."""

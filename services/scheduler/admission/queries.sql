@@ -41,6 +41,18 @@ WHERE
     AND train_on_inputs = :train_on_inputs
     AND preparation_version = :preparation_version;
 
+-- name: prune_analyses(retention_s, batch_max)!
+-- Deletes a bounded batch of old counts.
+DELETE FROM dataset_analyses
+WHERE (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version) IN (
+    SELECT file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version
+    FROM dataset_analyses
+    WHERE create_time < now() - make_interval(secs => :retention_s)
+    ORDER BY create_time
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+);
+
 -- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, preparation_version, rows_per_second, now)!
 -- Keeps the counts of a file; the first ones stay, so that a quote and the run cannot disagree.
 INSERT INTO dataset_analyses (

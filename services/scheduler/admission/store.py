@@ -83,6 +83,10 @@ class AdmissionStore:
         status = await _QUERIES.keep_checkpoint(self._connection, project_id=project_id, job_id=job_id, step=step)
         return affected(status) > 0
 
+    async def prune_counts(self, retention_s: float, batch_max: int) -> int:
+        """Deletes old counts, at most so many; returns how many."""
+        return affected(await _QUERIES.prune_analyses(self._connection, retention_s=retention_s, batch_max=batch_max))
+
     async def get_counts(self, key: CountsKey, preparation_version: str) -> FileCounts | None:
         row = await _QUERIES.get_analysis(self._connection, **vars(key), preparation_version=preparation_version)
         return None if row is None else FileCounts(**row)

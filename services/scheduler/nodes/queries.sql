@@ -96,6 +96,27 @@ WHERE
     )
 RETURNING nodes.node, nodes.quarantine_reason;
 
+-- name: prune_nodes(retention_s, batch_max)!
+-- Forgets a bounded batch of nodes, with their devices, that are lost for long and hold nothing.
+WITH gone AS (
+    SELECT node
+    FROM nodes
+    WHERE
+        state = 'LOST'
+        AND seen_at < now() - make_interval(secs => :retention_s)
+        AND NOT EXISTS (
+            SELECT FROM allocations WHERE allocations.node = nodes.node AND allocations.released_at IS NULL
+        )
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+),
+
+freed AS (
+    DELETE FROM devices USING gone WHERE devices.node = gone.node
+)
+
+DELETE FROM nodes USING gone WHERE nodes.node = gone.node;
+
 -- name: list_analyzers(page_size)
 -- Addresses of the nodes that are there, the most recently seen first.
 SELECT address FROM nodes WHERE state = 'READY' ORDER BY seen_at DESC, node LIMIT :page_size;

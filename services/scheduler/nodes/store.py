@@ -5,7 +5,7 @@ from pathlib import Path
 from uuid import UUID
 
 from chassis.db.pool import Connection, Pool
-from chassis.db.queries import load_queries
+from chassis.db.queries import affected, load_queries
 from services.scheduler.nodes.node import AssignmentRecord, NodeRegistration
 
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
@@ -66,6 +66,10 @@ class NodeStore:
             self._connection, window_s=window_s, jobs_min=jobs_min, share_min=share_min, duration_s=duration_s
         )
         return {row["node"]: row["quarantine_reason"] async for row in rows}
+
+    async def prune(self, retention_s: float, batch_max: int) -> int:
+        """Forgets nodes that are lost for long, at most so many; returns how many."""
+        return affected(await _QUERIES.prune_nodes(self._connection, retention_s=retention_s, batch_max=batch_max))
 
     async def list_analyzers(self, page_size: int) -> list[str]:
         """Addresses of trainers that can be asked, the most recently seen first."""

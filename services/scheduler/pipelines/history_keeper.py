@@ -1,4 +1,7 @@
-"""Not pure: database. Deletes the metric lines of jobs that ended long ago; all other lines of their history stay."""
+"""Not pure: database. Thins what is kept of ended jobs: first metric lines go, later all but the transitions.
+
+A job's row and its transitions stay. Each step is one bounded batch of one job.
+"""
 
 from datetime import timedelta
 
@@ -8,8 +11,12 @@ from chassis.clock import Clock
 from chassis.rounds import run_rounds
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
+from services.scheduler.jobs.job import EventKind
 from services.scheduler.pipelines.store import HistoryStore
 
+# `jobs.history_stage`: what is left.
+WHOLE, WITHOUT_METRICS, TRANSITIONS = 0, 1, 2
+DETAILS = tuple(kind for kind in EventKind if kind not in (EventKind.STATE_CHANGED, EventKind.REQUEUED))
 log = structlog.get_logger(__name__)
 
 
@@ -28,16 +35,29 @@ class HistoryKeeper:
         )
 
     async def prune_one(self) -> bool:
-        """One batch of one job; False when no job has lines that are past keeping."""
-        before = self._database.now() - timedelta(seconds=self._settings.metric_retention_s)
-        batch_max = self._settings.history_batch_max
+        """One batch of one job for each stage; False when no job has anything that is past keeping."""
+        metrics = await self._prune(WHOLE, self._settings.metric_retention_s)
+        details = await self._prune(WITHOUT_METRICS, self._settings.job_detail_retention_s)
+        return metrics or details
+
+    async def _prune(self, stage: int, retention_s: float) -> bool:
+        before = self._database.now() - timedelta(seconds=retention_s)
         async with self._database.writing() as connection:
             history = HistoryStore(connection)
-            job_id = await history.lock_oldest(before)
+            job_id = await history.lock_oldest(stage, before)
             if job_id is None:
                 return False
-            deleted = await history.prune(job_id, batch_max)
-            if deleted < batch_max:
-                await history.finish(job_id)
-        log.info("history_pruned", job=job_id, lines=deleted)
+            batch_max = self._settings.history_batch_max
+            if stage == WHOLE:
+                deleted = [await history.prune_lines(job_id, [EventKind.METRICS], batch_max)]
+            else:
+                deleted = [
+                    await history.prune_lines(job_id, DETAILS, batch_max),
+                    await history.prune_usage(job_id, batch_max),
+                    await history.prune_checkpoints(job_id, batch_max),
+                    await history.prune_attempts(job_id, batch_max),
+                ]
+            if max(deleted) < batch_max:
+                await history.finish(job_id, stage + 1)
+        log.info("history_pruned", job=job_id, stage=stage + 1, rows=sum(deleted))
         return True

@@ -91,28 +91,64 @@ WHERE state IN ('QUEUED', 'STARTING', 'RUNNING', 'CANCELLING') AND job_id > :aft
 ORDER BY job_id
 LIMIT :page_size;
 
--- name: lock_old_history(before)$
--- Takes the job that ended first among those whose metric lines are past keeping.
+-- name: lock_old_history(stage, before)$
+-- Takes the job that ended first among those at this stage, if what the next stage leaves out is past keeping.
 SELECT job_id
 FROM jobs
-WHERE end_time < :before AND NOT history_pruned
+WHERE end_time < :before AND history_stage = :stage AND history_stage < 2
 ORDER BY end_time
 LIMIT 1
 FOR NO KEY UPDATE SKIP LOCKED;
 
--- name: prune_history(job_id, batch_max)!
--- Deletes a bounded batch of a job's metric lines.
+-- name: prune_history(job_id, kinds, batch_max)!
+-- Deletes a bounded batch of a job's lines of these kinds.
 DELETE FROM job_events
 WHERE
     job_id = :job_id
     AND sequence IN (
         SELECT sequence
         FROM job_events
-        WHERE job_id = :job_id AND kind = 'METRICS'
+        WHERE job_id = :job_id AND kind = ANY(:kinds::text[])
         ORDER BY sequence
         LIMIT :batch_max
     );
 
--- name: finish_history(job_id)!
--- Records that a job has no metric lines any more.
-UPDATE jobs SET history_pruned = true WHERE job_id = :job_id;
+-- name: prune_job_usage(job_id, batch_max)!
+-- Deletes a bounded batch of what an ended job metered; billing has booked it.
+DELETE FROM job_usage
+WHERE work_key IN (SELECT work_key FROM job_usage WHERE job_id = :job_id LIMIT :batch_max);
+
+-- name: prune_checkpoints(job_id, batch_max)!
+-- Deletes a bounded batch of a job's checkpoints that were given up.
+DELETE FROM checkpoints
+WHERE
+    job_id = :job_id
+    AND step IN (
+        SELECT step FROM checkpoints WHERE job_id = :job_id AND obsolete_at IS NOT NULL LIMIT :batch_max
+    );
+
+-- name: prune_attempts(job_id, batch_max)!
+-- Deletes a bounded batch of an ended job's attempts with their leases, those of following nodes included.
+WITH gone AS (
+    SELECT lease_token FROM attempts WHERE job_id = :job_id AND end_time IS NOT NULL LIMIT :batch_max
+),
+
+leases AS (
+    SELECT lease_token FROM gone
+    UNION
+    SELECT allocations.lease_token FROM allocations JOIN gone ON allocations.leader_token = gone.lease_token
+),
+
+freed AS (
+    DELETE FROM allocation_devices USING leases WHERE allocation_devices.lease_token = leases.lease_token
+),
+
+ended AS (
+    DELETE FROM allocations USING leases WHERE allocations.lease_token = leases.lease_token
+)
+
+DELETE FROM attempts USING gone WHERE attempts.lease_token = gone.lease_token;
+
+-- name: finish_history(job_id, stage)!
+-- Records what is left of a job's history.
+UPDATE jobs SET history_stage = :stage WHERE job_id = :job_id;

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
-from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.job import EventKind, JobRef
 
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 
@@ -87,21 +87,35 @@ class ClaimStore:
 
 
 class HistoryStore:
-    """Metric lines of jobs that ended."""
+    """What is kept of jobs that ended."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def lock_oldest(self, before: datetime) -> str | None:
-        """The job that ended first, and before then, and may have lines left; None when there is none."""
-        job_id: str | None = await _QUERIES.lock_old_history(self._connection, before=before)
+    async def lock_oldest(self, stage: int, before: datetime) -> str | None:
+        """The job at this stage that ended first, and before then; None when there is none."""
+        job_id: str | None = await _QUERIES.lock_old_history(self._connection, stage=stage, before=before)
         return job_id
 
-    async def prune(self, job_id: str, batch_max: int) -> int:
-        return affected(await _QUERIES.prune_history(self._connection, job_id=job_id, batch_max=batch_max))
+    async def prune_lines(self, job_id: str, kinds: Sequence[EventKind], batch_max: int) -> int:
+        status = await _QUERIES.prune_history(
+            self._connection, job_id=job_id, kinds=[kind.value for kind in kinds], batch_max=batch_max
+        )
+        return affected(status)
 
-    async def finish(self, job_id: str) -> None:
-        await _QUERIES.finish_history(self._connection, job_id=job_id)
+    async def prune_usage(self, job_id: str, batch_max: int) -> int:
+        return affected(await _QUERIES.prune_job_usage(self._connection, job_id=job_id, batch_max=batch_max))
+
+    async def prune_checkpoints(self, job_id: str, batch_max: int) -> int:
+        """Those that were given up."""
+        return affected(await _QUERIES.prune_checkpoints(self._connection, job_id=job_id, batch_max=batch_max))
+
+    async def prune_attempts(self, job_id: str, batch_max: int) -> int:
+        """With their leases."""
+        return affected(await _QUERIES.prune_attempts(self._connection, job_id=job_id, batch_max=batch_max))
+
+    async def finish(self, job_id: str, stage: int) -> None:
+        await _QUERIES.finish_history(self._connection, job_id=job_id, stage=stage)
 
 
 def _key(job: Claim) -> dict[str, object]:

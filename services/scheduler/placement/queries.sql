@@ -140,3 +140,20 @@ RETURNING lease_token, node;
 -- name: release_devices(lease_token, now)!
 -- Gives the devices of an ended allocation back.
 UPDATE allocation_devices SET released_at = :now WHERE lease_token = :lease_token AND released_at IS NULL;
+
+-- name: prune_served(retention_s, batch_max)!
+-- Deletes a bounded batch of the allocations of endpoints that ended long ago.
+WITH gone AS (
+    SELECT lease_token
+    FROM allocations
+    WHERE kind = 'SERVING' AND released_at < now() - make_interval(secs => :retention_s)
+    ORDER BY released_at
+    LIMIT :batch_max
+    FOR UPDATE SKIP LOCKED
+),
+
+freed AS (
+    DELETE FROM allocation_devices USING gone WHERE allocation_devices.lease_token = gone.lease_token
+)
+
+DELETE FROM allocations USING gone WHERE allocations.lease_token = gone.lease_token;

@@ -145,5 +145,9 @@ class AllocationStore:
             await self._release_devices(row["lease_token"], now)
         return [row["node"] for row in rows]
 
+    async def prune_served(self, retention_s: float, batch_max: int) -> int:
+        """Deletes allocations of endpoints that ended long ago, at most so many; returns how many."""
+        return affected(await _QUERIES.prune_served(self._connection, retention_s=retention_s, batch_max=batch_max))
+
     async def _release_devices(self, lease_token: int, now: datetime) -> None:
         await _QUERIES.release_devices(self._connection, lease_token=lease_token, now=now)

@@ -175,9 +175,10 @@ async def test_a_request_id_is_claimed_once_and_forgotten_when_old(connection: A
     repeated = await store.repeated("proj_1", "Create", "r")
     assert repeated is not None
     assert (repeated.resource_id, repeated.fingerprint) == ("a", bytes(32))
-    await store.prune(NOW, 10)
+    age_s = (datetime.now(UTC) - NOW).total_seconds()
+    assert await store.prune(age_s + 60, 10) == 0
     assert await store.repeated("proj_1", "Create", "r") is not None
-    await store.prune(NOW + timedelta(seconds=1), 10)
+    assert await store.prune(age_s - 60, 10) == 1
     assert await store.repeated("proj_1", "Create", "r") is None
 
 
