@@ -5,15 +5,16 @@ The connection comes back for ever: a bus that is away delays events, it never s
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import nats
 import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, BadRequestError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 
+from chassis.bus.durables import DURABLES, Durable
 from chassis.settings import ChassisSettings
 
 # Raised when the bus is away, restarting or overloaded: the same call, tried again, can succeed.
@@ -31,8 +32,15 @@ _log = structlog.get_logger(__name__)
 class Bus:
     """One connection, shared by every relay and consumer of the process."""
 
-    def __init__(self, settings: ChassisSettings, client: Client) -> None:
+    def __init__(
+        self,
+        settings: ChassisSettings,
+        client: Client,
+        *,
+        durables: Mapping[str, tuple[Durable, ...]] = DURABLES,
+    ) -> None:
         self.settings = settings
+        self.durables = durables
         self.client = client
         self._known_streams: set[str] = set()
         self._reopening = asyncio.Lock()
@@ -44,7 +52,10 @@ class Bus:
         return self.client.jetstream(timeout=self.settings.publish_timeout_s)
 
     async def ensure_stream(self, name: str) -> None:
-        """Creates the stream unless it exists. Publisher and consumer both call it, so start order does not matter."""
+        """Creates the stream and its declared readers unless they exist.
+
+        Publisher and consumer both call it, so start order does not matter.
+        """
         if name in self._known_streams:
             return
         config = api.StreamConfig(
@@ -64,7 +75,30 @@ class Bus:
             if error.err_code != _STREAM_DIFFERS:
                 raise
             await self._reconcile(config)
+        await self._ensure_readers(name)
         self._known_streams.add(name)
+
+    async def ensure_durable(self, stream: str, durable: Durable) -> None:
+        """Makes the reader, or gives the one that exists the settings of this process."""
+        wait_s = self.settings.consumer_ack_wait_s if durable.ack_wait_s is None else durable.ack_wait_s
+        config = api.ConsumerConfig(
+            durable_name=durable.name,
+            filter_subjects=list(durable.subjects),
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=wait_s,
+            max_ack_pending=durable.pending_max,
+            # The bus never gives up an event: it cannot tell a broken event from a database that is away.
+            max_deliver=-1,
+        )
+        await self.jetstream.add_consumer(stream, config)
+
+    async def _ensure_readers(self, stream: str) -> None:
+        """Makes the declared readers that are missing. The settings of one that exists are its own process's matter."""
+        for durable in self.durables.get(stream, ()):
+            try:
+                await self.jetstream.consumer_info(stream, durable.name)
+            except NotFoundError:
+                await self.ensure_durable(stream, durable)
 
     async def _reconcile(self, config: api.StreamConfig) -> None:
         """Gives a stream that exists the settings of this process. One that refuses them is used as it is."""

@@ -5,21 +5,19 @@ cannot be handled ends in `dead_letters` with its reason, and in the stream of d
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nats.errors
 import structlog
 from google.protobuf.message import DecodeError, Message
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext, api
 from opentelemetry import metrics
 from opentelemetry.trace import SpanKind
 
-from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
 from chassis.bus.dead_letters import SET_ASIDE, bury, error_text
+from chassis.bus.durable_reader import DurableReader
 from chassis.bus.envelope import EventInfo, read_envelope
 from chassis.bus.outbox import QUERIES, Outbox
 from chassis.bus.subjects import stream_of, subject_of
@@ -31,9 +29,6 @@ from chassis.errors import InvalidArgument
 from chassis.telemetry.trace import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
-
-# Between looks at how far the reader of a busy stream has come.
-_DRAIN_POLL_S = 0.05
 
 _log = structlog.get_logger(__name__)
 _handled = metrics.get_meter(__name__).create_counter("consumer.handled", unit="{event}")
@@ -72,21 +67,16 @@ class Consumer:
         self._families = frozenset(families)
         self._outbox = outbox
         self._pool = pool
-        self._bus = bus
         self._durable = durable
-        self._clock = clock
         self._settings = bus.settings
         self._classes = {kind.DESCRIPTOR.full_name: kind for kind in handlers}
         self._handlers = {kind.DESCRIPTOR.full_name: handler for kind, handler in handlers.items()}
-        self._subjects: dict[str, list[str]] = {}
+        subjects: dict[str, list[str]] = {}
         for kind in handlers:
             subject = subject_of(kind)
-            self._subjects.setdefault(stream_of(subject), []).append(subject)
-        self._subjects |= {stream_of(f"{family}.>"): [f"{family}.>"] for family in self._families}
-        self._running = False
-        self._stopping = False
-        self._stopped = asyncio.Event()
-        self._fetches: set[asyncio.Task[list[Msg]]] = set()
+            subjects.setdefault(stream_of(subject), []).append(subject)
+        subjects |= {stream_of(f"{family}.>"): [f"{family}.>"] for family in self._families}
+        self._reader = DurableReader(bus, durable, subjects, self._settle_all, clock=clock)
         self._slots = asyncio.Semaphore(self._settings.consumer_concurrency_max)
 
     @property
@@ -95,104 +85,20 @@ class Consumer:
 
     async def run(self) -> None:
         """Runs until stopped or cancelled. A bus or database that is away is waited for; only a defect ends it."""
-        self._running = True
-        self._stopped.clear()
-        try:
-            async with asyncio.TaskGroup() as readers:
-                for stream, subjects in self._subjects.items():
-                    readers.create_task(self._read(stream, subjects), name=f"{self._durable}-{stream}")
-        finally:
-            self._stopped.set()
+        await self._reader.run()
 
     async def stop(self) -> None:
         """Fetches no more and lets the events in hand finish, so that they need not wait to be delivered again."""
-        self._stopping = True
-        for fetch in self._fetches:
-            fetch.cancel()
-        if self._running:
-            await self._stopped.wait()
+        await self._reader.stop()
 
     async def is_drained(self) -> bool:
-        """True when everything that the streams held when this was called is handled or set aside.
+        """True when everything that the streams held when this was called is handled or set aside."""
+        return await self._reader.is_drained()
 
-        Waits up to `consumer_drain_wait_s` for it. False as well while a reader is missing or the bus cannot say.
-        """
-        deadline_s = self._clock.monotonic() + self._settings.consumer_drain_wait_s
-        try:
-            last = {stream: (await self._bus.jetstream.stream_info(stream)).state.last_seq for stream in self._subjects}
-            while not all([await self._is_past(stream, sequence) for stream, sequence in last.items()]):
-                if self._clock.monotonic() >= deadline_s:
-                    return False
-                await self._clock.sleep(_DRAIN_POLL_S)
-        except BUS_FAILURES as error:
-            _log.warning("drain_unknown", durable=self._durable, error=repr(error))
-            return False
-        return True
-
-    async def _is_past(self, stream: str, sequence: int) -> bool:
-        info = await self._bus.jetstream.consumer_info(stream, self._durable)
-        # A busy stream always has more to come, and an idle one may end in events that are not for this reader.
-        handled = info.ack_floor.stream_seq if info.ack_floor is not None else 0
-        return handled >= sequence or (info.num_pending == 0 and info.num_ack_pending == 0)
-
-    async def _read(self, stream: str, subjects: list[str]) -> None:
-        backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
-        while not self._stopping:
-            subscription = None
-            try:
-                subscription = await self._subscribe(stream, subjects)
-                backoff.reset()
-                await self._read_until_failure(subscription)
-            except BUS_FAILURES as error:
-                _log.warning("consumer_waits", durable=self._durable, stream=stream, error=repr(error))
-                await self._clock.sleep(backoff.next_s())
-                await self._bus.recover()
-            finally:
-                if subscription is not None:
-                    await _unsubscribe(subscription)
-
-    async def _subscribe(self, stream: str, subjects: list[str]) -> JetStreamContext.PullSubscription:
-        await self._bus.ensure_stream(stream)
-        await self._bus.jetstream.add_consumer(
-            stream,
-            api.ConsumerConfig(
-                durable_name=self._durable,
-                filter_subjects=sorted(subjects),
-                ack_policy=api.AckPolicy.EXPLICIT,
-                ack_wait=self._settings.consumer_ack_wait_s,
-                # The bus never gives up an event: it cannot tell a broken event from a database that is away.
-                max_deliver=-1,
-            ),
-        )
-        return await self._bus.jetstream.pull_subscribe_bind(durable=self._durable, stream=stream)
-
-    async def _read_until_failure(self, subscription: JetStreamContext.PullSubscription) -> None:
-        while not self._stopping:
-            messages = await self._fetch(subscription)
-            if not messages and not self._stopping:
-                # No events for a while, or nobody to send them: a reader that the bus lost has to be made again.
-                await subscription.consumer_info()
-            async with asyncio.TaskGroup() as batch:
-                for message in messages:
-                    batch.create_task(self._settle(message))
-
-    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        fetch = asyncio.create_task(
-            subscription.fetch(self._settings.consumer_batch_max, timeout=self._settings.consumer_fetch_wait_s)
-        )
-        self._fetches.add(fetch)
-        try:
-            await asyncio.wait({fetch})
-            if fetch.cancelled():
-                return []
-            messages: list[Msg] = fetch.result()
-            return messages
-        except TimeoutError:
-            # Python's own as well as nats-py's, which inherits from it: both come when no event did.
-            return []
-        finally:
-            self._fetches.discard(fetch)
-            fetch.cancel()
+    async def _settle_all(self, stream: str, messages: Sequence[Msg]) -> None:
+        async with asyncio.TaskGroup() as batch:
+            for message in messages:
+                batch.create_task(self._settle(message))
 
     async def _settle(self, message: Msg) -> None:
         """Handles one delivery and answers it; an answer that gets lost only means another delivery."""
@@ -296,11 +202,3 @@ class Consumer:
             error=error,
             failures=failures,
         )
-
-
-async def _unsubscribe(subscription: JetStreamContext.PullSubscription) -> None:
-    try:
-        await subscription.unsubscribe()
-    except nats.errors.Error as error:
-        # The connection is gone, and the subscription with it.
-        _log.debug("unsubscribe_failed", error=repr(error))

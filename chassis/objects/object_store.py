@@ -1,7 +1,10 @@
 """Not pure: object store. One store (a folder, S3, GCS, Azure) as a place for streams: put, read, remove."""
 
+import asyncio
 import contextlib
 import glob
+import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,16 @@ class ObjectStore:
                 max_concurrency=self._parts_in_flight_max,
             )
 
+    async def put_synced(self, key: str, content: bytes) -> None:
+        """Stores a small object whole. Afterwards it survives a power failure: a folder's files are synced to disk."""
+        with _away(key):
+            await obstore.put_async(self._store, key, content, use_multipart=False)
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            try:
+                await asyncio.to_thread(_sync, Path(self._store.prefix), key)
+            except OSError as error:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", f"{key} cannot be synced to disk") from error
+
     async def read(self, key: str, *, offset_bytes: int = 0, chunk_bytes_max: int) -> AsyncIterator[bytes]:
         """The stored bytes from the offset on, in chunks of at most `chunk_bytes_max`; ObjectMissing without any."""
         options = {"range": {"offset": offset_bytes}} if offset_bytes else {}
@@ -61,6 +74,18 @@ class ObjectStore:
             for start in range(0, len(view), chunk_bytes_max):
                 yield bytes(view[start : start + chunk_bytes_max])
 
+    async def list_keys(self, prefix: str, *, batch_max: int) -> AsyncIterator[str]:
+        """Keys below the prefix, in no order."""
+        with _away(prefix):
+            found = obstore.list(self._store, prefix, chunk_size=batch_max)
+        while True:
+            with _away(prefix):
+                batch = await anext(found, None)
+            if batch is None:
+                return
+            for entry in batch:
+                yield entry["path"]
+
     async def remove(self, key: str) -> None:
         """Removes the bytes, also those of an upload that its process left half done; fine when there are none."""
         with contextlib.suppress(FileNotFoundError), _away(key):
@@ -74,6 +99,17 @@ class ObjectStore:
         # Object stores drop theirs by a lifecycle rule on incomplete multipart uploads.
         for staged in path.parent.glob(f"{glob.escape(path.name)}#*"):
             staged.unlink(missing_ok=True)
+
+
+def _sync(root: Path, key: str) -> None:
+    """The file and every folder on the way to it: a name is durable when its folder is."""
+    path = root / key
+    for place in (path, *itertools.takewhile(lambda folder: folder != root.parent, path.parents)):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,20 @@ class BillingSettings(ChassisSettings):
     usage_scan_max: int = Field(default=20_000, ge=1, description="Records looked at for one page of filtered usage.")
     export_batch_max: int = Field(default=2000, ge=1, description="Records read at a time for an export.")
 
+    # The archive of usage events. What it is to be kept for is said in docs/archive.md.
+    artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
+    archive_interval_s: float = Field(default=30.0, gt=0, le=120, description="Events are gathered for it, then filed.")
+    archive_fetch_max: int = Field(default=200, ge=1, description="Events fetched for the archive at a time.")
+    archive_file_events_max: int = Field(default=5000, ge=1, le=10_000, description="Events of one file.")
+    archive_file_bytes_max: int = Field(default=16 * 1024**2, ge=1024**2, description="Payloads of one file, about.")
+    archive_unpacked_bytes_max: int = Field(default=64 * 1024**2, ge=1024**2, description="Largest file that is read.")
+    archive_backoff_s_max: float = Field(default=10.0, gt=0, description="Longest pause before a file is tried again.")
+    archive_write_s_max: float = Field(default=3600.0, gt=0, description="A write that lasts longer is taken for dead.")
+    # For ever: what the ledger was booked from is asked for years later, and a year of 100 events/s is some 100 GB.
+    archive_retention_s: float = Field(default=0.0, ge=0, description="Age at which files are deleted; 0: never.")
+    archive_keep_interval_s: float = Field(default=3600.0, gt=0, description="Pause between looks for what to delete.")
+    archive_keep_batch_max: int = Field(default=100, ge=1, description="Objects that one look deletes.")
+
     # Verification, journal, dead letters.
     verifications_max: int = Field(default=1, ge=1, description="Verifications that run at a time.")
     verify_batch_rows: int = Field(default=1000, ge=1, description="Rows that a verification holds of a table.")

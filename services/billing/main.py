@@ -1,15 +1,18 @@
 """Starts billing: a straight line of wiring. It decides nothing and prices nothing."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
-from chassis.bus.connection import connect
+from chassis.bus.connection import Bus, connect
 from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
-from chassis.clock import SystemClock
+from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
-from chassis.db.pool import open_pool, transaction
+from chassis.db.pool import Pool, open_pool, transaction
 from chassis.ids import SystemIds
+from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
 from chassis.rpc.server import ServerBuilder
@@ -27,6 +30,9 @@ from services.billing.api.credit_lease_service import CreditLeaseService
 from services.billing.api.hold_service import HoldService
 from services.billing.api.invoice_service import InvoiceService
 from services.billing.api.ledger_service import LedgerService
+from services.billing.archive.archive_keeper import ArchiveKeeper
+from services.billing.archive.archiver import Archiver
+from services.billing.audit.archive_audit import ArchiveAudit
 from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
 from services.billing.holds.expiry import Expiry, OverdueWatch
@@ -60,6 +66,9 @@ async def main(process: Process, settings: BillingSettings) -> None:
     await collector.begin()
     process.spawn("lease_collector", collector.run)
     recall = Recall(pool, settings, clock=clock)
+
+    archive_audit = keep_archive(process, pool, bus, settings, clock)
+
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
     process.spawn("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
     process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
@@ -92,7 +101,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server,
-        LedgerService(pool, consumer, outbox, settings, clock=clock),
+        LedgerService(pool, consumer, outbox, archive_audit, settings, clock=clock),
         "finemesh.billing.v1.LedgerService",
         allow={"gateway"},
     )
@@ -103,6 +112,18 @@ async def main(process: Process, settings: BillingSettings) -> None:
         allow={"gateway"},
     )
     await server.start()
+
+
+def keep_archive(
+    process: Process, pool: Pool, bus: Bus, settings: BillingSettings, clock: Clock
+) -> Callable[[str | None], ArchiveAudit]:
+    """Starts what writes the archive and what deletes from it; the answer compares it with an organization's ledger."""
+    objects = ObjectStore(settings.artifacts_url, part_bytes=PART_BYTES_MIN, parts_in_flight_max=1)
+    archiver = Archiver(pool, bus, objects, settings, clock=clock)
+    process.on_drain(DrainStage.STOP_CONSUMING, archiver.stop)
+    process.spawn("archiver", archiver.run)
+    process.spawn("archive_keeper", ArchiveKeeper(pool, objects, settings, clock=clock).run)
+    return partial(ArchiveAudit, pool, bus, objects, settings, consumer=DURABLE)
 
 
 def start() -> int:

@@ -17,6 +17,7 @@ from finemesh.billing.v1 import (
     ledger_service_pb2,
     usage_record_pb2,
 )
+from services.billing.audit.archive_audit import ArchiveProgress
 from services.billing.audit.verification import Progress
 from services.billing.budgets.caps import Budget
 from services.billing.budgets.convert import budget_name
@@ -123,10 +124,13 @@ def budget_to_proto(budget: Budget, month: Month) -> budget_service_pb2.Budget:
     )
 
 
-def progress_to_proto(progress: Progress, *, done: bool = False) -> ledger_service_pb2.VerifyLedgerResponse:
-    found = progress.difference
-    return ledger_service_pb2.VerifyLedgerResponse(
-        check=progress.check,
+def progress_to_proto(
+    progress: Progress, archive: ArchiveProgress | None = None, *, done: bool = False
+) -> ledger_service_pb2.VerifyLedgerResponse:
+    """`archive` once its part has begun, which is the last."""
+    found = archive.difference if archive is not None else progress.difference
+    answer = ledger_service_pb2.VerifyLedgerResponse(
+        check=archive.check if archive is not None else progress.check,
         transaction_count=progress.transactions,
         usage_record_count=progress.usage_records,
         hold_count=progress.holds,
@@ -138,6 +142,13 @@ def progress_to_proto(progress: Progress, *, done: bool = False) -> ledger_servi
         if found is not None
         else None,
     )
+    if archive is not None:
+        answer.archive_file_count = archive.files
+        answer.archived_event_count = archive.events
+        answer.older_record_count = archive.older_records
+        if archive.begin_time is not None:
+            answer.archive_begin_time.CopyFrom(time_to_proto(archive.begin_time))
+    return answer
 
 
 def journal_entry_to_proto(row: EntryRow) -> ledger_service_pb2.JournalEntry:

@@ -5,7 +5,7 @@ It changes no entry. A dead letter that is run again is booked by the handler th
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from chassis import paging
@@ -22,6 +22,7 @@ from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
 from services.billing.api.requests import own_account
+from services.billing.audit.archive_audit import ArchiveAudit
 from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
 from services.billing.ledger.store import LedgerStore
@@ -32,9 +33,17 @@ EVERY_ORGANIZATION = "organizations/-"
 
 class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
     def __init__(
-        self, pool: Pool, consumer: Consumer, outbox: Outbox, settings: BillingSettings, *, clock: Clock
+        self,
+        pool: Pool,
+        consumer: Consumer,
+        outbox: Outbox,
+        archive_audit: Callable[[str | None], ArchiveAudit],
+        settings: BillingSettings,
+        *,
+        clock: Clock,
     ) -> None:
         self._pool = pool
+        self._archive_audit = archive_audit
         self._consumer = consumer
         self._outbox = outbox
         self._settings = settings
@@ -52,6 +61,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                 metadata={"limit": "verifications_max"},
             )
         async with self._verifications:
+            told_s = self._clock.monotonic()
             verification = Verification(
                 self._pool,
                 organization_id,
@@ -59,12 +69,19 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                 timeout_s=self._settings.verify_statement_timeout_s,
                 names_scan_max=self._settings.invoice_names_scan_max,
             )
-            told_s = self._clock.monotonic()
             async for _ in verification.run():
                 if self._clock.monotonic() - told_s >= self._settings.verify_progress_s:
                     told_s = self._clock.monotonic()
                     yield progress_to_proto(verification.progress)
-        yield progress_to_proto(verification.progress, done=True)
+            if verification.progress.difference is not None:
+                yield progress_to_proto(verification.progress, done=True)
+                return
+            archive = self._archive_audit(organization_id)
+            async for _ in archive.run():
+                if self._clock.monotonic() - told_s >= self._settings.verify_progress_s:
+                    told_s = self._clock.monotonic()
+                    yield progress_to_proto(verification.progress, archive.progress)
+        yield progress_to_proto(verification.progress, archive.progress, done=True)
 
     async def ExportJournal(
         self, request: pb.ExportJournalRequest, context: Any

@@ -205,3 +205,126 @@ GROUP BY document_numbers.kind, document_numbers.last_number
 HAVING document_numbers.last_number <> coalesce(max(numbered.number), 0)
 ORDER BY document_numbers.kind
 LIMIT 1;
+
+-- name: create_archived_claims()#
+-- Makes the table of this session in which the claims of the archive lie beside what is booked.
+CREATE TEMP TABLE archived_claims (
+    event_id uuid,
+    event_time timestamptz NOT NULL,
+    -- It is among the dead letters: nothing of it need be booked.
+    set_aside boolean NOT NULL,
+    organization_id text NOT NULL,
+    project_id text NOT NULL,
+    work_key text NOT NULL,
+    kind text NOT NULL,
+    resource text NOT NULL,
+    model text NOT NULL,
+    quantity bigint NOT NULL
+);
+
+-- name: create_unarchived_work()#
+-- Makes the table of this session in which booked work lies that no claim was found for.
+CREATE TEMP TABLE unarchived_work (
+    organization_id text NOT NULL,
+    project_id text NOT NULL,
+    work_key text NOT NULL,
+    kind text NOT NULL,
+    resource text NOT NULL,
+    model text NOT NULL,
+    quantity bigint NOT NULL,
+    work_time timestamptz NOT NULL
+);
+
+-- name: drop_archived_claims()#
+-- Ends the tables of this session.
+DROP TABLE IF EXISTS archived_claims, unarchived_work;
+
+-- name: analyze_archived_claims()#
+-- Tells the planner how many claims there are.
+ANALYZE archived_claims;
+
+-- name: find_unarchived_work(organization_id)!
+-- Collects what is booked and claimed by no event.
+INSERT INTO unarchived_work
+SELECT booked.*
+FROM (
+    SELECT organization_id, project_id, work_key, kind, resource, model, quantity, usage_time AS work_time
+    FROM usage_records
+    WHERE :organization_id::text = '' OR organization_id = :organization_id
+    UNION ALL
+    SELECT organization_id, project_id, resource, 'job_ending', resource, ending, usage_record_count, end_time
+    FROM job_endings
+    WHERE :organization_id::text = '' OR organization_id = :organization_id
+) AS booked
+WHERE NOT EXISTS (
+    SELECT
+    FROM archived_claims AS claimed
+    WHERE
+        claimed.project_id = booked.project_id
+        AND claimed.work_key = booked.work_key
+        AND claimed.kind = booked.kind
+        AND claimed.organization_id = booked.organization_id
+        AND claimed.resource = booked.resource
+        AND claimed.model IN ('', booked.model)
+        AND claimed.quantity = booked.quantity
+);
+
+-- name: count_work_before_archive(ending_begin_time, usage_begin_time)$
+-- Counts the work of which the archive has nothing, because it is older.
+SELECT count(*)
+FROM unarchived_work
+WHERE work_time < CASE kind WHEN 'job_ending' THEN :ending_begin_time::timestamptz ELSE :usage_begin_time END;
+
+-- name: get_unarchived_work(ending_begin_time, usage_begin_time)^
+-- Answers the first work that is booked since the archive began, and that no event claims.
+SELECT organization_id, project_id, work_key, kind, quantity
+FROM unarchived_work AS booked
+WHERE
+    work_time >= CASE kind WHEN 'job_ending' THEN :ending_begin_time::timestamptz ELSE :usage_begin_time END
+    AND NOT EXISTS (
+        SELECT
+        FROM archived_claims AS claimed
+        WHERE
+            claimed.project_id = booked.project_id
+            AND claimed.work_key = booked.work_key
+            AND claimed.kind = booked.kind
+            AND claimed.organization_id = booked.organization_id
+            AND claimed.resource = booked.resource
+            AND claimed.model IN ('', booked.model)
+            AND claimed.quantity = booked.quantity
+    )
+ORDER BY organization_id, project_id, work_key
+LIMIT 1;
+
+-- name: get_unbooked_claim(handled_within_s, consumer)^
+-- Answers the first claim that is not booked as it is, of an event that was handled and not set aside.
+SELECT
+    claimed.organization_id, claimed.project_id, claimed.work_key, claimed.kind, claimed.quantity,
+    coalesce(record.quantity, ending.usage_record_count) AS booked_quantity
+FROM archived_claims AS claimed
+LEFT JOIN usage_records AS record
+    ON record.project_id = claimed.project_id AND record.work_key = claimed.work_key AND record.kind = claimed.kind
+LEFT JOIN job_endings AS ending ON claimed.kind = 'job_ending' AND ending.resource = claimed.work_key
+WHERE
+    NOT claimed.set_aside
+    AND (
+        coalesce(record.organization_id, ending.organization_id) IS DISTINCT FROM claimed.organization_id
+        OR coalesce(record.resource, ending.resource) <> claimed.resource
+        OR (claimed.model <> '' AND coalesce(record.model, ending.ending) <> claimed.model)
+        OR coalesce(record.quantity, ending.usage_record_count) <> claimed.quantity
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM archived_claims AS kept
+        WHERE kept.set_aside AND kept.project_id = claimed.project_id AND kept.work_key = claimed.work_key
+    )
+    AND (
+        claimed.event_time < now() - make_interval(secs => :handled_within_s)
+        OR EXISTS (SELECT FROM inbox WHERE consumer = :consumer AND event_id = claimed.event_id)
+    )
+ORDER BY claimed.organization_id, claimed.project_id, claimed.work_key
+LIMIT 1;
+
+-- name: stream_dead_letters(consumer)
+-- Reads all dead letters.
+SELECT event_id, headers, payload, created_at FROM dead_letters WHERE consumer = :consumer ORDER BY event_id;

@@ -138,6 +138,8 @@ async def mesh(
         nats_url=nats_server.url,
         tls_dir=tls_dir,
         port_file=tmp_path_factory.mktemp("billing") / "port",
+        artifacts_url=tmp_path_factory.mktemp("artifacts").as_uri(),
+        archive_interval_s=0.2,
         consumer_backoff_s_min=0.01,
         consumer_failures_max=3,
         hold_overdue_interval_s=0.1,

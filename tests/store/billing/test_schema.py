@@ -43,8 +43,12 @@ async def test_every_query_fits_the_schema(world: World, file: Path) -> None:
     queries = statements(file)
     assert queries
     async with world.pool.acquire() as connection:
+        # Tables of a session are made by queries as well; whatever uses them is prepared after them.
+        made = [sql for sql in queries.values() if "CREATE TEMP TABLE" in sql]
+        for sql in made:
+            await connection.execute(sql)
         for name, sql in queries.items():
-            assert await connection.prepare(sql), name
+            assert sql in made or await connection.prepare(sql), name
 
 
 async def test_entries_are_immutable_for_their_owner_and_for_a_superuser(

@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 
 from chassis.bus.consumer import Consumer
 from chassis.bus.dead_letters import replay
+from chassis.bus.durable_reader import DurableReader
 from chassis.bus.envelope import EventInfo
 from chassis.bus.relay import Relay
 from chassis.clock import SystemClock
@@ -78,22 +79,22 @@ async def test_a_consumer_without_events_keeps_its_subscription(world: World, mo
     which then comes only after the acknowledgement time."""
     begun = fetched = 0
     often = asyncio.Event()
-    subscribe, fetch = Consumer._subscribe, Consumer._fetch
+    subscribe, fetch = DurableReader._subscribe, DurableReader._fetch
 
-    async def count(consumer: Consumer, stream: str, subjects: list[str]) -> object:
+    async def count(reader: DurableReader, stream: str) -> object:
         nonlocal begun
         begun += 1
-        return await subscribe(consumer, stream, subjects)
+        return await subscribe(reader, stream)
 
-    async def count_fetches(consumer: Consumer, subscription: Any) -> list[Msg]:
+    async def count_fetches(reader: DurableReader, subscription: Any) -> list[Msg]:
         nonlocal fetched
         fetched += 1
         if fetched > 20:
             often.set()
-        return await fetch(consumer, subscription)
+        return await fetch(reader, subscription)
 
-    monkeypatch.setattr(Consumer, "_subscribe", count)
-    monkeypatch.setattr(Consumer, "_fetch", count_fetches)
+    monkeypatch.setattr(DurableReader, "_subscribe", count)
+    monkeypatch.setattr(DurableReader, "_fetch", count_fetches)
     world.bus.settings = world.settings.model_copy(update={"consumer_fetch_wait_s": 0.05, "publish_timeout_s": 20.0})
     world.spawn(_consumer(world).run)
     await asyncio.wait_for(often.wait(), 60)

@@ -63,6 +63,8 @@ def verify(
             console.print(f"found    {different.found}", soft_wrap=True)
         elif last.done:
             console.print(f"ledger ok: {_counts(last)}", soft_wrap=True)
+            if last.older_record_count:
+                console.print(_older(last), soft_wrap=True)
         if not last.done or last.HasField("difference"):
             raise typer.Exit(EXIT_REFUSED)
 
@@ -187,8 +189,14 @@ def _counts(answer: pb.VerifyLedgerResponse) -> str:
         (answer.usage_record_count, "usage records"),
         (answer.hold_count, "holds"),
         (answer.invoice_count, "invoices"),
+        (answer.archived_event_count, "archived events"),
     )
     return ", ".join(f"{count:,} {what}" for count, what in counted)
+
+
+def _older(answer: pb.VerifyLedgerResponse) -> str:
+    begin = "is empty" if not answer.HasField("archive_begin_time") else f"begins {when(answer.archive_begin_time)}"
+    return f"{answer.older_record_count:,} records are older than the archive of events, which {begin}"
 
 
 def _progress() -> Progress:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finemesh/billing/v1/ledger_service.proto\x12\x13\x66inemesh.billing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13VerifyLedgerRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\xd0\x01\n\x14VerifyLedgerResponse\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x1a\n\x12usage_record_count\x18\x03 \x01(\x03\x12\x12\n\nhold_count\x18\x04 \x01(\x03\x12\x15\n\rinvoice_count\x18\x05 \x01(\x03\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x12\x39\n\ndifference\x18\x07 \x01(\x0b\x32%.finemesh.billing.v1.LedgerDifference\"T\n\x10LedgerDifference\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x10\n\x08location\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t\"D\n\x14\x45xportJournalRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"K\n\x15\x45xportJournalResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32!.finemesh.billing.v1.JournalEntry\"\x88\x02\n\x0cJournalEntry\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x1a\n\x12price_book_version\x18\x06 \x01(\t\x12\x34\n\x10transaction_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08postings\x18\x08 \x03(\x0b\x32#.finemesh.billing.v1.JournalPosting\x12\x0c\n\x04hash\x18\t \x01(\t\";\n\x0eJournalPosting\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x17ListDeadLettersResponse\x12\x35\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1f.finemesh.billing.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\nDeadLetter\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nevent_json\x18\x07 \x01(\t\"+\n\x17ReplayDeadLetterRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"9\n\x18ReplayDeadLetterResponse\x12\x0e\n\x06\x62ooked\x18\x01 \x01(\x08\x12\r\n\x05\x65rror\x18\x02 \x01(\t2\xbf\x03\n\rLedgerService\x12\x65\n\x0cVerifyLedger\x12(.finemesh.billing.v1.VerifyLedgerRequest\x1a).finemesh.billing.v1.VerifyLedgerResponse0\x01\x12h\n\rExportJournal\x12).finemesh.billing.v1.ExportJournalRequest\x1a*.finemesh.billing.v1.ExportJournalResponse0\x01\x12l\n\x0fListDeadLetters\x12+.finemesh.billing.v1.ListDeadLettersRequest\x1a,.finemesh.billing.v1.ListDeadLettersResponse\x12o\n\x10ReplayDeadLetter\x12,.finemesh.billing.v1.ReplayDeadLetterRequest\x1a-.finemesh.billing.v1.ReplayDeadLetterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finemesh/billing/v1/ledger_service.proto\x12\x13\x66inemesh.billing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x13VerifyLedgerRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\xde\x02\n\x14VerifyLedgerResponse\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x1a\n\x12usage_record_count\x18\x03 \x01(\x03\x12\x12\n\nhold_count\x18\x04 \x01(\x03\x12\x15\n\rinvoice_count\x18\x05 \x01(\x03\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x12\x39\n\ndifference\x18\x07 \x01(\x0b\x32%.finemesh.billing.v1.LedgerDifference\x12\x1a\n\x12\x61rchive_file_count\x18\x08 \x01(\x03\x12\x1c\n\x14\x61rchived_event_count\x18\t \x01(\x03\x12\x1a\n\x12older_record_count\x18\n \x01(\x03\x12\x36\n\x12\x61rchive_begin_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x10LedgerDifference\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x10\n\x08location\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\r\n\x05\x66ound\x18\x04 \x01(\t\"D\n\x14\x45xportJournalRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"K\n\x15\x45xportJournalResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32!.finemesh.billing.v1.JournalEntry\"\x88\x02\n\x0cJournalEntry\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x1a\n\x12price_book_version\x18\x06 \x01(\t\x12\x34\n\x10transaction_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08postings\x18\x08 \x03(\x0b\x32#.finemesh.billing.v1.JournalPosting\x12\x0c\n\x04hash\x18\t \x01(\t\";\n\x0eJournalPosting\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x18\n\x10\x61mount_nanos_usd\x18\x02 \x01(\x03\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x17ListDeadLettersResponse\x12\x35\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1f.finemesh.billing.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\nDeadLetter\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nevent_json\x18\x07 \x01(\t\"+\n\x17ReplayDeadLetterRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"9\n\x18ReplayDeadLetterResponse\x12\x0e\n\x06\x62ooked\x18\x01 \x01(\x08\x12\r\n\x05\x65rror\x18\x02 \x01(\t2\xbf\x03\n\rLedgerService\x12\x65\n\x0cVerifyLedger\x12(.finemesh.billing.v1.VerifyLedgerRequest\x1a).finemesh.billing.v1.VerifyLedgerResponse0\x01\x12h\n\rExportJournal\x12).finemesh.billing.v1.ExportJournalRequest\x1a*.finemesh.billing.v1.ExportJournalResponse0\x01\x12l\n\x0fListDeadLetters\x12+.finemesh.billing.v1.ListDeadLettersRequest\x1a,.finemesh.billing.v1.ListDeadLettersResponse\x12o\n\x10ReplayDeadLetter\x12,.finemesh.billing.v1.ReplayDeadLetterRequest\x1a-.finemesh.billing.v1.ReplayDeadLetterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,27 +35,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYLEDGERREQUEST']._serialized_start=98
   _globals['_VERIFYLEDGERREQUEST']._serialized_end=141
   _globals['_VERIFYLEDGERRESPONSE']._serialized_start=144
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=352
-  _globals['_LEDGERDIFFERENCE']._serialized_start=354
-  _globals['_LEDGERDIFFERENCE']._serialized_end=438
-  _globals['_EXPORTJOURNALREQUEST']._serialized_start=440
-  _globals['_EXPORTJOURNALREQUEST']._serialized_end=508
-  _globals['_EXPORTJOURNALRESPONSE']._serialized_start=510
-  _globals['_EXPORTJOURNALRESPONSE']._serialized_end=585
-  _globals['_JOURNALENTRY']._serialized_start=588
-  _globals['_JOURNALENTRY']._serialized_end=852
-  _globals['_JOURNALPOSTING']._serialized_start=854
-  _globals['_JOURNALPOSTING']._serialized_end=913
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=915
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=978
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=980
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1085
-  _globals['_DEADLETTER']._serialized_start=1088
-  _globals['_DEADLETTER']._serialized_end=1253
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1255
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1298
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1300
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1357
-  _globals['_LEDGERSERVICE']._serialized_start=1360
-  _globals['_LEDGERSERVICE']._serialized_end=1807
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=494
+  _globals['_LEDGERDIFFERENCE']._serialized_start=496
+  _globals['_LEDGERDIFFERENCE']._serialized_end=580
+  _globals['_EXPORTJOURNALREQUEST']._serialized_start=582
+  _globals['_EXPORTJOURNALREQUEST']._serialized_end=650
+  _globals['_EXPORTJOURNALRESPONSE']._serialized_start=652
+  _globals['_EXPORTJOURNALRESPONSE']._serialized_end=727
+  _globals['_JOURNALENTRY']._serialized_start=730
+  _globals['_JOURNALENTRY']._serialized_end=994
+  _globals['_JOURNALPOSTING']._serialized_start=996
+  _globals['_JOURNALPOSTING']._serialized_end=1055
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1057
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1120
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1122
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1227
+  _globals['_DEADLETTER']._serialized_start=1230
+  _globals['_DEADLETTER']._serialized_end=1395
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1397
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1440
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1442
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1499
+  _globals['_LEDGERSERVICE']._serialized_start=1502
+  _globals['_LEDGERSERVICE']._serialized_end=1949
 # @@protoc_insertion_point(module_scope)

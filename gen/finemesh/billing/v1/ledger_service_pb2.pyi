@@ -54,6 +54,10 @@ class VerifyLedgerResponse(_message.Message):
     INVOICE_COUNT_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     DIFFERENCE_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FILE_COUNT_FIELD_NUMBER: _builtins.int
+    ARCHIVED_EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    OLDER_RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    ARCHIVE_BEGIN_TIME_FIELD_NUMBER: _builtins.int
     check: _builtins.str
     """What is being checked, for people, for example `hash chain`."""
     transaction_count: _builtins.int
@@ -66,9 +70,19 @@ class VerifyLedgerResponse(_message.Message):
     """Closed invoices checked so far."""
     done: _builtins.bool
     """True in the last answer."""
+    archive_file_count: _builtins.int
+    """Files of the archive of usage events in the chain so far; those of the organization were read."""
+    archived_event_count: _builtins.int
+    """Events read so far from the archive, and from the bus where they are not archived yet."""
+    older_record_count: _builtins.int
+    """In the last answer: booked work that is older than the archive, so that no event of it can be read again."""
     @_builtins.property
     def difference(self) -> Global___LedgerDifference:
         """In the last answer: the first difference; unset when everything agrees."""
+
+    @_builtins.property
+    def archive_begin_time(self) -> _timestamp_pb2.Timestamp:
+        """In the last answer: since when all usage is archived; unset while nothing is."""
 
     def __init__(
         self,
@@ -80,10 +94,14 @@ class VerifyLedgerResponse(_message.Message):
         invoice_count: _builtins.int = ...,
         done: _builtins.bool = ...,
         difference: Global___LedgerDifference | None = ...,
+        archive_file_count: _builtins.int = ...,
+        archived_event_count: _builtins.int = ...,
+        older_record_count: _builtins.int = ...,
+        archive_begin_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_begin_time", b"archive_begin_time", "difference", b"difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "difference", b"difference", "done", b"done", "hold_count", b"hold_count", "invoice_count", b"invoice_count", "transaction_count", b"transaction_count", "usage_record_count", b"usage_record_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_begin_time", b"archive_begin_time", "archive_file_count", b"archive_file_count", "archived_event_count", b"archived_event_count", "check", b"check", "difference", b"difference", "done", b"done", "hold_count", b"hold_count", "invoice_count", b"invoice_count", "older_record_count", b"older_record_count", "transaction_count", b"transaction_count", "usage_record_count", b"usage_record_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

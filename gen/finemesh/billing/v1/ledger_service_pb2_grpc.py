@@ -62,8 +62,8 @@ class LedgerServiceServicer:
     """
 
     def VerifyLedger(self, request, context):
-        """Recomputes hashes, balances, holds, sums of usage and invoices, and streams progress. The last answer has the
-        outcome, with the first difference. Over all organizations it needs the operator role.
+        """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
+        events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

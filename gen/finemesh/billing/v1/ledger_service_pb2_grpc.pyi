@@ -34,8 +34,8 @@ class LedgerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     VerifyLedger: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]
-    """Recomputes hashes, balances, holds, sums of usage and invoices, and streams progress. The last answer has the
-    outcome, with the first difference. Over all organizations it needs the operator role.
+    """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
+    events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
     """
     ExportJournal: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.ExportJournalRequest, _ledger_service_pb2.ExportJournalResponse]
     """Streams the organization's journal in the order of its chain."""
@@ -50,8 +50,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     VerifyLedger: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
-    """Recomputes hashes, balances, holds, sums of usage and invoices, and streams progress. The last answer has the
-    outcome, with the first difference. Over all organizations it needs the operator role.
+    """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
+    events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
     """
     ExportJournal: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.ExportJournalRequest, _ledger_service_pb2.ExportJournalResponse]  # type: ignore[assignment]
     """Streams the organization's journal in the order of its chain."""
@@ -69,8 +69,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.VerifyLedgerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.VerifyLedgerResponse], _abc.AsyncIterator[_ledger_service_pb2.VerifyLedgerResponse]]:
-        """Recomputes hashes, balances, holds, sums of usage and invoices, and streams progress. The last answer has the
-        outcome, with the first difference. Over all organizations it needs the operator role.
+        """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
+        events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
         """
 
     @_abc_1.abstractmethod
