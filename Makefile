@@ -5,7 +5,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-start bench-edge bench-billing bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-billing bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ compose-test: $(VENV)/.ready ## The main job through docker compose (needs a Doc
 
 storm: $(VENV)/.ready ## Seeded faults over a whole mesh, then a checker: SEED=7, or SEEDS=1-100
 	@GRPC_VERBOSITY=ERROR $(PY) -m tests.storm $(or $(SEEDS),$(SEED),1)
+
+bench-load: $(VENV)/.ready ## A mesh under 200 organizations, 2,000 queued jobs, 500 chats and 1,000 usage events/s: MINUTES=10
+	@GRPC_VERBOSITY=ERROR $(PY) -m bench.soak --minutes $(or $(MINUTES),10)
+
+soak: $(VENV)/.ready ## The same for as long as wanted: MINUTES=600
+	@GRPC_VERBOSITY=ERROR $(PY) -m bench.soak --minutes $(or $(MINUTES),60)
 
 bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and nats-server
 	@$(PY) -m bench.start

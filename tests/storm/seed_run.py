@@ -11,7 +11,7 @@ from tests.storm import truths
 from tests.storm.deeds import Deeds
 from tests.storm.disturbance import disturb, heal
 from tests.storm.leftovers import leftovers
-from tests.storm.plan import Plan, make_plan
+from tests.storm.plan import Plan, Trouble, make_plan
 from tests.storm.storm_mesh import StormMesh, clock_names, link_names, process_names
 from tests.storm.users import Users
 
@@ -24,10 +24,11 @@ CREDIT_NANOS_USD = 10_000 * 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Storm:
-    """Whose storm it was, and what was acknowledged in it."""
+    """Whose storm it was, what was acknowledged in it, and whether a process with engines was killed."""
 
     tenant: Tenant
     deeds: Deeds
+    killed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ async def run_seed(mesh: StormMesh, seed: int) -> Outcome:
     took_s["worked"] = time.monotonic() - began_s
     findings = await settled(mesh)
     took_s["settled"] = time.monotonic() - began_s
-    storm = Storm(tenant=tenant, deeds=users.deeds)
+    killed = any(fault.trouble is Trouble.KILL and fault.target.startswith("inference") for fault in plan.faults)
+    storm = Storm(tenant=tenant, deeds=users.deeds, killed=killed)
     findings += users.deeds.surprises + await truths_of(mesh, storm)
     took_s["checked"] = time.monotonic() - began_s
     return Outcome(plan=plan, storm=storm, findings=findings, took_s=took_s)
@@ -84,7 +86,7 @@ async def truths_of(mesh: StormMesh, storm: Storm) -> list[str]:
         for check in (
             truths.acknowledged_is_kept(client, deeds, mesh.folder),
             truths.training_is_paid_once(mesh, client, tenant, deeds),
-            truths.calls_are_paid_once(mesh, tenant, deeds),
+            truths.calls_are_paid_once(mesh, tenant, deeds, killed=storm.killed),
             truths.minutes_are_served(mesh, tenant, deeds),
             truths.credit_is_whole(mesh, tenant, deeds, client),
             truths.ledger_verifies(client),

@@ -28,13 +28,14 @@ NODES = 3
 REPLICAS = {"gateway": 2, "scheduler": 2, "billing": 2}
 ENDPOINT_MINUTE_S = 1.0
 TOKEN_S = 0.04
-# Whom a process calls, and what each link of it is told by: the variable, and what is there without a link.
+AGENTS_DOOR = "scheduler.AGENTS"
+# Whom a process calls: a service, one of its doors, or a server.
 CALLS = {
     "gateway": ("scheduler", "billing", "inference", POSTGRES),
     "scheduler": ("gateway", "billing", "inference", POSTGRES, NATS),
     "billing": (POSTGRES, NATS),
-    "inference": ("scheduler", POSTGRES, NATS),
-    "trainer": ("scheduler",),
+    "inference": (AGENTS_DOOR, POSTGRES, NATS),
+    "trainer": (AGENTS_DOOR,),
 }
 CLIENT = "client"
 DATABASES = tuple(name for name, peers in CALLS.items() if POSTGRES in peers)
@@ -63,6 +64,8 @@ SHORT = {
     "FINEMESH_INFERENCE_ENDPOINT_MINUTE_S": str(ENDPOINT_MINUTE_S),
     "FINEMESH_INFERENCE_ENDPOINT_SILENCE_S_MAX": "3",
     "FINEMESH_INFERENCE_SPENDING_POLL_S": "0.5",
+    "FINEMESH_INFERENCE_CLAIM_DURATION_S": "3",
+    "FINEMESH_INFERENCE_METERING_INTERVAL_S": "0.5",
     "FINEMESH_GATEWAY_SWEEP_INTERVAL_S": "0.5",
     "FINEMESH_GATEWAY_SWEEP_CLAIM_S": "2",
     "FINEMESH_GATEWAY_UPLOAD_S_MAX": "6",
@@ -118,17 +121,20 @@ class StormMesh:
 
     def targets(self, peer: str, *, every: bool) -> list[Address]:
         """Where a peer listens: the public doors for a client, and the process of that name or `every` replica."""
-        addresses = self.stack.addresses
-        if peer == CLIENT:
-            names = [f"{name}.PUBLIC" for name in replicas_of("gateway")]
-        else:
-            names = replicas_of(peer) if every else [peer]
+        addresses, peer = self.stack.addresses, "gateway.PUBLIC" if peer == CLIENT else peer
+        names = doors_of(peer) if every else [peer]
         return [(host, int(port)) for host, _, port in (addresses[name].partition(":") for name in names)]
 
 
 def replicas_of(service: str) -> list[str]:
     count = REPLICAS.get(service, 1)
     return [service, *(f"{service}-{number}" for number in range(1, count))]
+
+
+def doors_of(peer: str) -> list[str]:
+    """The same door of every replica: `scheduler.AGENTS` and `scheduler-1.AGENTS`."""
+    service, dot, door = peer.partition(".")
+    return [f"{name}{dot}{door}" for name in replicas_of(service)]
 
 
 def services_processes() -> list[str]:
@@ -143,7 +149,7 @@ def link_names() -> list[str]:
     for process in services_processes():
         for peer in CALLS[process.partition("-")[0]]:
             # An agent chooses among the replicas by itself, so it has a link to each.
-            peers = replicas_of(peer) if process.startswith("trainer") else [peer]
+            peers = doors_of(peer) if process.startswith("trainer") else [peer]
             names += [f"{process}>{one}" for one in peers]
     return names
 
@@ -171,7 +177,8 @@ def rewired(mesh: StormMesh, process: str, environment: Mapping[str, str]) -> di
         elif peer == NATS:
             told["FINEMESH_NATS_URL"] = _moved(environment["FINEMESH_NATS_URL"], link.address)
         else:
-            variable = f"FINEMESH_{peer.partition('-')[0].upper()}_ADDRESS"
+            callee, _, door = peer.partition(".")
+            variable = "_".join(filter(None, ["FINEMESH", callee.partition("-")[0].upper(), door, "ADDRESS"]))
             told[variable] = ",".join(filter(None, [told.get(variable, ""), link.address]))
     return told
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
 from tests.storm.deeds import Deeds
 from tests.storm.plan import Trouble
-from tests.storm.seed_run import Outcome, Storm, plan_of, run_seed, truths_of
+from tests.storm.seed_run import Outcome, plan_of, run_seed, truths_of
 from tests.storm.storm_mesh import StormMesh, storm_mesh
 
 # It has a fault of each kind, and users who do everything.
@@ -85,5 +86,5 @@ def _top_up(deeds: Deeds) -> str:
 async def test_a_lie_is_found(mesh: StormMesh, outcome: Outcome, lie: Callable[[Deeds], str]) -> None:
     deeds = copy.deepcopy(outcome.storm.deeds)
     expected = lie(deeds)
-    found = await truths_of(mesh, Storm(tenant=outcome.storm.tenant, deeds=deeds))
+    found = await truths_of(mesh, replace(outcome.storm, deeds=deeds))
     assert any(line.startswith(expected) for line in found), found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
@@ -95,29 +96,53 @@ async def training_is_paid_once(mesh: StormMesh, client: Client, tenant: Tenant,
             yield f"{name} ended at step {job.progress.step}, and {end} were billed"
 
 
-async def calls_are_paid_once(mesh: StormMesh, tenant: Tenant, deeds: Deeds) -> AsyncIterator[str]:
-    """What an answer said that it used is what was billed; nothing was billed that no engine did."""
-    billed: dict[str, dict[str, int]] = defaultdict(dict)
+async def calls_are_paid_once(mesh: StormMesh, tenant: Tenant, deeds: Deeds, *, killed: bool) -> AsyncIterator[str]:
+    """What an answer said that it used is what was billed; nothing was billed that no engine did, and all of it was,
+    unless the process of the engine was `killed`."""
+    billed: dict[str, Billed] = defaultdict(Billed)
     for row in await mesh.rows("billing", RECORDS, tenant.organization_id):
         if row["kind"] in ("input_tokens", "output_tokens"):
-            call, _, side = row["work_key"].rpartition(":")
-            billed[call][side] = row["quantity"]
-    made: dict[str, dict[str, int]] = {}
-    for line in witness.told(mesh.witness, "tokens"):
-        made[line["call"]] = line
-    for call, sides in billed.items():
+            call, part, _ = row["work_key"].split(":")
+            billed[call].add(row["kind"], part, row["quantity"])
+    made = {line["call"]: line for line in witness.told(mesh.witness, "tokens")}
+    for call, sums in billed.items():
+        if sums.overlap:
+            yield f"{call} was billed twice: {sums}"
         real = made.get(call)
         if real is None:
-            yield f"{call} was billed and never made: {sides}"
-        elif sides.get("input") != real["input"] or sides.get("output", 0) > real["output"]:
-            yield f"{call} was billed {sides} and took {real['input']} and {real['output']} tokens"
+            yield f"{call} was billed and never made: {sums}"
+        elif sums.input != real["input"] or sums.output > real["output"]:
+            yield f"{call} was billed {sums} and took {real['input']} and {real['output']} tokens"
     for said in deeds.calls:
-        sides = billed.get(said.generation_id, {})
+        sums = billed[said.generation_id]
         if said.dedicated:
-            if sides:
-                yield f"{said.generation_id} of an endpoint was billed by the token: {sides}"
-        elif said.whole and sides != {"input": said.input_tokens, "output": said.output_tokens}:
-            yield f"{said.generation_id} said {said.input_tokens} and {said.output_tokens}, and {sides} was billed"
+            if sums.parts:
+                yield f"{said.generation_id} of an endpoint was billed by the token: {sums}"
+        elif said.whole and (sums.input, sums.output) != (said.input_tokens, said.output_tokens):
+            yield f"{said.generation_id} said {said.input_tokens} and {said.output_tokens}, and {sums} was billed"
+        elif not killed and sums.output < said.output_tokens:
+            yield f"{said.generation_id} said {said.output_tokens} tokens before it broke, and {sums} was billed"
+
+
+@dataclass(kw_only=True)
+class Billed:
+    """Tokens of one call, part by part."""
+
+    input: int = 0
+    output: int = 0
+    parts: set[int] = field(default_factory=set)
+    overlap: bool = False
+
+    def add(self, kind: str, part: str, quantity: int) -> None:
+        """`part` is a range of generated tokens, `0-20`."""
+        if kind == "input_tokens":
+            self.input += quantity
+            return
+        start, _, end = part.partition("-")
+        tokens = set(range(int(start), int(end)))
+        self.overlap |= bool(tokens & self.parts) or len(tokens) != quantity
+        self.parts |= tokens
+        self.output += quantity
 
 
 async def minutes_are_served(mesh: StormMesh, tenant: Tenant, deeds: Deeds) -> AsyncIterator[str]:
