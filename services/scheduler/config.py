@@ -65,7 +65,27 @@ class SchedulerSettings(ChassisSettings):
     obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")
     report_metrics_max: int = Field(default=1000, ge=1, description="Metrics and usage records in one report.")
 
-    validations_concurrent_max: int = Field(default=4, ge=1, description="Jobs that are analysed at the same time.")
+    validations_concurrent_max: int = Field(
+        default=32, ge=2, description="Jobs that one replica takes through validation at the same time."
+    )
+    large_validations_concurrent_max: int = Field(
+        default=16, ge=1, description="Of these, jobs with large datasets, at most all but one."
+    )
+    validations_per_organization_max: int = Field(
+        default=8,
+        ge=1,
+        description="Of all replicas: jobs of one organization at the same time; half of them may be large.",
+    )
+    large_dataset_bytes_min: int = Field(
+        default=16 * 1024**2,
+        ge=1,
+        description="From this size on a job's files are large: their analysis takes minutes.",
+    )
+    quotes_per_key_max: int = Field(
+        default=20,
+        ge=1,
+        description="Quotes and previews of one API key that wait for their analysis, or are analysed, at a replica.",
+    )
     metric_retention_s: float = Field(
         default=90 * 86_400.0, gt=0, description="A job's metric lines are deleted that long after its end."
     )
@@ -91,7 +111,12 @@ class SchedulerSettings(ChassisSettings):
     claim_duration_s: float = Field(
         default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
     )
-    analysis_deadline_s: float = Field(default=600.0, gt=0, description="Longest analysis of one file.")
+    analysis_deadline_s: float = Field(
+        default=4 * 3600.0,
+        gt=0,
+        description="Longest wait for the analysis of one file, in line and running; more than the trainers' "
+        "analysis_s_max. A caller's own deadline may be shorter.",
+    )
     description_deadline_s: float = Field(
         default=10.0, gt=0, description="Longest look at a model's chat template, by all trainers that are asked."
     )

@@ -19,6 +19,7 @@ from services.scheduler.admission.admission import Admission
 from services.scheduler.admission.dataset_counts import Analyzer
 from services.scheduler.admission.dataset_preview import Previewer
 from services.scheduler.admission.job_requests import JobRequests
+from services.scheduler.admission.quotes_in_line import QuotesInLine
 from services.scheduler.admission.template_facts import TemplateFacts
 from services.scheduler.api.allocation_service import AllocationService
 from services.scheduler.api.job_view import JobView
@@ -69,18 +70,17 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     nodes = NodeRegistry(database, attempts)
     heartbeats = Heartbeats(database, nodes, hub, settings)
     admission = Admission(database, peers, limits, settings)
-    analyzer = Analyzer(database, peers, settings)
+    quotes = QuotesInLine(settings.quotes_per_key_max)
+    analyzer = Analyzer(database, peers, quotes, settings)
     requests = JobRequests(database, jobs, admission, job_secrets, ids)
-    previewer = Previewer(database, peers, limits, settings)
+    previewer = Previewer(database, peers, limits, quotes, settings)
     templates = TemplateFacts(database, peers, clock, settings)
     view = JobView(database, settings)
     follower = Follower(database, view, hub, settings)
 
     process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
     process.spawn("listener", Listener(pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
-    validator = Validator(database, jobs, analyzer, peers, hub, clock, ids, settings)
-    for number in range(settings.validations_concurrent_max):
-        process.spawn(f"validator-{number}", validator.run)
+    process.spawn("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
     process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)

@@ -3,6 +3,8 @@
 It knows addresses, not meanings.
 """
 
+import asyncio
+import contextvars
 from collections import OrderedDict
 from typing import TypeAlias
 
@@ -29,6 +31,7 @@ class Peers:
         inference = open_channel(settings, settings.inference_address, "inference")
         self._channels = [gateway, billing, inference]
         self._trainers: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
         self.files = file_artifact_service_pb2_grpc.FileArtifactServiceStub(gateway)
         self.models = model_artifact_service_pb2_grpc.ModelArtifactServiceStub(inference)
         self.holds = hold_service_pb2_grpc.HoldServiceStub(billing)
@@ -40,12 +43,18 @@ class Peers:
         self._trainers.move_to_end(address)
         return dataset_service_pb2_grpc.DatasetServiceStub(channel)
 
-    async def prune(self) -> None:
-        """Closes the trainers' channels that were not used for longest."""
+    def prune(self) -> None:
+        """Closes the trainers' channels that were not used for longest, once the calls on them are over. Nobody waits
+        for that."""
         while len(self._trainers) > self._settings.analyzers_max:
             _, channel = self._trainers.popitem(last=False)
-            await channel.close(grace=self._settings.analysis_deadline_s)
+            closing = channel.close(grace=self._settings.analysis_deadline_s)
+            task = asyncio.get_running_loop().create_task(closing, context=contextvars.Context())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
+        for task in self._closing:
+            task.cancel()
         for channel in [*self._channels, *self._trainers.values()]:
             await channel.close()

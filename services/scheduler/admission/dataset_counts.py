@@ -4,12 +4,15 @@ They come from the table when the same code analysed the file before, else from 
 all rest on the same row, so they cannot disagree. It prices nothing.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from chassis.errors import invalid
+from chassis.identity import Caller, acting_as
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.admission.quotes_in_line import QuotesInLine
 from services.scheduler.admission.store import AdmissionStore, CountsKey, FileCounts
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
@@ -29,20 +32,32 @@ class Inputs:
     training_file: artifact_pb2.Artifact
     validation_file: artifact_pb2.Artifact | None
 
+    @property
+    def dataset_bytes(self) -> int:
+        artifacts = [self.training_file, *([self.validation_file] if self.validation_file is not None else [])]
+        return sum(file.size_bytes for artifact in artifacts for file in artifact.files)
+
 
 class Analyzer:
-    def __init__(self, database: Database, peers: Peers, settings: SchedulerSettings) -> None:
+    def __init__(self, database: Database, peers: Peers, quotes: QuotesInLine, settings: SchedulerSettings) -> None:
         self._database = database
         self._peers = peers
+        self._quotes = quotes
         self._settings = settings
 
-    async def counts(self, spec: TuningSpec, inputs: Inputs) -> tuning_job_pb2.DatasetCounts:
-        """`spec` is complete. Raises the trainer's refusal of the data, or Unavailable while no trainer answers."""
-        training = await self._file_counts(spec, inputs, inputs.training_file)
+    async def counts(
+        self, spec: TuningSpec, inputs: Inputs, caller: Caller, *, for_job: bool
+    ) -> tuning_job_pb2.DatasetCounts:
+        """`spec` is complete; a trainer serves the callers in turn, and jobs apart from quotes.
+
+        Raises the trainer's refusal of the data, Unavailable while no trainer answers, or ResourceExhausted for a quote
+        too many of one key. When the caller goes away, so does what waits for it.
+        """
+        training = await self._file_counts(spec, inputs, inputs.training_file, caller, for_job=for_job)
         _require_format(spec, "training_file", training)
         validation = None
         if inputs.validation_file is not None:
-            validation = await self._file_counts(spec, inputs, inputs.validation_file)
+            validation = await self._file_counts(spec, inputs, inputs.validation_file, caller, for_job=for_job)
             _require_format(spec, "validation_file", validation)
         return tuning_job_pb2.DatasetCounts(
             training_examples=training.example_count,
@@ -53,7 +68,9 @@ class Analyzer:
             rows_per_second=training.rows_per_second,
         )
 
-    async def _file_counts(self, spec: TuningSpec, inputs: Inputs, file: artifact_pb2.Artifact) -> FileCounts:
+    async def _file_counts(
+        self, spec: TuningSpec, inputs: Inputs, file: artifact_pb2.Artifact, caller: Caller, *, for_job: bool
+    ) -> FileCounts:
         key = CountsKey(
             file_sha256=file.files[0].sha256,
             base_revision=inputs.base_revision,
@@ -70,8 +87,13 @@ class Analyzer:
             base_revision=key.base_revision,
             sequence_tokens_max=key.sequence_tokens_max,
             train_on_inputs=key.train_on_inputs,
+            purpose=dataset_service_pb2.ANALYSIS_PURPOSE_JOB
+            if for_job
+            else dataset_service_pb2.ANALYSIS_PURPOSE_UNSPECIFIED,
         )
-        return await AdmissionStore(pool).insert_counts(key, await self._ask(request), self._database.now())
+        with nullcontext() if for_job else self._quotes.place(caller), acting_as(caller):
+            counted = await self._ask(request)
+        return await AdmissionStore(pool).insert_counts(key, counted, self._database.now())
 
     async def _ask(self, request: dataset_service_pb2.AnalyzeDatasetRequest) -> FileCounts:
         timeout_s = self._settings.analysis_deadline_s

@@ -13,6 +13,7 @@ from finemesh.datasets.v1 import dataset_service_pb2
 from finemesh.files.v1 import dataset_preview_pb2, file_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
 from services.scheduler.admission.peer_errors import ask_about
+from services.scheduler.admission.quotes_in_line import QuotesInLine
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.nodes.trainers import first_answer
@@ -26,17 +27,25 @@ TOKENS_SHOWN_MAX = 8192
 
 
 class Previewer:
-    def __init__(self, database: Database, peers: Peers, limits: LimitsTable, settings: SchedulerSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        peers: Peers,
+        limits: LimitsTable,
+        quotes: QuotesInLine,
+        settings: SchedulerSettings,
+    ) -> None:
         self._database = database
         self._peers = peers
+        self._quotes = quotes
         self._limits = limits
         self._settings = settings
 
     async def preview(
         self, request: tuning_service_pb2.PreviewDatasetRequest, caller: Caller
     ) -> dataset_preview_pb2.DatasetPreview:
-        """Raises InvalidArgument with every violation, the refusal of the file, the model or the data, or Unavailable
-        while no trainer answers."""
+        """Raises InvalidArgument with every violation, the refusal of the file, the model or the data, Unavailable
+        while no trainer answers, or ResourceExhausted for one too many of this key."""
         train_on_inputs = _check(request)
         own_name(file_pb2.File, request.file, caller, "file")
         base, file = await asyncio.gather(
@@ -66,9 +75,10 @@ class Previewer:
             tokens_shown_max=request.tokens_shown_max,
         )
         timeout_s = self._settings.analysis_deadline_s
-        answer = await first_answer(
-            self._database, self._peers, lambda trainer: trainer.PreviewDataset(wanted, timeout=timeout_s)
-        )
+        with self._quotes.place(caller):
+            answer = await first_answer(
+                self._database, self._peers, lambda trainer: trainer.PreviewDataset(wanted, timeout=timeout_s)
+            )
         return answer.preview
 
 

@@ -135,6 +135,7 @@ def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, d
         base_artifact=encoded(inputs.base_model),
         training_artifact=encoded(inputs.training_file),
         validation_artifact=None if validation is None else encoded(validation),
+        dataset_bytes=inputs.dataset_bytes,
         start_weights=admitted.start_weights,
     )
 

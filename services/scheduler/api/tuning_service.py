@@ -56,7 +56,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         caller = current_caller()
         own_parent(identity_pb2.Project, request.parent, caller)
         admitted = await self._admission.admit(request.spec, caller, job_id="")
-        counts = await self._analyzer.counts(admitted.spec, admitted.inputs)
+        counts = await self._analyzer.counts(admitted.spec, admitted.inputs, caller, for_job=False)
         wanted = hold_service_pb2.QuoteWorkRequest(
             organization_id=caller.account, price=price_request(admitted.spec, counts, admitted.parameter_count)
         )

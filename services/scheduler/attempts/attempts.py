@@ -5,7 +5,7 @@ what is allowed.
 """
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from chassis.db.pool import Connection
 from services.scheduler.attempts import fence
@@ -194,7 +194,7 @@ class Attempts:
                 f"attempt {job.attempt_count} ended: {failure.message}; the job goes on from its last checkpoint",
                 kind=EventKind.REQUEUED,
                 lease_token=ref.lease_token,
-                wake_at=self._database.now() + timedelta(seconds=delay_s),
+                wake_delay_s=delay_s,
                 failure_count=failure_count,
             )
             blames_node = counts and failure.reason != "DEPENDENCY_UNAVAILABLE"

@@ -109,6 +109,8 @@ class NewJob(JobRef):
     base_artifact: bytes
     training_artifact: bytes
     validation_artifact: bytes | None
+    # Of both files together.
+    dataset_bytes: int = 0
     # Encoded finemesh.nodes.v1.StartWeights of a run that continues another one.
     start_weights: bytes | None = None
 

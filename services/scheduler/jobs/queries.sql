@@ -52,13 +52,13 @@ WHERE job_id = ANY(:job_ids::text[]);
 -- The nodes on which attempts at these jobs failed.
 SELECT DISTINCT job_id, node FROM attempts WHERE job_id = ANY(:job_ids::text[]) AND blames_node;
 
--- name: list_queued(now, page_size)
+-- name: list_queued(page_size)
 -- The queue as the policy sees it: jobs that may start now, in order of arrival.
 SELECT
     project_id, job_id, gpu_count, memory_bytes_min,
     array(SELECT DISTINCT node FROM attempts WHERE attempts.job_id = jobs.job_id AND blames_node) AS failed_nodes
 FROM jobs
-WHERE state = 'QUEUED' AND wake_at <= :now
+WHERE state = 'QUEUED' AND wake_at <= now()
 ORDER BY queue_time, job_id
 LIMIT :page_size;
 
@@ -70,19 +70,19 @@ WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL
 ORDER BY remaining_s
 LIMIT :page_size;
 
--- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, start_weights, now)!
+-- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, dataset_bytes, start_weights, now)!
 -- Stores an acknowledged job.
 INSERT INTO jobs (
     job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model,
     base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact,
-    validation_artifact, start_weights, wake_at, create_time, update_time
+    validation_artifact, dataset_bytes, start_weights, wake_at, create_time, update_time
 ) VALUES (
     :job_id, :project_id, :organization_id, :api_key_id, :namespace, :request_id, :request_sha256, :state, :spec,
     :base_model, :base_revision, :parameter_count, :output_name, :gpu_count, :memory_bytes_min, :base_artifact,
-    :training_artifact, :validation_artifact, :start_weights, :now, :now, :now
+    :training_artifact, :validation_artifact, :dataset_bytes, :start_weights, now(), :now, :now
 );
 
--- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_at, failure_count)^
+-- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count)^
 -- Moves a job if its state allows it and the named claim or lease is in force; what is not given stays.
 UPDATE jobs
 SET
@@ -100,7 +100,7 @@ SET
     error = coalesce(:error::bytea, error),
     output_revision = coalesce(:output_revision::text, output_revision),
     output_artifact = coalesce(:output_artifact::bytea, output_artifact),
-    wake_at = coalesce(:wake_at::timestamptz, :now::timestamptz),
+    wake_at = now() + make_interval(secs => coalesce(:wake_delay_s::double precision, 0)),
     -- An answer under a claim gives the claim back; a cancellation leaves it to the worker that has it.
     claim_token = CASE WHEN :claim::uuid IS NULL THEN claim_token END,
     claimed_until = CASE WHEN :claim::uuid IS NULL THEN claimed_until END,

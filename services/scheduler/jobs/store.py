@@ -31,7 +31,8 @@ _GET_JOB: str = _QUERIES.get_job.sql
 class Changes(TypedDict, total=False):
     """What a transition is guarded by, `claim` or `lease_token`, and what it sets besides the state.
 
-    `wake_at` is now when it is left out; every other column stays as it is. `placed_token` begins the next attempt.
+    The job wakes at once when `wake_delay_s` is left out; every other column stays as it is. `placed_token` begins the
+    next attempt.
     """
 
     claim: UUID
@@ -44,7 +45,7 @@ class Changes(TypedDict, total=False):
     error: bytes
     output_revision: str
     output_artifact: bytes
-    wake_at: datetime
+    wake_delay_s: float
     failure_count: int
 
 
@@ -97,7 +98,7 @@ class JobStore:
         rows = _QUERIES.queue_positions(self._connection, job_ids=[*job_ids])
         return {row["job_id"]: row["position"] async for row in rows}
 
-    async def list_queued(self, now: datetime, page_size: int) -> list[QueuedJob]:
+    async def list_queued(self, page_size: int) -> list[QueuedJob]:
         """Jobs that may start now, in order of arrival."""
         return [
             QueuedJob(
@@ -106,7 +107,7 @@ class JobStore:
                 memory_bytes_min=row["memory_bytes_min"],
                 failed_nodes=frozenset(row["failed_nodes"]),
             )
-            async for row in _QUERIES.list_queued(self._connection, now=now, page_size=page_size)
+            async for row in _QUERIES.list_queued(self._connection, page_size=page_size)
         ]
 
     async def failed_nodes(self, job_ids: Sequence[str]) -> dict[str, frozenset[str]]:

@@ -30,5 +30,5 @@ async def first_answer(database: Database, peers: Peers, call: Callable[[Dataset
             log.warning("trainer_did_not_answer", address=address, error=str(error))
             last = error
         finally:
-            await peers.prune()
+            peers.prune()
     raise last

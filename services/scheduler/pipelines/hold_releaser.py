@@ -4,8 +4,6 @@ Those are holds that were asked for while the answer was never stored. A job is 
 be asking for its hold, so the release is the last word.
 """
 
-from datetime import timedelta
-
 import structlog
 
 from chassis.clock import Clock
@@ -42,10 +40,8 @@ class Releaser:
 
     async def release_one(self) -> bool:
         """Releases one hold; False when none waits."""
-        claim, now = self._ids.uuid(), self._database.now()
-        until = now + timedelta(seconds=self._settings.claim_duration_s)
         claims = ClaimStore(self._database.pool)
-        job = await claims.claim_release(claim, until=until, now=now)
+        job = await claims.claim_release(self._ids.uuid(), claim_s=self._settings.claim_duration_s)
         if job is None:
             return False
         request = hold_service_pb2.ReleaseHoldRequest(resource=job_name(job))
@@ -58,8 +54,8 @@ class Releaser:
             error = failure if isinstance(failure, DomainError) else Internal("INTERNAL", type(failure).__name__)
             waiting = peer_errors.waiting_of(error, "billing", job.service_failures + 1)
             log.warning("hold_release_postponed", job=job.job_id, error=str(error))
-            wake_at = self._database.now() + timedelta(seconds=waiting.delay_s)
-            await claims.postpone(job, wake_at=wake_at, waiting_message="", now=self._database.now())
+            now = self._database.now()
+            await claims.postpone(job, delay_s=waiting.delay_s, waiting_message="", now=now)
             return True
         await claims.finish_release(job)
         return True

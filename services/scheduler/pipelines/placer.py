@@ -49,10 +49,9 @@ class Placer:
 
     async def place_round(self) -> bool:
         """One look at the queue and the fleet; True when something was placed, so that another look pays."""
-        now = self._database.now()
         queue = {
             job_name(job.ref): job
-            for job in await JobStore(self._database.pool).list_queued(now, self._settings.placements_batch_max)
+            for job in await JobStore(self._database.pool).list_queued(self._settings.placements_batch_max)
         }
         if not queue:
             return False

@@ -1,37 +1,57 @@
--- name: claim_validating(claim, until, now)^
--- Takes one job to analyse that no other worker holds.
+-- name: lock_validations()$
+-- Lets one worker at a time choose, so that each counts what the others took.
+SELECT pg_advisory_xact_lock(hashtext('validations'), hashtext(current_schema()))::text;
+
+-- name: claim_validating(claim, claim_s, organization_max, large_bytes_min, organization_large_max, takes_large)^
+-- Takes one job to analyse that no other worker holds, of the organization that has the fewest such workers.
+WITH claimed AS (
+    SELECT
+        organization_id, count(*) AS jobs, count(*) FILTER (WHERE dataset_bytes >= :large_bytes_min) AS large_jobs
+    FROM jobs
+    WHERE state = 'VALIDATING' AND claimed_until > now()
+    GROUP BY organization_id
+)
 UPDATE jobs
-SET claim_token = :claim, claimed_until = :until
+SET claim_token = :claim, claimed_until = now() + make_interval(secs => :claim_s)
 WHERE job_id = (
     SELECT job_id
-    FROM jobs
-    WHERE state = 'VALIDATING' AND wake_at <= :now AND (claimed_until IS NULL OR claimed_until <= :now)
-    ORDER BY wake_at, job_id
+    FROM jobs AS waiting
+    LEFT JOIN claimed ON claimed.organization_id = waiting.organization_id
+    WHERE
+        waiting.state = 'VALIDATING'
+        AND waiting.wake_at <= now()
+        AND (waiting.claimed_until IS NULL OR waiting.claimed_until <= now())
+        AND coalesce(claimed.jobs, 0) < :organization_max
+        AND (
+            waiting.dataset_bytes < :large_bytes_min
+            OR (:takes_large::boolean AND coalesce(claimed.large_jobs, 0) < :organization_large_max)
+        )
+    ORDER BY coalesce(claimed.jobs, 0), waiting.wake_at, waiting.job_id
     LIMIT 1
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF waiting SKIP LOCKED
 )
 RETURNING
     project_id, job_id, organization_id, api_key_id, spec, base_model, base_revision, parameter_count, base_artifact,
-    training_artifact, validation_artifact, service_failures;
+    training_artifact, validation_artifact, dataset_bytes, service_failures;
 
--- name: claim_release(claim, until, now)^
+-- name: claim_release(claim, claim_s)^
 -- Takes one job whose hold has to be released, once no worker can still be asking for that hold.
 UPDATE jobs
-SET claim_token = :claim, claimed_until = :until
+SET claim_token = :claim, claimed_until = now() + make_interval(secs => :claim_s)
 WHERE job_id = (
     SELECT job_id
     FROM jobs
-    WHERE release_pending AND wake_at <= :now AND (claimed_until IS NULL OR claimed_until <= :now)
+    WHERE release_pending AND wake_at <= now() AND (claimed_until IS NULL OR claimed_until <= now())
     ORDER BY wake_at, job_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
 RETURNING project_id, job_id, service_failures;
 
--- name: renew_claim(project_id, job_id, claim, until)!
+-- name: renew_claim(project_id, job_id, claim, claim_s)!
 -- Keeps a worker's claim while the job still waits for its work.
 UPDATE jobs
-SET claimed_until = :until
+SET claimed_until = now() + make_interval(secs => :claim_s)
 WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim AND state = 'VALIDATING';
 
 -- name: free_claim(project_id, job_id, claim)!
@@ -40,14 +60,14 @@ UPDATE jobs
 SET claim_token = NULL, claimed_until = NULL
 WHERE project_id = :project_id AND job_id = :job_id AND claim_token = :claim;
 
--- name: postpone_job(project_id, job_id, claim, wake_at, waiting_message, now)!
+-- name: postpone_job(project_id, job_id, claim, delay_s, waiting_message, now)!
 -- Leaves a claimed job for later; only one that is still to be validated says what it waits for.
 UPDATE jobs
 SET
     claim_token = NULL,
     claimed_until = NULL,
     service_failures = service_failures + 1,
-    wake_at = :wake_at,
+    wake_at = now() + make_interval(secs => :delay_s),
     waiting_message = :waiting_message,
     update_time = :now
 WHERE

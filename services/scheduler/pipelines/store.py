@@ -1,4 +1,7 @@
-"""Workers' claims on jobs in the database. A claim is a token and a time: an answer whose claim was lost is dropped."""
+"""Workers' claims on jobs in the database. A claim is a token and a time: an answer whose claim was lost is dropped.
+
+All times of claims are written and compared by the database's clock.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,32 +38,54 @@ class ValidationClaim(Claim):
     base_artifact: bytes
     training_artifact: bytes
     validation_artifact: bytes | None
+    dataset_bytes: int
 
 
 class ClaimStore:
     def __init__(self, connection: "Connection | Pool") -> None:
         self._connection = connection
 
-    async def claim_validating(self, claim: UUID, *, until: datetime, now: datetime) -> ValidationClaim | None:
-        row = await _QUERIES.claim_validating(self._connection, claim=claim, until=until, now=now)
+    async def lock_validations(self) -> None:
+        """Until the transaction ends, nobody else claims a job to validate."""
+        await _QUERIES.lock_validations(self._connection)
+
+    async def claim_validating(
+        self,
+        claim: UUID,
+        *,
+        claim_s: float,
+        organization_max: int,
+        large_bytes_min: int,
+        organization_large_max: int,
+        takes_large: bool,
+    ) -> ValidationClaim | None:
+        row = await _QUERIES.claim_validating(
+            self._connection,
+            claim=claim,
+            claim_s=claim_s,
+            organization_max=organization_max,
+            large_bytes_min=large_bytes_min,
+            organization_large_max=organization_large_max,
+            takes_large=takes_large,
+        )
         return None if row is None else ValidationClaim(**row, claim=claim)
 
-    async def claim_release(self, claim: UUID, *, until: datetime, now: datetime) -> Claim | None:
-        row = await _QUERIES.claim_release(self._connection, claim=claim, until=until, now=now)
+    async def claim_release(self, claim: UUID, *, claim_s: float) -> Claim | None:
+        row = await _QUERIES.claim_release(self._connection, claim=claim, claim_s=claim_s)
         return None if row is None else Claim(**row, claim=claim)
 
-    async def renew(self, job: Claim, until: datetime) -> bool:
+    async def renew(self, job: Claim, *, claim_s: float) -> bool:
         """False when the claim was lost, or the job does not wait for its work any more."""
-        status = await _QUERIES.renew_claim(self._connection, **_key(job), until=until)
+        status = await _QUERIES.renew_claim(self._connection, **_key(job), claim_s=claim_s)
         return affected(status) > 0
 
     async def free(self, job: Claim) -> None:
         await _QUERIES.free_claim(self._connection, **_key(job))
 
-    async def postpone(self, job: Claim, *, wake_at: datetime, waiting_message: str, now: datetime) -> bool:
+    async def postpone(self, job: Claim, *, delay_s: float, waiting_message: str, now: datetime) -> bool:
         """Gives the claim back until later; False when it was lost."""
         status = await _QUERIES.postpone_job(
-            self._connection, **_key(job), wake_at=wake_at, waiting_message=waiting_message, now=now
+            self._connection, **_key(job), delay_s=delay_s, waiting_message=waiting_message, now=now
         )
         return affected(status) > 0
 

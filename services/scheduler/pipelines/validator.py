@@ -5,15 +5,17 @@ run it: an answer whose claim was lost meanwhile is dropped.
 """
 
 import asyncio
-from datetime import datetime, timedelta
+from contextvars import Context
+from uuid import UUID
 
 import structlog
 
 from chassis.clock import Clock
-from chassis.db.pool import database_is_away
+from chassis.db.pool import database_is_away, transaction
 from chassis.errors import DomainError, Internal
+from chassis.identity import Caller
 from chassis.ids import Ids
-from chassis.rounds import run_rounds
+from chassis.rounds import Signal, run_rounds
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.admission import peer_errors
@@ -57,21 +59,46 @@ class Validator:
         self._clock = clock
         self._ids = ids
         self._settings = settings
+        self._running: dict[UUID, ValidationClaim] = {}
 
     async def run(self) -> None:
-        with self._hub.listening(QUEUE_TOPIC) as signal:
-            await run_rounds(
-                "validator",
-                self.validate_one,
-                wait=lambda: signal.wait(self._settings.pipeline_poll_s),
-                clock=self._clock,
-            )
+        """Takes jobs as long as there are places, each into a task of its own: none waits for another's giant."""
+        async with asyncio.TaskGroup() as group:
+            with self._hub.listening(QUEUE_TOPIC) as signal:
+                await run_rounds(
+                    "validator",
+                    lambda: self._begin(group, signal),
+                    wait=lambda: signal.wait(self._settings.pipeline_poll_s),
+                    clock=self._clock,
+                )
 
-    async def validate_one(self) -> bool:
-        """Takes one job through; False when none waits."""
-        job = await self._claim()
+    async def _begin(self, group: asyncio.TaskGroup, signal: Signal) -> bool:
+        """Claims one job and begins with it; False when none waits, or all places are taken."""
+        job = await self.claim()
         if job is None:
             return False
+        self._running[job.claim] = job
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._running[job.claim]
+            signal.send()
+
+        # In a context of its own: it holds no connection of this loop.
+        group.create_task(self._validate_or_leave(job), context=Context()).add_done_callback(ended)
+        return True
+
+    async def _validate_or_leave(self, job: ValidationClaim) -> None:
+        """What could not even be set aside is taken again when its claim has run out."""
+        try:
+            await self.validate(job)
+        except Exception as error:
+            if database_is_away(error):
+                log.warning("validation_interrupted", job=job.job_id, error=repr(error))
+            else:
+                log.error("validation_left", job=job.job_id, exc_info=error)
+
+    async def validate(self, job: ValidationClaim) -> None:
+        """Takes a claimed job through."""
         try:
             await self._while_claimed(job)
         except _ClaimLost:
@@ -81,7 +108,6 @@ class Validator:
             if database_is_away(error):
                 raise
             await self._set_aside(job, error)
-        return True
 
     async def _set_aside(self, job: ValidationClaim, error: Exception) -> None:
         """An error that nobody expected is this job's alone: it is tried again a few times, and nobody waits for it."""
@@ -97,9 +123,25 @@ class Validator:
             log.info("validation_claim_lost", job=job.job_id)
             await ClaimStore(self._database.pool).free(job)
 
-    async def _claim(self) -> ValidationClaim | None:
-        claim, now = self._ids.uuid(), self._database.now()
-        return await ClaimStore(self._database.pool).claim_validating(claim, until=self._until(), now=now)
+    async def claim(self) -> ValidationClaim | None:
+        """One job that waits, while there is a place for it; of large ones some places are kept free."""
+        settings = self._settings
+        if len(self._running) >= settings.validations_concurrent_max:
+            return None
+        large_max = min(settings.large_validations_concurrent_max, settings.validations_concurrent_max - 1)
+        large = sum(job.dataset_bytes >= settings.large_dataset_bytes_min for job in self._running.values())
+        async with transaction(self._database.pool) as connection:
+            claims = ClaimStore(connection)
+            await claims.lock_validations()
+            return await claims.claim_validating(
+                self._ids.uuid(),
+                claim_s=settings.claim_duration_s,
+                organization_max=settings.validations_per_organization_max,
+                large_bytes_min=settings.large_dataset_bytes_min,
+                # Its own small jobs do not wait for its giants either.
+                organization_large_max=max(1, settings.validations_per_organization_max // 2),
+                takes_large=large < large_max,
+            )
 
     async def _while_claimed(self, job: ValidationClaim) -> None:
         """Works and renews the claim side by side; a lost claim stops the work."""
@@ -117,7 +159,7 @@ class Validator:
     async def _keep_claim(self, job: ValidationClaim) -> None:
         while True:
             await self._clock.sleep(self._settings.claim_duration_s / 3)
-            if not await ClaimStore(self._database.pool).renew(job, self._until()):
+            if not await ClaimStore(self._database.pool).renew(job, claim_s=self._settings.claim_duration_s):
                 raise _ClaimLost
 
     async def _work(self, job: ValidationClaim) -> None:
@@ -130,7 +172,7 @@ class Validator:
         )
         service = "a trainer"
         try:
-            counts = await self._analyzer.counts(spec, inputs)
+            counts = await self._analyzer.counts(spec, inputs, _owner(job), for_job=True)
             service = "billing"
             request = hold_service_pb2.CreateHoldRequest(
                 resource=job_name(job),
@@ -189,10 +231,8 @@ class Validator:
         waiting = peer_errors.waiting_of(error, service, failures)
         log.warning("validation_postponed", job=job.job_id, service=service, error=str(error), failures=failures)
         async with self._database.writing() as connection:
-            now = self._database.now()
-            wake_at = now + timedelta(seconds=waiting.delay_s)
             postponed = await ClaimStore(connection).postpone(
-                job, wake_at=wake_at, waiting_message=waiting.message, now=now
+                job, delay_s=waiting.delay_s, waiting_message=waiting.message, now=self._database.now()
             )
             self._database.ring(job_topic(job.job_id))
         if not postponed:
@@ -212,5 +252,7 @@ class Validator:
                 raise _ClaimLost
             await self._jobs.end(connection, change, failed_ending(change, failure))
 
-    def _until(self) -> datetime:
-        return self._database.now() + timedelta(seconds=self._settings.claim_duration_s)
+
+def _owner(job: ValidationClaim) -> Caller:
+    """For whom a trainer is asked."""
+    return Caller(service="scheduler", tenant=job.project_id, account=job.organization_id, subject=job.api_key_id)

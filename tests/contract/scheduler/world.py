@@ -75,10 +75,12 @@ class World:
         """The job once it is in one of these states, told by a watch."""
         return await self.when(name, lambda job: state_name(job) in states)
 
-    async def when(self, name: str, wanted: Callable[[tuning_job_pb2.TuningJob], bool]) -> tuning_job_pb2.TuningJob:
+    async def when(
+        self, name: str, wanted: Callable[[tuning_job_pb2.TuningJob], bool], caller: Caller = OWNER
+    ) -> tuning_job_pb2.TuningJob:
         request = tuning_service_pb2.WatchTuningJobRequest(name=name)
         last = None
-        with acting_as(OWNER):
+        with acting_as(caller):
             stream = self.tuning.WatchTuningJob(request)
         try:
             async with asyncio.timeout(WAIT_S_MAX):

@@ -6,6 +6,8 @@ import pytest
 
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.placement.store import AllocationStore
+from tests.store.scheduler.test_claims import Holds, releaser, validate_one, validator
+from tests.store.scheduler.test_fencing import FAILURE
 from tests.store.scheduler.test_resume import beat, sweep_for
 from tests.store.scheduler.world import LIMITS, World
 
@@ -51,3 +53,43 @@ async def test_a_jump_of_the_databases_clock_begins_the_watch_anew(
     assert (await world.job(lease)).state is JobState.RUNNING
     await sweep_for(world, 12, silent=True)
     assert (await world.job(lease)).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+async def test_a_replica_whose_clock_is_wrong_takes_no_claim_and_sleeps_no_longer(world: World, step_s: float) -> None:
+    """Claims and wake-up times are written and compared by the database's clock."""
+    ref, holds = await world.new_job(), Holds()
+    first = await validator(world, holds).claim()
+    assert first is not None
+    world.clock.stepped_s = step_s
+    assert await validator(world, holds).claim() is None
+    await world.pool.execute("UPDATE jobs SET claimed_until = now()")
+    second = await validator(world, holds).claim()
+    assert second is not None
+    # The claim of the one whose clock is wrong protects it from the others, too.
+    world.clock.stepped_s = 0.0
+    assert await validator(world, holds).claim() is None
+    world.clock.stepped_s = step_s
+    await validator(world, holds).validate(second)
+    assert (await world.job(ref)).state is JobState.QUEUED
+    await world.add_node()
+    world.clock.stepped_s = 0.0
+    assert await world.placer.place_round()
+    await world.attempts.fail(await world.lease_of(ref), FAILURE, retryable=True)
+    world.clock.stepped_s = step_s
+    await world.pool.execute("UPDATE jobs SET wake_at = wake_at + interval '60 s'")
+    assert not await world.placer.place_round()
+    await world.pool.execute("UPDATE jobs SET wake_at = wake_at - interval '61 s'")
+    assert await world.placer.place_round()
+
+
+async def test_a_release_is_claimed_and_postponed_by_the_databases_time(world: World) -> None:
+    ref, holds = await world.new_job(), Holds()
+    await validate_one(validator(world, holds))
+    await world.pool.execute("UPDATE jobs SET release_pending = true, claimed_until = now() + interval '60 s'")
+    world.clock.stepped_s = 3600.0
+    assert not await releaser(world, holds).release_one()
+    await world.pool.execute("UPDATE jobs SET claimed_until = NULL")
+    world.clock.stepped_s = -3600.0
+    assert await releaser(world, holds).release_one()
+    assert holds.released == [f"projects/{ref.project_id}/tuningJobs/{ref.job_id}"]

@@ -31,7 +31,7 @@ async def test_a_job_goes_to_another_node_after_it_failed_on_one(world: World) -
     # It waits for "good" while that works on something else.
     await world.attempts.fail(lease, FAILURE, retryable=True)
     await world.pool.execute("UPDATE attempts SET blames_node = (node = 'bad')")
-    await world.pool.execute("UPDATE jobs SET wake_at = $1", world.clock.now())
+    await world.pool.execute("UPDATE jobs SET wake_at = now()")
     await world.pool.execute("UPDATE nodes SET heartbeat_stream = NULL WHERE node = 'bad'")
     other = await world.queued_job()
     await world.pool.execute("UPDATE jobs SET queue_time = NULL WHERE job_id = $1", lease.job_id)

@@ -197,7 +197,7 @@ class World:
 
     async def place_again(self, ref: JobRef) -> LeaseRef:
         """The next attempt at a job that was requeued, started."""
-        self.clock.jump(120.0)
+        await self.pool.execute("UPDATE jobs SET wake_at = now()")
         await self.pool.execute("UPDATE nodes SET seen_at = now()")
         await self.placer.place_round()
         lease = await self.lease_of(ref)
