@@ -62,8 +62,9 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
     if service.database:
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
     environment |= {name: facts.secrets[name] for name in service.secret_variables}
-    if service.per_node:
+    if service.per_node or service.on_first_node:
         environment[f"{service.env_prefix}NODE_NAME"] = f"local-{node}"
+    if service.per_node:
         environment[f"{service.env_prefix}WORK_DIR"] = str(facts.data_dir / "work" / process_name(service, node))
     if facts.engine is not None:
         environment["FINEMESH_INFERENCE_ENGINE"] = facts.engine

@@ -19,7 +19,8 @@ class Service:
     but end after it, too, so that it can hand back what it works on. `doors` are listeners besides the mesh server, by
     the suffix of the variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a
     module that runs once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random
-    texts that only this service is told, by the suffix of their variable.
+    texts that only this service is told, by the suffix of their variable. `per_node` is one process for each node,
+    `on_first_node` one that works on the devices of the first; both are told the node's name.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Service:
     secrets: tuple[str, ...] = ()
     bootstrap: str | None = None
     per_node: bool = False
+    on_first_node: bool = False
 
     @property
     def env_prefix(self) -> str:
@@ -51,7 +53,14 @@ SERVICES: tuple[Service, ...] = (
     ),
     Service(name="scheduler", module="services.scheduler.main", needs=(POSTGRES, NATS), secrets=("SECRETS_KEY",)),
     Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
-    Service(name="inference", module="services.inference.main", needs=(POSTGRES, NATS)),
+    # It gives its devices back when it stops.
+    Service(
+        name="inference",
+        module="services.inference.main",
+        needs=(POSTGRES, NATS),
+        reports_to=("scheduler",),
+        on_first_node=True,
+    ),
     # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.
     Service(
         name="trainer",

@@ -1,7 +1,7 @@
 """The settings of inference: every limit of serving has its name here. Read once, at the start."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,14 @@ GIB = 1024 * MIB
 class InferenceSettings(ChassisSettings):
     """`FINEMESH_INFERENCE_<NAME>` or the shared `FINEMESH_<NAME>`."""
 
+    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {"node_name"}
+
     service_name: str = "inference"
+    node_name: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$",
+        description="Node that this process runs on, as its trainer calls it; may be empty where there is only one.",
+    )
 
     scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")

@@ -105,7 +105,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     )
     server.add(
         add_AllocationServiceServicer_to_server,
-        AllocationService(ServingAllocations(database, settings)),
+        AllocationService(ServingAllocations(database, settings), lease_duration_s=settings.lease_duration_s),
         "finemesh.allocations.v1.AllocationService",
         allow={"inference"},
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
 
@@ -31,14 +32,27 @@ class DeviceLeases:
         self._settings = settings
 
     async def ask(self, owner: str, *, hardware_type: str, count: int) -> Devices | str:
-        """The owner's devices, or what it waits for, in words. Those that it has already are not renewed by that."""
+        """The owner's devices on this node, or what it waits for, in words. Those that it has already are not renewed
+        by that. ResourceExhausted for what no node could ever give."""
+        node = self._settings.node_name
         request = allocation_service_pb2.CreateAllocationRequest(
-            owner=owner, hardware_type=hardware_type, device_count=count
+            owner=owner, hardware_type=hardware_type, device_count=count, node=node
         )
-        answer = await self._stub.CreateAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        try:
+            answer = await self._stub.CreateAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        except NotFound as error:
+            return f"the scheduler to know this node: {error.message}"
+        except FailedPrecondition as error:
+            return f"a process of inference on another node: {error.message}"
+        except InvalidArgument as error:
+            if [violation.field for violation in error.violations] != ["node"]:
+                raise
+            return f"FINEMESH_INFERENCE_NODE_NAME to be set where inference runs: {error.message}"
         if not answer.HasField("allocation"):
             return str(answer.waiting_for)
         given = answer.allocation
+        if node and given.node != node:
+            return f"the process on {given.node} that took devices for it"
         return Devices(
             lease_token=given.lease_token,
             node=given.node,

@@ -69,11 +69,13 @@ def checkpoint_to_proto(checkpoint: StoredCheckpoint) -> tuning_job_event_pb2.Ch
     )
 
 
-def allocation_to_proto(record: AllocationRecord) -> allocations.Allocation:
-    return allocations.Allocation(
+def allocation_to_proto(record: AllocationRecord, *, lease_duration_s: float) -> allocations.Allocation:
+    message = allocations.Allocation(
         lease_token=record.lease_token,
         node=record.node,
         device_indices=record.device_indices,
         hardware_type=record.hardware_type,
         expire_time=time_to_proto(record.expires_at),
     )
+    message.lease_duration.FromMilliseconds(int(lease_duration_s * 1000))
+    return message

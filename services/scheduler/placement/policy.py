@@ -24,6 +24,8 @@ class Need:
     # Empty means any.
     hardware_type: str = ""
     nodes_max: int = 1
+    # The node that its owner runs on; empty means any.
+    node: str = ""
     # Where it failed before; it goes there only when no other node that is ready could ever take it.
     avoided_nodes: frozenset[str] = frozenset()
 

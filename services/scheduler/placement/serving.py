@@ -1,11 +1,13 @@
 """Not pure: database. Allocations for serving, under the same policy and constraint as training.
 
-It knows no endpoint: an owner is a name, and says itself how long it wants its devices.
+It knows no endpoint: an owner is a name, runs on a node, and says itself how long it wants its devices.
 """
+
+from collections.abc import Sequence
 
 import asyncpg
 
-from chassis.errors import Aborted, ResourceExhausted
+from chassis.errors import Aborted, FailedPrecondition, NotFound, ResourceExhausted, invalid
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.placement import policy
@@ -23,7 +25,8 @@ class ServingAllocations:
         self._settings = settings
 
     async def create(self, need: policy.Need) -> AllocationRecord | str:
-        """The owner's allocation, or what it waits for, in words. ResourceExhausted for what no node could give."""
+        """The owner's allocation, or what it waits for, in words. ResourceExhausted for what no node could give; other
+        typed errors where the owner's node is not known, or could not give what another could."""
         store = AllocationStore(self._database.pool)
         for _ in range(RACES_MAX):
             current = await store.get(need.owner)
@@ -37,9 +40,10 @@ class ServingAllocations:
                     f"no registered node could ever give {problem.requested}; the largest has {problem.largest}",
                     metadata={"requested": problem.requested, "largest": problem.largest},
                 )
-            group = policy.choose(need, fleet.groups)
+            groups = of_owners_node(need, fleet.groups)
+            group = policy.choose(need, groups)
             if group is None:
-                return policy.waiting_for(need, fleet.groups, 1)
+                return policy.waiting_for(need, groups, 1)
             await self._take(need, group, fleet)
         return f"{need.count} GPUs; others were faster"
 
@@ -77,3 +81,23 @@ class ServingAllocations:
         except asyncpg.UniqueViolationError:
             # The snapshot is old: a device, or this owner, was served meanwhile. The next round sees it.
             return
+
+
+def of_owners_node(need: policy.Need, groups: Sequence[policy.DeviceGroup]) -> Sequence[policy.DeviceGroup]:
+    """The devices that a process on its own node can use: others are in machines that it does not run on."""
+    if not need.node:
+        nodes = {group.node for group in groups if group.ready} or {group.node for group in groups}
+        if len(nodes) > 1:
+            raise invalid("node", f"must name the node that the owner runs on; {len(nodes)} are registered")
+        return [group for group in groups if group.node in nodes]
+    own = [group for group in groups if group.node == need.node]
+    if not own:
+        raise NotFound("NOT_FOUND", f"node {need.node} is not registered", metadata={"node": need.node})
+    problem = policy.too_large(need, own)
+    if problem is not None:
+        raise FailedPrecondition(
+            "CAPACITY_EXHAUSTED",
+            f"node {need.node} could never give {problem.requested}, another could; the largest has {problem.largest}",
+            metadata={"node": need.node, "requested": problem.requested, "largest": problem.largest},
+        )
+    return own

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from chassis.errors import Aborted, InvalidArgument, ResourceExhausted
+from chassis.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from finemesh.allocations.v1 import allocation_service_pb2
 from tests.contract.scheduler.world import World, state_name
 
@@ -14,9 +14,9 @@ _pb = allocation_service_pb2
 OWNER = "projects/proj_a/endpoints/ep_1"
 
 
-async def take(world: World, owner: str = OWNER, count: int = 1) -> _pb.CreateAllocationResponse:
+async def take(world: World, owner: str = OWNER, count: int = 1, node: str = "") -> _pb.CreateAllocationResponse:
     response: _pb.CreateAllocationResponse = await world.allocations.CreateAllocation(
-        _pb.CreateAllocationRequest(owner=owner, device_count=count)
+        _pb.CreateAllocationRequest(owner=owner, device_count=count, node=node)
     )
     return response
 
@@ -88,6 +88,33 @@ async def test_an_allocation_that_is_not_renewed_ends(world: World) -> None:
         await agent.start(assignment)
         await agent.succeed(assignment)
         await world.until(name, "SUCCEEDED")
+
+
+async def test_devices_come_from_the_node_that_the_owner_runs_on(world: World) -> None:
+    here, there = "projects/proj_a/endpoints/ep_5", "nodes/two-devices/engines/inf_1-rv_2"
+    async with world.agent(node="one-device"), world.agent(node="two-devices", devices=2):
+        for _ in range(2):
+            given = (await take(world, here, node="one-device")).allocation
+            assert (given.node, given.hardware_type) == ("one-device", "cpu")
+            assert given.lease_duration.ToMilliseconds() == world.settings.lease_duration_s * 1000
+        async with kept(world, here, given.lease_token):
+            # What is free elsewhere is of no use to a process that runs here.
+            other = await take(world, "projects/proj_a/endpoints/ep_6", node="one-device")
+            assert "0 of 1 free on one-device" in other.waiting_for
+            both = (await take(world, there, 2, node="two-devices")).allocation
+            assert (both.node, list(both.device_indices)) == ("two-devices", [0, 1])
+        with pytest.raises(FailedPrecondition, match="another could"):
+            await take(world, "projects/proj_a/endpoints/ep_6", 2, node="one-device")
+        with pytest.raises(NotFound, match="not registered"):
+            await take(world, "projects/proj_a/endpoints/ep_6", node="nobody")
+        with pytest.raises(InvalidArgument, match="2 are registered"):
+            await take(world, "projects/proj_a/endpoints/ep_6")
+        with pytest.raises(ResourceExhausted):
+            await take(world, "projects/proj_a/endpoints/ep_6", 64, node="one-device")
+        with pytest.raises(InvalidArgument):
+            await take(world, "nodes/two-devices/engines/../x", node="two-devices")
+        await give_back(world, here, given.lease_token)
+        await give_back(world, there, both.lease_token)
 
 
 async def test_what_no_node_could_give_is_refused(world: World) -> None:

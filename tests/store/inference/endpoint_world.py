@@ -14,7 +14,7 @@ from typing import Any
 from chassis.bus.outbox import Outbox
 from chassis.clock import ManualClock
 from chassis.db.pool import Pool
-from chassis.errors import Aborted, Unavailable
+from chassis.errors import Aborted, NotFound, Unavailable
 from chassis.ids import SystemIds
 from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.events.v1 import usage_events_pb2
@@ -62,6 +62,8 @@ class FakeScheduler:
         self.renewals: Counter[str] = Counter()
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.leases: dict[str, int] = {}
+        self.unknown_nodes: set[str] = set()
+        self._nodes: dict[str, str] = {}
         self._renewed: set[str] = set()
         self._tokens = itertools.count(1)
 
@@ -92,8 +94,17 @@ class FakeScheduler:
         self._renewed.clear()
 
     def _CreateAllocation(self, request: allocations.CreateAllocationRequest) -> allocations.CreateAllocationResponse:
-        token = self.leases.setdefault(request.owner, next(self._tokens))
-        given = allocations.Allocation(lease_token=token, node="local-0", device_indices=[0], hardware_type="cpu")
+        if request.owner not in self.leases:
+            if request.node in self.unknown_nodes:
+                raise NotFound("NOT_FOUND", f"node {request.node} is not registered")
+            self.leases[request.owner] = next(self._tokens)
+            self._nodes[request.owner] = request.node or "local-0"
+        given = allocations.Allocation(
+            lease_token=self.leases[request.owner],
+            node=self._nodes[request.owner],
+            device_indices=[0],
+            hardware_type="cpu",
+        )
         return allocations.CreateAllocationResponse(allocation=given)
 
     def _RenewAllocation(self, request: allocations.RenewAllocationRequest) -> allocations.RenewAllocationResponse:

@@ -127,3 +127,26 @@ async def test_a_process_that_leaves_takes_on_nothing(endpoint_world: EndpointWo
         await endpoint_world.look()
     assert (await endpoint_world.get(id)).state == EndpointState.PENDING
     assert not endpoint_world.scheduler.leases
+
+
+async def test_an_endpoint_is_served_where_its_process_has_devices(endpoint_world: EndpointWorld) -> None:
+    settings = endpoint_world.settings
+    here, there = (
+        EndpointWorld(endpoint_world.pool, settings.model_copy(update={"node_name": node}), beside=endpoint_world)
+        for node in ("node-a", "node-b")
+    )
+    here.scheduler.unknown_nodes.add("node-a")
+    id = await here.create()
+    await here.look()
+    assert "node-a is not registered" in (await here.get(id)).status_message
+
+    async def look_here() -> None:
+        there.scheduler.before_answer = None
+        await here.look()
+
+    # The devices that the other process is just being given are of no use to the first one.
+    there.scheduler.before_answer = look_here
+    await there.look()
+    ready = await there.reaches(id, EndpointState.READY)
+    assert ready.owner == there.claims.owner
+    assert not here.workshop.alive

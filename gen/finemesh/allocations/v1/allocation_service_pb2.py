@@ -22,30 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0finemesh/allocations/v1/allocation_service.proto\x12\x17\x66inemesh.allocations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n\nAllocation\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65vice_indices\x18\x03 \x03(\x05\x12\x15\n\rhardware_type\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x17\x43reateAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x15\n\rhardware_type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x03 \x01(\x05\"h\n\x18\x43reateAllocationResponse\x12\x37\n\nallocation\x18\x01 \x01(\x0b\x32#.finemesh.allocations.v1.Allocation\x12\x13\n\x0bwaiting_for\x18\x02 \x01(\t\"<\n\x16RenewAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x03\"R\n\x17RenewAllocationResponse\x12\x37\n\nallocation\x18\x01 \x01(\x0b\x32#.finemesh.allocations.v1.Allocation\">\n\x18ReleaseAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x03\"\x1b\n\x19ReleaseAllocationResponse2\xfe\x02\n\x11\x41llocationService\x12w\n\x10\x43reateAllocation\x12\x30.finemesh.allocations.v1.CreateAllocationRequest\x1a\x31.finemesh.allocations.v1.CreateAllocationResponse\x12t\n\x0fRenewAllocation\x12/.finemesh.allocations.v1.RenewAllocationRequest\x1a\x30.finemesh.allocations.v1.RenewAllocationResponse\x12z\n\x11ReleaseAllocation\x12\x31.finemesh.allocations.v1.ReleaseAllocationRequest\x1a\x32.finemesh.allocations.v1.ReleaseAllocationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0finemesh/allocations/v1/allocation_service.proto\x12\x17\x66inemesh.allocations.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\nAllocation\x12\x13\n\x0blease_token\x18\x01 \x01(\x03\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65vice_indices\x18\x03 \x03(\x05\x12\x15\n\rhardware_type\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"c\n\x17\x43reateAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x15\n\rhardware_type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x03 \x01(\x05\x12\x0c\n\x04node\x18\x04 \x01(\t\"h\n\x18\x43reateAllocationResponse\x12\x37\n\nallocation\x18\x01 \x01(\x0b\x32#.finemesh.allocations.v1.Allocation\x12\x13\n\x0bwaiting_for\x18\x02 \x01(\t\"<\n\x16RenewAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x03\"R\n\x17RenewAllocationResponse\x12\x37\n\nallocation\x18\x01 \x01(\x0b\x32#.finemesh.allocations.v1.Allocation\">\n\x18ReleaseAllocationRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\x03\"\x1b\n\x19ReleaseAllocationResponse2\xfe\x02\n\x11\x41llocationService\x12w\n\x10\x43reateAllocation\x12\x30.finemesh.allocations.v1.CreateAllocationRequest\x1a\x31.finemesh.allocations.v1.CreateAllocationResponse\x12t\n\x0fRenewAllocation\x12/.finemesh.allocations.v1.RenewAllocationRequest\x1a\x30.finemesh.allocations.v1.RenewAllocationResponse\x12z\n\x11ReleaseAllocation\x12\x31.finemesh.allocations.v1.ReleaseAllocationRequest\x1a\x32.finemesh.allocations.v1.ReleaseAllocationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.allocations.v1.allocation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ALLOCATION']._serialized_start=111
-  _globals['_ALLOCATION']._serialized_end=254
-  _globals['_CREATEALLOCATIONREQUEST']._serialized_start=256
-  _globals['_CREATEALLOCATIONREQUEST']._serialized_end=341
-  _globals['_CREATEALLOCATIONRESPONSE']._serialized_start=343
-  _globals['_CREATEALLOCATIONRESPONSE']._serialized_end=447
-  _globals['_RENEWALLOCATIONREQUEST']._serialized_start=449
-  _globals['_RENEWALLOCATIONREQUEST']._serialized_end=509
-  _globals['_RENEWALLOCATIONRESPONSE']._serialized_start=511
-  _globals['_RENEWALLOCATIONRESPONSE']._serialized_end=593
-  _globals['_RELEASEALLOCATIONREQUEST']._serialized_start=595
-  _globals['_RELEASEALLOCATIONREQUEST']._serialized_end=657
-  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_start=659
-  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_end=686
-  _globals['_ALLOCATIONSERVICE']._serialized_start=689
-  _globals['_ALLOCATIONSERVICE']._serialized_end=1071
+  _globals['_ALLOCATION']._serialized_start=143
+  _globals['_ALLOCATION']._serialized_end=337
+  _globals['_CREATEALLOCATIONREQUEST']._serialized_start=339
+  _globals['_CREATEALLOCATIONREQUEST']._serialized_end=438
+  _globals['_CREATEALLOCATIONRESPONSE']._serialized_start=440
+  _globals['_CREATEALLOCATIONRESPONSE']._serialized_end=544
+  _globals['_RENEWALLOCATIONREQUEST']._serialized_start=546
+  _globals['_RENEWALLOCATIONREQUEST']._serialized_end=606
+  _globals['_RENEWALLOCATIONRESPONSE']._serialized_start=608
+  _globals['_RENEWALLOCATIONRESPONSE']._serialized_end=690
+  _globals['_RELEASEALLOCATIONREQUEST']._serialized_start=692
+  _globals['_RELEASEALLOCATIONREQUEST']._serialized_end=754
+  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_start=756
+  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_end=783
+  _globals['_ALLOCATIONSERVICE']._serialized_start=786
+  _globals['_ALLOCATIONSERVICE']._serialized_end=1168
 # @@protoc_insertion_point(module_scope)

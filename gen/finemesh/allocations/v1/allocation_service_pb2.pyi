@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -30,6 +31,7 @@ class Allocation(_message.Message):
     DEVICE_INDICES_FIELD_NUMBER: _builtins.int
     HARDWARE_TYPE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LEASE_DURATION_FIELD_NUMBER: _builtins.int
     lease_token: _builtins.int
     """Fencing token: grows with every allocation."""
     node: _builtins.str
@@ -42,7 +44,11 @@ class Allocation(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the allocation ends unless it is renewed."""
+        """When the allocation ends unless it is renewed, by the clock of the scheduler's database."""
+
+    @_builtins.property
+    def lease_duration(self) -> _duration_pb2.Duration:
+        """How long a renewal lasts. Who holds the devices counts it from the moment at which it sent the renewal."""
 
     def __init__(
         self,
@@ -52,10 +58,11 @@ class Allocation(_message.Message):
         device_indices: _abc.Iterable[_builtins.int] | None = ...,
         hardware_type: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        lease_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indices", b"device_indices", "expire_time", b"expire_time", "hardware_type", b"hardware_type", "lease_token", b"lease_token", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indices", b"device_indices", "expire_time", b"expire_time", "hardware_type", b"hardware_type", "lease_duration", b"lease_duration", "lease_token", b"lease_token", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,22 +77,28 @@ class CreateAllocationRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     HARDWARE_TYPE_FIELD_NUMBER: _builtins.int
     DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
-    """Who owns it, `projects/{project}/endpoints/{endpoint}`."""
+    """Who owns it, `projects/{project}/endpoints/{endpoint}`, or `nodes/{node}/engines/{engine}` for an engine that serves
+    everybody.
+    """
     hardware_type: _builtins.str
     """Type of device; empty means any."""
     device_count: _builtins.int
     """Number of devices on one node."""
+    node: _builtins.str
+    """Node on which the owner runs and wants its devices; empty only where a single node is registered."""
     def __init__(
         self,
         *,
         owner: _builtins.str = ...,
         hardware_type: _builtins.str = ...,
         device_count: _builtins.int = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_count", b"device_count", "hardware_type", b"hardware_type", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_count", b"device_count", "hardware_type", b"hardware_type", "node", b"node", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

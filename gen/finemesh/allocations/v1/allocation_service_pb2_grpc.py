@@ -60,7 +60,9 @@ class AllocationServiceServicer:
 
     def CreateAllocation(self, request, context):
         """Asks for devices for an owner. Idempotent by `owner`: returns the current allocation when there is one.
-        WAITING means that nothing is free now; ask again. CAPACITY_EXHAUSTED means that no node could ever fit it.
+        `waiting_for` says what is lacking now; ask again. RESOURCE_EXHAUSTED with CAPACITY_EXHAUSTED means that no node
+        could ever fit it, FAILED_PRECONDITION with it that this node could not, though another could. NOT_FOUND means that
+        the node is not registered, INVALID_FIELD that none is named where there are several.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,9 @@ class AllocationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AllocationServiceAsyncStub: ...
     CreateAllocation: _grpc.UnaryUnaryMultiCallable[_allocation_service_pb2.CreateAllocationRequest, _allocation_service_pb2.CreateAllocationResponse]
     """Asks for devices for an owner. Idempotent by `owner`: returns the current allocation when there is one.
-    WAITING means that nothing is free now; ask again. CAPACITY_EXHAUSTED means that no node could ever fit it.
+    `waiting_for` says what is lacking now; ask again. RESOURCE_EXHAUSTED with CAPACITY_EXHAUSTED means that no node
+    could ever fit it, FAILED_PRECONDITION with it that this node could not, though another could. NOT_FOUND means that
+    the node is not registered, INVALID_FIELD that none is named where there are several.
     """
     RenewAllocation: _grpc.UnaryUnaryMultiCallable[_allocation_service_pb2.RenewAllocationRequest, _allocation_service_pb2.RenewAllocationResponse]
     """Keeps an allocation alive; LEASE_STALE when it was lost meanwhile."""
@@ -53,7 +55,9 @@ class AllocationServiceAsyncStub(AllocationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAllocation: _aio.UnaryUnaryMultiCallable[_allocation_service_pb2.CreateAllocationRequest, _allocation_service_pb2.CreateAllocationResponse]  # type: ignore[assignment]
     """Asks for devices for an owner. Idempotent by `owner`: returns the current allocation when there is one.
-    WAITING means that nothing is free now; ask again. CAPACITY_EXHAUSTED means that no node could ever fit it.
+    `waiting_for` says what is lacking now; ask again. RESOURCE_EXHAUSTED with CAPACITY_EXHAUSTED means that no node
+    could ever fit it, FAILED_PRECONDITION with it that this node could not, though another could. NOT_FOUND means that
+    the node is not registered, INVALID_FIELD that none is named where there are several.
     """
     RenewAllocation: _aio.UnaryUnaryMultiCallable[_allocation_service_pb2.RenewAllocationRequest, _allocation_service_pb2.RenewAllocationResponse]  # type: ignore[assignment]
     """Keeps an allocation alive; LEASE_STALE when it was lost meanwhile."""
@@ -72,7 +76,9 @@ class AllocationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_allocation_service_pb2.CreateAllocationResponse, _abc.Awaitable[_allocation_service_pb2.CreateAllocationResponse]]:
         """Asks for devices for an owner. Idempotent by `owner`: returns the current allocation when there is one.
-        WAITING means that nothing is free now; ask again. CAPACITY_EXHAUSTED means that no node could ever fit it.
+        `waiting_for` says what is lacking now; ask again. RESOURCE_EXHAUSTED with CAPACITY_EXHAUSTED means that no node
+        could ever fit it, FAILED_PRECONDITION with it that this node could not, though another could. NOT_FOUND means that
+        the node is not registered, INVALID_FIELD that none is named where there are several.
         """
 
     @_abc_1.abstractmethod
