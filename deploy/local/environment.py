@@ -40,7 +40,7 @@ def process_name(service: Service, number: int) -> str:
 def listeners(service: Service, number: int) -> list[str]:
     """The port keys of one process: its mesh server and its doors."""
     name = process_name(service, number)
-    return [name, *(f"{name}.{door}" for door in service.doors)]
+    return [name, *(f"{name}.{door}" for door in (*service.doors, *service.mesh_doors))]
 
 
 def environment_of(service: Service, node: int, services: tuple[Service, ...], facts: Facts) -> dict[str, str]:
@@ -57,7 +57,9 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
     }
     for peer in services:
         environment[f"{peer.env_prefix}ADDRESS"] = address(facts, process_name(peer, 0))
-    for door in service.doors:
+        for door in peer.mesh_doors:
+            environment[f"{peer.env_prefix}{door}_ADDRESS"] = address(facts, f"{peer.name}.{door}")
+    for door in (*service.doors, *service.mesh_doors):
         environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{process_name(service, node)}.{door}")
     if service.database:
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]

@@ -17,10 +17,11 @@ class Service:
 
     `needs` are healthy before this one starts, and end after it. `reports_to` need not be there when this one starts,
     but end after it, too, so that it can hand back what it works on. `doors` are listeners besides the mesh server, by
-    the suffix of the variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `bootstrap` is a
-    module that runs once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random
-    texts that only this service is told, by the suffix of their variable. `per_node` is one process for each node,
-    `on_first_node` one that works on the devices of the first; both are told the node's name.
+    the suffix of the variable that names their address: `PUBLIC` -> `FINEMESH_GATEWAY_PUBLIC_ADDRESS`. `mesh_doors` are
+    such listeners for other services, which are told of them, and not for the world. `bootstrap` is a module that runs
+    once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only
+    this service is told, by the suffix of their variable. `per_node` is one process for each node, `on_first_node` one
+    that works on the devices of the first; both are told the node's name.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Service:
     reports_to: tuple[str, ...] = ()
     database: bool = True
     doors: tuple[str, ...] = ()
+    mesh_doors: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
     bootstrap: str | None = None
     per_node: bool = False
@@ -51,7 +53,13 @@ SERVICES: tuple[Service, ...] = (
         doors=("PUBLIC", "HTTP"),
         bootstrap="services.gateway.bootstrap",
     ),
-    Service(name="scheduler", module="services.scheduler.main", needs=(POSTGRES, NATS), secrets=("SECRETS_KEY",)),
+    Service(
+        name="scheduler",
+        module="services.scheduler.main",
+        needs=(POSTGRES, NATS),
+        mesh_doors=("AGENTS",),
+        secrets=("SECRETS_KEY",),
+    ),
     Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
     # It gives its devices back when it stops.
     Service(

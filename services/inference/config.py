@@ -25,7 +25,9 @@ class InferenceSettings(ChassisSettings):
         description="Node that this process runs on, as its trainer calls it; may be empty where there is only one.",
     )
 
-    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
+    scheduler_agents_address: str = Field(
+        default="127.0.0.1:7105", description="host:port of the scheduler's server for devices that serve."
+    )
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
     data_dir: Path = Field(default=Path("/var/lib/finemesh"), description="Folder for local copies of weights.")
 

@@ -88,7 +88,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
     keep("spend_guard", spend_guard.run)
-    scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
+    scheduler = open_channel(settings, settings.scheduler_agents_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
     router = Router(pool, serving)
     transitions = Transitions(outbox, clock)

@@ -1,5 +1,8 @@
 """The scheduler's settings, read from the environment once. Every limit of the service is named here."""
 
+from pathlib import Path
+from typing import ClassVar
+
 from pydantic import Field
 
 from chassis.settings import ChassisSettings
@@ -8,7 +11,16 @@ from chassis.settings import ChassisSettings
 class SchedulerSettings(ChassisSettings):
     """`FINEMESH_SCHEDULER_<NAME>` or the shared `FINEMESH_<NAME>`."""
 
+    own_names: ClassVar[frozenset[str]] = ChassisSettings.own_names | {"agents_address", "agents_port_file"}
+
     service_name: str = "scheduler"
+    agents_address: str = Field(
+        default="127.0.0.1:0", description="host:port of the server for agents and for devices that serve."
+    )
+    agents_port_file: Path | None = Field(default=None, description="Where the bound port for agents is written.")
+    agents_pool_size_max: int = Field(
+        default=10, ge=2, description="Database connections for what keeps leases, besides those for users' calls."
+    )
     transaction_idle_s_max: float = Field(
         default=3.0,
         gt=0,

@@ -55,6 +55,9 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
 
     pool = await open_pool(settings)
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
+    # Users' calls and watchers never wait in line with what keeps leases.
+    agents_pool = await open_pool(settings.model_copy(update={"pool_size_max": settings.agents_pool_size_max}))
+    process.on_drain(DrainStage.CLOSE_POOL, agents_pool.close)
     await migrate(pool, [MIGRATIONS])
     bus = await connect(settings)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
@@ -64,30 +67,47 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
 
     hub, limits = Hub(), load_limits()
     database = Database(pool, outbox, clock, hub.notify, notify)
+    agents_database = Database(agents_pool, outbox, clock, hub.notify, notify)
     jobs = JobTransitions(database)
-    job_secrets = JobSecrets(database, SecretBox(settings.secrets_key) if settings.secrets_key else None)
-    attempts, reports = Attempts(database, jobs, settings), AttemptReports(database, jobs, settings)
-    nodes = NodeRegistry(database, attempts)
-    heartbeats = Heartbeats(database, nodes, hub, settings)
+    box = SecretBox(settings.secrets_key) if settings.secrets_key else None
+    attempts, reports = Attempts(agents_database, jobs, settings), AttemptReports(agents_database, jobs, settings)
+    nodes = NodeRegistry(agents_database, attempts)
+    heartbeats = Heartbeats(agents_database, nodes, hub, settings)
     admission = Admission(database, peers, limits, settings)
     quotes = QuotesInLine(settings.quotes_per_key_max)
     analyzer = Analyzer(database, peers, quotes, settings)
-    requests = JobRequests(database, jobs, admission, job_secrets, ids)
+    requests = JobRequests(database, jobs, admission, JobSecrets(database, box), ids)
     previewer = Previewer(database, peers, limits, quotes, settings)
     templates = TemplateFacts(database, peers, clock, settings)
     view = JobView(database, settings)
     follower = Follower(database, view, hub, settings)
 
     process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
-    process.spawn("listener", Listener(pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
+    process.spawn("listener", Listener(agents_pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
     process.spawn("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
     process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
     process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
-    process.spawn("placer", Placer(database, jobs, hub, clock, settings).run)
-    process.spawn("sweeper", Sweeper(database, nodes, attempts, clock, settings).run)
+    process.spawn("placer", Placer(agents_database, jobs, hub, clock, settings).run)
+    process.spawn("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
 
+    agents = ServerBuilder(
+        process, settings, listen_address=settings.agents_address, port_file=settings.agents_port_file
+    )
+    agents.add(
+        add_NodeServiceServicer_to_server,
+        NodeService(nodes, heartbeats, reports, attempts, JobSecrets(agents_database, box), ids, settings),
+        "finemesh.nodes.v1.NodeService",
+        allow={"trainer"},
+        endless={"Heartbeat"},
+    )
+    agents.add(
+        add_AllocationServiceServicer_to_server,
+        AllocationService(ServingAllocations(agents_database, settings), lease_duration_s=settings.lease_duration_s),
+        "finemesh.allocations.v1.AllocationService",
+        allow={"inference"},
+    )
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(
         add_TuningServiceServicer_to_server,
@@ -96,19 +116,8 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
         allow={"gateway"},
         endless={"WatchTuningJob"},
     )
-    server.add(
-        add_NodeServiceServicer_to_server,
-        NodeService(nodes, heartbeats, reports, attempts, job_secrets, ids, settings),
-        "finemesh.nodes.v1.NodeService",
-        allow={"trainer"},
-        endless={"Heartbeat"},
-    )
-    server.add(
-        add_AllocationServiceServicer_to_server,
-        AllocationService(ServingAllocations(database, settings), lease_duration_s=settings.lease_duration_s),
-        "finemesh.allocations.v1.AllocationService",
-        allow={"inference"},
-    )
+    await agents.start()
+    # Last: whoever asks this door whether the scheduler is healthy learns that agents are served, too.
     await server.start()
 
 

@@ -18,10 +18,10 @@ class TrainerSettings(ChassisSettings):
 
     service_name: str = "trainer"
     node_name: str = Field(default="local-0", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Stable node name.")
-    scheduler_address: str = Field(
-        default="127.0.0.1:7101",
+    scheduler_agents_address: str = Field(
+        default="127.0.0.1:7105",
         min_length=1,
-        description="host:port of the scheduler, or of several replicas with commas between.",
+        description="host:port of the scheduler's server for agents, or of several replicas with commas between.",
     )
     scheduler_silence_s_min: float = Field(
         default=2.0,

@@ -38,8 +38,9 @@ class Replica:
             "database_url": settings.database_url,
             "nats_url": settings.nats_url,
             "tls_dir": settings.tls_dir,
-            "port_file": self._port_file,
+            "agents_port_file": self._port_file,
             "listen_address": "127.0.0.1:0",
+            "agents_address": "127.0.0.1:0",
             "lease_duration_s": LEASE_S,
             "heartbeat_interval_s": 0.5,
             "log_format": "console",
@@ -93,7 +94,7 @@ async def test_a_frozen_scheduler_costs_no_lease(
 
     try:
         jobs = await fresh_world(pool, settings)
-        await world.start_agent(scheduler_address=",".join(addresses))
+        await world.start_agent(scheduler_agents_address=",".join(addresses))
         await eventually(lambda: row("SELECT count(*) FROM nodes"), lambda found: found[0] == 1)
         await jobs.queued_job(
             spec=spec(), training_artifact=encoded(world.script(**LONG)), base_artifact=base_of(world)

@@ -14,7 +14,7 @@ from services.billing.ledger.entries import TransactionKind, usage_charge
 from services.billing.prices.pricebook import PriceBook
 from services.billing.prices.pricing import PriceUnknown, token_amount
 from services.billing.usage.records import UsageKind
-from services.billing.usage.work_keys import COLLECTIONS, SIDES, rented_number
+from services.billing.usage.work_keys import COLLECTIONS, SIDES, rented_number, served_tokens
 
 USAGE = "usage"
 PRICE_BOOKS = "price books"
@@ -176,8 +176,11 @@ def _wrong_key(row: UsageRow) -> tuple[str, str] | None:
     kind = UsageKind(row.kind)
     if kind in SIDES:
         side = SIDES[kind]
-        right = row.work_key.endswith(side) and row.work_key != side
+        part = row.work_key.removesuffix(side)
+        right = part not in ("", row.work_key)
         expected = f"a work key that ends in {side}"
+        if right and kind is UsageKind.OUTPUT_TOKENS and served_tokens(part) not in (None, row.quantity):
+            return f"a work key of {row.quantity} tokens", f"work key {row.work_key}"
     else:
         right = rented_number(kind, row.project_id, row.resource, row.work_key) is not None
         expected = f"a work key of one of the {COLLECTIONS[kind]} of the project, which is {row.resource}"

@@ -36,6 +36,8 @@ def check_inference(fact: InferenceFact, now: datetime, limits: FactLimits) -> N
     _text("base_model", fact.base_model, NAME_CHARS_MAX)
     _within("input_tokens", fact.input_tokens, 0, limits.tokens_max)
     _within("output_tokens", fact.output_tokens, 0, limits.tokens_max)
+    if work_keys.served_tokens(fact.work_key) not in (None, fact.output_tokens):
+        raise FactInvalid(f"work key {fact.work_key!r} does not name {fact.output_tokens} generated tokens")
     for name, value in (("api_key_id", fact.api_key_id), ("credit_lease_id", fact.credit_lease_id)):
         if len(value) > WORK_KEY_CHARS_MAX or not value.isprintable():
             raise FactInvalid(f"{name} must be at most {WORK_KEY_CHARS_MAX} printable characters")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from services.billing.usage.records import UsageKind
 
-# A served call is two records, one for each direction; the call's key is theirs without the end.
+# A part of a served call is two records, one for each direction; the part's key is theirs without the end.
 SIDES: Mapping[UsageKind, str] = MappingProxyType(
     {UsageKind.INPUT_TOKENS: ":input", UsageKind.OUTPUT_TOKENS: ":output"}
 )
@@ -17,6 +17,8 @@ SIDES: Mapping[UsageKind, str] = MappingProxyType(
 COLLECTIONS: Mapping[UsageKind, str] = MappingProxyType(
     {UsageKind.ENDPOINT_MINUTES: "endpoints", UsageKind.CLUSTER_HOURS: "clusters"}
 )
+# Which of a call's generated tokens a part of it is.
+_SERVED = re.compile(r"[^:]+:(0|[1-9][0-9]*)-(0|[1-9][0-9]*)")
 # Lease token, and the number of the minute or hour.
 _RENTED = re.compile(r"(?:0|[1-9][0-9]*):(0|[1-9][0-9]*)")
 
@@ -26,6 +28,12 @@ def of_training(kind: UsageKind, job_id: str, start_step: int, end_step: int) ->
     if kind is UsageKind.EVALUATION_TOKENS:
         return f"{job_id}:evaluate:{start_step}"
     return f"{job_id}:train:{start_step}-{end_step}"
+
+
+def served_tokens(work_key: str) -> int | None:
+    """How many generated tokens the part of a call has; None for a key that names a whole call, as old ones do."""
+    found = _SERVED.fullmatch(work_key)
+    return int(found.group(2)) - int(found.group(1)) if found else None
 
 
 def rented_number(kind: UsageKind, project_id: str, resource: str, work_key: str) -> int | None:

@@ -124,7 +124,10 @@ class Meter:
         try:
             await self._commit([part for part, _ in batch])
         except Exception as error:
-            if not database_is_away(error):
+            if database_is_away(error):
+                # It may have been stored without a word: exactly this batch again is the same event.
+                self._batch_size = len(batch)
+            else:
                 # One part that cannot be stored must not keep the others: it ends up alone, and then behind them.
                 self._batch_size = max(1, len(batch) // 2)
                 if len(batch) == 1:
@@ -138,8 +141,7 @@ class Meter:
                 account.committed.set()
 
     async def _commit(self, parts: Sequence[UsagePart]) -> None:
-        # The event is that of all its parts: a batch that was committed although its commit failed here, and that is
-        # told again with others, is another event, of which billing books what is new.
+        # All parts name the event, so that the same batch is the same event and no other batch is.
         key = hashlib.sha256("\n".join(part.work_key for part in parts).encode()).hexdigest()
         async with transaction(self._pool) as connection:
             await self._outbox.add(

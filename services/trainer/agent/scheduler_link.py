@@ -45,7 +45,7 @@ class SchedulerLink:
 
     async def renew(self) -> None:
         """A new connection, to the replica after the present one; calls under way on the old one go on."""
-        targets = await resolve(self._settings.scheduler_address, self._settings.connect_timeout_s)
+        targets = await resolve(self._settings.scheduler_agents_address, self._settings.connect_timeout_s)
         self._target = next_target(targets, self._target, first=zlib.crc32(self._settings.node_name.encode()))
         before, self._channel = self._channel, open_channel(self._settings, self._target, "scheduler")
         self._current = node_service_pb2_grpc.NodeServiceStub(self._channel)

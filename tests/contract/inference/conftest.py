@@ -178,7 +178,7 @@ async def running_world(
     async with living(as_scheduler, wire_scheduler):
         settings = InferenceSettings(
             port_file=root / "inference.port",
-            scheduler_address=f"127.0.0.1:{(root / 'scheduler.port').read_text()}",
+            scheduler_agents_address=f"127.0.0.1:{(root / 'scheduler.port').read_text()}",
             artifacts_url=(root / "artifacts").as_uri(),
             data_dir=root / "data",
             engine="stub",

@@ -37,12 +37,14 @@ class World:
     settings: SchedulerSettings
     make_settings: SettingsFactory
     target: str
+    # Of the server for agents.
+    agents_target: str
     tuning: Any
     allocations: Any
     numbers: list[int] = field(default_factory=list)
 
     def agent(self, **values: Any) -> Agent:
-        return Agent(self.make_settings("trainer"), self.target, f"127.0.0.1:{self.ports.trainer}", **values)
+        return Agent(self.make_settings("trainer"), self.agents_target, f"127.0.0.1:{self.ports.trainer}", **values)
 
     def spec(self, **values: Any) -> tuning_job_pb2.TuningSpec:
         """The least request; the file is one that was never analysed before."""
@@ -109,6 +111,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
             "nats_url": base.nats_url,
             "tls_dir": base.tls_dir,
             "port_file": port_file,
+            "agents_port_file": port_file.with_name("agents"),
             "gateway_address": f"127.0.0.1:{ports.gateway}",
             "billing_address": f"127.0.0.1:{ports.billing}",
             "inference_address": f"127.0.0.1:{ports.inference}",
@@ -126,7 +129,8 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
         async with living(settings, lambda process: main(process, settings)):
             target = f"127.0.0.1:{port_file.read_text().strip()}"
             gateway = open_channel(make_settings("gateway"), target, "scheduler")
-            inference = open_channel(make_settings("inference"), target, "scheduler")
+            agents_target = f"127.0.0.1:{port_file.with_name('agents').read_text().strip()}"
+            inference = open_channel(make_settings("inference"), agents_target, "scheduler")
             try:
                 yield World(
                     script=script,
@@ -134,6 +138,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
                     settings=settings,
                     make_settings=make_settings,
                     target=target,
+                    agents_target=agents_target,
                     tuning=tuning_service_pb2_grpc.TuningServiceStub(gateway),
                     allocations=allocation_service_pb2_grpc.AllocationServiceStub(inference),
                 )

@@ -46,7 +46,7 @@ class AgentWorld:
 
     async def start_agent(self, **settings: Any) -> asyncio.subprocess.Process:
         given = {
-            "scheduler_address": self.server.address,
+            "scheduler_agents_address": self.server.address,
             "artifacts_url": self.store.as_uri(),
             "data_dir": self.folder / "data",
             "tls_dir": self.tls_dir,

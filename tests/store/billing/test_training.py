@@ -309,6 +309,8 @@ def _story() -> list[Message]:
     events += [train("b", 0, 20), evaluate("b", 1), ended("b", "CANCELLED_RUNNING", 2)]
     events += [train("b", 0, 40, job="ft-2"), ended("b", "PLATFORM_FAILURE", 1, job="ft-2")]
     events += [served("a", *((f"gen-{batch}-{call}", 1000 + call, 10) for call in range(5))) for batch in range(4)]
+    # A long call, told in parts.
+    events += [served("a", ("gen-long:0-128", 500, 128)), served("a", ("gen-x", 1, 1), ("gen-long:128-301", 0, 173))]
     # Ten dollars of device minutes on top of what b has left: it ends in debt.
     events += [minute("b", number, hardware="nvidia-h200-141gb", devices=8) for number in range(20)]
     return events
@@ -342,7 +344,7 @@ async def test_a_replay_in_the_same_order_gives_the_same_chain(world: World, pos
         assert await _book(other, [event for event in _story() for _ in range(2)]) == once
         assert await other.chain() == await world.chain()
     links = await world.pool.fetch("SELECT organization_id, position FROM transactions ORDER BY 1, 2")
-    assert [row["position"] for row in links if row["organization_id"] == "a"] == list(range(1, 1 + 7))
+    assert [row["position"] for row in links if row["organization_id"] == "a"] == list(range(1, 1 + 9))
 
 
 async def test_the_good_calls_of_a_message_are_booked_and_the_others_set_aside(world: World) -> None:
@@ -368,6 +370,23 @@ async def test_calls_that_another_message_booked_are_booked_once(world: World) -
         " JOIN transactions AS t ON t.id = u.transaction_id ORDER BY 1"
     )
     assert [tuple(row) for row in posted] == [("gen-1:input", 1), ("gen-2:input", 1), ("gen-3:input", 2)]
+
+
+async def test_a_call_grows_by_its_parts_in_any_order(world: World) -> None:
+    last, first = served("o", ("gen-1:128-301", 0, 173)), served("o", ("gen-1:0-128", 10, 128))
+    await world.deliver(last, first, last, first)
+    rows = await world.pool.fetch("SELECT work_key, quantity FROM usage_records ORDER BY 1")
+    assert [tuple(row) for row in rows] == [
+        ("gen-1:0-128:input", 10),
+        ("gen-1:0-128:output", 128),
+        ("gen-1:128-301:output", 173),
+    ]
+    # 10 tokens read at 50 and 301 written at 100 nano-dollars.
+    assert (await world.balances("o"))["receivable"] == -30_600
+    with pytest.raises(InvalidArgument, match="other numbers"):
+        await world.deliver(served("o", ("gen-1:0-128", 11, 128)))
+    with pytest.raises(InvalidArgument, match="work key"):
+        await world.deliver(served("o", ("gen-1:301-400", 0, 98)))
 
 
 async def test_sums_follow_the_records(world: World) -> None:

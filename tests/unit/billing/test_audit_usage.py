@@ -8,6 +8,7 @@ import pytest
 
 from services.billing.audit.usage_audit import UsageAudit, UsageRow
 from services.billing.prices.catalogue import read_folder
+from services.billing.prices.pricing import token_amount
 
 BOOKS = {
     version: book
@@ -57,3 +58,24 @@ def test_use_is_within_the_time_of_its_price_book(
         books["default-2026-1"] = replace(books["default-2026-1"], effective_until=None)
     found = UsageAudit(books, {}).record(row(version, moment))
     assert (found is None) if expected is None else (found is not None and found.expected.startswith(expected)), found
+
+
+@pytest.mark.parametrize(("key", "right"), [("gen-1", True), ("gen-1:128-301", True), ("gen-1:128-300", False)])
+def test_a_part_of_a_call_is_as_long_as_its_key_says(key: str, right: bool) -> None:
+    part = replace_row(row("default-2026-2", TAKES_OVER), work_key=f"{key}:output")
+    found = UsageAudit(BOOKS, {}).record(part)
+    assert (found is None) if right else (found is not None and "173 tokens" in found.expected), found
+
+
+def replace_row(served: UsageRow, *, work_key: str) -> UsageRow:
+    """The same for 173 generated tokens."""
+    price = BOOKS["default-2026-2"].inference_rate("finemesh/demo-llama").output_nanos_usd_per_million
+    return served._replace(
+        work_key=work_key,
+        kind="output_tokens",
+        resource="acme/bot",
+        model="finemesh/demo-llama",
+        quantity=173,
+        unit_price_nanos_usd=price,
+        amount_nanos_usd=token_amount(173, price),
+    )

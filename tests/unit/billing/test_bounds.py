@@ -90,6 +90,14 @@ def test_an_evaluation_has_the_key_of_its_number(key: str) -> None:
         bounds.check_training(dataclasses.replace(EVALUATION, work_key=key), "ft-1", NOW, LIMITS)
 
 
+@pytest.mark.parametrize("key", ["gen-1:128-300", "gen-1:0-172", "gen-1:301-128"])
+def test_a_part_of_a_call_has_the_key_of_its_tokens(key: str) -> None:
+    part = dataclasses.replace(INFERENCE, work_key="gen-1:128-301", output_tokens=173)
+    bounds.check_inference(part, NOW, LIMITS)
+    with pytest.raises(FactInvalid, match="work key"):
+        bounds.check_inference(dataclasses.replace(part, work_key=key), NOW, LIMITS)
+
+
 @pytest.mark.parametrize("change", [{"input_tokens": -1}, {"output_tokens": 10**13}, {"base_model": ""}])
 def test_inference_claims_that_cannot_be_true(change: dict[str, Any]) -> None:
     with pytest.raises(FactInvalid):

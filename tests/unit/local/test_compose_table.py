@@ -81,8 +81,14 @@ def test_addresses_meet(service: Service) -> None:
     assert {described(peer)["environment"][f"{service.env_prefix}ADDRESS"] for peer in SERVICES} == {
         f"{service.name}:{port}"
     }
+    mesh_doors = []
+    for door in service.mesh_doors:
+        variable = f"{service.env_prefix}{door}_ADDRESS"
+        mesh_doors.append(environment[variable])
+        told = {described(peer)["environment"][variable] for peer in SERVICES if peer is not service}
+        assert told == {f"{service.name}:{mesh_doors[-1].rpartition(':')[2]}"}
     doors = [environment[f"{service.env_prefix}{door}_ADDRESS"] for door in service.doors]
-    assert len({listens, *doors}) == 1 + len(doors)
+    assert len({listens, *doors, *mesh_doors}) == 1 + len(doors) + len(mesh_doors)
     published = {entry.rpartition(":")[2] for entry in described(service).get("ports", [])}
     assert published == {door.rpartition(":")[2] for door in doors}
 

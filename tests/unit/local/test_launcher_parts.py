@@ -71,6 +71,7 @@ def test_each_service_is_told_its_own_and_everybodys_addresses(tmp_path: Path) -
     assert gateway["FINEMESH_GATEWAY_PUBLIC_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.PUBLIC']}"
     assert gateway["FINEMESH_GATEWAY_HTTP_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.HTTP']}"
     assert gateway["FINEMESH_SCHEDULER_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler']}"
+    assert gateway["FINEMESH_SCHEDULER_AGENTS_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler.AGENTS']}"
     assert gateway["FINEMESH_GATEWAY_DATABASE_URL"] == "postgresql://gateway"
     assert not any("DATABASE_URL" in name and "GATEWAY" not in name for name in gateway), "others' passwords are theirs"
     assert "FINEMESH_SCHEDULER_SECRETS_KEY" not in gateway
