@@ -54,6 +54,9 @@ class InferenceSettings(ChassisSettings):
         ge=1,
         description="Characters of a prompt for each token of the context, checked before it is rendered.",
     )
+    prompt_chars_short_max: int = Field(
+        default=16_384, ge=0, description="Prompts of more characters are tokenized apart and wait for each other only."
+    )
     messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
 
@@ -110,6 +113,7 @@ class InferenceSettings(ChassisSettings):
             gpu_memory_fraction=self.gpu_memory_fraction,
             gpu_indices=gpu_indices,
             threads=self.engine_threads,
+            prompt_chars_short_max=self.prompt_chars_short_max,
             adapters_resident_max=self.adapters_resident_max if adapters else 0,
             adapter_rank_max=self.adapter_rank_max,
             adapter_bytes_max=self.adapter_bytes_max,

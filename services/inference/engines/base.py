@@ -90,6 +90,7 @@ class EngineSettings:
     eager: bool = (
         False  # on a GPU: neither compilation nor graphs, for an engine that answers a few requests; a CPU has none
     )
+    prompt_chars_short_max: int = 16_384  # longer prompts are tokenized apart, so that these need not wait for them
     dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
     adapters_in_batch_max: int = 4
     adapters_resident_max: int = 16  # 0 switches adapters off (a fully tuned model)

@@ -64,7 +64,7 @@ class VllmEngine(InProcessEngine):
 
     def __init__(self, model_path: Path, settings: EngineSettings) -> None:
         super().__init__(model_path, settings)
-        self._prompts = PromptRenderer(model_path)
+        self._prompts = PromptRenderer(model_path, short_chars_max=settings.prompt_chars_short_max)
         self._sockets = Path()
         self._llm: AsyncLLM | None = None
         self._stopped = False

@@ -28,7 +28,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def build_base(folder: Path, *, seed: int = 7, layers: int = 2) -> Path:
     """Write config, weights and tokenizer in the layout of the hub."""
-    tokenizer = _train_tokenizer()
+    tokenizer = train_tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -68,7 +68,7 @@ def build_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 1) -> 
     return folder
 
 
-def _train_tokenizer() -> PreTrainedTokenizerFast:
+def train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
