@@ -5,6 +5,7 @@ import contextlib
 import glob
 import itertools
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from chassis.errors import DataLoss, Unavailable
 
 # S3 refuses smaller parts of a multipart upload, but for the last one.
 PART_BYTES_MIN = 5 * 1024**2
+# A local upload under way: `<name>#<n>`.
+_STAGED = re.compile(r".+#\d+")
 
 
 class ObjectMissing(DataLoss):
@@ -86,6 +89,14 @@ class ObjectStore:
             for entry in batch:
                 yield entry["path"]
 
+    async def tidy(self, prefix: str) -> None:
+        """Removes what killed uploads left below a prefix where nobody writes any more, and folders that are empty.
+
+        Only a local store has either.
+        """
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            await asyncio.to_thread(_tidy, Path(self._store.prefix) / prefix)
+
     async def remove(self, key: str) -> None:
         """Removes the bytes, also those of an upload that its process left half done; fine when there are none."""
         with contextlib.suppress(FileNotFoundError), _away(key):
@@ -110,6 +121,15 @@ def _sync(root: Path, key: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if _STAGED.fullmatch(name):
+                (Path(path) / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
 
 
 @contextlib.contextmanager

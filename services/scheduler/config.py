@@ -106,6 +106,21 @@ class SchedulerSettings(ChassisSettings):
         gt=0,
         description="All but a job's row, its transitions and its kept checkpoints is deleted that long after its end.",
     )
+    run_state_retention_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="So long after the end of a job its optimizer states, and what its attempts left in the artifact "
+        "store, are deleted; longer than a trainer's report_patience_s.",
+    )
+    checkpoint_retention_s: float = Field(
+        default=30 * 86_400.0,
+        gt=0,
+        description="Checkpoints that nobody asked to keep are deleted that long after the end of their job.",
+    )
+    folder_claim_s: float = Field(
+        default=600.0, gt=0, description="How long a node may clean folders of jobs before others take them over."
+    )
+    folders_batch_max: int = Field(default=10, ge=1, description="Folders of jobs that a node takes at a time.")
     history_interval_s: float = Field(default=60.0, gt=0, description="Pause between looks for such jobs.")
     history_batch_max: int = Field(default=5000, ge=1, description="Lines that one deletion takes.")
     allocation_retention_s: float = Field(

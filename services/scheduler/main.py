@@ -5,7 +5,7 @@ import sys
 from chassis.bus.connection import connect
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
-from chassis.clock import SystemClock
+from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
@@ -30,6 +30,7 @@ from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.reports import AttemptReports
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import MIGRATIONS, Database
+from services.scheduler.folders.job_folders import JobFolders
 from services.scheduler.jobs.job_secrets import JobSecrets
 from services.scheduler.jobs.secret_box import SecretBox
 from services.scheduler.jobs.transitions import JobTransitions
@@ -79,6 +80,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     requests = JobRequests(database, jobs, admission, JobSecrets(database, box), ids)
     previewer = Previewer(database, peers, limits, quotes, settings)
     templates = TemplateFacts(database, peers, clock, settings)
+    folders = JobFolders(agents_database, ids, settings)
     view = JobView(database, settings)
     follower = Follower(database, view, hub, settings)
 
@@ -87,17 +89,14 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     process.spawn("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
-    process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
-    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     process.spawn("placer", Placer(agents_database, jobs, hub, clock, settings).run)
     process.spawn("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
+    spawn_keepers(process, database, clock, settings)
 
-    agents = ServerBuilder(
-        process, settings, listen_address=settings.agents_address, port_file=settings.agents_port_file
-    )
+    agents = agents_server(process, settings)
     agents.add(
         add_NodeServiceServicer_to_server,
-        NodeService(nodes, heartbeats, reports, attempts, JobSecrets(agents_database, box), ids, settings),
+        NodeService(nodes, heartbeats, reports, attempts, JobSecrets(agents_database, box), folders, ids, settings),
         "finemesh.nodes.v1.NodeService",
         allow={"trainer"},
         endless={"Heartbeat"},
@@ -119,6 +118,19 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     await agents.start()
     # Last: whoever asks this door whether the scheduler is healthy learns that agents are served, too.
     await server.start()
+
+
+def agents_server(process: Process, settings: SchedulerSettings) -> ServerBuilder:
+    """The door of agents and of inference, apart from that of users."""
+    address, port_file = settings.agents_address, settings.agents_port_file
+    return ServerBuilder(process, settings, listen_address=address, port_file=port_file)
+
+
+def spawn_keepers(process: Process, database: Database, clock: Clock, settings: SchedulerSettings) -> None:
+    """What deletes that is past keeping."""
+    process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
+    rules = retention_rules(settings)
+    process.spawn("retention_keeper", RetentionKeeper(database.pool, rules, settings, clock=clock).run)
 
 
 def start() -> int:

@@ -89,6 +89,10 @@ class TrainerSettings(ChassisSettings):
     hub_push_s_max: float = Field(default=1800.0, gt=0, description="Longest push of one model, all tries together.")
     hub_push_attempts_max: int = Field(default=4, ge=1, description="Tries of one push while the hub is away.")
 
+    folder_interval_s: float = Field(
+        default=60.0, gt=0, description="Pause between questions for folders of ended jobs that are to be cleaned."
+    )
+
     report_interval_s: float = Field(default=0.5, ge=0, description="Progress is collected this long per report.")
     report_metrics_max: int = Field(default=500, ge=1, description="Steps in one request that reports progress.")
     report_queue_max: int = Field(default=1000, ge=1, description="Reports kept while the scheduler is away.")

@@ -10,6 +10,7 @@ from chassis.process import DrainStage, Process, run
 from chassis.rpc.server import ServerBuilder
 from finemesh.datasets.v1 import dataset_service_pb2_grpc
 from services.trainer.agent.agent import Agent
+from services.trainer.agent.job_folders import JobFolders
 from services.trainer.agent.scheduler_link import SchedulerLink
 from services.trainer.artifacts.file_cache import FileCache
 from services.trainer.attempt.kit import Kit
@@ -23,12 +24,13 @@ from services.trainer.node.work_folders import NodeFolder
 async def main(process: Process, settings: TrainerSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
     node_folder = NodeFolder(settings.attempts_root, settings.node_name).open()
+    objects = ObjectStore(
+        settings.artifacts_url,
+        part_bytes=max(settings.transfer_chunk_bytes, PART_BYTES_MIN),
+        parts_in_flight_max=2,
+    )
     store = FileTransfer(
-        ObjectStore(
-            settings.artifacts_url,
-            part_bytes=max(settings.transfer_chunk_bytes, PART_BYTES_MIN),
-            parts_in_flight_max=2,
-        ),
+        objects,
         clock,
         chunk_bytes=settings.transfer_chunk_bytes,
         concurrent_max=settings.transfers_concurrent_max,
@@ -58,15 +60,22 @@ async def main(process: Process, settings: TrainerSettings) -> None:
         warm=WarmChildren(settings, local_devices),
         clock=clock,
     )
-    # Healthy once the scheduler knows the node: before, a job that only this node could run is refused as too large.
+    folders = JobFolders(link.stub, objects, settings, clock)
+
+    async def on_registered() -> None:
+        # Healthy once the scheduler knows the node: before, a job that only it could run is refused as too large.
+        await server.set_serving(serving=True)
+        folders.begin()
+
     agent = Agent(
         kit,
         link,
         incarnation=ids.uuid().hex,
         address=server.address,
-        on_registered=lambda: server.set_serving(serving=True),
+        on_registered=on_registered,
     )
     process.spawn("agent", agent.run)
+    process.spawn("job_folders", folders.run)
 
     # The children die in the first moments of a drain: steps that they did meanwhile would be metered in other ranges
     # than those of the next attempt. Their endings are reported until the grace is over.

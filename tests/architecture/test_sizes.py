@@ -18,6 +18,7 @@ LINES_MEDIAN, LINES_MAX, MODULES_MAX, FUNCTION_LINES_MAX = 130, 400, 20, 70
 KINDS = {"__init__", "__main__", "main", "config", "store", "convert", "domain", "errors"}
 # Names that stand twice because they mean the same: two lifecycles, two sets of limits. Everything else is unique.
 MEANINGS = {
+    "job_folders": "the files that jobs leave in the artifact store, and what of them stays after the end",
     "lifecycle": "the states of one thing and the table of moves between them",
     "limits": "the largest values that are taken as meant",
     "paging": "how a list is cut into pages, by who serves it and by who reads it",

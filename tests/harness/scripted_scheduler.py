@@ -98,6 +98,10 @@ class ScriptedScheduler(node_service_pb2_grpc.NodeServiceServicer):
             await self._tell()
             yield node_service_pb2.HeartbeatResponse(assignments=list(self.assignments.values()))
 
+    async def ClaimJobFolders(self, request: Any, context: object) -> Any:
+        """No job has ended."""
+        return node_service_pb2.ClaimJobFoldersResponse()
+
     async def StartAttempt(self, request: Any, context: Any) -> Any:
         await self._accept("start", request)
         return node_service_pb2.StartAttemptResponse()

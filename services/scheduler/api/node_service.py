@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import AsyncIterator
+from uuid import UUID
 
+import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from chassis.errors import invalid
@@ -20,13 +22,16 @@ from services.scheduler.attempts.convert import (
 )
 from services.scheduler.attempts.reports import AttemptReports
 from services.scheduler.config import SchedulerSettings
-from services.scheduler.jobs.convert import artifact_from_bytes, failure_from_proto
+from services.scheduler.folders.convert import folder_to_proto
+from services.scheduler.folders.job_folders import JobFolders
+from services.scheduler.jobs.convert import artifact_from_bytes, failure_from_proto, job_ref
 from services.scheduler.jobs.job import LeaseRef
 from services.scheduler.jobs.job_secrets import JobSecrets
 from services.scheduler.nodes.convert import assignment_to_proto, beat_from_proto, registration_from_proto
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.registry import NodeRegistry
 
+log = structlog.get_logger(__name__)
 WARNING_CHARS_MAX = 1000
 _pb = node_service_pb2
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -40,6 +45,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         reports: AttemptReports,
         attempts: Attempts,
         job_secrets: JobSecrets,
+        folders: JobFolders,
         ids: Ids,
         settings: SchedulerSettings,
     ) -> None:
@@ -48,6 +54,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         self._reports = reports
         self._attempts = attempts
         self._secrets = job_secrets
+        self._folders = folders
         self._ids = ids
         self._settings = settings
 
@@ -114,6 +121,24 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
             case _:
                 raise invalid("result", "is missing; say how the attempt ended")
         return _pb.FinishAttemptResponse()
+
+    async def ClaimJobFolders(
+        self, request: _pb.ClaimJobFoldersRequest, context: object
+    ) -> _pb.ClaimJobFoldersResponse:
+        folders = await self._folders.claim()
+        if folders:
+            log.info("job_folders_claimed", node=request.node, jobs=[folder.ref.job_id for folder in folders])
+        return _pb.ClaimJobFoldersResponse(folders=[folder_to_proto(folder) for folder in folders])
+
+    async def FinishJobFolder(
+        self, request: _pb.FinishJobFolderRequest, context: object
+    ) -> _pb.FinishJobFolderResponse:
+        try:
+            claim = UUID(request.claim)
+        except ValueError as error:
+            raise invalid("claim", "must be what ClaimJobFolders answered") from error
+        await self._folders.finish(job_ref(request.tuning_job), claim)
+        return _pb.FinishJobFolderResponse()
 
 
 def _ref(tuning_job: str, lease_token: int) -> LeaseRef:

@@ -10,16 +10,16 @@ from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.attempts.attempt import BadCheckpoint, ExportedModel, NewCheckpoint, Usage
 from services.scheduler.attempts.progress import Metric
-from services.scheduler.jobs.convert import encoded, job_name
+from services.scheduler.jobs.convert import encoded, folder_key_prefix, job_name
 from services.scheduler.jobs.job import JobRef, LeaseRef
 
 
 def checkpoint_key_prefix(ref: JobRef) -> str:
-    return f"jobs/{ref.project_id}/{ref.job_id}/checkpoints/"
+    return f"{folder_key_prefix(ref)}checkpoints/"
 
 
 def model_key_prefix(ref: JobRef) -> str:
-    return f"models/{ref.project_id}/"
+    return f"{folder_key_prefix(ref)}models/"
 
 
 def metric_from_proto(message: tuning_job_pb2.TuningProgress) -> Metric:

@@ -29,6 +29,11 @@ def job_ref(name: str) -> JobRef:
     return JobRef(project_id=parts["project"], job_id=parts["tuning_job"])
 
 
+def folder_key_prefix(ref: JobRef) -> str:
+    """Where all files that a job's attempts store are, in the artifact store."""
+    return f"jobs/{ref.project_id}/{ref.job_id}/"
+
+
 def unknown_job(ref: JobRef) -> NotFound:
     name = job_name(ref)
     return NotFound("NOT_FOUND", f"there is no tuning job {name}", metadata={"name": name})

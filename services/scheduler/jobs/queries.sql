@@ -149,6 +149,10 @@ RETURNING last_sequence;
 -- How many usage records a job has.
 SELECT count(*) FROM job_usage WHERE project_id = :project_id AND job_id = :job_id;
 
+-- name: insert_folder(project_id, job_id)!
+-- Notes that the folder of a job that ended is to be cleaned.
+INSERT INTO job_folders (job_id, project_id) VALUES (:job_id, :project_id) ON CONFLICT (job_id) DO NOTHING;
+
 -- name: insert_job_secrets(project_id, job_id, sealed, now)!
 -- Keeps what a job's integrations are opened with, sealed.
 INSERT INTO job_secrets (job_id, project_id, sealed, create_time) VALUES (:job_id, :project_id, :sealed, :now);

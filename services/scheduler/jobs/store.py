@@ -201,6 +201,10 @@ class JobStore:
         count: int = await _QUERIES.count_usage(self._connection, project_id=ref.project_id, job_id=ref.job_id)
         return count
 
+    async def insert_folder(self, ref: JobRef) -> None:
+        """The job's folder in the artifact store is to be cleaned."""
+        await _QUERIES.insert_folder(self._connection, project_id=ref.project_id, job_id=ref.job_id)
+
     async def insert_secrets(self, ref: JobRef, sealed: bytes, now: datetime) -> None:
         await _QUERIES.insert_job_secrets(
             self._connection, project_id=ref.project_id, job_id=ref.job_id, sealed=sealed, now=now

@@ -72,10 +72,12 @@ class JobTransitions:
     async def end(
         self, connection: Connection, change: Transitioned, ending: Ending, model: TunedModel | None = None
     ) -> None:
-        """Tells, once per job, that nothing more will be metered for it, and forgets its secrets; in the transaction of
-        the final transition."""
+        """Tells, once per job, that nothing more will be metered for it, forgets its secrets and has its files cleaned;
+        in the transaction of the final transition."""
         store = JobStore(connection)
         await store.delete_secrets(change)
+        if change.attempt_count:
+            await store.insert_folder(change)
         count = await store.count_usage(change)
         event = ending_to_proto(change, ending, count, model, self._database.now())
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job, key=change.job_id)

@@ -95,6 +95,31 @@ async def test_from_create_to_succeeded(world: World) -> None:
     assert states == sorted(states)
 
 
+async def test_the_folder_of_an_ended_job_is_handed_out_until_it_is_cleaned(world: World) -> None:
+    async with world.agent(node="cleaning") as agent:
+        name = await world.create()
+        assignment = await agent.assignment()
+        await agent.start(assignment)
+        await agent.checkpoint(assignment, 10)
+        await agent.succeed(assignment)
+        await world.until(name, "SUCCEEDED")
+        connection = await asyncpg.connect(world.settings.database_url)
+        await connection.execute("UPDATE job_folders SET ended_at = now() - interval '40 days'")
+        await connection.close()
+        claim = node_service_pb2.ClaimJobFoldersRequest(node="cleaning")
+        for checkpoints in (1, 0):
+            answer = await agent.stub.ClaimJobFolders(claim, timeout=WAIT_S_MAX)
+            (folder,) = [each for each in answer.folders if each.tuning_job == name]
+            assert assignment.checkpoint_key_prefix.startswith(folder.key_prefix)
+            assert folder.model.key.startswith(folder.key_prefix)
+            assert len(folder.checkpoints) == checkpoints
+            done = node_service_pb2.FinishJobFolderRequest(node="cleaning", tuning_job=name, claim=folder.claim)
+            for _ in range(2):
+                await agent.stub.FinishJobFolder(done, timeout=WAIT_S_MAX)
+        answer = await agent.stub.ClaimJobFolders(claim, timeout=WAIT_S_MAX)
+        assert name not in [each.tuning_job for each in answer.folders]
+
+
 async def test_a_warning_of_the_run_is_an_event_of_the_job_once(world: World) -> None:
     """Also when the next attempt meets it again."""
     warning = "OUT_OF_MEMORY_RETRIED: out of memory at step 3: micro-batches have at most 256 tokens from here on"

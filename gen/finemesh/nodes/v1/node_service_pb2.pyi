@@ -615,3 +615,138 @@ class FinishAttemptResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FinishAttemptResponse: _TypeAlias = FinishAttemptResponse  # noqa: Y015
+
+@_typing.final
+class ClaimJobFoldersRequest(_message.Message):
+    """A node that has time to delete files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's name."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimJobFoldersRequest: _TypeAlias = ClaimJobFoldersRequest  # noqa: Y015
+
+@_typing.final
+class ClaimJobFoldersResponse(_message.Message):
+    """What it shall clean."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def folders(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobFolder]:
+        """Folders that are the node's until their claims end; none when nothing is due."""
+
+    def __init__(
+        self,
+        *,
+        folders: _abc.Iterable[Global___JobFolder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folders", b"folders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimJobFoldersResponse: _TypeAlias = ClaimJobFoldersResponse  # noqa: Y015
+
+@_typing.final
+class JobFolder(_message.Message):
+    """The folder of a job that ended, in the artifact store, and what is to stay in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TUNING_JOB_FIELD_NUMBER: _builtins.int
+    KEY_PREFIX_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    tuning_job: _builtins.str
+    """The job."""
+    key_prefix: _builtins.str
+    """Where the folder is; nothing outside of it is touched."""
+    claim: _builtins.str
+    """What FinishJobFolder has to name."""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_artifact_pb2.Artifact]:
+        """Checkpoints of which those files stay that another run may start from: weights without the run's own state."""
+
+    @_builtins.property
+    def model(self) -> _artifact_pb2.Artifact:
+        """The model that the job made, which stays whole; unset without."""
+
+    def __init__(
+        self,
+        *,
+        tuning_job: _builtins.str = ...,
+        key_prefix: _builtins.str = ...,
+        claim: _builtins.str = ...,
+        checkpoints: _abc.Iterable[_artifact_pb2.Artifact] | None = ...,
+        model: _artifact_pb2.Artifact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "claim", b"claim", "key_prefix", b"key_prefix", "model", b"model", "tuning_job", b"tuning_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobFolder: _TypeAlias = JobFolder  # noqa: Y015
+
+@_typing.final
+class FinishJobFolderRequest(_message.Message):
+    """A folder that was cleaned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    TUNING_JOB_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's name."""
+    tuning_job: _builtins.str
+    """The job."""
+    claim: _builtins.str
+    """The folder's claim."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        tuning_job: _builtins.str = ...,
+        claim: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "node", b"node", "tuning_job", b"tuning_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishJobFolderRequest: _TypeAlias = FinishJobFolderRequest  # noqa: Y015
+
+@_typing.final
+class FinishJobFolderResponse(_message.Message):
+    """Nothing but the acknowledgement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishJobFolderResponse: _TypeAlias = FinishJobFolderResponse  # noqa: Y015

@@ -71,6 +71,16 @@ class NodeServiceStub:
                 request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptRequest.SerializeToString,
                 response_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptResponse.FromString,
                 _registered_method=True)
+        self.ClaimJobFolders = channel.unary_unary(
+                '/finemesh.nodes.v1.NodeService/ClaimJobFolders',
+                request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersRequest.SerializeToString,
+                response_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersResponse.FromString,
+                _registered_method=True)
+        self.FinishJobFolder = channel.unary_unary(
+                '/finemesh.nodes.v1.NodeService/FinishJobFolder',
+                request_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderRequest.SerializeToString,
+                response_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -128,6 +138,20 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimJobFolders(self, request, context):
+        """Hands out folders of jobs that ended, from which the node deletes what nobody can use any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishJobFolder(self, request, context):
+        """Reports that such a folder holds nothing else any more. Safe to repeat; a claim that is over changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -165,6 +189,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.FinishAttempt,
                     request_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptRequest.FromString,
                     response_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptResponse.SerializeToString,
+            ),
+            'ClaimJobFolders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimJobFolders,
+                    request_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersRequest.FromString,
+                    response_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersResponse.SerializeToString,
+            ),
+            'FinishJobFolder': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishJobFolder,
+                    request_deserializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderRequest.FromString,
+                    response_serializer=finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +392,60 @@ class NodeService:
             '/finemesh.nodes.v1.NodeService/FinishAttempt',
             finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptRequest.SerializeToString,
             finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishAttemptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimJobFolders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.nodes.v1.NodeService/ClaimJobFolders',
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersRequest.SerializeToString,
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.ClaimJobFoldersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishJobFolder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.nodes.v1.NodeService/FinishJobFolder',
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderRequest.SerializeToString,
+            finemesh_dot_nodes_dot_v1_dot_node__service__pb2.FinishJobFolderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class NodeServiceStub:
     """Returns what the job's integrations are opened with, to the holder of its lease only."""
     FinishAttempt: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.FinishAttemptRequest, _node_service_pb2.FinishAttemptResponse]
     """Reports how the attempt ended. Safe to repeat."""
+    ClaimJobFolders: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ClaimJobFoldersRequest, _node_service_pb2.ClaimJobFoldersResponse]
+    """Hands out folders of jobs that ended, from which the node deletes what nobody can use any more."""
+    FinishJobFolder: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.FinishJobFolderRequest, _node_service_pb2.FinishJobFolderResponse]
+    """Reports that such a folder holds nothing else any more. Safe to repeat; a claim that is over changes nothing."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -75,6 +79,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Returns what the job's integrations are opened with, to the holder of its lease only."""
     FinishAttempt: _aio.UnaryUnaryMultiCallable[_node_service_pb2.FinishAttemptRequest, _node_service_pb2.FinishAttemptResponse]  # type: ignore[assignment]
     """Reports how the attempt ended. Safe to repeat."""
+    ClaimJobFolders: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ClaimJobFoldersRequest, _node_service_pb2.ClaimJobFoldersResponse]  # type: ignore[assignment]
+    """Hands out folders of jobs that ended, from which the node deletes what nobody can use any more."""
+    FinishJobFolder: _aio.UnaryUnaryMultiCallable[_node_service_pb2.FinishJobFolderRequest, _node_service_pb2.FinishJobFolderResponse]  # type: ignore[assignment]
+    """Reports that such a folder holds nothing else any more. Safe to repeat; a claim that is over changes nothing."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: what an agent on a GPU node says to the scheduler and hears from it.
@@ -138,5 +146,21 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.FinishAttemptResponse, _abc.Awaitable[_node_service_pb2.FinishAttemptResponse]]:
         """Reports how the attempt ended. Safe to repeat."""
+
+    @_abc_1.abstractmethod
+    def ClaimJobFolders(
+        self,
+        request: _node_service_pb2.ClaimJobFoldersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.ClaimJobFoldersResponse, _abc.Awaitable[_node_service_pb2.ClaimJobFoldersResponse]]:
+        """Hands out folders of jobs that ended, from which the node deletes what nobody can use any more."""
+
+    @_abc_1.abstractmethod
+    def FinishJobFolder(
+        self,
+        request: _node_service_pb2.FinishJobFolderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.FinishJobFolderResponse, _abc.Awaitable[_node_service_pb2.FinishJobFolderResponse]]:
+        """Reports that such a folder holds nothing else any more. Safe to repeat; a claim that is over changes nothing."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

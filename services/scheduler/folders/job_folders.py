@@ -1,0 +1,53 @@
+"""Not pure: database. Hands folders of ended jobs to nodes, which delete there what nobody can use any more.
+
+What is deleted is decided by rows that never change back: a job that ended stays ended, a checkpoint that was given up
+stays given up. So no clock, late node or second cleaning can take what is in use.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from chassis.ids import Ids
+from services.scheduler.config import SchedulerSettings
+from services.scheduler.database import Database
+from services.scheduler.folders.store import FolderStore, Kept
+from services.scheduler.jobs.job import JobRef
+
+# `job_folders.stage`: what was done already.
+AS_LEFT, WITHOUT_OWN_STATE = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedFolder:
+    ref: JobRef
+    claim: UUID
+    kept: Kept
+
+
+class JobFolders:
+    def __init__(self, database: Database, ids: Ids, settings: SchedulerSettings) -> None:
+        self._database = database
+        self._ids = ids
+        self._settings = settings
+
+    async def claim(self) -> list[ClaimedFolder]:
+        """A few folders that are the caller's for `folder_claim_s`."""
+        settings, claim = self._settings, self._ids.uuid()
+        stages = ((AS_LEFT, settings.run_state_retention_s), (WITHOUT_OWN_STATE, settings.checkpoint_retention_s))
+        claimed: list[ClaimedFolder] = []
+        async with self._database.writing() as connection:
+            folders = FolderStore(connection)
+            for stage, retention_s in stages:
+                refs = await folders.claim(
+                    stage, retention_s, claim, settings.folder_claim_s, settings.folders_batch_max
+                )
+                if stage == WITHOUT_OWN_STATE:
+                    await folders.give_up_checkpoints(refs)
+                kept = await folders.kept(refs)
+                claimed += [ClaimedFolder(ref=ref, claim=claim, kept=kept[ref.job_id]) for ref in refs]
+        return claimed
+
+    async def finish(self, ref: JobRef, claim: UUID) -> bool:
+        """False when the claim was taken over: then whoever has it finishes."""
+        async with self._database.writing() as connection:
+            return await FolderStore(connection).finish(ref, claim)

@@ -1,0 +1,61 @@
+-- name: claim_folders(stage, retention_s, claim, claim_s, page_size)
+-- Takes folders at this stage whose time has come and that no other node holds.
+UPDATE job_folders
+SET claim = :claim, claimed_until = now() + make_interval(secs => :claim_s)
+WHERE job_id IN (
+    SELECT job_id
+    FROM job_folders
+    WHERE
+        stage = :stage
+        AND ended_at < now() - make_interval(secs => :retention_s)
+        AND (claimed_until IS NULL OR claimed_until < now())
+    ORDER BY ended_at
+    LIMIT :page_size
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING project_id, job_id;
+
+-- name: give_up_checkpoints(job_ids)!
+-- Gives up what nobody asked to keep of ended jobs, but for the last checkpoint of one that shipped it as its model.
+UPDATE checkpoints
+SET obsolete_at = now()
+FROM jobs
+WHERE
+    jobs.job_id = ANY(:job_ids::text[])
+    AND jobs.end_time IS NOT NULL
+    AND checkpoints.job_id = jobs.job_id
+    AND checkpoints.obsolete_at IS NULL
+    AND NOT checkpoints.asked
+    AND NOT (
+        jobs.state = 'SUCCEEDED'
+        AND jobs.output_artifact IS NULL
+        AND checkpoints.step = (
+            SELECT max(newest.step)
+            FROM checkpoints AS newest
+            WHERE newest.job_id = jobs.job_id AND newest.obsolete_at IS NULL
+        )
+    );
+
+-- name: list_kept(job_ids)
+-- What stays of each job: its model, and its kept checkpoints.
+SELECT
+    jobs.job_id,
+    jobs.output_artifact,
+    array(
+        SELECT checkpoints.artifact
+        FROM checkpoints
+        WHERE checkpoints.job_id = jobs.job_id AND checkpoints.obsolete_at IS NULL
+        ORDER BY checkpoints.step
+    ) AS checkpoints
+FROM jobs
+WHERE jobs.job_id = ANY(:job_ids::text[]);
+
+-- name: advance_folder(project_id, job_id, claim)!
+-- Ends the first stage of a folder; no row when the claim was taken over.
+UPDATE job_folders
+SET stage = 1, claim = NULL, claimed_until = NULL
+WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND stage = 0;
+
+-- name: forget_folder(project_id, job_id, claim)!
+-- Ends the last stage of a folder; no row when the claim was taken over.
+DELETE FROM job_folders WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND stage = 1;
