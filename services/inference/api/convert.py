@@ -19,7 +19,7 @@ from services.inference.endpoints.domain import Endpoint
 from services.inference.engines.base import Chunk, FinishReason, Message, Sampling, Usage
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
-from services.inference.models.domain import BaseModel, ModelKind, TunedModel, Weights
+from services.inference.models.domain import BaseModel, ModelKind, NameKind, TunedModel, Weights
 
 FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -28,6 +28,11 @@ FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
 KINDS: Mapping[ModelKind, model_pb2.ModelKind.ValueType] = {
     ModelKind.ADAPTER: model_pb2.MODEL_KIND_ADAPTER,
     ModelKind.FULL: model_pb2.MODEL_KIND_FULL,
+}
+_NAME_USES: Mapping[NameKind, model_artifact_service_pb2.ModelNameUse.ValueType] = {
+    NameKind.BASE: model_artifact_service_pb2.MODEL_NAME_USE_BASE_MODEL,
+    NameKind.TUNED: model_artifact_service_pb2.MODEL_NAME_USE_TUNED_MODEL,
+    NameKind.ENDPOINT: model_artifact_service_pb2.MODEL_NAME_USE_ENDPOINT,
 }
 Delta = TypeVar("Delta", inference_service_pb2.StreamChatResponse, inference_service_pb2.StreamCompleteResponse)
 
@@ -98,6 +103,11 @@ def resolved_base_to_proto(
         context_tokens_max=model.context_tokens_max,
         adapter_rank_max=adapter_rank_max,
     )
+
+
+def name_use_to_proto(kind: NameKind | None) -> model_artifact_service_pb2.ModelNameUse.ValueType:
+    """What a name means to the mesh; None is free."""
+    return model_artifact_service_pb2.MODEL_NAME_USE_UNSPECIFIED if kind is None else _NAME_USES[kind]
 
 
 def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) -> ImportPart:

@@ -24,3 +24,10 @@ class ModelArtifactService(model_artifact_service_pb2_grpc.ModelArtifactServiceS
         if found is None:
             raise unknown_model(request.model_id)
         return convert.resolved_base_to_proto(found, self._adapter_rank_max)
+
+    async def LookUpModelName(
+        self, request: model_artifact_service_pb2.LookUpModelNameRequest, context: object
+    ) -> model_artifact_service_pb2.LookUpModelNameResponse:
+        async with self._pool.acquire() as connection:
+            kind = await ModelStore(connection).name_kind(request.model_id)
+        return model_artifact_service_pb2.LookUpModelNameResponse(use=convert.name_use_to_proto(kind))

@@ -6,7 +6,15 @@ Nothing is stored here: a request that is refused leaves nothing behind.
 import asyncio
 from dataclasses import dataclass, replace
 
-from chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, invalid
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+    invalid,
+)
 from chassis.identity import Caller
 from chassis.names import own_name
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2, model_artifact_service_pb2
@@ -36,6 +44,11 @@ from services.scheduler.spec.tuning_spec import TuningSpec, Violation
 from services.scheduler.spec.violations import violations_of
 
 MODEL_CHARS_MAX = 400
+_NAME_USES = {
+    model_artifact_service_pb2.MODEL_NAME_USE_BASE_MODEL: "a base model",
+    model_artifact_service_pb2.MODEL_NAME_USE_TUNED_MODEL: "a tuned model",
+    model_artifact_service_pb2.MODEL_NAME_USE_ENDPOINT: "an endpoint",
+}
 Resolved = model_artifact_service_pb2.ResolveBaseModelResponse
 
 
@@ -114,6 +127,26 @@ class Admission:
             memory_bytes_min=memory_bytes_min,
             origin=origin,
         )
+
+    async def refuse_taken_name(self, namespace: str, output_name: str) -> None:
+        """AlreadyExists when calls to the job's model would reach something else. Whoever takes the name later makes
+        inference register the model with a number behind it."""
+        model_id = f"{namespace}/{output_name}"
+        request = model_artifact_service_pb2.LookUpModelNameRequest(model_id=model_id)
+        try:
+            use = (await self._peers.models.LookUpModelName(request)).use
+        except Unimplemented:
+            # An older inference, in the middle of an upgrade: the model then gets a number.
+            return
+        if use != model_artifact_service_pb2.MODEL_NAME_USE_UNSPECIFIED:
+            what = _NAME_USES.get(use, "something else")
+            raise AlreadyExists(
+                "ALREADY_EXISTS",
+                f"spec.output_name: {model_id} is {what} already, so the job's model could not have this name; choose "
+                f"another output_name, or delete {what} of this name first",
+                violations=[FieldViolation("spec.output_name", f"{model_id} is {what} already")],
+                metadata={"model_id": model_id},
+            )
 
     async def limits(self, model: str, caller: Caller) -> tuple[str, Limits, Resolved]:
         """The base model that `model` names, or that what it names was trained on, with its limits and its files."""

@@ -51,6 +51,7 @@ class JobRequests:
             self._secrets.require()
         admitted = await self._admission.admit(spec, caller, job_id, provided)
         job = _new_job(caller, job_id, admitted, request_id, digest)
+        await self._admission.refuse_taken_name(job.namespace, job.output_name)
         try:
             async with self._database.writing() as connection:
                 if admitted.origin is not None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from chassis.errors import AlreadyExists
+from chassis.rpc.channel import open_channel
+from finemesh.artifacts.v1 import model_artifact_service_pb2 as artifacts
+from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import ModelArtifactServiceStub
 from finemesh.endpoints.v1 import endpoint_service_pb2 as endpoints
 from finemesh.endpoints.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 from finemesh.inference.v1 import inference_service_pb2 as inference
@@ -14,7 +17,7 @@ from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from finemesh.models.v1 import model_pb2
 from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1.model_service_pb2_grpc import ModelServiceStub
-from tests.contract.inference.conftest import World, ended_job, import_parts, publish
+from tests.contract.inference.conftest import BASE, World, ended_job, import_parts, publish
 from tests.contract.inference.test_chat import GREEDY, HELLO, metered
 from tests.contract.inference.test_endpoints import create, reaches
 from tests.harness.polling import eventually
@@ -90,3 +93,30 @@ async def test_a_deleted_name_is_free_again(world: World, base_folder: Path) -> 
         made = await create(world, endpoint_name="free")
         await stop_and_delete(world, made.name)
         await ModelServiceStub(world.channel).ImportBaseModel(import_parts(base_folder, "demo/free"))
+
+
+async def test_the_scheduler_is_told_what_a_name_means(world: World, tuned_model: str) -> None:
+    uses = artifacts.ModelNameUse
+    with world.caller():
+        endpoint = await create(world, endpoint_name="looked-up")
+    assert world.settings.port_file is not None
+    as_scheduler = world.settings.model_copy(update={"service_name": "scheduler"})
+    channel = open_channel(as_scheduler, f"127.0.0.1:{world.settings.port_file.read_text().strip()}", "inference")
+    try:
+        stub = ModelArtifactServiceStub(channel)
+        found = {
+            name: uses.Name((await stub.LookUpModelName(artifacts.LookUpModelNameRequest(model_id=name))).use)
+            for name in (BASE, tuned_model, endpoint.endpoint_id, "demo/never-made", "not a name", "")
+        }
+    finally:
+        await channel.close()
+    assert found == {
+        BASE: "MODEL_NAME_USE_BASE_MODEL",
+        tuned_model: "MODEL_NAME_USE_TUNED_MODEL",
+        endpoint.endpoint_id: "MODEL_NAME_USE_ENDPOINT",
+        "demo/never-made": "MODEL_NAME_USE_UNSPECIFIED",
+        "not a name": "MODEL_NAME_USE_UNSPECIFIED",
+        "": "MODEL_NAME_USE_UNSPECIFIED",
+    }
+    with world.caller():
+        await stop_and_delete(world, endpoint.name)

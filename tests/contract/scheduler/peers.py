@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from chassis.errors import DomainError, NotFound, Unavailable
+from chassis.errors import DomainError, NotFound, Unavailable, Unimplemented
 from chassis.identity import current_caller
 from chassis.process import Process
 from chassis.rpc.server import ServerBuilder
@@ -54,6 +54,9 @@ class Script:
     renewal_error: DomainError | None = None
     renewals_refused: int = 0
     base_revision: str = "rv_base"
+    # What calls reach by these names.
+    taken_names: dict[str, "model_artifact_service_pb2.ModelNameUse.ValueType"] = field(default_factory=dict)
+    knows_names: bool = True
     context_tokens_max: int = 2048
     parameter_count: int = 1_000_000
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -105,6 +108,14 @@ class Models(model_artifact_service_pb2_grpc.ModelArtifactServiceServicer):
             context_tokens_max=self.script.context_tokens_max,
             adapter_rank_max=64,
         )
+
+    async def LookUpModelName(
+        self, request: model_artifact_service_pb2.LookUpModelNameRequest, context: object
+    ) -> model_artifact_service_pb2.LookUpModelNameResponse:
+        if not self.script.knows_names:
+            raise Unimplemented("NOT_OFFERED", "an older inference")
+        use = self.script.taken_names.get(request.model_id, model_artifact_service_pb2.MODEL_NAME_USE_UNSPECIFIED)
+        return model_artifact_service_pb2.LookUpModelNameResponse(use=use)
 
 
 class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):

@@ -19,6 +19,7 @@ from chassis.errors import (
 )
 from chassis.identity import acting_as
 from chassis.rpc.channel import open_channel
+from finemesh.artifacts.v1 import model_artifact_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_limits_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from tests.contract.scheduler.peers import AWAY, BASE
 from tests.contract.scheduler.world import OWNER, STRANGER, World, running_world, state_name
@@ -143,6 +144,42 @@ async def test_every_violation_of_a_spec_at_once_and_nothing_stored(world: World
         "spec.hyperparameters.batch_size",
     }
     assert await listed(world) == before
+
+
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (model_artifact_service_pb2.MODEL_NAME_USE_ENDPOINT, "an endpoint"),
+        (model_artifact_service_pb2.MODEL_NAME_USE_TUNED_MODEL, "a tuned model"),
+        (model_artifact_service_pb2.MODEL_NAME_USE_BASE_MODEL, "a base model"),
+    ],
+)
+async def test_a_job_whose_model_could_not_have_its_name_is_refused_before_anything_is_held(
+    world: World, use: "model_artifact_service_pb2.ModelNameUse.ValueType", what: str
+) -> None:
+    before, held = await listed(world), dict(world.script.holds)
+    world.script.taken_names = {"team/bot": use}
+    with pytest.raises(AlreadyExists) as refused:
+        await world.create(world.spec(output_name="bot"))
+    assert refused.value.reason == "ALREADY_EXISTS"
+    assert [violation.field for violation in refused.value.violations] == ["spec.output_name"]
+    assert f"team/bot is {what} already" in refused.value.message
+    assert "choose another output_name" in refused.value.message
+    assert (await listed(world), world.script.holds) == (before, held)
+    # The request that made a job is answered with that job, whatever its name means now.
+    world.script.taken_names = {}
+    spec = world.spec(output_name=f"bot-{use}")
+    name = await world.create(spec, request_id=f"names-{use}")
+    world.script.taken_names = {f"team/{spec.output_name}": use}
+    assert await world.create(spec, request_id=f"names-{use}") == name
+    world.script.taken_names = {}
+
+
+async def test_an_older_inference_that_knows_no_names_refuses_no_job(world: World) -> None:
+    world.script.knows_names = False
+    name = await world.create(world.spec(output_name="bot-of-old"))
+    world.script.knows_names = True
+    assert (await world.get(name)).spec.output_name == "bot-of-old"
 
 
 async def limits(world: World, model: str) -> tuning_limits_pb2.TuningLimits:

@@ -6,6 +6,7 @@ isort:skip_file
 from finemesh.artifacts.v1 import artifact_pb2 as _artifact_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +17,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelNameUse:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelNameUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelNameUse.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_NAME_USE_UNSPECIFIED: _ModelNameUse.ValueType  # 0
+    """Nothing: it is free."""
+    MODEL_NAME_USE_BASE_MODEL: _ModelNameUse.ValueType  # 1
+    """A base model of the catalogue."""
+    MODEL_NAME_USE_TUNED_MODEL: _ModelNameUse.ValueType  # 2
+    """A model that a job made."""
+    MODEL_NAME_USE_ENDPOINT: _ModelNameUse.ValueType  # 3
+    """A dedicated endpoint."""
+
+class ModelNameUse(_ModelNameUse, metaclass=_ModelNameUseEnumTypeWrapper):
+    """What a name means that stands in `model` of a call."""
+
+MODEL_NAME_USE_UNSPECIFIED: ModelNameUse.ValueType  # 0
+"""Nothing: it is free."""
+MODEL_NAME_USE_BASE_MODEL: ModelNameUse.ValueType  # 1
+"""A base model of the catalogue."""
+MODEL_NAME_USE_TUNED_MODEL: ModelNameUse.ValueType  # 2
+"""A model that a job made."""
+MODEL_NAME_USE_ENDPOINT: ModelNameUse.ValueType  # 3
+"""A dedicated endpoint."""
+Global___ModelNameUse: _TypeAlias = ModelNameUse  # noqa: Y015
 
 @_typing.final
 class ResolveBaseModelRequest(_message.Message):
@@ -78,3 +107,47 @@ class ResolveBaseModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveBaseModelResponse: _TypeAlias = ResolveBaseModelResponse  # noqa: Y015
+
+@_typing.final
+class LookUpModelNameRequest(_message.Message):
+    """Names what is asked about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """As calls write it, for example `demo/bot`."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookUpModelNameRequest: _TypeAlias = LookUpModelNameRequest  # noqa: Y015
+
+@_typing.final
+class LookUpModelNameResponse(_message.Message):
+    """What the name means."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USE_FIELD_NUMBER: _builtins.int
+    use: Global___ModelNameUse.ValueType
+    """Unspecified for a name that is free."""
+    def __init__(
+        self,
+        *,
+        use: Global___ModelNameUse.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["use", b"use"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookUpModelNameResponse: _TypeAlias = LookUpModelNameResponse  # noqa: Y015

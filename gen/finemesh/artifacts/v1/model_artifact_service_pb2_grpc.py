@@ -40,6 +40,11 @@ class ModelArtifactServiceStub:
                 request_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelRequest.SerializeToString,
                 response_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelResponse.FromString,
                 _registered_method=True)
+        self.LookUpModelName = channel.unary_unary(
+                '/finemesh.artifacts.v1.ModelArtifactService/LookUpModelName',
+                request_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.SerializeToString,
+                response_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.FromString,
+                _registered_method=True)
 
 
 class ModelArtifactServiceServicer:
@@ -53,6 +58,14 @@ class ModelArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookUpModelName(self, request, context):
+        """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
+        anything. Nothing is reserved: somebody else may take the name a moment later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_ModelArtifactServiceServicer_to_server(servicer, server):
                     servicer.ResolveBaseModel,
                     request_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelRequest.FromString,
                     response_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelResponse.SerializeToString,
+            ),
+            'LookUpModelName': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookUpModelName,
+                    request_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.FromString,
+                    response_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class ModelArtifactService:
             '/finemesh.artifacts.v1.ModelArtifactService/ResolveBaseModel',
             finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelRequest.SerializeToString,
             finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ResolveBaseModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookUpModelName(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.artifacts.v1.ModelArtifactService/LookUpModelName',
+            finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.SerializeToString,
+            finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.FromString,
             options,
             channel_credentials,
             insecure,

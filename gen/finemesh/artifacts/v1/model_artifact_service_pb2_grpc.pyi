@@ -35,6 +35,10 @@ class ModelArtifactServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelArtifactServiceAsyncStub: ...
     ResolveBaseModel: _grpc.UnaryUnaryMultiCallable[_model_artifact_service_pb2.ResolveBaseModelRequest, _model_artifact_service_pb2.ResolveBaseModelResponse]
     """Resolves a base model by id; MODEL_UNKNOWN when it is not in the catalogue."""
+    LookUpModelName: _grpc.UnaryUnaryMultiCallable[_model_artifact_service_pb2.LookUpModelNameRequest, _model_artifact_service_pb2.LookUpModelNameResponse]
+    """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
+    anything. Nothing is reserved: somebody else may take the name a moment later.
+    """
 
 @_typing.type_check_only
 class ModelArtifactServiceAsyncStub(ModelArtifactServiceStub):
@@ -43,6 +47,10 @@ class ModelArtifactServiceAsyncStub(ModelArtifactServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ResolveBaseModel: _aio.UnaryUnaryMultiCallable[_model_artifact_service_pb2.ResolveBaseModelRequest, _model_artifact_service_pb2.ResolveBaseModelResponse]  # type: ignore[assignment]
     """Resolves a base model by id; MODEL_UNKNOWN when it is not in the catalogue."""
+    LookUpModelName: _aio.UnaryUnaryMultiCallable[_model_artifact_service_pb2.LookUpModelNameRequest, _model_artifact_service_pb2.LookUpModelNameResponse]  # type: ignore[assignment]
+    """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
+    anything. Nothing is reserved: somebody else may take the name a moment later.
+    """
 
 class ModelArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: where a base model lies and what it allows. Served by inference, which owns the catalogue."""
@@ -54,5 +62,15 @@ class ModelArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_artifact_service_pb2.ResolveBaseModelResponse, _abc.Awaitable[_model_artifact_service_pb2.ResolveBaseModelResponse]]:
         """Resolves a base model by id; MODEL_UNKNOWN when it is not in the catalogue."""
+
+    @_abc_1.abstractmethod
+    def LookUpModelName(
+        self,
+        request: _model_artifact_service_pb2.LookUpModelNameRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_artifact_service_pb2.LookUpModelNameResponse, _abc.Awaitable[_model_artifact_service_pb2.LookUpModelNameResponse]]:
+        """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
+        anything. Nothing is reserved: somebody else may take the name a moment later.
+        """
 
 def add_ModelArtifactServiceServicer_to_server(servicer: ModelArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
