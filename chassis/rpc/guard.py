@@ -57,6 +57,29 @@ class EndlessCalls:
             task.cancel()
 
 
+class _WholeWrites:
+    """The context of an endless stream. A write that began is ended before a drain ends the call: no status can be sent
+    in the middle of one."""
+
+    def __init__(self, inner: Any, calls: EndlessCalls) -> None:
+        self._inner = inner
+        self._calls = calls
+
+    async def write(self, message: Any) -> None:
+        writing = asyncio.ensure_future(self._inner.write(message))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            if self._calls.draining:
+                await asyncio.wait({writing})
+            else:
+                writing.cancel()
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guard:
     """The rules of one service on one server."""
@@ -113,6 +136,8 @@ class Guard:
 
         async def serve(request: Any, context: Any) -> None:
             call = _Call(self, method, limit_s, streams=True)
+            if limit_s is None:
+                context = _WholeWrites(context, self.endless_calls)
             try:
                 async with await call.enter(context):
                     if not generates:

@@ -330,6 +330,31 @@ async def test_a_drain_ends_endless_streams_at_once_with_a_typed_error(tls_dir: 
     assert echo.ended.is_set()
 
 
+class Interrupted(Echo):
+    """A drain begins in the middle of its first write."""
+
+    async def Count(self, request: StringValue, context: object) -> AsyncIterator[StringValue]:
+        asyncio.get_running_loop().call_soon(self.drain)
+        yield StringValue(value="0")
+        await asyncio.Event().wait()
+
+    def drain(self) -> None:
+        raise NotImplementedError
+
+
+async def test_a_drain_meets_a_write_in_its_middle(tls_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    echo = Interrupted()
+    async with (
+        serving(settings_of("back", tls_dir), echo, endless={"Count"}) as (_, server),
+        stub_of(settings_of("front", tls_dir), server.port, "back") as stub,
+    ):
+        monkeypatch.setattr(echo, "drain", server._endless_calls.end)
+        with pytest.raises(Unavailable) as caught:
+            async for _ in stub.Count(StringValue(), timeout=WAIT_S_MAX):
+                pass
+    assert caught.value.retry_after_s is not None
+
+
 async def test_a_drain_lets_calls_finish_and_cancels_those_that_do_not(tls_dir: Path) -> None:
     echo = Witness()
     echo.slow = True
