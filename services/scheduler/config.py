@@ -161,7 +161,15 @@ class SchedulerSettings(ChassisSettings):
 
     pipeline_poll_s: float = Field(default=1.0, gt=0, description="Pause of a worker that nothing wakes.")
     placements_batch_max: int = Field(default=500, ge=1, description="Queued jobs that one round of the policy sees.")
-    watch_poll_s: float = Field(default=2.0, gt=0, description="A watcher looks again after it, woken or not.")
+    watch_poll_s: float = Field(
+        default=2.0, gt=0, description="Pause between looks for changes of watched jobs that nobody told of."
+    )
+    watch_reads_concurrent_max: int = Field(
+        default=4, ge=1, description="Reads for watchers at the same time; fewer than the pool has connections."
+    )
+    queue_snapshot_s: float = Field(
+        default=1.0, ge=0, description="A queued job's place and what it waits for are at most that old."
+    )
     watch_batch_max: int = Field(default=200, ge=1, description="Events in one message of a watch.")
 
     @property

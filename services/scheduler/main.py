@@ -7,7 +7,7 @@ from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
 from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
-from chassis.db.pool import open_pool
+from chassis.db.pool import Pool, open_pool
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
@@ -22,9 +22,11 @@ from services.scheduler.admission.job_requests import JobRequests
 from services.scheduler.admission.quotes_in_line import QuotesInLine
 from services.scheduler.admission.template_facts import TemplateFacts
 from services.scheduler.api.allocation_service import AllocationService
+from services.scheduler.api.job_feed import JobFeeds, JobReader
 from services.scheduler.api.job_view import JobView
 from services.scheduler.api.job_watch import Follower
 from services.scheduler.api.node_service import NodeService
+from services.scheduler.api.queue_snapshot import QueueSnapshots
 from services.scheduler.api.tuning_service import TuningService
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.reports import AttemptReports
@@ -54,11 +56,7 @@ from services.scheduler.watching.store import notify
 async def main(process: Process, settings: SchedulerSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
 
-    pool = await open_pool(settings)
-    process.on_drain(DrainStage.CLOSE_POOL, pool.close)
-    # Users' calls and watchers never wait in line with what keeps leases.
-    agents_pool = await open_pool(settings.model_copy(update={"pool_size_max": settings.agents_pool_size_max}))
-    process.on_drain(DrainStage.CLOSE_POOL, agents_pool.close)
+    pool, agents_pool = await open_pools(process, settings)
     await migrate(pool, [MIGRATIONS])
     bus = await connect(settings)
     process.on_drain(DrainStage.CLOSE_BUS, bus.close)
@@ -81,14 +79,17 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     previewer = Previewer(database, peers, limits, quotes, settings)
     templates = TemplateFacts(database, peers, clock, settings)
     folders = JobFolders(agents_database, ids, settings)
-    view = JobView(database, settings)
-    follower = Follower(database, view, hub, settings)
+    view = JobView(database, QueueSnapshots(database, clock, settings))
+    reader = JobReader(database, view, settings)
+    feeds = JobFeeds(reader, hub, clock, settings)
+    follower = Follower(feeds, reader, settings)
 
     process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
     process.spawn("listener", Listener(agents_pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
     process.spawn("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
     process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
     process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
+    process.spawn("job_feeds", feeds.run)
     process.spawn("placer", Placer(agents_database, jobs, hub, clock, settings).run)
     process.spawn("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
     spawn_keepers(process, database, clock, settings)
@@ -131,6 +132,15 @@ def spawn_keepers(process: Process, database: Database, clock: Clock, settings: 
     process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
     rules = retention_rules(settings)
     process.spawn("retention_keeper", RetentionKeeper(database.pool, rules, settings, clock=clock).run)
+
+
+async def open_pools(process: Process, settings: SchedulerSettings) -> tuple[Pool, Pool]:
+    """One for users, and one for what keeps leases, which never waits in line with them."""
+    pool = await open_pool(settings)
+    process.on_drain(DrainStage.CLOSE_POOL, pool.close)
+    agents_pool = await open_pool(settings.model_copy(update={"pool_size_max": settings.agents_pool_size_max}))
+    process.on_drain(DrainStage.CLOSE_POOL, agents_pool.close)
+    return pool, agents_pool
 
 
 def start() -> int:

@@ -4,54 +4,36 @@ from collections.abc import Sequence
 
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.api.convert import job_to_proto
-from services.scheduler.config import SchedulerSettings
+from services.scheduler.api.queue_snapshot import QueueSnapshots
 from services.scheduler.database import Database
 from services.scheduler.jobs.job import Job, JobRef, Queue
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.jobs.store import JobStore
-from services.scheduler.placement import policy
-from services.scheduler.placement.store import AllocationStore
-
-RUNNING_JOBS_SEEN_MAX = 1000
 
 
 class JobView:
-    def __init__(self, database: Database, settings: SchedulerSettings) -> None:
+    def __init__(self, database: Database, snapshots: QueueSnapshots) -> None:
         self._database = database
-        self._settings = settings
+        self._snapshots = snapshots
 
     async def one(self, ref: JobRef) -> tuning_job_pb2.TuningJob | None:
         job = await JobStore(self._database.pool).get(ref)
-        return None if job is None else await self.show(job)
-
-    async def show(self, job: Job) -> tuning_job_pb2.TuningJob:
-        if job.state is JobState.QUEUED:
-            return job_to_proto(job, (await self._queues([job])).get(job.job_id))
-        return job_to_proto(job, _before_queue(job))
+        return None if job is None else (await self.many([job]))[0]
 
     async def many(self, jobs: Sequence[Job]) -> list[tuning_job_pb2.TuningJob]:
-        queued = [job for job in jobs if job.state is JobState.QUEUED]
-        queues = await self._queues(queued) if queued else {}
-        return [job_to_proto(job, queues.get(job.job_id) or _before_queue(job)) for job in jobs]
+        failed_nodes = await self.failed_nodes(jobs)
+        return [await self.show(job, failed_nodes.get(job.job_id, frozenset())) for job in jobs]
 
-    async def _queues(self, jobs: Sequence[Job]) -> dict[str, Queue]:
-        now = self._database.now()
-        pool = self._database.pool
-        positions = await JobStore(pool).queue_positions([job.job_id for job in jobs])
-        fleet = await AllocationStore(pool).load_fleet(self._settings.node_memory_s, self._settings.nodes_max)
-        remaining_s = await JobStore(pool).list_remaining_s(now, RUNNING_JOBS_SEEN_MAX)
-        failed_nodes = await JobStore(pool).failed_nodes([job.job_id for job in jobs])
-        queues = {}
-        for job in jobs:
-            # A job that was placed between the two reads waits for nothing any more.
-            position = positions.get(job.job_id, 0)
-            need = policy.job_need(job.job_id, job.gpu_count, job.memory_bytes_min, failed_nodes[job.job_id])
-            queues[job.job_id] = Queue(
-                position=position,
-                waiting_for=policy.waiting_for(need, fleet.groups, position) if position else "",
-                estimated_wait_s=policy.estimated_wait_s(position, remaining_s),
-            )
-        return queues
+    async def show(self, job: Job, failed_nodes: frozenset[str]) -> tuning_job_pb2.TuningJob:
+        """`failed_nodes` of a queued job, as `failed_nodes()` finds them."""
+        if job.state is JobState.QUEUED:
+            return job_to_proto(job, (await self._snapshots.latest()).queue_of(job, failed_nodes))
+        return job_to_proto(job, _before_queue(job))
+
+    async def failed_nodes(self, jobs: Sequence[Job]) -> dict[str, frozenset[str]]:
+        """The nodes that queued jobs avoid, by job; a job without an attempt avoids none."""
+        tried = [job.job_id for job in jobs if job.state is JobState.QUEUED and job.attempt_count]
+        return await JobStore(self._database.pool).failed_nodes(tried) if tried else {}
 
 
 def _before_queue(job: Job) -> Queue | None:

@@ -7,47 +7,46 @@ from collections.abc import AsyncIterator
 
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from services.scheduler.api.convert import job_event_to_proto
-from services.scheduler.api.job_view import JobView
+from services.scheduler.api.job_feed import JobFeeds, JobReader, News
 from services.scheduler.config import SchedulerSettings
-from services.scheduler.database import Database
-from services.scheduler.jobs.convert import unknown_job
-from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.job import JobEvent, JobRef
 from services.scheduler.jobs.lifecycle import FINAL
-from services.scheduler.jobs.store import JobStore
-from services.scheduler.watching.hub import Hub, job_topic
 
 
 class Follower:
-    def __init__(self, database: Database, view: JobView, hub: Hub, settings: SchedulerSettings) -> None:
-        self._database = database
-        self._view = view
-        self._hub = hub
+    def __init__(self, feeds: JobFeeds, reader: JobReader, settings: SchedulerSettings) -> None:
+        self._feeds = feeds
+        self._reader = reader
         self._settings = settings
 
     async def follow(
         self, ref: JobRef, after_sequence: int
     ) -> AsyncIterator[tuning_service_pb2.WatchTuningJobResponse]:
         """Every event after `after_sequence` once and in order; a reader that was cut off goes on from its last one."""
-        jobs, batch_max = JobStore(self._database.pool), self._settings.watch_batch_max
         sequence = after_sequence
         last: tuning_job_pb2.TuningJob | None = None
-        with self._hub.listening(job_topic(ref.job_id)) as signal:
+        with self._feeds.joined(ref) as (feed, signal):
             while True:
-                # The job first: a final one has all its events, so the events read after it are complete.
-                job = await jobs.get(ref)
-                if job is None:
-                    raise unknown_job(ref)
-                events = await jobs.list_events(ref, sequence, batch_max)
-                shown = await self._view.show(job)
-                if events or shown != last:
+                news = await feed.news()
+                events, sequence = await self._events(news, sequence)
+                if events or (news.shown is not last and news.shown != last):
                     yield tuning_service_pb2.WatchTuningJobResponse(
-                        tuning_job=shown, events=[job_event_to_proto(event) for event in events]
+                        tuning_job=news.shown, events=[job_event_to_proto(event) for event in events]
                     )
-                    last = shown
-                if events:
-                    sequence = events[-1].sequence
-                if len(events) == batch_max:
+                    last = news.shown
+                if sequence < news.last_sequence:
                     continue
-                if job.state in FINAL:
+                if news.job.state in FINAL:
                     return
-                await signal.wait(self._settings.watch_poll_s)
+                await signal.wait()
+
+    async def _events(self, news: News, sequence: int) -> tuple[list[JobEvent], int]:
+        """The next lines, and the number up to which all lines are told then."""
+        if sequence >= news.tail_after:
+            events = [event for event in news.tail if event.sequence > sequence]
+            return events, max(sequence, news.last_sequence)
+        events = await self._reader.history(news.job, sequence)
+        if len(events) == self._settings.watch_batch_max:
+            return events, events[-1].sequence
+        # Lines that were deleted by their age leave gaps, also at the end.
+        return events, max([news.tail_after, *(event.sequence for event in events[-1:])])

@@ -64,6 +64,9 @@ class Job(JobRef):
     start_time: datetime | None
     end_time: datetime | None
     update_time: datetime
+    # The number of the history's last line, and what changes whenever the row does; of one job alone, not of lists.
+    last_sequence: int = 0
+    row_version: int = 0
 
     @property
     def output_model(self) -> str:

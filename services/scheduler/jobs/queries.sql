@@ -3,7 +3,8 @@
 SELECT
     project_id, job_id, organization_id, namespace, state, spec, base_model, base_revision, output_name, gpu_count,
     memory_bytes_min, counts, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
-    attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time
+    attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time,
+    last_sequence, xmin::text::bigint AS row_version
 FROM jobs
 WHERE job_id = :job_id AND project_id = :project_id;
 
@@ -38,15 +39,13 @@ WHERE job_id = :job_id AND project_id = :project_id AND obsolete_at IS NULL AND 
 ORDER BY step
 LIMIT :page_size;
 
--- name: queue_positions(job_ids)
--- The places of these jobs in the one queue that all projects share.
-SELECT job_id, position
-FROM (
-    SELECT job_id, row_number() OVER (ORDER BY queue_time, job_id) AS position
-    FROM jobs
-    WHERE state = 'QUEUED'
-) AS queue
-WHERE job_id = ANY(:job_ids::text[]);
+-- name: list_queue_times()$
+-- When each job of the one queue that all projects share came, in its order, as seconds since the epoch.
+SELECT coalesce(array_agg(date_part('epoch', queue_time) ORDER BY queue_time), '{}') FROM jobs WHERE state = 'QUEUED';
+
+-- name: list_row_versions(job_ids)
+-- What tells whether rows have changed: the transaction that wrote each.
+SELECT project_id, job_id, xmin::text::bigint AS row_version FROM jobs WHERE job_id = ANY(:job_ids::text[]);
 
 -- name: list_failed_nodes(job_ids)
 -- The nodes on which attempts at these jobs failed.

@@ -94,9 +94,15 @@ class JobStore:
         )
         return [StoredCheckpoint(**row) async for row in rows]
 
-    async def queue_positions(self, job_ids: Sequence[str]) -> dict[str, int]:
-        rows = _QUERIES.queue_positions(self._connection, job_ids=[*job_ids])
-        return {row["job_id"]: row["position"] async for row in rows}
+    async def queue_times(self) -> list[float]:
+        """When each queued job came, in order, as `datetime.timestamp()` has it."""
+        times: list[float] = await _QUERIES.list_queue_times(self._connection)
+        return times
+
+    async def row_versions(self, job_ids: Sequence[str]) -> dict[JobRef, int]:
+        """What changes whenever the row of a job does; jobs that are not there are left out."""
+        rows = _QUERIES.list_row_versions(self._connection, job_ids=[*job_ids])
+        return {JobRef(project_id=row["project_id"], job_id=row["job_id"]): row["row_version"] async for row in rows}
 
     async def list_queued(self, page_size: int) -> list[QueuedJob]:
         """Jobs that may start now, in order of arrival."""

@@ -4,7 +4,7 @@ A signal may be lost: whoever waits looks again by itself after a while.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from chassis.rounds import Signal
@@ -23,23 +23,30 @@ def node_topic(node: str) -> str:
 
 class Hub:
     def __init__(self) -> None:
-        self._signals: dict[str, set[Signal]] = defaultdict(set)
+        self._wakers: dict[str, set[Callable[[], None]]] = defaultdict(set)
 
     @contextmanager
     def listening(self, topic: str) -> Iterator[Signal]:
         signal = Signal()
-        self._signals[topic].add(signal)
+        self.call(topic, signal.send)
         try:
             yield signal
         finally:
-            self._signals[topic].discard(signal)
-            if not self._signals[topic]:
-                del self._signals[topic]
+            self.call_no_more(topic, signal.send)
+
+    def call(self, topic: str, wake: Callable[[], None]) -> None:
+        """`wake` is called whenever something changed, until `call_no_more`."""
+        self._wakers[topic].add(wake)
+
+    def call_no_more(self, topic: str, wake: Callable[[], None]) -> None:
+        self._wakers[topic].discard(wake)
+        if not self._wakers[topic]:
+            del self._wakers[topic]
 
     def notify(self, topic: str) -> None:
-        for signal in self._signals.get(topic, ()):
-            signal.send()
+        for wake in tuple(self._wakers.get(topic, ())):
+            wake()
 
     def notify_all(self) -> None:
-        for topic in list(self._signals):
+        for topic in list(self._wakers):
             self.notify(topic)

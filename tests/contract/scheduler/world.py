@@ -120,6 +120,7 @@ async def running_world(make_settings: SettingsFactory, port_file: Path, **overr
             "sweep_interval_s": 0.1,
             "pipeline_poll_s": 0.2,
             "watch_poll_s": 0.5,
+            "queue_snapshot_s": 0.05,
             "claim_duration_s": 1.0,
             "description_retry_s": 0.0,
             "hold_renewal_interval_s": 0.2,
