@@ -52,6 +52,14 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def test_each_migration_has_a_number_of_its_own() -> None:
+    """Two that were written side by side merge without a conflict, and then no service starts."""
+    numbers = Counter(
+        (named(path.parent), path.name.partition("_")[0]) for path in (ROOT / "services").glob("*/migrations/*.sql")
+    )
+    assert {number: count for number, count in numbers.items() if count > 1} == {}
+
+
 def test_half_of_the_sources_fit_on_two_screens() -> None:
     assert median(line_count(path) for path in sources("py", "sql")) <= LINES_MEDIAN
 
