@@ -37,9 +37,11 @@ class BillingSettings(ChassisSettings):
         default=120.0, gt=0, description="A lease of credit that is not renewed ends after it."
     )
     credit_lease_share: int = Field(
-        default=8, ge=2, description="A grant takes at most one part in so many of what is left beyond what it needs."
+        default=8,
+        ge=2,
+        description="Beyond what calls wait for, a grant takes at most one part in so many of what is left.",
     )
-    credit_recall_s_max: float = Field(default=2.5, ge=0, description="Longest wait for credit that idle leases hold.")
+    credit_recall_s_max: float = Field(default=2.0, ge=0, description="Longest wait for credit that idle leases hold.")
     credit_recall_poll_s: float = Field(default=0.1, gt=0, description="Pause between looks whether it came back.")
     credit_late_usage_s: float = Field(
         default=86_400.0, gt=0, description="How long a closed lease waits for the usage of its last calls."

@@ -28,6 +28,7 @@ class InferenceSettings(ChassisSettings):
     scheduler_agents_address: str = Field(
         default="127.0.0.1:7105", description="host:port of the scheduler's server for devices that serve."
     )
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
     data_dir: Path = Field(default=Path("/var/lib/finemesh"), description="Folder for local copies of weights.")
 
@@ -92,6 +93,21 @@ class InferenceSettings(ChassisSettings):
     )
     scheduler_deadline_s: float = Field(
         default=3.0, gt=0, description="Longest call to the scheduler; much shorter than its leases."
+    )
+    credit_chunk_nanos_usd: int = Field(
+        default=10**9, ge=0, description="Credit that a lease is enlarged by beyond what calls need, at most."
+    )
+    credit_renewal_s: float = Field(default=1.0, gt=0, description="Pause between renewals of the leases of credit.")
+    credit_idle_s: float = Field(default=10.0, gt=0, description="A lease that no call used for so long is given back.")
+    credit_lease_age_s_max: float = Field(
+        default=3600.0, gt=0, description="A lease of that age is given back when its calls have ended."
+    )
+    credit_wait_s_max: float = Field(default=8.0, gt=0, description="Longest wait of a call for credit.")
+    credit_refusal_s: float = Field(
+        default=1.0, ge=0, description="How long billing is not asked again after it said that there is no more."
+    )
+    credit_part_tokens: int = Field(
+        default=4096, ge=2, description="Tokens that a streamed answer reserves at a time; shorter ones reserve all."
     )
     spending_poll_s: float = Field(
         default=2.0, gt=0, description="Pause between looks at what another process heard of credit and caps."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+from collections.abc import Callable
 
 from google.protobuf.message import Message
 
@@ -18,7 +19,7 @@ from chassis.bus.relay import Relay
 from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
-from chassis.ids import SystemIds
+from chassis.ids import Ids, SystemIds
 from chassis.objects.object_store import ObjectStore
 from chassis.process import CoroutineFunction, DrainStage, Process, run
 from chassis.retention import RetentionKeeper
@@ -50,7 +51,10 @@ from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.engine_pool import EnginePool
 from services.inference.serving.target import Targets
 from services.inference.serving.weights_cache import WeightsCache
+from services.inference.spending.credit_keeper import CreditKeeper
+from services.inference.spending.reservations import Reservations
 from services.inference.spending.spend_guard import SpendGuard
+from services.inference.spending.token_price import TokenPrices
 
 PUBLIC_CALLERS = {"gateway"}
 
@@ -84,7 +88,8 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     opener = functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s)
     engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
-    serving = Serving(Targets(pool), engines, cache, meter, settings=settings, clock=clock)
+    reservations = open_reservations(process, keep, settings, clock, ids)
+    serving = Serving(Targets(pool), engines, cache, meter, reservations, settings=settings, clock=clock)
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
     keep("spend_guard", spend_guard.run)
@@ -122,6 +127,19 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     await server.start()
     claims.address = server.address
     keep("endpoint_reconciler", reconciler.run, until=DrainStage.FINISH_CALLS)
+
+
+def open_reservations(
+    process: Process, keep: Callable[..., None], settings: InferenceSettings, clock: Clock, ids: Ids
+) -> Reservations:
+    """What calls reserve from leases of credit, which are kept alive and in the end given back."""
+    billing = open_channel(settings, settings.billing_address, "billing")
+    process.on_drain(DrainStage.CLOSE_BUS, billing.close)
+    credit = CreditKeeper(billing, settings=settings, clock=clock, ids=ids)
+    keep("credit_keeper", credit.run, until=DrainStage.FINISH_CALLS)
+    process.on_drain(DrainStage.RELEASE_LEASES, credit.close)
+    prices = TokenPrices(billing, deadline_s=settings.credit_wait_s_max, clock=clock)
+    return Reservations(credit, prices, part_tokens=settings.credit_part_tokens)
 
 
 def add_services(

@@ -14,8 +14,8 @@ from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from services.billing.api.errors import typed_errors
 from services.billing.budgets.caps import Spender
 from services.billing.config import BillingSettings
-from services.billing.leasing.credit_lease import CreditLease
-from services.billing.leasing.granting import Wish, grant
+from services.billing.leasing.credit_lease import CreditLease, Wish
+from services.billing.leasing.granting import GrantRequest, grant
 from services.billing.leasing.recall import Recall
 from services.billing.leasing.store import LeaseStore, Returned
 from services.billing.prices.catalogue import Catalogue
@@ -46,17 +46,20 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
 
     async def GrantCredit(self, request: pb.GrantCreditRequest, context: Any) -> pb.GrantCreditResponse:
         self._check(request)
-        wish = Wish(
+        wanted = GrantRequest(
             holder=request.holder,
             lease_id=request.lease_id,
             organization_id=request.organization_id,
             spender=Spender(request.project_id, request.api_key_id),
             revision=request.revision,
-            required_nanos_usd=request.required_nanos_usd,
-            wanted_nanos_usd=max(request.required_nanos_usd, request.wanted_nanos_usd),
+            wish=Wish(
+                required_nanos_usd=request.required_nanos_usd,
+                needed_nanos_usd=request.needed_nanos_usd,
+                wanted_nanos_usd=request.wanted_nanos_usd,
+            ),
         )
         granted = await self._recall.retrying(
-            lambda: self._grant(wish), organization_id=wish.organization_id, asking_lease_id=wish.lease_id
+            lambda: self._grant(wanted), organization_id=wanted.organization_id, asking_lease_id=wanted.lease_id
         )
         return pb.GrantCreditResponse(granted_nanos_usd=granted.granted_nanos_usd)
 
@@ -88,11 +91,11 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
             known=known, lease_duration=_duration(lifetime), recalled_lease_ids=recalled
         )
 
-    async def _grant(self, wish: Wish) -> CreditLease:
+    async def _grant(self, request: GrantRequest) -> CreditLease:
         async with transaction(self._pool) as connection:
             return await grant(
                 connection,
-                wish,
+                request,
                 share=self._settings.credit_lease_share,
                 late_usage=self._settings.credit_late_usage,
                 now=self._clock.now(),
@@ -107,7 +110,7 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
         refuse_invalid(
             [
                 FieldViolation(field, f"must be from 0 to {amount_max}")
-                for field in ("required_nanos_usd", "wanted_nanos_usd")
+                for field in ("required_nanos_usd", "needed_nanos_usd", "wanted_nanos_usd")
                 if not 0 <= getattr(request, field) <= amount_max
             ]
         )

@@ -40,6 +40,15 @@ class Leased:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a holder wants a lease to come to: without which it is of no use, for calls that wait, and ahead of need."""
+
+    required_nanos_usd: int
+    needed_nanos_usd: int
+    wanted_nanos_usd: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Room:
     """What can still be leased. `budget` is the one whose cap leaves that little; None when it is the credit."""
 
@@ -56,14 +65,16 @@ def room_of(available_nanos_usd: int, budgets: Iterable[Budget], leased: Leased)
     return Room(nanos_usd=tightest[1], budget=tightest[0])
 
 
-def grown(room: Room, *, granted_nanos_usd: int, required_nanos_usd: int, wanted_nanos_usd: int, share: int) -> int:
+def grown(room: Room, wish: Wish, *, granted_nanos_usd: int, share: int) -> int:
     """The total of a lease after a grant, or what it was when the room is too small for what is required.
 
-    Beyond what is required a grant takes at most one part in `share` of the room, so that no lease locks away what
+    Beyond what calls wait for a grant takes at most one part in `share` of the room, so that no lease locks away what
     others need. A lease never shrinks here: only its holder knows what it has reserved.
     """
-    required = max(0, required_nanos_usd - granted_nanos_usd)
+    required, needed, wanted = (
+        max(0, total - granted_nanos_usd)
+        for total in (wish.required_nanos_usd, wish.needed_nanos_usd, wish.wanted_nanos_usd)
+    )
     if required > room.nanos_usd:
         return granted_nanos_usd
-    wanted = max(0, wanted_nanos_usd - granted_nanos_usd)
-    return granted_nanos_usd + max(required, min(wanted, room.nanos_usd // share))
+    return granted_nanos_usd + max(required, min(needed, room.nanos_usd), min(wanted, room.nanos_usd // share))

@@ -12,7 +12,7 @@ from chassis.errors import Aborted, FailedPrecondition
 from services.billing.budgets.caps import CapExceeded, Spender
 from services.billing.budgets.review import budgets_of, cap_exceeded
 from services.billing.calendar import Month
-from services.billing.leasing.credit_lease import CreditLease, Room, grown, room_of
+from services.billing.leasing.credit_lease import CreditLease, Room, Wish, grown, room_of
 from services.billing.leasing.store import LeaseStore
 from services.billing.ledger.entries import BalanceInsufficient
 from services.billing.ledger.store import LedgerStore
@@ -20,45 +20,41 @@ from services.billing.prices.pricing import in_dollars
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a holder wants a lease to come to; both amounts are totals of the lease."""
+class GrantRequest:
+    """Which lease is to come to what; a later request of the holder has a higher revision."""
 
     holder: str
     lease_id: str
     organization_id: str
     spender: Spender
     revision: int
-    required_nanos_usd: int
-    wanted_nanos_usd: int
+    wish: Wish
 
 
-async def grant(connection: Connection, wish: Wish, *, share: int, late_usage: timedelta, now: datetime) -> CreditLease:
+async def grant(
+    connection: Connection, request: GrantRequest, *, share: int, late_usage: timedelta, now: datetime
+) -> CreditLease:
     """The lease as it is now; a typed error when what is required is not there.
 
-    Beyond what is required it takes at most one part in `share` of what is left.
+    Beyond what calls wait for it takes at most one part in `share` of what is left.
     """
     leases = LeaseStore(connection)
-    standings = await LedgerStore(connection).lock([wish.organization_id])
-    if not await leases.is_alive(wish.holder):
-        raise Aborted("LEASE_STALE", f"{wish.holder} did not renew its leases in time; begin with new ones")
-    lease = await leases.lock_lease(wish.lease_id) or _new(wish)
-    if _owner(lease) != (wish.holder, wish.organization_id, wish.spender) or lease.closed_time is not None:
-        raise Aborted("LEASE_STALE", f"lease {wish.lease_id} is another's or closed; begin with a new one")
-    if lease.revision >= wish.revision:
-        raise Aborted("LEASE_STALE", f"lease {wish.lease_id} has changed since; this request came late")
-    budgets = await budgets_of(connection, wish.organization_id, wish.spender, now)
-    leased = await leases.get_leased(wish.organization_id, wish.spender, late_usage)
-    room = room_of(standings[wish.organization_id].balances.available_nanos_usd, budgets, leased)
-    total = grown(
-        room,
-        granted_nanos_usd=lease.granted_nanos_usd,
-        required_nanos_usd=wish.required_nanos_usd,
-        wanted_nanos_usd=wish.wanted_nanos_usd,
-        share=share,
-    )
-    if total < wish.required_nanos_usd:
-        raise _refusal(room, wish.required_nanos_usd - lease.granted_nanos_usd, Month.of(now))
-    granted = replace(lease, granted_nanos_usd=total, revision=wish.revision)
+    standings = await LedgerStore(connection).lock([request.organization_id])
+    if not await leases.is_alive(request.holder):
+        raise Aborted("LEASE_STALE", f"{request.holder} did not renew its leases in time; begin with new ones")
+    lease = await leases.lock_lease(request.lease_id) or _new(request)
+    if _owner(lease) != (request.holder, request.organization_id, request.spender) or lease.closed_time is not None:
+        raise Aborted("LEASE_STALE", f"lease {request.lease_id} is another's or closed; begin with a new one")
+    if lease.revision >= request.revision:
+        raise Aborted("LEASE_STALE", f"lease {request.lease_id} has changed since; this request came late")
+    budgets = await budgets_of(connection, request.organization_id, request.spender, now)
+    leased = await leases.get_leased(request.organization_id, request.spender, late_usage)
+    room = room_of(standings[request.organization_id].balances.available_nanos_usd, budgets, leased)
+    total = grown(room, request.wish, granted_nanos_usd=lease.granted_nanos_usd, share=share)
+    required = request.wish.required_nanos_usd
+    if total < required:
+        raise _refusal(room, required - lease.granted_nanos_usd, Month.of(now))
+    granted = replace(lease, granted_nanos_usd=total, revision=request.revision)
     await leases.save(granted)
     return granted
 
@@ -77,13 +73,13 @@ def balance_insufficient(error: BalanceInsufficient, *, what: str) -> FailedPrec
     )
 
 
-def _new(wish: Wish) -> CreditLease:
+def _new(request: GrantRequest) -> CreditLease:
     return CreditLease(
-        lease_id=wish.lease_id,
-        holder=wish.holder,
-        organization_id=wish.organization_id,
-        project_id=wish.spender.project_id,
-        api_key_id=wish.spender.api_key_id,
+        lease_id=request.lease_id,
+        holder=request.holder,
+        organization_id=request.organization_id,
+        project_id=request.spender.project_id,
+        api_key_id=request.spender.api_key_id,
         granted_nanos_usd=0,
         used_nanos_usd=0,
         revision=0,

@@ -52,7 +52,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.ChatRequest, context: object
     ) -> inference_service_pb2.ChatResponse:
         messages = self._messages(request.messages)
-        call = await self._call(request.model, _chat_prompt(messages), request.sampling)
+        call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=True)
         answer, text = await self._whole(call, inference_service_pb2.ChatResponse)
         answer.message.CopyFrom(generation_pb2.ChatMessage(role="assistant", content=text))
         answer.revision = call.target.revision
@@ -62,7 +62,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.StreamChatRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
         messages = self._messages(request.messages)
-        call = await self._call(request.model, _chat_prompt(messages), request.sampling)
+        call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=False)
         revision = call.target.revision
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
@@ -75,7 +75,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.CompleteRequest, context: object
     ) -> inference_service_pb2.CompleteResponse:
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, _text_prompt(prompt), request.sampling)
+        call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=True)
         answer, text = await self._whole(call, inference_service_pb2.CompleteResponse)
         answer.text = text
         return answer
@@ -84,7 +84,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.StreamCompleteRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, _text_prompt(prompt), request.sampling)
+        call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=False)
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
                 yield convert.chunk_to_proto(inference_service_pb2.StreamCompleteResponse, call.generation_id, chunk)
@@ -110,7 +110,9 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             ]
         )
 
-    async def _call(self, model: str, prompt: Prompt, wanted: generation_pb2.SamplingParameters) -> Call:
+    async def _call(
+        self, model: str, prompt: Prompt, wanted: generation_pb2.SamplingParameters, *, whole: bool
+    ) -> Call:
         """The call with its target; a typed error for a caller who may not spend, an unknown model, or sampling outside
         its ranges."""
         caller = current_caller()
@@ -126,6 +128,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             prompt=prompt,
             output_tokens_max=wanted.output_tokens_max if wanted.HasField("output_tokens_max") else None,
             sampling=lambda limit: convert.sampling_from_proto(wanted, limit),
+            whole=whole,
         )
 
     async def _whole(self, call: Call, message_class: type[Answer]) -> tuple[Answer, str]:

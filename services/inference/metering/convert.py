@@ -22,6 +22,7 @@ def parts_to_proto(parts: Sequence[UsagePart]) -> usage_events_pb2.InferenceUsag
             output_tokens=part.end - part.start,
             usage_time=time_to_proto(part.used_at),
             api_key_id=part.call.api_key_id,
+            credit_lease_id=part.call.credit_lease_id,
         )
         for part in parts
     ]

@@ -17,6 +17,8 @@ class MeteredCall:
     base_model: str
     # The key that called; empty where there is none.
     api_key_id: str = ""
+    # The lease of credit that the call is reserved from; empty where it is paid otherwise.
+    credit_lease_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

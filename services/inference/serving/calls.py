@@ -32,6 +32,7 @@ from services.inference.engines.base import (
     GenerateRequest,
     RequestInvalid,
     Sampling,
+    completion_tokens_allowed,
 )
 from services.inference.metering.domain import CallUse, MeteredCall
 from services.inference.metering.meter import Meter
@@ -40,6 +41,8 @@ from services.inference.serving.engine_pool import EngineKey, EnginePool
 from services.inference.serving.read_ahead import read_ahead
 from services.inference.serving.target import Target, Targets
 from services.inference.serving.weights_cache import WeightsCache
+from services.inference.spending.lease_account import Spender
+from services.inference.spending.reservations import Reservation, Reservations
 
 BUSY_RETRY_S = 1.0
 FAILED_RETRY_S = 2.0
@@ -66,6 +69,8 @@ class Call:
     # The answer's limit, None for the default; a default shrinks to what the context leaves.
     output_tokens_max: int | None
     sampling: Callable[[int], Sampling]
+    # The caller gets the answer only when it is complete.
+    whole: bool
 
 
 def domain_error_of(error: EngineError) -> DomainError:
@@ -102,6 +107,7 @@ class Serving:
         engines: EnginePool,
         cache: WeightsCache,
         meter: Meter,
+        reservations: Reservations,
         *,
         settings: InferenceSettings,
         clock: Clock,
@@ -110,6 +116,7 @@ class Serving:
         self._engines = engines
         self._cache = cache
         self._meter = meter
+        self._reservations = reservations
         self._settings = settings
         self._clock = clock
         self._dedicated: dict[str, Target] = {}
@@ -164,21 +171,26 @@ class Serving:
     async def _run(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """What the engine says to a call, as it says it."""
         last: Chunk | None = None
-        with self._metered(call) as use:
-            async with self.engine(call.target) as engine, contextlib.aclosing(self._ask(call, engine)) as chunks:
-                async for chunk in chunks:
-                    use.count(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-                    if chunk.finish_reason is None:
-                        yield chunk
-                    else:
-                        last = chunk
-            assert last is not None, "an engine says with its last chunk why it ended"
-            if _is_metered(call):
-                # The engine is free already: a database that is away holds none.
-                await self._meter.commit(use)
-            yield last
+        async with self._reserved(call) as reservation:
+            with self._metered(call, reservation) as use:
+                async with (
+                    self.engine(call.target) as engine,
+                    contextlib.aclosing(self._ask(call, engine, reservation)) as chunks,
+                ):
+                    async for chunk in chunks:
+                        use.count(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+                        if chunk.finish_reason is None:
+                            yield chunk
+                        else:
+                            last = chunk
+                assert last is not None, "an engine says with its last chunk why it ended"
+                if _is_metered(call):
+                    # The engine is free already: a database that is away holds none.
+                    await self._meter.commit(use)
+                yield last
 
-    async def _ask(self, call: Call, engine: Engine) -> AsyncGenerator[Chunk, None]:
+    async def _ask(self, call: Call, engine: Engine, reservation: Reservation | None) -> AsyncGenerator[Chunk, None]:
+        """Nothing is asked of the engine, and nothing it says is passed on, that was not reserved."""
         self._check_chars(call.prompt.chars, engine.context_tokens_max)
         prompt = await call.prompt.render(engine)
         request = GenerateRequest(
@@ -187,11 +199,22 @@ class Serving:
             sampling=call.sampling(self._limit(call, len(prompt), engine.context_tokens_max)),
             adapter_revision=call.target.adapter.revision if call.target.adapter else None,
         )
+        if reservation is not None:
+            longest = completion_tokens_allowed(request, engine.context_tokens_max)
+            await reservation.begin(len(prompt), longest, whole=call.whole)
         async with contextlib.aclosing(engine.generate(request)) as chunks:
             async for chunk in chunks:
+                if reservation is not None:
+                    await reservation.cover(chunk.usage.completion_tokens)
                 yield chunk
 
-    def _metered(self, call: Call) -> contextlib.AbstractContextManager[CallUse]:
+    def _reserved(self, call: Call) -> contextlib.AbstractAsyncContextManager[Reservation | None]:
+        if not _is_metered(call):
+            return contextlib.nullcontext()
+        spender = Spender(call.caller.account, call.caller.tenant, call.caller.subject)
+        return self._reservations.reserve(spender, call.target.base_model)
+
+    def _metered(self, call: Call, reservation: Reservation | None) -> contextlib.AbstractContextManager[CallUse]:
         metered = MeteredCall(
             generation_id=call.generation_id,
             project_id=call.caller.tenant,
@@ -199,6 +222,7 @@ class Serving:
             model_id=call.model,
             base_model=call.target.base_model,
             api_key_id=call.caller.subject,
+            credit_lease_id=reservation.lease_id if reservation is not None else "",
         )
         return self._meter.metered(metered) if _is_metered(call) else contextlib.nullcontext(CallUse(metered))
 

@@ -1,1 +1,1 @@
-"""Who may spend, as billing said last. It counts no money and knows no model, endpoint or engine."""
+"""Who may spend, by leases of credit and by what billing said last. It knows no model, endpoint or engine."""

@@ -37,6 +37,7 @@ from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1 import model_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.main import main
+from tests.contract.inference.scripted_billing import ScriptedBilling, running_billing
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.living import living
 from tests.harness.polling import eventually
@@ -98,6 +99,7 @@ class World:
     channel: grpc.aio.Channel
     settings: InferenceSettings
     scheduler: ScriptedScheduler
+    billing: ScriptedBilling
     process: Process
 
     @contextmanager
@@ -155,8 +157,8 @@ async def import_parts(
 async def running_world(
     make_settings: SettingsFactory, base_folder: Path, root: Path, **overrides: Any
 ) -> AsyncIterator[World]:
-    """Inference with one imported base model, with these settings."""
-    scheduler = ScriptedScheduler()
+    """Inference with one imported base model, with these settings. Billing leases what it is asked for."""
+    scheduler, billing = ScriptedScheduler(), ScriptedBilling()
     shared = make_settings()
     given: dict[str, Any] = {
         "database_url": shared.database_url,
@@ -175,7 +177,8 @@ async def running_world(
         )
         await server.start()
 
-    async with living(as_scheduler, wire_scheduler):
+    async with living(as_scheduler, wire_scheduler), running_billing(billing, root, shared.tls_dir) as address:
+        overrides = {"billing_address": address, **overrides}
         settings = InferenceSettings(
             port_file=root / "inference.port",
             scheduler_agents_address=f"127.0.0.1:{(root / 'scheduler.port').read_text()}",
@@ -191,7 +194,7 @@ async def running_world(
         async with living(settings, lambda process: main(process, settings)) as process:
             gateway = ChassisSettings(service_name="gateway", **given)
             channel = open_channel(gateway, f"127.0.0.1:{(root / 'inference.port').read_text()}", "inference")
-            made = World(channel=channel, settings=settings, scheduler=scheduler, process=process)
+            made = World(channel=channel, settings=settings, scheduler=scheduler, billing=billing, process=process)
             with made.caller():
                 stub = model_service_pb2_grpc.ModelServiceStub(channel)
                 await stub.ImportBaseModel(import_parts(base_folder))

@@ -22,6 +22,7 @@ from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from services.inference.engines.base import EngineSettings, Message
 from services.inference.engines.stub import StubEngine
 from tests.contract.inference.conftest import BASE, World, running_world
+from tests.contract.inference.scripted_billing import running_billing
 from tests.contract.inference.test_chat import GREEDY, HELLO, metered
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.polling import eventually
@@ -146,6 +147,12 @@ async def test_open_streams_at_a_kill_are_metered_but_for_the_last_moment(
         "FINEMESH_INFERENCE_METERING_INTERVAL_S": "0.05",
         "FINEMESH_INFERENCE_PORT_FILE": str(tmp_path / "killed.port"),
     }
+    async with running_billing(world.billing, tmp_path, world.settings.tls_dir) as address:
+        environment["FINEMESH_BILLING_ADDRESS"] = address
+        await _killed_while_streaming(world, environment, tmp_path, whole.usage.output_tokens)
+
+
+async def _killed_while_streaming(world: World, environment: dict[str, str], tmp_path: Path, whole_tokens: int) -> None:
     killed = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.inference.main", env=environment)
     try:
         port = await eventually(lambda: asyncio.to_thread(content, tmp_path / "killed.port"))
@@ -177,7 +184,7 @@ async def test_open_streams_at_a_kill_are_metered_but_for_the_last_moment(
         for generation_id, text in heard.items():
             record = records[generation_id]
             assert record.input_tokens == await prompt_tokens()
-            assert at_kill[generation_id] <= record.output_tokens < whole.usage.output_tokens
+            assert at_kill[generation_id] <= record.output_tokens < whole_tokens
             # In the user's favour, but for a token that was on its way.
             assert record.output_tokens <= await text_tokens(text) + 1
     finally:

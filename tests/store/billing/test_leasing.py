@@ -13,8 +13,8 @@ from chassis.errors import Aborted, FailedPrecondition
 from services.billing.budgets.caps import Spender
 from services.billing.budgets.store import BudgetStore
 from services.billing.config import BillingSettings
-from services.billing.leasing.credit_lease import CreditLease
-from services.billing.leasing.granting import Wish, grant
+from services.billing.leasing.credit_lease import CreditLease, Wish
+from services.billing.leasing.granting import GrantRequest, grant
 from services.billing.leasing.lease_collector import LeaseCollector
 from services.billing.leasing.recall import Recall
 from services.billing.leasing.store import LeaseStore, Returned
@@ -33,20 +33,27 @@ async def alive(world: World, *holders: str) -> None:
 
 
 async def lease(
-    world: World, required: int, *, wanted: int = 0, lease_id: str = "l1", holder: str = "r1", revision: int = 1,
-    key: str = "", organization: str = "o",
-) -> CreditLease:  # fmt: skip
-    wish = Wish(
+    world: World,
+    required: int,
+    *,
+    needed: int = 0,
+    wanted: int = 0,
+    lease_id: str = "l1",
+    holder: str = "r1",
+    revision: int = 1,
+    key: str = "",
+    organization: str = "o",
+) -> CreditLease:
+    request = GrantRequest(
         holder=holder,
         lease_id=lease_id,
         organization_id=organization,
         spender=Spender(f"{organization}-p", key),
         revision=revision,
-        required_nanos_usd=required,
-        wanted_nanos_usd=max(required, wanted),
+        wish=Wish(required_nanos_usd=required, needed_nanos_usd=needed, wanted_nanos_usd=wanted),
     )
     async with transaction(world.pool) as connection:
-        return await grant(connection, wish, share=4, late_usage=LATE, now=world.clock.now())
+        return await grant(connection, request, share=4, late_usage=LATE, now=world.clock.now())
 
 
 async def give_back(world: World, granted: int, *, lease_id: str = "l1", revision: int = 2, **more: Any) -> None:
@@ -89,6 +96,9 @@ async def test_a_lease_takes_a_share_and_what_it_requires(world: World) -> None:
     with pytest.raises(Aborted, match="LEASE_STALE"):
         await lease(world, 3 * USD, revision=2)
     assert (await lease(world, USD, wanted=8 * USD, lease_id="l2", holder="r2")).granted_nanos_usd == 6 * USD // 4
+    # What calls wait for is no matter of shares.
+    assert (await lease(world, 0, needed=5 * USD, lease_id="l4")).granted_nanos_usd == 4 * USD + USD // 2
+    await give_back(world, 0, lease_id="l4")
     with pytest.raises(FailedPrecondition, match="BALANCE_INSUFFICIENT") as refused:
         await lease(world, 5 * USD, lease_id="l3")
     assert refused.value.metadata == {

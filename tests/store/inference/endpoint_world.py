@@ -183,9 +183,12 @@ class EndpointWorld:
             open_engine=self.workshop.open_engine, engines_max=self.settings.engines_max, clock=self.clock
         )
         meter: Any = None
+        reservations: Any = None
         cache: Any = self.workshop
         channel: Any = self.scheduler
-        self.serving = Serving(Targets(self.pool), engines, cache, meter, settings=self.settings, clock=self.clock)
+        self.serving = Serving(
+            Targets(self.pool), engines, cache, meter, reservations, settings=self.settings, clock=self.clock
+        )
         self.router = Router(self.pool, self.serving)
         self.claims = Claims(self.pool, owner=f"inf_{next(_numbers)}", settings=self.settings, clock=self.clock)
         self.claims.address = f"{self.claims.owner}:7103"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,17 @@ async def test_a_stalled_reader_is_cut_off_and_metered(
         async def fetch(self, weights: Weights) -> Path:
             return tmp_path
 
+    class NothingToPay:
+        def reserve(self, *of_whom: object) -> contextlib.nullcontext[None]:
+            return contextlib.nullcontext()
+
     clock = SystemClock()
+    reservations: Any = NothingToPay()
     cache: Any = Cache()
     engines = EnginePool(open_engine=open_engine, engines_max=1, clock=clock)
     outbox = Outbox(settings, clock=clock, ids=SystemIds())
     meter = Meter(pool, outbox, batch_s=0, batch_max=1, interval_s=60, waiting_max=10, clock=clock)
-    serving = Serving(Targets(pool), engines, cache, meter, settings=settings, clock=clock)
+    serving = Serving(Targets(pool), engines, cache, meter, reservations, settings=settings, clock=clock)
     committing = asyncio.create_task(meter.run())
 
     answer = serving.generate(
@@ -66,6 +72,7 @@ async def test_a_stalled_reader_is_cut_off_and_metered(
             prompt=Prompt(render=lambda engine: engine.render_text(PROMPT), chars=len(PROMPT)),
             output_tokens_max=100,
             sampling=lambda limit: Sampling(temperature=0, completion_tokens_max=limit),
+            whole=False,
         )
     )
     first = await anext(answer)

@@ -3,41 +3,32 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.billing.leasing.credit_lease import Leased, Room, grown, room_of
+from services.billing.leasing.credit_lease import Leased, Room, Wish, grown, room_of
 from tests.unit.billing.test_caps import budget
 
 amounts = st.integers(min_value=0, max_value=10**15)
 
 
-@given(amounts, amounts, amounts, amounts, st.integers(2, 16))
-def test_a_grant_is_what_is_required_and_a_share_of_the_rest(
-    room: int, granted: int, required: int, wanted: int, share: int
-) -> None:
-    total = grown(
-        Room(nanos_usd=room),
-        granted_nanos_usd=granted,
-        required_nanos_usd=required,
-        wanted_nanos_usd=wanted,
-        share=share,
-    )
+wishes = st.builds(Wish, required_nanos_usd=amounts, needed_nanos_usd=amounts, wanted_nanos_usd=amounts)
+shares = st.integers(2, 16)
+
+
+@given(amounts, amounts, wishes, shares)
+def test_a_grant_is_what_is_required_and_a_share_of_the_rest(room: int, granted: int, wish: Wish, share: int) -> None:
+    total = grown(Room(nanos_usd=room), wish, granted_nanos_usd=granted, share=share)
     assert granted <= total <= granted + room
-    assert (total >= required) == (required - granted <= room)
-    if total > max(required, granted):
-        assert total <= max(wanted, required)
+    assert (total >= wish.required_nanos_usd) == (wish.required_nanos_usd - granted <= room)
+    if total > max(wish.required_nanos_usd, wish.needed_nanos_usd, granted):
+        assert total <= wish.wanted_nanos_usd
         assert total - granted <= room // share
 
 
-@given(st.lists(st.tuples(amounts, amounts, amounts), max_size=20), amounts, st.integers(2, 16))
-def test_any_number_of_leases_fit_into_what_is_there(
-    wishes: list[tuple[int, int, int]], available: int, share: int
-) -> None:
+@given(st.lists(wishes, max_size=20), amounts, shares)
+def test_any_number_of_leases_fit_into_what_is_there(found: list[Wish], available: int, share: int) -> None:
     leased = 0
-    for granted_before, required, wanted in wishes:
+    for wish in found:
         room = room_of(available, [], Leased(nanos_usd=leased))
-        before = min(granted_before, 0)
-        leased += grown(
-            room, granted_nanos_usd=before, required_nanos_usd=required, wanted_nanos_usd=wanted, share=share
-        )
+        leased += grown(room, wish, granted_nanos_usd=0, share=share)
         assert leased <= available
 
 

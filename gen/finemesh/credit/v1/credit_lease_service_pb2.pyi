@@ -86,6 +86,7 @@ class GrantCreditRequest(_message.Message):
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     REQUIRED_NANOS_USD_FIELD_NUMBER: _builtins.int
+    NEEDED_NANOS_USD_FIELD_NUMBER: _builtins.int
     WANTED_NANOS_USD_FIELD_NUMBER: _builtins.int
     holder: _builtins.str
     """The replica, as it renews."""
@@ -101,8 +102,10 @@ class GrantCreditRequest(_message.Message):
     """Counts the changes of the lease; a change with an older revision is refused."""
     required_nanos_usd: _builtins.int
     """The total without which the grant is of no use, in nano-dollars."""
+    needed_nanos_usd: _builtins.int
+    """The total that calls wait for, in nano-dollars; as much of it is granted as there is."""
     wanted_nanos_usd: _builtins.int
-    """The total that is wished for. What goes beyond `required_nanos_usd` is bounded by a share of what is left."""
+    """The total that is wished for. What goes beyond `needed_nanos_usd` is bounded by a share of what is left."""
     def __init__(
         self,
         *,
@@ -113,11 +116,12 @@ class GrantCreditRequest(_message.Message):
         api_key_id: _builtins.str = ...,
         revision: _builtins.int = ...,
         required_nanos_usd: _builtins.int = ...,
+        needed_nanos_usd: _builtins.int = ...,
         wanted_nanos_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "holder", b"holder", "lease_id", b"lease_id", "organization_id", b"organization_id", "project_id", b"project_id", "required_nanos_usd", b"required_nanos_usd", "revision", b"revision", "wanted_nanos_usd", b"wanted_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "holder", b"holder", "lease_id", b"lease_id", "needed_nanos_usd", b"needed_nanos_usd", "organization_id", b"organization_id", "project_id", b"project_id", "required_nanos_usd", b"required_nanos_usd", "revision", b"revision", "wanted_nanos_usd", b"wanted_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
