@@ -72,6 +72,10 @@ class ChassisSettings(BaseSettings):
     outbox_batch_max: int = Field(default=200, ge=1, description="Outbox rows that one claim takes.")
     outbox_poll_s: float = Field(default=0.5, gt=0, description="Pause between claims when nothing wakes the relay.")
     outbox_lease_s: float = Field(default=10.0, gt=0, description="How long a claimed outbox row stays claimed.")
+    outbox_look_back_s: float = Field(
+        default=60.0, gt=0, description="How far back a relay looks for events that became visible late."
+    )
+    outbox_look_whole_s: float = Field(default=30.0, gt=0, description="Pause between looks at the whole outbox.")
     outbox_retention_s: float = Field(default=7 * 86400.0, gt=0, description="How long published events are kept.")
     # Longer than the stream's and the outbox's together: an event must not outlive the memory that it was handled.
     inbox_retention_s: float = Field(default=30 * 86400.0, gt=0, description="How long handled event ids are kept.")

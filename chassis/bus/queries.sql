@@ -4,16 +4,25 @@ INSERT INTO outbox (id, subject, payload, headers)
 VALUES (:id, :subject, :payload, :headers)
 ON CONFLICT (id) DO NOTHING;
 
--- name: claim_events(lease_s, batch_max, blocked)
--- Takes the oldest waiting events of each stream, but of blocked ones, that no other relay holds, by the database's clock.
+-- name: claim_events(lease_s, batch_max, blocked, since)
+-- Takes the oldest events of each stream, but of blocked ones, that wait since then and that no other relay holds.
 WITH RECURSIVE families AS (
     -- One step through the index for each stream, however many events wait for it.
-    (SELECT family FROM outbox WHERE published_at IS NULL ORDER BY family LIMIT 1)
+    (
+        SELECT family
+        FROM outbox
+        WHERE published_at IS NULL AND created_at >= :since::timestamptz
+        ORDER BY family
+        LIMIT 1
+    )
     UNION ALL
     SELECT (
         SELECT waiting.family
         FROM outbox AS waiting
-        WHERE waiting.published_at IS NULL AND waiting.family > families.family
+        WHERE
+            waiting.published_at IS NULL
+            AND waiting.family > families.family
+            AND waiting.created_at >= :since::timestamptz
         ORDER BY waiting.family
         LIMIT 1
     )
@@ -30,6 +39,7 @@ oldest AS MATERIALIZED (
         WHERE
             published_at IS NULL
             AND outbox.family = families.family
+            AND outbox.created_at >= :since::timestamptz
             AND (claimed_until IS NULL OR claimed_until < now())
         ORDER BY created_at, id
         LIMIT :batch_max
@@ -42,7 +52,11 @@ UPDATE outbox
 SET claimed_until = now() + make_interval(secs => :lease_s)
 FROM oldest
 WHERE outbox.id = oldest.id
-RETURNING outbox.id, outbox.subject, outbox.payload, outbox.headers;
+RETURNING outbox.id, outbox.subject, outbox.payload, outbox.headers, outbox.created_at;
+
+-- name: get_time()$
+-- The time of the database.
+SELECT now();
 
 -- name: mark_published(ids)!
 -- Records that the bus acknowledged these events.

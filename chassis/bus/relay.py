@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import structlog
@@ -25,6 +26,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
 
 _log = structlog.get_logger(__name__)
+_DAWN = datetime.min.replace(tzinfo=UTC)
 _published = metrics.get_meter(__name__).create_counter("outbox.published", unit="{event}")
 
 
@@ -50,6 +52,9 @@ class Relay:
         self._stopped = asyncio.Event()
         self._prune_at = clock.monotonic() + self._settings.prune_interval_s
         self._look_at = clock.monotonic()
+        # Everything older is published; `_DAWN` while that is not known.
+        self._since = _DAWN
+        self._look_whole_at = clock.monotonic()
         self._streams: set[str] = set()
         self._blocked: dict[str, _Block] = {}
         bus.before_close(self.stop)
@@ -101,7 +106,10 @@ class Relay:
         published."""
         now = self._clock.monotonic()
         blocked = [family for family, block in self._blocked.items() if block.until > now]
+        if now >= self._look_whole_at:
+            self._since = _DAWN
         async with transaction(self._pool) as connection:
+            at = await QUERIES.get_time(connection)
             rows = [
                 row
                 async for row in QUERIES.claim_events(
@@ -109,6 +117,7 @@ class Relay:
                     lease_s=self._settings.outbox_lease_s,
                     batch_max=self._settings.outbox_batch_max,
                     blocked=blocked,
+                    since=self._since,
                 )
             ]
         errors = await asyncio.gather(*(self._publish(row) for row in rows))
@@ -118,9 +127,20 @@ class Relay:
             await self._mark(published, list(failed))
         _published.add(len(published))
         self._block({family_of(row["subject"]): failed[row["id"]] for row in rows if row["id"] in failed}, blocked)
+        if self._since == _DAWN and not failed and not self._blocked:
+            self._look_less(min([at, *(row["created_at"] for row in rows)]))
         if failed:
             await self._bus.recover()
         return len(rows), len(published)
+
+    def _look_less(self, oldest: datetime) -> None:
+        """After a look at all, whose oldest event is given: for a while only what is not much older is looked at.
+
+        Rows that were published stay in the index of those that wait until VACUUM takes them out, which it cannot while
+        an old snapshot is held, as by a backup. A claim that begins at the first of them reads them all.
+        """
+        self._since = oldest - timedelta(seconds=self._settings.outbox_look_back_s)
+        self._look_whole_at = self._clock.monotonic() + self._settings.outbox_look_whole_s
 
     def _block(self, failures: Mapping[str, Exception], still_blocked: Collection[str]) -> None:
         """Leaves the streams that just refused events alone for a while, and forgets those that took theirs."""

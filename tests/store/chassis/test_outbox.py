@@ -1,15 +1,18 @@
 """The outbox and its relays on real servers: what is committed is published, whoever dies in between."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import asyncpg
 import pytest
+import pytest_asyncio
 
 from chassis.bus.connection import connect
 from chassis.bus.outbox import Outbox, event_id_of, prune
 from chassis.bus.relay import Relay
 from chassis.clock import ManualClock, SystemClock
-from chassis.db.pool import transaction
+from chassis.db.pool import Pool, open_pool, transaction
 from chassis.errors import ResourceExhausted
 from chassis.ids import SeededIds
 from tests.harness.parties import as_another
@@ -159,3 +162,52 @@ async def test_pruning_goes_on_until_it_is_done(world: World, monkeypatch: pytes
     assert await world.pool.fetchval("SELECT count(*) FROM inbox") == 0
     assert await world.pool.fetchval("SELECT count(*) FROM outbox") == 1
     assert await world.pool.fetchval(WAITING) == 0
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def lone_pool(world: World) -> AsyncIterator[Pool]:
+    """One connection, so that what it did can be asked for."""
+    pool = await open_pool(world.settings.model_copy(update={"pool_size_max": 1}))
+    yield pool
+    await pool.close()
+
+
+async def entries_read(pool: Pool) -> int:
+    """Entries that were read so far of the index by which events are claimed."""
+    await pool.execute("SELECT pg_stat_force_next_flush()")
+    found = await pool.fetchval("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_waiting'")
+    assert isinstance(found, int)
+    return found
+
+
+async def test_a_backup_does_not_make_claims_read_all_that_was_published(world: World, lone_pool: Pool) -> None:
+    """While an old snapshot is held, VACUUM takes nothing out of the index of what waits."""
+    backup = await asyncpg.connect(world.settings.database_url)
+    await backup.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await backup.fetchval("SELECT count(*) FROM outbox")
+    await world.pool.execute(
+        "INSERT INTO outbox (id, subject, payload, headers, created_at)"
+        " SELECT gen_random_uuid(), 'probe.counted', '', '{}', now() - interval '1 hour' FROM generate_series(1, 5000)"
+    )
+    await world.pool.execute("UPDATE outbox SET published_at = now()")
+    relay = Relay(lone_pool, world.bus, world.outbox, clock=SystemClock())
+    await relay.publish_batch()
+    before = await entries_read(lone_pool)
+    for number in range(3):
+        await world.add(Counted(name=str(number)))
+        assert await relay.publish_batch() == (1, 1)
+    read = await entries_read(lone_pool) - before
+    await backup.close()
+    assert read < 500
+
+
+async def test_an_event_that_became_visible_late_is_published_at_the_next_look_at_all(world: World) -> None:
+    """Its time is that of its insert, however long the transaction took."""
+    clock = ManualClock()
+    relay = Relay(world.pool, world.bus, world.outbox, clock=clock)
+    assert await relay.publish_batch() == (0, 0)
+    await world.add(Counted(name="late"))
+    await world.pool.execute("UPDATE outbox SET created_at = now() - interval '1 hour'")
+    assert await relay.publish_batch() == (0, 0)
+    clock.jump(world.settings.outbox_look_whole_s)
+    assert await relay.publish_batch() == (1, 1)
