@@ -88,6 +88,9 @@ class InferenceSettings(ChassisSettings):
     claim_duration_s: float = Field(
         default=10.0, gt=0, description="How long a process's claim on an endpoint lives unrenewed."
     )
+    owner_channel_idle_s_max: float = Field(
+        default=60.0, gt=0, description="A channel to another process that no call used for longer is closed."
+    )
     clock_jump_s_max: float = Field(
         default=2.0, gt=0, description="The database's clock was set when it goes wrong by more between two looks."
     )

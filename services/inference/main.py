@@ -32,12 +32,14 @@ from finemesh.events.v1 import billing_events_pb2, tuning_events_pb2
 from finemesh.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from finemesh.models.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from services.inference.api.endpoint_service import EndpointService
+from services.inference.api.forwarding import ForwardingService
 from services.inference.api.inference_service import InferenceService
 from services.inference.api.model_artifact_service import ModelArtifactService
 from services.inference.api.model_service import ModelService
 from services.inference.config import MIGRATIONS, InferenceSettings
 from services.inference.endpoints.claims import Claims
 from services.inference.endpoints.creation import Creation
+from services.inference.endpoints.owners import Owners
 from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.transitions import Transitions
@@ -95,9 +97,11 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("spend_guard", spend_guard.run)
     scheduler = open_channel(settings, settings.scheduler_agents_address, "scheduler")
     process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
-    router = Router(pool, serving)
-    transitions = Transitions(outbox, clock)
     claims = Claims(pool, owner=ids.new("inf_"), settings=settings, clock=clock)
+    owners = Owners(pool, settings=settings, clock=clock)
+    keep("owners", owners.run, until=DrainStage.FINISH_CALLS)
+    process.on_drain(DrainStage.CLOSE_BUS, owners.close)
+    router, transitions = Router(pool, serving, owner=claims.owner), Transitions(outbox, clock)
     devices = DeviceLeases(scheduler, settings=settings)
     reconciler = EndpointReconciler(
         pool, outbox, transitions, router, serving, spend_guard, claims, devices, settings=settings, clock=clock
@@ -105,23 +109,19 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     process.on_drain(DrainStage.NOT_SERVING, reconciler.stop_taking)
     process.on_drain(DrainStage.RELEASE_LEASES, reconciler.hand_over)
     registry = Registry(outbox, warm_up=serving.warm_up_model if settings.warm_up else None, ids=ids)
-    handlers: dict[type[Message], Handler] = {
-        tuning_events_pb2.TuningJobEnded: registry.job_ended,
-        billing_events_pb2.CreditStateChanged: spend_guard.credit_changed,
-        billing_events_pb2.SpendCapStateChanged: spend_guard.cap_changed,
-    }
-    consumer = Consumer(pool, bus, "inference", handlers, clock=clock, outbox=outbox)
+    consumer = Consumer(pool, bus, "inference", handlers(registry, spend_guard), clock=clock, outbox=outbox)
     keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
     importer = BaseImporter(pool, objects, settings=settings, clock=clock, ids=ids)
     creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
-    server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler"})
+    local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
+    server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})
     add_services(
         server,
         models=ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
         endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, clock=clock),
-        inference=InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids),
+        inference=ForwardingService(local, owners, own_name=settings.service_name),
         artifacts=ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
     )
     await server.start()
@@ -142,12 +142,21 @@ def open_reservations(
     return Reservations(credit, prices, part_tokens=settings.credit_part_tokens)
 
 
+def handlers(registry: Registry, spend_guard: SpendGuard) -> dict[type[Message], Handler]:
+    """What this service hears of others."""
+    return {
+        tuning_events_pb2.TuningJobEnded: registry.job_ended,
+        billing_events_pb2.CreditStateChanged: spend_guard.credit_changed,
+        billing_events_pb2.SpendCapStateChanged: spend_guard.cap_changed,
+    }
+
+
 def add_services(
     server: ServerBuilder,
     *,
     models: ModelService,
     endpoints: EndpointService,
-    inference: InferenceService,
+    inference: ForwardingService,
     artifacts: ModelArtifactService,
 ) -> None:
     """What this process serves, and to whom."""
@@ -156,7 +165,11 @@ def add_services(
         add_EndpointServiceServicer_to_server, endpoints, "finemesh.endpoints.v1.EndpointService", PUBLIC_CALLERS
     )
     server.add(
-        add_InferenceServiceServicer_to_server, inference, "finemesh.inference.v1.InferenceService", PUBLIC_CALLERS
+        add_InferenceServiceServicer_to_server,
+        inference,
+        "finemesh.inference.v1.InferenceService",
+        # Other replicas pass calls on to the one that has the endpoint.
+        PUBLIC_CALLERS | {"inference"},
     )
     server.add(
         add_ModelArtifactServiceServicer_to_server,

@@ -129,6 +129,10 @@ SELECT now() FROM (SELECT count(*) FROM renewed) AS counted;
 -- The time of the database.
 SELECT now();
 
+-- name: list_live_leases(ids)
+-- The lease tokens of those of these endpoints whose claims last.
+SELECT lease_token FROM endpoints WHERE id = ANY(:ids::text[]) AND claim_until > now();
+
 -- name: list_owned_endpoints(owner)
 -- What an owner holds.
 SELECT id, project_id, organization_id, endpoint_id, model, hardware_type, gpu_count, state, status_message,

@@ -152,6 +152,10 @@ class EndpointStore:
         found: datetime = await QUERIES.renew_claims(self._connection, owner=owner, duration_s=duration_s)
         return found
 
+    async def live_leases(self, ids: Iterable[str]) -> set[int]:
+        """The lease tokens of those of these endpoints whose claims last."""
+        return {row["lease_token"] async for row in QUERIES.list_live_leases(self._connection, ids=list(ids))}
+
     async def time(self) -> datetime:
         """That of the database, by which claims are written and judged."""
         found: datetime = await QUERIES.get_time(self._connection)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ OPERATOR = frozenset({"member", "admin", "operator"})
 
 
 class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
-    """Gives one device at a time, and takes it away when a test says so."""
+    """Has one device, which it takes away when nobody renews it, and when a test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lease_s: float = 60.0) -> None:
         self.owner = ""
         self.token = 0
         self.busy = False
+        self.renewed_s = 0.0
+        self._lease_s = lease_s
         self._given = asyncio.Event()
 
     async def gives(self) -> None:
@@ -66,23 +69,22 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
     async def CreateAllocation(
         self, request: allocations.CreateAllocationRequest, context: object
     ) -> allocations.CreateAllocationResponse:
+        self._expire()
         if self.busy or self.owner not in ("", request.owner):
             return allocations.CreateAllocationResponse(waiting_for="1 device of type cpu; 0 of 1 free")
         if not self.owner:
-            self.owner, self.token = request.owner, self.token + 1
+            self.owner, self.token, self.renewed_s = request.owner, self.token + 1, time.monotonic()
             self._given.set()
-        return allocations.CreateAllocationResponse(
-            allocation=allocations.Allocation(
-                lease_token=self.token, node="local-0", device_indices=[0], hardware_type="cpu"
-            )
-        )
+        return allocations.CreateAllocationResponse(allocation=self._allocation())
 
     async def RenewAllocation(
         self, request: allocations.RenewAllocationRequest, context: object
     ) -> allocations.RenewAllocationResponse:
+        self._expire()
         if (request.owner, request.lease_token) != (self.owner, self.token):
             raise Aborted("LEASE_STALE", "the allocation is another's now")
-        return allocations.RenewAllocationResponse()
+        self.renewed_s = time.monotonic()
+        return allocations.RenewAllocationResponse(allocation=self._allocation())
 
     async def ReleaseAllocation(
         self, request: allocations.ReleaseAllocationRequest, context: object
@@ -90,6 +92,15 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
         if (request.owner, request.lease_token) == (self.owner, self.token):
             self.owner = ""
         return allocations.ReleaseAllocationResponse()
+
+    def _expire(self) -> None:
+        if self.owner and time.monotonic() - self.renewed_s > self._lease_s:
+            self.owner = ""
+
+    def _allocation(self) -> allocations.Allocation:
+        given = allocations.Allocation(lease_token=self.token, node="local-0", device_indices=[0], hardware_type="cpu")
+        given.lease_duration.FromMilliseconds(int(self._lease_s * 1000))
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +168,9 @@ async def import_parts(
 async def running_world(
     make_settings: SettingsFactory, base_folder: Path, root: Path, **overrides: Any
 ) -> AsyncIterator[World]:
-    """Inference with one imported base model, with these settings. Billing leases what it is asked for."""
-    scheduler, billing = ScriptedScheduler(), ScriptedBilling()
+    """Inference with one imported base model, with these settings. Billing leases what it is asked for, the scheduler a
+    device for `lease_s`."""
+    scheduler, billing = ScriptedScheduler(lease_s=overrides.pop("lease_s", 60.0)), ScriptedBilling()
     shared = make_settings()
     given: dict[str, Any] = {
         "database_url": shared.database_url,
@@ -200,6 +212,20 @@ async def running_world(
                 await stub.ImportBaseModel(import_parts(base_folder))
             yield made
             await channel.close()
+
+
+@asynccontextmanager
+async def running_beside(world: World, root: Path, **overrides: Any) -> AsyncIterator[World]:
+    """Another process of inference on the same database, with the settings of the first but for these."""
+    settings = world.settings.model_copy(update={"port_file": root / "beside.port", **overrides})
+    async with living(settings, lambda process: main(process, settings)) as process:
+        channel = open_channel(
+            settings.model_copy(update={"service_name": "gateway"}),
+            f"127.0.0.1:{(root / 'beside.port').read_text().strip()}",
+            "inference",
+        )
+        yield replace(world, channel=channel, settings=settings, process=process)
+        await channel.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

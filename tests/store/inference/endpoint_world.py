@@ -189,9 +189,9 @@ class EndpointWorld:
         self.serving = Serving(
             Targets(self.pool), engines, cache, meter, reservations, settings=self.settings, clock=self.clock
         )
-        self.router = Router(self.pool, self.serving)
         self.claims = Claims(self.pool, owner=f"inf_{next(_numbers)}", settings=self.settings, clock=self.clock)
         self.claims.address = f"{self.claims.owner}:7103"
+        self.router = Router(self.pool, self.serving, owner=self.claims.owner)
         self.reconciler = EndpointReconciler(
             self.pool,
             self.outbox,
