@@ -1,5 +1,6 @@
 """Events that could not be handled: kept whole with their reason, announced, listed and run again. It knows no event by
-name but the announcement, and deletes none that was not handled in the same transaction.
+name but the announcement, and deletes none that was not handled in the same transaction. One that a person discards
+stays.
 """
 
 import hashlib
@@ -44,6 +45,10 @@ class DeadLetter:
     error: str
     failures: int
     create_time: datetime
+    # Of one that was given up: when, by whom, and why.
+    discard_time: datetime | None = None
+    discarded_by: str = ""
+    discard_reason: str = ""
 
     @property
     def event_type(self) -> str:
@@ -160,12 +165,18 @@ async def set_aside(
 
 
 async def list_dead_letters(
-    connection: Connection, consumer: str, *, after: tuple[datetime, uuid.UUID] | None, row_max: int
+    connection: Connection,
+    consumer: str,
+    *,
+    after: tuple[datetime, uuid.UUID] | None,
+    row_max: int,
+    discarded: bool = False,
 ) -> list[DeadLetter]:
-    """Oldest first, beginning after the one whose time and event id `after` names."""
+    """Those that wait, or those that were discarded: oldest first, beginning after the one whose time and event id
+    `after` names."""
     after_time, after_id = after or (None, None)
     rows = QUERIES.list_dead_letters(
-        connection, consumer=consumer, after_time=after_time, after_id=after_id, row_max=row_max
+        connection, consumer=consumer, discarded=discarded, after_time=after_time, after_id=after_id, row_max=row_max
     )
     return [
         DeadLetter(
@@ -177,14 +188,34 @@ async def list_dead_letters(
             error=row["error"],
             failures=row["failures"],
             create_time=row["created_at"],
+            discard_time=row["discarded_at"],
+            discarded_by=row["discarded_by"],
+            discard_reason=row["discard_reason"],
         )
         async for row in rows
     ]
 
 
 async def names_set_aside(connection: Connection, consumer: str, names: Sequence[str]) -> set[str]:
-    """Those of the resources of which an event waits among the dead letters."""
+    """Those of the resources of which an event waits among the dead letters; a discarded one waits for nothing."""
     return {row["name"] async for row in QUERIES.list_names_set_aside(connection, consumer=consumer, names=names)}
+
+
+async def is_discarded(connection: Connection, consumer: str, *, name: str, subject: str) -> bool:
+    """Whether a person gave up an event of this subject about this resource."""
+    found: bool = await QUERIES.is_discarded(connection, consumer=consumer, name=name, subject=subject)
+    return found
+
+
+async def discard(connection: Connection, consumer: str, event_id: uuid.UUID, *, by: str, why: str) -> None:
+    """Gives a dead letter up for good: it is kept with who did it and why, and nothing waits for it any more. NotFound
+    when none waits. A replay under way is waited for."""
+    name = await QUERIES.discard_dead_letter(
+        connection, consumer=consumer, event_id=event_id, discarded_by=by, discard_reason=why
+    )
+    if name is None:
+        raise _unknown(event_id)
+    _log.warning("dead_letter_discarded", durable=consumer, event_id=str(event_id), about=name, by=by, why=why)
 
 
 async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed:
@@ -197,7 +228,7 @@ async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed
         # The lock makes a second replay wait, and then find nothing.
         row = await QUERIES.lock_dead_letter(connection, consumer=consumer.durable, event_id=event_id)
         if row is None:
-            raise NotFound("NOT_FOUND", f"there is no dead letter {event_id}", metadata={"event_id": str(event_id)})
+            raise _unknown(event_id)
         try:
             async with connection.transaction():
                 await _apply(connection, consumer, event_id, row["headers"], row["created_at"], row["payload"])
@@ -225,6 +256,10 @@ async def _apply(
     if event.malformed:
         raise DecodeError(event.malformed)
     await consumer.apply(connection, event, payload)
+
+
+def _unknown(event_id: uuid.UUID) -> NotFound:
+    return NotFound("NOT_FOUND", f"there is no dead letter {event_id}", metadata={"event_id": str(event_id)})
 
 
 def error_text(error: Exception) -> str:

@@ -124,12 +124,15 @@ VALUES (:consumer, :event_id, :subject, :payload, :headers, :reason, :error, :fa
 ON CONFLICT (consumer, event_id) DO NOTHING
 RETURNING created_at;
 
--- name: list_dead_letters(consumer, after_time, after_id, row_max)
--- Lists a page of a consumer's dead letters, oldest first.
-SELECT event_id, subject, payload, headers, reason, error, failures, created_at
+-- name: list_dead_letters(consumer, discarded, after_time, after_id, row_max)
+-- Lists a page of a consumer's dead letters, those that wait or those that were discarded, oldest first.
+SELECT
+    event_id, subject, payload, headers, reason, error, failures, created_at, discarded_at, discarded_by,
+    discard_reason
 FROM dead_letters
 WHERE
     consumer = :consumer
+    AND (discarded_at IS NOT NULL) = :discarded::boolean
     AND (
         :after_time::timestamptz IS NULL
         OR (created_at, event_id) > (:after_time::timestamptz, :after_id::uuid)
@@ -138,16 +141,35 @@ ORDER BY created_at, event_id
 LIMIT :row_max;
 
 -- name: list_names_set_aside(consumer, names)
--- Lists those of the resources of which this consumer keeps a dead letter.
+-- Lists those of the resources of which this consumer keeps a dead letter that nobody discarded.
 SELECT DISTINCT headers ->> 'ce-subject' AS name
 FROM dead_letters
-WHERE consumer = :consumer AND headers ->> 'ce-subject' = ANY(:names::text[]);
+WHERE consumer = :consumer AND headers ->> 'ce-subject' = ANY(:names::text[]) AND discarded_at IS NULL;
+
+-- name: is_discarded(consumer, name, subject)$
+-- Whether a person gave up an event of this subject about this resource.
+SELECT EXISTS (
+    SELECT
+    FROM dead_letters
+    WHERE
+        consumer = :consumer
+        AND headers ->> 'ce-subject' = :name::text
+        AND subject = :subject::text
+        AND discarded_at IS NOT NULL
+);
+
+-- name: discard_dead_letter(consumer, event_id, discarded_by, discard_reason)$
+-- Records who gave up a dead letter and why; nothing where none waits.
+UPDATE dead_letters
+SET discarded_at = now(), discarded_by = :discarded_by, discard_reason = :discard_reason
+WHERE consumer = :consumer AND event_id = :event_id AND discarded_at IS NULL
+RETURNING coalesce(headers ->> 'ce-subject', '');
 
 -- name: lock_dead_letter(consumer, event_id)^
--- Reads a dead letter and makes everybody else who would run it wait.
+-- Reads a dead letter that nobody discarded, and makes everybody else who would run it wait.
 SELECT headers, payload, created_at
 FROM dead_letters
-WHERE consumer = :consumer AND event_id = :event_id
+WHERE consumer = :consumer AND event_id = :event_id AND discarded_at IS NULL
 FOR UPDATE;
 
 -- name: keep_dead_letter(consumer, event_id, error)!

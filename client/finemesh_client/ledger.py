@@ -39,12 +39,19 @@ class Ledger:
                 if failures >= self._transport.config.attempts:
                     raise
 
-    def dead_letters(self, limit: int | None = None) -> AsyncIterator[pb.DeadLetter]:
-        """Events that could not be booked, oldest first. Needs the operator role."""
-        return self._transport.pages(self._stub.ListDeadLetters, pb.ListDeadLettersRequest(), "dead_letters", limit)
+    def dead_letters(self, limit: int | None = None, *, discarded: bool = False) -> AsyncIterator[pb.DeadLetter]:
+        """Events that could not be booked, or those of them that were given up, oldest first. Needs the operator
+        role."""
+        request = pb.ListDeadLettersRequest(discarded=discarded)
+        return self._transport.pages(self._stub.ListDeadLetters, request, "dead_letters", limit)
 
     async def replay(self, event_id: str) -> pb.ReplayDeadLetterResponse:
         """Runs one of them again. Needs the operator role. Not repeated by itself: a second run would find nothing."""
         request = pb.ReplayDeadLetterRequest(event_id=event_id)
         answer = await self._transport.unary(self._stub.ReplayDeadLetter, request, safe=False)
         return cast(pb.ReplayDeadLetterResponse, answer)
+
+    async def discard(self, event_id: str, reason: str) -> None:
+        """Gives one of them up for good; its job's hold then ends by what is booked. Needs the operator role."""
+        request = pb.DiscardDeadLetterRequest(event_id=event_id, reason=reason)
+        await self._transport.unary(self._stub.DiscardDeadLetter, request, safe=False)

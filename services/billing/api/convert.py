@@ -174,7 +174,7 @@ def dead_letter_to_proto(
 ) -> ledger_service_pb2.DeadLetter:
     """`event` is None where its bytes cannot be read; one whose JSON is too long for an answer is left out as well."""
     shown = "" if event is None else MessageToJson(event, preserving_proto_field_name=True, indent=None)
-    return ledger_service_pb2.DeadLetter(
+    message = ledger_service_pb2.DeadLetter(
         event_id=str(letter.event_id),
         subject=letter.subject,
         reason=letter.reason,
@@ -182,7 +182,12 @@ def dead_letter_to_proto(
         failures=letter.failures,
         create_time=time_to_proto(letter.create_time),
         event_json=shown if len(shown.encode()) <= json_bytes_max else "",
+        discarded_by=letter.discarded_by,
+        discard_reason=letter.discard_reason,
     )
+    if letter.discard_time is not None:
+        message.discard_time.CopyFrom(time_to_proto(letter.discard_time))
+    return message
 
 
 _DIMENSIONS = {

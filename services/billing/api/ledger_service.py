@@ -1,6 +1,7 @@
 """LedgerService: verification and export of the ledger, and the events that could not be booked.
 
-It changes no entry. A dead letter that is run again is booked by the handler that books every event.
+It changes no entry. A dead letter that is run again is booked by the handler that books every event; one that is given
+up stays with who did it and why.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from chassis.bus import dead_letters
 from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Pool
+from chassis.db.pool import Pool, transaction
 from chassis.errors import ResourceExhausted, invalid
 from chassis.identity import current_caller
 from chassis.names import parse_name
@@ -29,6 +30,7 @@ from services.billing.ledger.store import LedgerStore
 
 OPERATOR_ROLE = "operator"
 EVERY_ORGANIZATION = "organizations/-"
+REASON_CHARS_MAX = 500
 
 
 class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
@@ -107,7 +109,10 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         current_caller().require_role(OPERATOR_ROLE)
         page = paging.read_page(
-            request, scope="dead letters", kinds=paging.TIME_KINDS, maximum=self._settings.page_size_max
+            request,
+            scope=f"dead letters, discarded: {request.discarded}",
+            kinds=paging.TIME_KINDS,
+            maximum=self._settings.page_size_max,
         )
         after = page.after_time(uuid.UUID)
         answer = pb.ListDeadLettersResponse()
@@ -116,7 +121,11 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         while True:
             async with self._pool.acquire() as connection:
                 letters = await dead_letters.list_dead_letters(
-                    connection, self._consumer.durable, after=after, row_max=self._settings.dead_letter_batch_rows
+                    connection,
+                    self._consumer.durable,
+                    after=after,
+                    row_max=self._settings.dead_letter_batch_rows,
+                    discarded=request.discarded,
                 )
             for letter in letters:
                 if len(answer.dead_letters) == page.size or size_bytes > bytes_max:
@@ -133,13 +142,29 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def ReplayDeadLetter(self, request: pb.ReplayDeadLetterRequest, context: Any) -> pb.ReplayDeadLetterResponse:
         current_caller().require_role(OPERATOR_ROLE)
-        try:
-            event_id = uuid.UUID(request.event_id)
-        except ValueError:
-            raise invalid("event_id", "must be the id of an event, a UUID") from None
-        outcome = await dead_letters.replay(self._pool, self._consumer, event_id)
+        outcome = await dead_letters.replay(self._pool, self._consumer, _event_id(request.event_id))
         self._outbox.wake()
         return pb.ReplayDeadLetterResponse(booked=outcome.done, error=outcome.error)
+
+    async def DiscardDeadLetter(
+        self, request: pb.DiscardDeadLetterRequest, context: Any
+    ) -> pb.DiscardDeadLetterResponse:
+        caller = current_caller()
+        caller.require_role(OPERATOR_ROLE)
+        why = request.reason.strip()
+        if not 1 <= len(why) <= REASON_CHARS_MAX:
+            raise invalid("reason", f"must say why in 1 to {REASON_CHARS_MAX} characters")
+        event_id = _event_id(request.event_id)
+        async with transaction(self._pool) as connection:
+            await dead_letters.discard(connection, self._consumer.durable, event_id, by=caller.subject, why=why)
+        return pb.DiscardDeadLetterResponse()
+
+
+def _event_id(value: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        raise invalid("event_id", "must be the id of an event, a UUID") from None
 
 
 def _organization(name: str) -> str | None:

@@ -12,11 +12,13 @@ import structlog
 from opentelemetry import metrics
 
 from chassis.backoff import Backoff
-from chassis.bus.dead_letters import names_set_aside
+from chassis.bus.dead_letters import is_discarded, names_set_aside
 from chassis.bus.outbox import Outbox
+from chassis.bus.subjects import subject_of
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
 from chassis.rounds import run_rounds
+from finemesh.events.v1 import tuning_events_pb2
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.holds.convert import expired_hold_to_proto
@@ -27,6 +29,7 @@ from services.billing.ledger import entries
 from services.billing.ledger.store import LedgerStore, Standing
 from services.billing.prices.catalogue import Catalogue
 
+_END = subject_of(tuning_events_pb2.TuningJobEnded)
 _log = structlog.get_logger(__name__)
 _overdue = metrics.get_meter(__name__).create_gauge("billing.holds_overdue", unit="{hold}")
 
@@ -78,7 +81,7 @@ class Expiry:
             return "event_set_aside"
         ending = await holds.get_ending(resource)
         if ending is None:
-            if word is Word.ENDED:
+            if word is Word.ENDED and not await is_discarded(connection, self._consumer, name=resource, subject=_END):
                 # Its end was published and never came: a release would make a gift of what it did.
                 return "end_lost"
             await self._release(connection, hold, standings, now)
@@ -91,7 +94,7 @@ class Expiry:
         return ""
 
     async def _release(self, connection: Connection, hold: Hold, standings: dict[str, Standing], now: datetime) -> None:
-        """There is no such job: it owes nothing, whatever was booked for it."""
+        """There is no such job, or a person gave up the event of its end: it owes nothing, whatever was booked."""
         holds = HoldStore(connection)
         entry = entries.release(
             organization_id=hold.organization_id,

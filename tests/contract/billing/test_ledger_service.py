@@ -331,7 +331,30 @@ async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cau
             await ledger.ReplayDeadLetter(request)
         assert gone.value.reason == "NOT_FOUND"
         assert (await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest())))[-1].usage_record_count == 1
-    assert len(await own_letters(customer, ledger)) == 4
+    waiting = await own_letters(customer, ledger)
+    assert len(waiting) == 4
+
+    discarding = pb.DiscardDeadLetterRequest(event_id=waiting[0].event_id, reason=" the hold was a test's ")
+    with customer.calling("member"), pytest.raises(PermissionDenied):
+        await ledger.DiscardDeadLetter(discarding)
+    with customer.calling("operator"):
+        for broken in ({"event_id": "x", "reason": "y"}, {"event_id": waiting[0].event_id, "reason": " "}):
+            with pytest.raises(InvalidArgument):
+                await ledger.DiscardDeadLetter(pb.DiscardDeadLetterRequest(**broken))
+        await ledger.DiscardDeadLetter(discarding)
+        for again in (
+            ledger.DiscardDeadLetter(discarding),
+            ledger.ReplayDeadLetter(pb.ReplayDeadLetterRequest(event_id=waiting[0].event_id)),
+        ):
+            with pytest.raises(NotFound):
+                await again
+        listed = await ledger.ListDeadLetters(pb.ListDeadLettersRequest(discarded=True, page_size=1000))
+        (given_up,) = [each for each in listed.dead_letters if each.event_id == waiting[0].event_id]
+        assert (given_up.discarded_by, given_up.discard_reason) == ("key_1", "the hold was a test's")
+        assert given_up.HasField("discard_time")
+        # What was given up is explained: the books agree with the events.
+        assert (await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest())))[-1].done
+    assert len(await own_letters(customer, ledger)) == 3
 
 
 async def test_the_good_calls_of_a_message_are_booked_and_the_bad_ones_set_aside(

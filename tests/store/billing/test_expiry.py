@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from chassis.bus.dead_letters import set_aside
+from chassis.bus.dead_letters import discard, list_dead_letters, set_aside
 from chassis.bus.envelope import EventInfo
 from chassis.clock import ManualClock
 from chassis.db.pool import transaction
@@ -81,6 +81,48 @@ async def test_a_hold_stays_while_an_event_of_its_job_is_set_aside(world: World)
     await world.deliver(run[-1])
     row = await world.hold_row("o")
     assert (row["state"], row["charged_nanos_usd"], row["discrepancy"]) == ("settled", 5 * USD, "")
+
+
+async def set_aside_and_discarded(world: World, message: Message) -> None:
+    event = EventInfo(
+        id=uuid.uuid4(),
+        type=message.DESCRIPTOR.full_name,
+        source="test",
+        subject=resource("o"),
+        time=NOW,
+        deliveries=1,
+    )
+    async with transaction(world.pool) as connection:
+        await set_aside(connection, consumer=DURABLE, event=event, message=message, reason="INTERNAL", error="hopeless")
+    assert await end(world, Word.ENDED) == [resource("o")]
+    async with transaction(world.pool) as connection:
+        (letter,) = await list_dead_letters(connection, DURABLE, after=None, row_max=10)
+        await discard(connection, DURABLE, letter.event_id, by="key_o", why="no version can read it")
+
+
+async def test_a_discarded_event_lets_the_hold_end_by_what_is_booked(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    run = whole_run("o")
+    await world.deliver(*run[:-1], ended("o", "COMPLETED", 16))
+    world.clock.jump(TTL.total_seconds())
+    await set_aside_and_discarded(world, run[-1])
+    assert await end(world, Word.ENDED) == []
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"]) == ("settled", 5 * USD)
+    assert "1 of 16 usage records did not come" in row["discrepancy"]
+
+
+async def test_a_discarded_ending_releases_the_hold_whole(world: World) -> None:
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    await world.deliver(*whole_run("o"))
+    world.clock.jump(TTL.total_seconds())
+    await set_aside_and_discarded(world, ended("o", "COMPLETED", 16))
+    assert await end(world, Word.ENDED) == []
+    row = await world.hold_row("o")
+    assert (row["state"], row["charged_nanos_usd"]) == ("expired", 0)
+    assert (await world.balances("o"))["prepaid"] == 20 * USD
 
 
 async def test_a_hold_of_a_job_that_does_not_exist_is_given_back_whole(world: World) -> None:

@@ -10,7 +10,16 @@ from google.protobuf.message import Message
 
 from chassis.bus import dead_letters
 from chassis.bus.consumer import Consumer, Handler
-from chassis.bus.dead_letters import DeadLetter, Replayed, list_dead_letters, replay, set_aside
+from chassis.bus.dead_letters import (
+    DeadLetter,
+    Replayed,
+    discard,
+    is_discarded,
+    list_dead_letters,
+    names_set_aside,
+    replay,
+    set_aside,
+)
 from chassis.bus.envelope import EventInfo
 from chassis.bus.relay import Relay
 from chassis.clock import SystemClock
@@ -285,3 +294,34 @@ async def test_people_see_what_can_be_read(world: World) -> None:
     assert consumer.read("chassis_test.Counted", Counted(name="a").SerializeToString()) == Counted(name="a")
     assert consumer.read("chassis_test.Counted", b"\xff\xff") is None
     assert consumer.read("unknown.Type", b"") is None
+
+
+async def test_a_discarded_one_is_kept_with_its_reason_and_waits_for_nobody(world: World) -> None:
+    await put_aside(world, Counted(name="a", amount=3))
+    await put_aside(world, Counted(name="b", amount=4))
+    first, second = await letters(world)
+    async with transaction(world.pool) as connection:
+        await discard(connection, "prober", first.event_id, by="key_1", why="a test's")
+        # The other one of the same resource still waits.
+        assert await names_set_aside(connection, "prober", ["probes/1"]) == {"probes/1"}
+        await discard(connection, "prober", second.event_id, by="key_1", why="so is this")
+        assert await names_set_aside(connection, "prober", ["probes/1"]) == set()
+        assert await is_discarded(connection, "prober", name="probes/1", subject=first.subject)
+        assert not await is_discarded(connection, "prober", name="probes/2", subject=first.subject)
+        assert not await is_discarded(connection, "prober", name="probes/1", subject="probes.other")
+    assert await letters(world) == []
+    async with world.pool.acquire() as connection:
+        kept = await list_dead_letters(connection, "prober", after=None, row_max=10, discarded=True)
+    assert [(letter.event_id, letter.discarded_by, letter.discard_reason) for letter in kept] == [
+        (first.event_id, "key_1", "a test's"),
+        (second.event_id, "key_1", "so is this"),
+    ]
+    assert all(letter.discard_time is not None for letter in kept)
+    # Neither a replay nor a second discard finds it, and set aside again it stays discarded.
+    with pytest.raises(NotFound):
+        await replay(world.pool, consumer_of(world, record), first.event_id)
+    async with transaction(world.pool) as connection:
+        with pytest.raises(NotFound):
+            await discard(connection, "prober", first.event_id, by="key_2", why="again")
+    await put_aside(world, Counted(name="a", amount=3))
+    assert await letters(world) == []

@@ -42,6 +42,10 @@ class Ledger(ledger_service_pb2_grpc.LedgerServiceServicer):
     def ReplayDeadLetter(self, request: Message, context: object) -> pb.ReplayDeadLetterResponse:
         return pb.ReplayDeadLetterResponse(error=SAID)
 
+    def DiscardDeadLetter(self, request: pb.DiscardDeadLetterRequest, context: object) -> pb.DiscardDeadLetterResponse:
+        assert (request.event_id, request.reason) == ("e1", SAID)
+        return pb.DiscardDeadLetterResponse()
+
 
 @pytest.fixture
 def ledger(serve: Serve) -> None:
@@ -62,6 +66,19 @@ def test_texts_of_events_are_shown_as_they_are(command: str, exit_code: int, lin
     assert shown.exit_code == exit_code, shown.exception
     for line in lines:
         assert line in shown.stdout
+
+
+@pytest.mark.usefixtures("ledger")
+def test_events_are_discarded_with_a_reason_once_that_is_confirmed() -> None:
+    command = ["billing", "dead-letters", "discard", "e1", "--reason", SAID]
+    refused = CliRunner().invoke(app, command, input="n\n")
+    assert refused.exit_code == 1
+    assert "discarded" not in refused.stdout
+    done = CliRunner().invoke(app, command, input="y\n")
+    assert done.exit_code == 0, done.exception
+    assert "e1 discarded" in done.stdout
+    assert CliRunner().invoke(app, [*command, "--json"]).exit_code == 2
+    assert '"e1"' in CliRunner().invoke(app, [*command, "--json", "--yes"]).stdout
 
 
 def _budget() -> None:

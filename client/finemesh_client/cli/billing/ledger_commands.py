@@ -145,13 +145,23 @@ async def _write(entries: AsyncIterator[pb.JournalEntry], format: Format, file: 
 
 
 @dead_letters.command("list")
-def list_dead_letters(limit: Limit = 100, as_json: AsJson = False) -> None:
+def list_dead_letters(
+    limit: Limit = 100,
+    discarded: Annotated[bool, typer.Option("--discarded", help="Those that were given up, by whom and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List events that could not be booked, oldest first, with their reasons."""
 
     async def work(mesh: Client) -> None:
-        letters = [letter async for letter in mesh.ledger.dead_letters(limit)]
+        letters = [letter async for letter in mesh.ledger.dead_letters(limit, discarded=discarded)]
         if as_json:
             return print_json(letters)
+        if discarded:
+            gone = [
+                (each.event_id, when(each.discard_time), each.subject, each.discarded_by, each.discard_reason)
+                for each in letters
+            ]
+            return table("discarded dead letters", ("event", "since", "subject", "by", "why"), gone)
         rows = [(each.event_id, when(each.create_time), each.subject, each.reason, each.error) for each in letters]
         return table("dead letters", ("event", "since", "subject", "reason", "error"), rows)
 
@@ -179,6 +189,30 @@ def replay(
             console.print(f"{event_id} {'booked' if outcome.booked else outcome.error}", soft_wrap=True)
         if not all(outcome.booked for _, outcome in outcomes):
             raise typer.Exit(EXIT_REFUSED)
+
+    with_client(work, as_json)
+
+
+@dead_letters.command()
+def discard(
+    event_ids: Annotated[list[str], typer.Argument(metavar="EVENT_ID...", help="Ids of events.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why nobody will book them; kept for audits.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give events up for good: what they say is never booked, and their jobs' holds end by what is."""
+    if as_json and not yes:
+        raise typer.BadParameter("--json cannot ask for a confirmation: add --yes")
+    if not yes:
+        typer.confirm(f"What {len(event_ids)} event(s) say will never be booked. Discard?", abort=True)
+
+    async def work(mesh: Client) -> None:
+        for event_id in event_ids:
+            await mesh.ledger.discard(event_id, reason)
+            if not as_json:
+                console.print(f"{event_id} discarded", soft_wrap=True)
+        if as_json:
+            print_json({"discarded": event_ids})
 
     with_client(work, as_json)
 

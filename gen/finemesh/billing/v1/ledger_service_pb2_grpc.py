@@ -55,6 +55,11 @@ class LedgerServiceStub:
                 request_serializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterRequest.SerializeToString,
                 response_deserializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterResponse.FromString,
                 _registered_method=True)
+        self.DiscardDeadLetter = channel.unary_unary(
+                '/finemesh.billing.v1.LedgerService/DiscardDeadLetter',
+                request_serializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterRequest.SerializeToString,
+                response_deserializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -90,6 +95,14 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscardDeadLetter(self, request, context):
+        """Gives such an event up for good, for instance one that no later version can book: its job's hold then ends by what
+        is booked. It stays listed as discarded, with who did it and why. Needs the operator role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +125,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.ReplayDeadLetter,
                     request_deserializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterRequest.FromString,
                     response_serializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterResponse.SerializeToString,
+            ),
+            'DiscardDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadLetter,
+                    request_deserializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterRequest.FromString,
+                    response_serializer=finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +241,33 @@ class LedgerService:
             '/finemesh.billing.v1.LedgerService/ReplayDeadLetter',
             finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterRequest.SerializeToString,
             finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.ReplayDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.billing.v1.LedgerService/DiscardDeadLetter',
+            finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterRequest.SerializeToString,
+            finemesh_dot_billing_dot_v1_dot_ledger__service__pb2.DiscardDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class LedgerServiceStub:
     """Lists events that could not be booked, oldest first. Needs the operator role."""
     ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReplayDeadLetterRequest, _ledger_service_pb2.ReplayDeadLetterResponse]
     """Runs such an event again, in one transaction; on success it is no dead letter any more. Needs the operator role."""
+    DiscardDeadLetter: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.DiscardDeadLetterRequest, _ledger_service_pb2.DiscardDeadLetterResponse]
+    """Gives such an event up for good, for instance one that no later version can book: its job's hold then ends by what
+    is booked. It stays listed as discarded, with who did it and why. Needs the operator role.
+    """
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -59,6 +63,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Lists events that could not be booked, oldest first. Needs the operator role."""
     ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReplayDeadLetterRequest, _ledger_service_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
     """Runs such an event again, in one transaction; on success it is no dead letter any more. Needs the operator role."""
+    DiscardDeadLetter: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.DiscardDeadLetterRequest, _ledger_service_pb2.DiscardDeadLetterResponse]  # type: ignore[assignment]
+    """Gives such an event up for good, for instance one that no later version can book: its job's hold then ends by what
+    is booked. It stays listed as discarded, with who did it and why. Needs the operator role.
+    """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The journal for whoever wants to recompute it, and what could not be booked."""
@@ -96,5 +104,15 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ReplayDeadLetterResponse, _abc.Awaitable[_ledger_service_pb2.ReplayDeadLetterResponse]]:
         """Runs such an event again, in one transaction; on success it is no dead letter any more. Needs the operator role."""
+
+    @_abc_1.abstractmethod
+    def DiscardDeadLetter(
+        self,
+        request: _ledger_service_pb2.DiscardDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.DiscardDeadLetterResponse, _abc.Awaitable[_ledger_service_pb2.DiscardDeadLetterResponse]]:
+        """Gives such an event up for good, for instance one that no later version can book: its job's hold then ends by what
+        is booked. It stays listed as discarded, with who did it and why. Needs the operator role.
+        """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
