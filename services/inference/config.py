@@ -62,6 +62,9 @@ class InferenceSettings(ChassisSettings):
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
 
     model_bytes_max: int = Field(default=500 * GIB, ge=1, description="Largest base model.")
+    weights_cache_bytes_max: int = Field(
+        default=500 * GIB, ge=1, description="Local copies of weights together; the longest unused ones make room."
+    )
     model_files_max: int = Field(default=500, ge=1, description="Files of one base model.")
     chunk_bytes_max: int = Field(default=MIB, ge=1024, description="Largest chunk of an import or a download.")
     part_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Part of a multipart upload to the store.")

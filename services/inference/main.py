@@ -72,21 +72,14 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     outbox = Outbox(settings, clock=clock, ids=ids)
     keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
-    meter = Meter(
-        pool,
-        outbox,
-        batch_s=settings.usage_batch_s,
-        batch_max=settings.usage_batch_max,
-        interval_s=settings.metering_interval_s,
-        waiting_max=settings.usage_waiting_max,
-        clock=clock,
-    )
+    meter = Meter(pool, outbox, settings=settings, clock=clock)
     keep("meter", meter.run, until=DrainStage.FINISH_CALLS)
 
     objects = ObjectStore(
         settings.artifacts_url, part_bytes=settings.part_bytes, parts_in_flight_max=settings.parts_in_flight_max
     )
-    cache = WeightsCache(settings.data_dir / "weights", objects, chunk_bytes_max=settings.chunk_bytes_max)
+    cache = WeightsCache(settings, objects)
+    await cache.tidy()
     opener = functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s)
     engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)

@@ -22,6 +22,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
 from chassis.errors import Unavailable
 from chassis.rounds import BACKOFF_S_FIRST, BACKOFF_S_LAST, Signal, run_rounds
+from services.inference.config import InferenceSettings
 from services.inference.metering import convert
 from services.inference.metering.domain import CallUse, MeteredCall, UsagePart
 
@@ -39,30 +40,20 @@ class _Account:
 
 
 class Meter:
-    """Cuts what running calls used into parts every `interval_s`, and commits many parts together (group commit)."""
+    """Cuts what running calls used into parts every `metering_interval_s`, and commits many parts together."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        outbox: Outbox,
-        *,
-        batch_s: float,
-        batch_max: int,
-        interval_s: float,
-        waiting_max: int,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, pool: Pool, outbox: Outbox, *, settings: InferenceSettings, clock: Clock) -> None:
         self._pool = pool
         self._outbox = outbox
-        self._batch_s = batch_s
-        self._batch_max = self._batch_size = batch_max
-        self._interval_s = interval_s
-        self._waiting_max = waiting_max
+        self._batch_s = settings.usage_batch_s
+        self._batch_max = self._batch_size = settings.usage_batch_max
+        self._interval_s = settings.metering_interval_s
+        self._waiting_max = settings.usage_waiting_max
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._waiting: deque[tuple[UsagePart, _Account]] = deque()
         self._added = Signal()
-        self._look_at = clock.monotonic() + interval_s
+        self._look_at = clock.monotonic() + self._interval_s
 
     @contextmanager
     def metered(self, call: MeteredCall) -> Iterator[CallUse]:

@@ -124,13 +124,15 @@ class Serving:
     @contextlib.asynccontextmanager
     async def engine(self, target: Target) -> AsyncIterator[Engine]:
         """A started engine with the target's adapter loaded, for the length of the block."""
-        folder = lambda: self._cache.fetch(target.engine_weights)  # noqa: E731
+        folder = lambda: self._cache.use(target.engine_weights)  # noqa: E731
         with engine_errors():
             async with self._engines.use(target.engine, folder, self._limits(target)) as engine:
-                if target.adapter is not None:
-                    path = await self._cache.fetch(target.adapter)
+                if target.adapter is None:
+                    yield engine
+                    return
+                async with self._cache.use(target.adapter) as path:
                     await engine.load_adapter(target.adapter.revision, path, target.adapter_rank)
-                yield engine
+                    yield engine
 
     async def warm_up(self, target: Target) -> None:
         """Starts the engine and loads the adapter before the first call asks for them."""
@@ -145,7 +147,7 @@ class Serving:
         """Starts the engine of an endpoint. Only its keeper does: a call never starts one."""
         with engine_errors():
             await self._engines.start(
-                target.engine, lambda: self._cache.fetch(target.engine_weights), self._limits(target)
+                target.engine, lambda: self._cache.use(target.engine_weights), self._limits(target)
             )
         await self.warm_up(target)
         self._dedicated[target.engine.owner] = target

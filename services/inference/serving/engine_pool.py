@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from services.inference.engines.base import Engine, EngineBusy, EngineFailed, En
 log = structlog.get_logger()
 
 Opener = Callable[[Path, EngineSettings], Awaitable[Engine]]
+# The folder of an engine's weights, for as long as the engine has memory.
+Folder = Callable[[], AbstractAsyncContextManager[Path]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class _Slot:
     """One engine with its users. `starting` is shared by everybody who waits for it."""
 
     starting: asyncio.Task[Engine]
+    # What the engine stands on, given back after its stop.
+    weights: AsyncExitStack
     users: int = 0
     used_at: float = 0.0
     watcher: asyncio.Task[None] | None = field(default=None)
@@ -56,9 +60,7 @@ class EnginePool:
         self._closed = False
 
     @asynccontextmanager
-    async def use(
-        self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings
-    ) -> AsyncIterator[Engine]:
+    async def use(self, key: EngineKey, folder: Folder, settings: EngineSettings) -> AsyncIterator[Engine]:
         """A started engine for the length of the block. A shared one is started on first use; that of an endpoint only
         by `start`. EngineFailed when it cannot start or is not there, EngineBusy when there is no room for it."""
         slot = self._slots.get(key) or await self._add_shared(key, folder, settings)
@@ -69,7 +71,7 @@ class EnginePool:
             slot.users -= 1
             slot.used_at = self._clock.monotonic()
 
-    async def start(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> None:
+    async def start(self, key: EngineKey, folder: Folder, settings: EngineSettings) -> None:
         """Starts the engine of an endpoint, once; returns when it runs."""
         await _started(self._slots.get(key) or self._add(key, folder, settings))
 
@@ -97,9 +99,7 @@ class EnginePool:
         if self._stopping:
             await asyncio.wait(list(self._stopping))
 
-    async def _add_shared(
-        self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings
-    ) -> _Slot:
+    async def _add_shared(self, key: EngineKey, folder: Folder, settings: EngineSettings) -> _Slot:
         if key.owner:
             raise EngineFailed("the engine of this endpoint was stopped")
         async with self._making_room:
@@ -109,13 +109,14 @@ class EnginePool:
                 self._add(key, folder, settings)
             return self._slots[key]
 
-    def _add(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> _Slot:
+    def _add(self, key: EngineKey, folder: Folder, settings: EngineSettings) -> _Slot:
         if self._closed:
             raise EngineFailed("this process stops")
+        weights = AsyncExitStack()
         task = asyncio.create_task(
-            self._start(key, folder, settings), name=f"engine-{key.revision or key.owner}", context=Context()
+            self._start(key, folder, settings, weights), name=f"engine-{key.revision or key.owner}", context=Context()
         )
-        slot = self._slots[key] = _Slot(starting=task, used_at=self._clock.monotonic())
+        slot = self._slots[key] = _Slot(starting=task, weights=weights, used_at=self._clock.monotonic())
         task.add_done_callback(lambda _: self._watch_start(key, slot))
         return slot
 
@@ -135,15 +136,16 @@ class EnginePool:
             log.info("engine_evicted", revision=oldest.revision)
             self._retire(oldest)
 
-    async def _start(self, key: EngineKey, folder: Callable[[], Awaitable[Path]], settings: EngineSettings) -> Engine:
+    async def _start(self, key: EngineKey, folder: Folder, settings: EngineSettings, weights: AsyncExitStack) -> Engine:
         began = self._clock.monotonic()
         engine: Engine | None = None
         try:
-            engine = await self._open_engine(await folder(), settings)
+            engine = await self._open_engine(await weights.enter_async_context(folder()), settings)
             await engine.start()
         except BaseException:
-            if engine is not None:
-                await engine.stop()
+            async with weights:
+                if engine is not None:
+                    await engine.stop()
             raise
         log.info("engine_started", revision=key.revision, owner=key.owner, seconds=self._clock.monotonic() - began)
         return engine
@@ -182,7 +184,8 @@ class EnginePool:
         if slot.starting.cancelled() or slot.starting.exception() is not None:
             return
         try:
-            await slot.starting.result().stop()
+            async with slot.weights:
+                await slot.starting.result().stop()
         except Exception as error:
             log.error("engine_stop_failed", revision=key.revision, owner=key.owner, exc_info=error)
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,10 @@ class Workshop:
     async def open_engine(self, path: Path, settings: EngineSettings) -> Engine:
         return FakeEngine(self)  # type: ignore[return-value]
 
-    async def fetch(self, weights: Weights) -> Path:
+    @asynccontextmanager
+    async def use(self, weights: Weights) -> AsyncIterator[Path]:
         """In place of the cache of weights."""
-        return Path(weights.revision)
+        yield Path(weights.revision)
 
 
 class EndpointWorld:

@@ -16,6 +16,7 @@ from chassis.db.pool import Connection, Pool
 from chassis.errors import Unavailable
 from chassis.ids import SystemIds
 from finemesh.events.v1 import usage_events_pb2
+from services.inference.config import InferenceSettings
 from services.inference.metering.domain import MeteredCall
 from services.inference.metering.meter import Meter
 from tests.harness.fixtures import SettingsFactory
@@ -48,15 +49,12 @@ class Metering:
         self._pool = pool
         self.database = TiredPool(pool)
         self.clock = ManualClock()
-        limits = {"batch_s": 0, "batch_max": 500, "waiting_max": 100, **overrides.pop("limits", {})}
-        outbox = Outbox(make_settings("inference", **overrides), clock=self.clock, ids=SystemIds())
-        self.meter = Meter(
-            self.database,  # type: ignore[arg-type]
-            outbox,
-            interval_s=INTERVAL_S,
-            clock=self.clock,
-            **limits,
+        shared = make_settings("inference")
+        settings = InferenceSettings(
+            database_url=shared.database_url, usage_batch_s=0, metering_interval_s=INTERVAL_S, **overrides
         )
+        outbox = Outbox(settings, clock=self.clock, ids=SystemIds())
+        self.meter = Meter(self.database, outbox, settings=settings, clock=self.clock)  # type: ignore[arg-type]
 
     async def told(self) -> list[list[str]]:
         """The work keys of each event."""
@@ -145,7 +143,7 @@ async def test_parts_that_do_not_fit_in_one_event_come_in_several(pool: Pool, ma
 
 
 async def test_calls_are_refused_while_too_many_parts_wait(pool: Pool, make_settings: SettingsFactory) -> None:
-    metering = Metering(pool, make_settings, limits={"waiting_max": 2})
+    metering = Metering(pool, make_settings, usage_waiting_max=2)
     use(metering, "gen-a")
     use(metering, "gen-b")
     with pytest.raises(Unavailable):
@@ -157,7 +155,7 @@ async def test_calls_are_refused_while_too_many_parts_wait(pool: Pool, make_sett
 async def test_running_calls_pile_nothing_up_while_the_database_is_away(
     pool: Pool, make_settings: SettingsFactory
 ) -> None:
-    metering = Metering(pool, make_settings, limits={"waiting_max": 1})
+    metering = Metering(pool, make_settings, usage_waiting_max=1)
     with metering.meter.metered(call("gen-a")) as counted:
         for number in range(1, 6):
             counted.count(2, number)

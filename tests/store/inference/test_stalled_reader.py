@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,9 @@ async def test_a_stalled_reader_is_cut_off_and_metered(
         return started[0]
 
     class Cache:
-        async def fetch(self, weights: Weights) -> Path:
-            return tmp_path
+        @asynccontextmanager
+        async def use(self, weights: Weights) -> AsyncIterator[Path]:
+            yield tmp_path
 
     class NothingToPay:
         def reserve(self, *of_whom: object) -> contextlib.nullcontext[None]:
@@ -59,7 +62,7 @@ async def test_a_stalled_reader_is_cut_off_and_metered(
     cache: Any = Cache()
     engines = EnginePool(open_engine=open_engine, engines_max=1, clock=clock)
     outbox = Outbox(settings, clock=clock, ids=SystemIds())
-    meter = Meter(pool, outbox, batch_s=0, batch_max=1, interval_s=60, waiting_max=10, clock=clock)
+    meter = Meter(pool, outbox, settings=settings, clock=clock)
     serving = Serving(Targets(pool), engines, cache, meter, reservations, settings=settings, clock=clock)
     committing = asyncio.create_task(meter.run())
 

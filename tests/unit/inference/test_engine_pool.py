@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ class Workshop:
         self.alive: set[FakeEngine] = set()
         self.most_alive = 0
         self.broken = False
+        self.folders_in_use = 0
         self.pool = EnginePool(open_engine=self._open, engines_max=engines_max, clock=SystemClock())
 
     async def _open(self, path: Path, settings: EngineSettings) -> Engine:
@@ -60,14 +62,18 @@ class Workshop:
         return engine  # type: ignore[return-value]
 
     async def start(self, owner: str) -> None:
-        async def folder() -> Path:
-            return Path(owner)
+        @asynccontextmanager
+        async def folder() -> AsyncIterator[Path]:
+            yield Path(owner)
 
         await self.pool.start(EngineKey(owner=owner), folder, EngineSettings())
 
     def use(self, revision: str, owner: str = "") -> AbstractAsyncContextManager[Engine]:
-        async def folder() -> Path:
-            return Path(revision)
+        @asynccontextmanager
+        async def folder() -> AsyncIterator[Path]:
+            self.folders_in_use += 1
+            yield Path(revision)
+            self.folders_in_use -= 1
 
         return self.pool.use(EngineKey(revision=revision, owner=owner), folder, EngineSettings())
 
@@ -83,6 +89,20 @@ async def test_callers_share_one_start() -> None:
     assert len(shop.opened) == 1
     assert shop.opened[0].started == 1
     assert all(engine is shop.opened[0] for engine in found)
+
+
+async def test_an_engine_keeps_its_weights_until_it_is_stopped() -> None:
+    shop = Workshop()
+    async with shop.use("rv_1"):
+        pass
+    assert shop.folders_in_use == 1
+    await shop.pool.remove(EngineKey(revision="rv_1"))
+    assert shop.folders_in_use == 0
+    shop.broken = True
+    with pytest.raises(EngineFailed):
+        async with shop.use("rv_2"):
+            pass
+    assert shop.folders_in_use == 0
 
 
 async def test_a_caller_that_gives_up_does_not_end_the_start() -> None:
