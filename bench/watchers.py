@@ -29,6 +29,7 @@ from chassis.rpc.channel import NO_DEADLINE, open_channel
 from chassis.settings import ChassisSettings
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
+from tests.harness.fixtures import node_tls_dir
 from tests.harness.polling import eventually
 from tests.harness.servers import running_nats, running_postgres
 
@@ -223,7 +224,8 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "nats").mkdir()
-        pki.main(["--dir", str(folder / "tls"), "gateway", "scheduler", "trainer"])
+        pki.main(["--dir", str(folder / "tls"), "gateway", "scheduler"])
+        trainer_tls = node_tls_dir(folder / "tls", "n1")
         async with (
             running_postgres(folder) as postgres,
             running_nats(folder / "nats") as nats,
@@ -232,7 +234,7 @@ async def main() -> None:
         ):
             connection = await asyncpg.connect(url)
             await fill_queue(connection)
-            async with open_channel(settings_of("trainer", folder / "tls"), for_agents, "scheduler") as channel:
+            async with open_channel(settings_of("trainer", trainer_tls), for_agents, "scheduler") as channel:
                 stub = node_service_pb2_grpc.NodeServiceStub(channel)
                 registration = node_service_pb2.RegisterNodeRequest(
                     node="n1",

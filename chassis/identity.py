@@ -23,11 +23,12 @@ _VALUE = re.compile(r"[A-Za-z0-9._@-]{0,128}")
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """`service` is the name on the peer's certificate, empty on a public server; the rest is empty when the peer
-    speaks for itself. `tenant` is a project id, `account` an organization id, `subject` a key id, `namespace` what the
-    tenant's own names stand under."""
+    """`service` is the name on the peer's certificate, empty on a public server, and `instance` which of its processes
+    it is, where the certificate says so. The rest is empty when the peer speaks for itself: `tenant` is a project id,
+    `account` an organization id, `subject` a key id, `namespace` what the tenant's own names stand under."""
 
     service: str
+    instance: str = ""
     tenant: str = ""
     account: str = ""
     subject: str = ""

@@ -1,5 +1,6 @@
 """The mesh's own certificate authority: one certificate per service name, made once and kept while it is valid.
 
+Of a service whose processes must be told apart each has its own: `service@instance`, with the instance in a SPIFFE id.
 It knows files and names; who may call whom is each server's list. Run it by `python -m chassis.pki --dir D name...`.
 """
 
@@ -7,7 +8,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -27,7 +28,10 @@ RENEW_BEFORE_DAYS = 30
 # A clock that is a little behind must not refuse a fresh certificate.
 BACKDATE = timedelta(minutes=5)
 
+INSTANCE_MARK = "@"
+
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -71,21 +75,38 @@ def create_authority(folder: Path) -> None:
     _write_pair(folder, AUTHORITY, builder.sign(key, hashes.SHA256()), key)
 
 
-def issue(folder: Path, service_name: str) -> None:
-    """Makes <service>.pem and <service>.key, unless a valid pair of this authority is there."""
+def instance_of(service_name: str, identities: Iterable[str]) -> str:
+    """Which process of the service a certificate with these subject alternative names is for; empty: any."""
+    prefix = _spiffe_id(service_name, "")
+    return next((each.removeprefix(prefix) for each in identities if each.startswith(prefix)), "")
+
+
+def issue(folder: Path, name: str) -> None:
+    """Makes <name>.pem and <name>.key, unless a valid pair of this authority is there. The name is `service`, or
+    `service@instance` for one of its processes."""
+    service_name, marked, instance = name.partition(INSTANCE_MARK)
     if not _SERVICE_NAME.fullmatch(service_name) or service_name == AUTHORITY:
         raise ValueError(f"{service_name!r} is no service name: lower-case letters, digits and dashes")
+    if marked and not _INSTANCE_NAME.fullmatch(instance):
+        raise ValueError(f"{instance!r} is no instance's name: lower-case letters, digits and dashes")
     authority = _read_pair(folder, AUTHORITY)
     if authority is None:
         raise FileNotFoundError(f"{folder} holds no valid authority; create_authority makes it")
     authority_certificate, authority_key = authority
-    existing = _read_pair(folder, service_name)
+    existing = _read_pair(folder, name)
     if existing is not None and _is_issued_by(existing[0], authority_certificate):
         return
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, service_name)])
-    builder = _builder(name, authority_certificate.subject, key, SERVICE_VALID_DAYS)
-    alternatives = [x509.DNSName(service_name), x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, service_name)])
+    builder = _builder(subject, authority_certificate.subject, key, SERVICE_VALID_DAYS)
+    # The first one is whom a server takes the caller for.
+    alternatives: list[x509.GeneralName] = [
+        x509.DNSName(service_name),
+        x509.DNSName("localhost"),
+        x509.IPAddress(IPv4Address("127.0.0.1")),
+    ]
+    if instance:
+        alternatives.append(x509.UniformResourceIdentifier(_spiffe_id(service_name, instance)))
     builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -93,18 +114,22 @@ def issue(folder: Path, service_name: str) -> None:
     builder = builder.add_extension(both_ends, critical=False)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     builder = builder.add_extension(identifier, critical=False)
-    _write_pair(folder, service_name, builder.sign(authority_key, hashes.SHA256()), key)
+    _write_pair(folder, name, builder.sign(authority_key, hashes.SHA256()), key)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chassis.pki", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the certificates; made when missing")
-    parser.add_argument("names", nargs="*", help="service names that get a certificate")
+    parser.add_argument("names", nargs="*", help="service names that get a certificate, or service@instance")
     options = parser.parse_args(arguments)
     create_authority(options.dir)
     for name in options.names:
         issue(options.dir, name)
     return 0
+
+
+def _spiffe_id(service_name: str, instance: str) -> str:
+    return f"spiffe://finemesh/{service_name}/{instance}"
 
 
 def _builder(

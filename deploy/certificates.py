@@ -1,7 +1,8 @@
 """Hands each service its own certificate: `python -m deploy.certificates --authority A --out O name...`.
 
-The authority and all keys lie in A; O/<name>/ gets ca.pem, <name>.pem and <name>.key and nothing else, so that a
-service that is broken into can speak as itself only. What is valid stays.
+The authority and all keys lie in A; O/<name>/ gets ca.pem, <service>.pem and <service>.key and nothing else, so that a
+service that is broken into can speak as itself only. `trainer@gpu-7` is the certificate of the node `gpu-7`: its agent
+can speak for no other node. What is valid stays.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from chassis import pki
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.certificates", description=__doc__)
     parser.add_argument("--authority", type=Path, required=True, help="folder of the authority and of all keys")
-    parser.add_argument("--out", type=Path, required=True, help="folder with one folder per service")
-    parser.add_argument("names", nargs="+", help="service names")
+    parser.add_argument("--out", type=Path, required=True, help="folder with one folder per name")
+    parser.add_argument("names", nargs="+", help="service names, or trainer@node")
     options = parser.parse_args(arguments)
     pki.create_authority(options.authority)
     for name in options.names:
@@ -29,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def hand_over(authority: Path, name: str, folder: Path) -> None:
     """Copies what changed. Readable by the owner only; a reader sees the old file or the new one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (f"{pki.AUTHORITY}.pem", f"{name}.pem", f"{name}.key"):
-        content, target = (authority / file).read_bytes(), folder / file
+    service = name.partition(pki.INSTANCE_MARK)[0]
+    pair = {f"{service}.{kind}": f"{name}.{kind}" for kind in ("pem", "key")}
+    for file, source in {f"{pki.AUTHORITY}.pem": f"{pki.AUTHORITY}.pem", **pair}.items():
+        content, target = (authority / source).read_bytes(), folder / file
         if target.exists() and target.read_bytes() == content:
             continue
         partial = target.with_name(f".{file}.partial")

@@ -16,7 +16,7 @@ import grpc
 import structlog
 from opentelemetry.trace import Span, SpanKind
 
-from chassis import errors, identity
+from chassis import errors, identity, pki
 from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from chassis.identity import Caller
 from chassis.rpc import deadline
@@ -284,17 +284,17 @@ class _Call:
     def _peer(self, context: Any, metadata: Metadata) -> Caller:
         guard = self._guard
         # The subject alternative names; the first one is the service's name, as chassis.pki writes it.
-        names = context.peer_identities()
+        names = [name.decode() for name in context.peer_identities() or ()]
         if not names:
             raise Unauthenticated("CALLER_NOT_ALLOWED", "this server takes calls with a certificate of the mesh only")
-        service = next(iter(names)).decode()
+        service = names[0]
         if guard.allow is not None and service not in guard.allow:
             raise PermissionDenied(
                 "CALLER_NOT_ALLOWED", f"{service} may not call {self._method}", metadata={"caller": service}
             )
         if service in guard.trusted_forwarders:
             return identity.caller_from(service, metadata)
-        return Caller(service=service)
+        return Caller(service=service, instance=pki.instance_of(service, names))
 
     def _join_endless(self) -> None:
         if self._guard.endless_calls.draining:

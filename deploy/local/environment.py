@@ -37,6 +37,15 @@ def process_name(service: Service, number: int) -> str:
     return f"{service.name}-{number}" if service.per_node or number else service.name
 
 
+def node_name(number: int) -> str:
+    return f"local-{number}"
+
+
+def certificate_name(service: Service, number: int) -> str:
+    """As the authority knows it: each node has its own."""
+    return f"{service.name}@{node_name(number)}" if service.per_node else service.name
+
+
 def listeners(service: Service, number: int) -> list[str]:
     """The port keys of one process: its mesh server and its doors."""
     name = process_name(service, number)
@@ -65,8 +74,9 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
     environment |= {name: facts.secrets[name] for name in service.secret_variables}
     if service.per_node or service.on_first_node:
-        environment[f"{service.env_prefix}NODE_NAME"] = f"local-{node}"
+        environment[f"{service.env_prefix}NODE_NAME"] = node_name(node)
     if service.per_node:
+        environment["FINEMESH_TLS_DIR"] = str(facts.tls_dir / certificate_name(service, node))
         environment[f"{service.env_prefix}WORK_DIR"] = str(facts.data_dir / "work" / process_name(service, node))
     if facts.engine is not None:
         environment["FINEMESH_INFERENCE_ENGINE"] = facts.engine

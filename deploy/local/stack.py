@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from chassis import pki
+from deploy.certificates import hand_over
 from deploy.local.broker import Broker
 from deploy.local.child import Command
-from deploy.local.environment import Facts, address, environment_of, listeners, process_name
+from deploy.local.environment import Facts, address, certificate_name, environment_of, listeners, process_name
 from deploy.local.folder import DataFolder, write_private
 from deploy.local.health import OPERATOR, wait_serving
 from deploy.local.postgres import DATABASE, Postgres
@@ -283,8 +284,12 @@ class Stack:
 
     def _certify(self) -> None:
         pki.create_authority(self.folder.tls)
-        for name in (OPERATOR, *(service.name for service in self._options.services)):
+        pki.issue(self.folder.tls, OPERATOR)
+        for service, number in self._members():
+            name = certificate_name(service, number)
             pki.issue(self.folder.tls, name)
+            if service.per_node:
+                hand_over(self.folder.tls, name, self.folder.tls / name)
 
     async def _bootstrap(self) -> None:
         """Runs what a service wants run once, and keeps the one line of JSON that it prints."""

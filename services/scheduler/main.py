@@ -45,6 +45,7 @@ from services.scheduler.pipelines.hold_renewer import Renewer
 from services.scheduler.pipelines.lease_sweeper import Sweeper
 from services.scheduler.pipelines.placer import Placer
 from services.scheduler.pipelines.validator import Validator
+from services.scheduler.placement.lease_holders import LeaseHolders
 from services.scheduler.placement.serving import ServingAllocations
 from services.scheduler.retention_rules import retention_rules
 from services.scheduler.spec.tuning_limits import load_limits
@@ -78,7 +79,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     requests = JobRequests(database, jobs, admission, JobSecrets(database, box), ids)
     previewer = Previewer(database, peers, limits, quotes, settings)
     templates = TemplateFacts(database, peers, clock, settings)
-    folders = JobFolders(agents_database, ids, settings)
+    folders, holders = JobFolders(agents_database, ids, settings), LeaseHolders(agents_database)
     view = JobView(database, QueueSnapshots(database, clock, settings))
     reader = JobReader(database, view, settings)
     feeds = JobFeeds(reader, hub, clock, settings)
@@ -97,7 +98,9 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     agents = agents_server(process, settings)
     agents.add(
         add_NodeServiceServicer_to_server,
-        NodeService(nodes, heartbeats, reports, attempts, JobSecrets(agents_database, box), folders, ids, settings),
+        NodeService(
+            nodes, heartbeats, reports, attempts, JobSecrets(agents_database, box), holders, folders, ids, settings
+        ),
         "finemesh.nodes.v1.NodeService",
         allow={"trainer"},
         endless={"Heartbeat"},

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable
 from typing import Any
 
+import asyncpg
 import psutil
 import pytest
 
@@ -42,14 +43,14 @@ async def test_a_frozen_node_loses_its_job_and_is_refused_when_it_wakes(mesh: Me
     finally:
         child.resume()
         await mesh.stack.kill(agent, signal.SIGCONT)
-    await assert_refused(mesh, job.name, first["lease_token"])
+    await assert_refused(mesh, job.name, first)
     await asyncio.to_thread(psutil.wait_procs, [child], 60)
     assert not child.is_running()
     ended = await assert_like_undisturbed(mesh, job.name, undisturbed)
     await assert_resumed_once(mesh, ended)
     outcomes = [row["outcome"] for row in await mesh.rows("scheduler", ATTEMPTS, job_id)]
     assert outcomes == ["LOST", "SUCCEEDED"]
-    await assert_refused(mesh, job.name, first["lease_token"])
+    await assert_refused(mesh, job.name, first)
     assert await mesh.client.jobs.get(job.name) == ended
 
 
@@ -61,10 +62,11 @@ async def until_second_attempt_has_a_checkpoint(mesh: Mesh, name: str) -> None:
     raise AssertionError(f"{name} ended before its second attempt had a checkpoint")
 
 
-async def assert_refused(mesh: Mesh, name: str, stale_token: int) -> None:
-    """Whatever the old holder of the lease may still report, by the wire and with a node's certificate."""
-    settings = ChassisSettings(service_name="trainer", tls_dir=mesh.stack.folder.tls)
-    channel = open_channel(settings, mesh.stack.addresses["scheduler"], "scheduler")
+async def assert_refused(mesh: Mesh, name: str, stale: asyncpg.Record) -> None:
+    """Whatever the old holder of the lease may still report, by the wire and with its node's certificate."""
+    stale_token = stale["lease_token"]
+    settings = ChassisSettings(service_name="trainer", tls_dir=mesh.stack.folder.tls / f"trainer@{stale['node']}")
+    channel = open_channel(settings, mesh.stack.addresses["scheduler.AGENTS"], "scheduler")
     stub = node_service_pb2_grpc.NodeServiceStub(channel)
     ids: dict[str, Any] = {"tuning_job": name, "lease_token": stale_token}
     project, job_id = name.split("/")[1], name.split("/")[3]

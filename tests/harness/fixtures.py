@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from chassis import pki
 from chassis.settings import ChassisSettings
+from deploy.certificates import hand_over
 from tests.harness.servers import NatsServer, PostgresServer, running_nats, running_postgres
 
 SettingsFactory = Callable[..., ChassisSettings]
@@ -45,6 +46,14 @@ def tls_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in CERTIFIED:
         pki.issue(folder, name)
     return folder
+
+
+def node_tls_dir(tls_dir: Path, node: str) -> Path:
+    """The folder with the certificate of a node's agent."""
+    name = f"trainer@{node}"
+    pki.issue(tls_dir, name)
+    hand_over(tls_dir, name, tls_dir / name)
+    return tls_dir / name
 
 
 @pytest.fixture(scope="module")

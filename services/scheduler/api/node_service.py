@@ -29,7 +29,9 @@ from services.scheduler.jobs.job import LeaseRef
 from services.scheduler.jobs.job_secrets import JobSecrets
 from services.scheduler.nodes.convert import assignment_to_proto, beat_from_proto, registration_from_proto
 from services.scheduler.nodes.heartbeats import Heartbeats
+from services.scheduler.nodes.node import Beat
 from services.scheduler.nodes.registry import NodeRegistry
+from services.scheduler.placement.lease_holders import LeaseHolders, require_node
 
 log = structlog.get_logger(__name__)
 WARNING_CHARS_MAX = 1000
@@ -45,6 +47,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         reports: AttemptReports,
         attempts: Attempts,
         job_secrets: JobSecrets,
+        holders: LeaseHolders,
         folders: JobFolders,
         ids: Ids,
         settings: SchedulerSettings,
@@ -54,11 +57,13 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         self._reports = reports
         self._attempts = attempts
         self._secrets = job_secrets
+        self._holders = holders
         self._folders = folders
         self._ids = ids
         self._settings = settings
 
     async def RegisterNode(self, request: _pb.RegisterNodeRequest, context: object) -> _pb.RegisterNodeResponse:
+        require_node(request.node)
         await self._nodes.register(registration_from_proto(request, self._settings.node_devices_max))
         return _pb.RegisterNodeResponse(
             heartbeat_interval=_duration(self._settings.heartbeat_interval_s),
@@ -68,14 +73,14 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
     async def Heartbeat(
         self, request_iterator: AsyncIterator[_pb.HeartbeatRequest], context: object
     ) -> AsyncIterator[_pb.HeartbeatResponse]:
-        beats = (beat_from_proto(request) async for request in request_iterator)
+        beats = _own_beats(request_iterator)
         async for assignments in self._heartbeats.converse(beats, self._ids.uuid()):
             yield _pb.HeartbeatResponse(assignments=[assignment_to_proto(each) for each in assignments])
 
     async def StartAttempt(self, request: _pb.StartAttemptRequest, context: object) -> _pb.StartAttemptResponse:
         if request.hub_commit and not _COMMIT.fullmatch(request.hub_commit):
             raise invalid("hub_commit", "must be 40 to 64 hexadecimal digits")
-        await self._reports.start(_ref(request.tuning_job, request.lease_token), request.hub_commit)
+        await self._reports.start(await self._own(request.tuning_job, request.lease_token), request.hub_commit)
         return _pb.StartAttemptResponse()
 
     async def ReportProgress(self, request: _pb.ReportProgressRequest, context: object) -> _pb.ReportProgressResponse:
@@ -83,7 +88,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         if count > self._settings.report_entries_max:
             raise invalid("metrics", f"one report takes at most {self._settings.report_metrics_max} of each kind")
         await self._reports.report(
-            _ref(request.tuning_job, request.lease_token),
+            await self._own(request.tuning_job, request.lease_token),
             [metric_from_proto(metric) for metric in request.metrics],
             [usage_from_proto(usage, index) for index, usage in enumerate(request.usage)],
             [warning[:WARNING_CHARS_MAX] for warning in request.warnings],
@@ -93,18 +98,18 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
     async def CommitCheckpoint(
         self, request: _pb.CommitCheckpointRequest, context: object
     ) -> _pb.CommitCheckpointResponse:
-        ref = _ref(request.tuning_job, request.lease_token)
+        ref = await self._own(request.tuning_job, request.lease_token)
         obsolete = await self._reports.commit(ref, checkpoint_from_proto(request.checkpoint, ref))
         return _pb.CommitCheckpointResponse(obsolete=[artifact_from_bytes(artifact) for artifact in obsolete])
 
     async def FetchJobSecrets(
         self, request: _pb.FetchJobSecretsRequest, context: object
     ) -> _pb.FetchJobSecretsResponse:
-        found = await self._secrets.fetch(_ref(request.tuning_job, request.lease_token))
+        found = await self._secrets.fetch(await self._own(request.tuning_job, request.lease_token))
         return _pb.FetchJobSecretsResponse(secrets=found)
 
     async def FinishAttempt(self, request: _pb.FinishAttemptRequest, context: object) -> _pb.FinishAttemptResponse:
-        ref = _ref(request.tuning_job, request.lease_token)
+        ref = await self._own(request.tuning_job, request.lease_token)
         match request.WhichOneof("result"):
             case "succeeded":
                 await self._attempts.succeed(ref, model_from_proto(request.succeeded, ref))
@@ -125,6 +130,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
     async def ClaimJobFolders(
         self, request: _pb.ClaimJobFoldersRequest, context: object
     ) -> _pb.ClaimJobFoldersResponse:
+        require_node(request.node)
         folders = await self._folders.claim()
         if folders:
             log.info("job_folders_claimed", node=request.node, jobs=[folder.ref.job_id for folder in folders])
@@ -139,6 +145,17 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
             raise invalid("claim", "must be what ClaimJobFolders answered") from error
         await self._folders.finish(job_ref(request.tuning_job), claim)
         return _pb.FinishJobFolderResponse()
+
+    async def _own(self, tuning_job: str, lease_token: int) -> LeaseRef:
+        """A lease of the node that calls."""
+        await self._holders.require(lease_token)
+        return _ref(tuning_job, lease_token)
+
+
+async def _own_beats(requests: AsyncIterator[_pb.HeartbeatRequest]) -> AsyncIterator[Beat]:
+    async for request in requests:
+        require_node(request.node)
+        yield beat_from_proto(request)
 
 
 def _ref(tuning_job: str, lease_token: int) -> LeaseRef:

@@ -49,6 +49,10 @@ FOR SHARE;
 -- A token that is larger than all before it.
 SELECT nextval('lease_tokens');
 
+-- name: get_lease_node(lease_token)$
+-- The node that a lease was given to, ended or not.
+SELECT node FROM allocations WHERE lease_token = :lease_token;
+
 -- name: insert_allocation(lease_token, owner, kind, node, incarnation, hardware_type, now, duration_s, leader_token)!
 -- Records whose the devices are.
 INSERT INTO allocations (

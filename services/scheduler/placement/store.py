@@ -87,6 +87,11 @@ class AllocationStore:
         token: int = await _QUERIES.next_lease_token(self._connection)
         return token
 
+    async def node_of(self, lease_token: int) -> str | None:
+        """The node that a lease was given to, ended or not."""
+        node: str | None = await _QUERIES.get_lease_node(self._connection, lease_token=lease_token)
+        return node
+
     async def get(self, owner: str) -> AllocationRecord | None:
         row = await _QUERIES.get_allocation(self._connection, owner=owner)
         if row is None:

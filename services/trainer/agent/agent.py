@@ -30,6 +30,8 @@ VERSION = "0.1.0"
 SILENCE_SHARE = 1 / 3
 # What a heartbeat or registration is answered with when a newer incarnation of this node exists.
 _NAME_TAKEN = frozenset({"LEASE_STALE", "STATE_CONFLICT"})
+# The certificate is another node's, or of none: a person has to give the right one.
+_NOT_CERTIFIED = "NODE_NOT_CERTIFIED"
 # After a failed write the reason arrives where we read, within this time.
 _REASON_WAIT_S = 1.0
 
@@ -72,6 +74,10 @@ class Agent:
                 await self._keep_in_touch(interval_s)
             except DomainError as error:
                 log.warning("scheduler_lost", error=str(error))
+                if error.reason == _NOT_CERTIFIED:
+                    log.error("node_not_certified", node=settings.node_name, detail=error.message)
+                    self._assignments.abandon_all()
+                    raise
                 if error.reason in _NAME_TAKEN:
                     log.error(
                         "node_name_taken", node=settings.node_name, detail="another agent registered; this one stops"

@@ -13,6 +13,7 @@ from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2
 
 WAIT_S_MAX = 60.0
+NODE = "n1"
 
 
 class Agent:
@@ -24,7 +25,7 @@ class Agent:
         target: str,
         datasets_address: str,
         *,
-        node: str = "n1",
+        node: str = NODE,
         incarnation: str = "",
         devices: int = 1,
         interval_s: float = 0.1,

@@ -11,8 +11,9 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.errors import Aborted, FailedPrecondition, InvalidArgument
 from chassis.identity import acting_as
+from chassis.rpc.channel import open_channel
 from finemesh.events.v1 import tuning_events_pb2
-from finemesh.nodes.v1 import node_service_pb2
+from finemesh.nodes.v1 import node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_event_pb2, tuning_job_pb2, tuning_service_pb2
 from services.trainer.attempt.reporter import Reporter
 from services.trainer.attempt.run_view import ProgressReport
@@ -443,8 +444,8 @@ async def test_files_under_foreign_keys_are_refused(world: World) -> None:
 
 
 async def test_an_unregistered_node_is_told_so(world: World) -> None:
-    async with world.agent(node="known") as agent:
-        stream = agent.stub.Heartbeat(
+    async with open_channel(world.node_settings("unknown"), world.agents_target, "scheduler") as channel:
+        stream = node_service_pb2_grpc.NodeServiceStub(channel).Heartbeat(
             iter([node_service_pb2.HeartbeatRequest(node="unknown", incarnation="x")]), timeout=WAIT_S_MAX
         )
         with pytest.raises(Aborted):

@@ -10,13 +10,14 @@ from typing import Any
 from chassis.identity import Caller, acting_as
 from chassis.process import Process
 from chassis.rpc.channel import open_channel
+from chassis.settings import ChassisSettings
 from finemesh.allocations.v1 import allocation_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.main import main
-from tests.contract.scheduler.agent import WAIT_S_MAX, Agent
+from tests.contract.scheduler.agent import NODE, WAIT_S_MAX, Agent
 from tests.contract.scheduler.peers import BASE, Ports, Script, serve_peers
-from tests.harness.fixtures import SettingsFactory
+from tests.harness.fixtures import SettingsFactory, node_tls_dir
 from tests.harness.living import living
 
 OWNER = Caller(
@@ -44,7 +45,16 @@ class World:
     numbers: list[int] = field(default_factory=list)
 
     def agent(self, **values: Any) -> Agent:
-        return Agent(self.make_settings("trainer"), self.agents_target, f"127.0.0.1:{self.ports.trainer}", **values)
+        return Agent(
+            self.node_settings(values.get("node", NODE)),
+            self.agents_target,
+            f"127.0.0.1:{self.ports.trainer}",
+            **values,
+        )
+
+    def node_settings(self, node: str) -> ChassisSettings:
+        """Of an agent with the certificate of this node."""
+        return self.make_settings("trainer", tls_dir=node_tls_dir(self.settings.tls_dir, node))
 
     def spec(self, **values: Any) -> tuning_job_pb2.TuningSpec:
         """The least request; the file is one that was never analysed before."""

@@ -8,7 +8,7 @@ import signal
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis.errors import Aborted
+from chassis.errors import Aborted, DomainError, PermissionDenied
 from tests.contract.trainer.world import AgentWorld, eventually, is_alive, wait_for_death
 from tests.harness.scripted_scheduler import WAIT_S_MAX
 
@@ -178,11 +178,18 @@ async def test_two_agents_cannot_share_a_node_folder(world: AgentWorld) -> None:
     assert await second.wait() == 1
 
 
-async def test_an_agent_whose_name_was_taken_stops_its_work(world: AgentWorld) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Aborted("LEASE_STALE", "another incarnation of this node is registered"),
+        PermissionDenied("NODE_NOT_CERTIFIED", "the certificate is that of another node"),
+    ],
+)
+async def test_an_agent_that_may_not_speak_for_its_node_stops_its_work(world: AgentWorld, refusal: DomainError) -> None:
     agent = await world.start_agent()
     await world.scheduler.assign(world.assignment(world.script(**LONG)))
     pid = await world.wait_for_child()
-    world.scheduler.heartbeat_error = Aborted("LEASE_STALE", "another incarnation of this node is registered")
+    world.scheduler.heartbeat_error = refusal
     await wait_for_death(pid)
     assert await agent.wait() == 1
 

@@ -64,3 +64,17 @@ def test_a_name_that_is_no_service_name_is_refused(tmp_path: Path, name: str) ->
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"python -m chassis\.pki"):
         pki.load(tmp_path, "oven")
+
+
+def test_one_process_of_a_service_is_told_from_the_others(tmp_path: Path) -> None:
+    pki.main(["--dir", str(tmp_path), "oven", "oven@hall-2"])
+    certificate = x509.load_pem_x509_certificate((tmp_path / "oven@hall-2.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["oven", "localhost"]
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    assert uris == ["spiffe://finemesh/oven/hall-2"]
+    assert pki.instance_of("oven", ["oven", *uris]) == "hall-2"
+    assert pki.instance_of("shop", ["shop", *uris]) == ""
+    for name in ("oven@", "oven@../x", "oven@a@b", "oven@A"):
+        with pytest.raises(ValueError, match="no instance"):
+            pki.issue(tmp_path, name)

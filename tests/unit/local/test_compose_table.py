@@ -112,8 +112,12 @@ def test_certificates_reach_their_owner_only(service: Service) -> None:
     assert holders == {service.name, CERTIFICATES}
     assert f"{volume}:/etc/finemesh/tls:ro" in described(service)["volumes"]
     issued = COMPOSE["services"][CERTIFICATES]
-    assert service.name in issued["command"]
-    assert f"{volume}:/var/lib/finemesh/certificates/{service.name}" in issued["volumes"]
+    name = service.name
+    if service.per_node:
+        # The certificate is that of the node that its agent says it is.
+        name = f"{service.name}@{described(service)['environment'][f'{service.env_prefix}NODE_NAME']}"
+    assert name in issued["command"]
+    assert f"{volume}:/var/lib/finemesh/certificates/{name}" in issued["volumes"]
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])

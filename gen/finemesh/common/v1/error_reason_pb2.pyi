@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
     ERROR_REASON_READER_STALLED: _ErrorReason.ValueType  # 38
     """The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
+    ERROR_REASON_NODE_NOT_CERTIFIED: _ErrorReason.ValueType  # 39
+    """The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -186,4 +188,6 @@ ERROR_REASON_CONCURRENCY_LIMIT: ErrorReason.ValueType  # 37
 """Too many calls or streams are open at the same time, of this caller or of all; metadata names the limit."""
 ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 38
 """The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
+ERROR_REASON_NODE_NOT_CERTIFIED: ErrorReason.ValueType  # 39
+"""The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
