@@ -104,6 +104,9 @@ BY_STATUS: Mapping[grpc.StatusCode, type[FinemeshError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DATA_LOSS: DataLoss,
 }
+# The mesh packs details into every error of its own. Without any it is gRPC's word for a connection that broke in the
+# middle of a call, such as "Internal error from Core" for an upload whose gateway was killed.
+BROKEN = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 BY_REASON: Mapping[str, type[FinemeshError]] = {"BALANCE_INSUFFICIENT": BalanceInsufficient}
 DEFAULT_REASON: Mapping[grpc.StatusCode, str] = {
     grpc.StatusCode.UNAVAILABLE: "DEPENDENCY_UNAVAILABLE",
@@ -137,6 +140,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> FinemeshError:
             delay: Duration = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
             retry_after_s = delay.seconds + delay.nanos / 1e9
     kind = BY_REASON.get(reason) or BY_STATUS.get(code, Internal)
+    if not status.details and code in BROKEN:
+        kind, reason = Unavailable, DEFAULT_REASON[grpc.StatusCode.UNAVAILABLE]
     return kind(
         message=status.message or error.details() or code.name,
         reason=reason,
