@@ -7,12 +7,11 @@ again. Exit status 1 when one failed. The mesh starts once, and anew after a fai
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-import uvloop
 
 from tests.storm.seed_run import Outcome, run_seed
 from tests.storm.storm_mesh import storm_mesh
@@ -63,4 +62,5 @@ if __name__ == "__main__":
     PARSER.add_argument("--folder", type=Path, help="where the meshes live; none: a new temporary folder, which stays")
     OPTIONS = PARSER.parse_args()
     FOLDER = OPTIONS.folder or Path(tempfile.mkdtemp(prefix="finemesh-storm-"))
-    sys.exit(uvloop.run(main(OPTIONS.seeds, FOLDER)))
+    # Not uvloop: it forks, and in a process that speaks gRPC the new one may die before it runs its program.
+    sys.exit(asyncio.run(main(OPTIONS.seeds, FOLDER)))

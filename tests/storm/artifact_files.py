@@ -1,4 +1,4 @@
-"""Which files of the artifact store nobody knows: neither a file, a model, a checkpoint nor a removal that is due.
+"""Which files of the artifact store nobody knows: no file, model, checkpoint, archive of events or due removal.
 
 Not pure: databases, the folder of the store.
 """
@@ -35,6 +35,11 @@ async def _known(mesh: StormMesh) -> set[str]:
     for row in await mesh.rows("scheduler", "SELECT artifact FROM checkpoints WHERE obsolete_at IS NULL"):
         artifact = artifact_pb2.Artifact.FromString(row["artifact"])
         known |= {artifact.key + file.path for file in artifact.files}
+    for row in await mesh.rows("scheduler", "SELECT output_artifact FROM jobs WHERE output_artifact IS NOT NULL"):
+        artifact = artifact_pb2.Artifact.FromString(row["output_artifact"])
+        known |= {artifact.key + file.path for file in artifact.files}
+    for row in await mesh.rows("billing", "SELECT object_key FROM archive_files WHERE removed_time IS NULL"):
+        known.add(row["object_key"])
     for table in ("base_models", "models"):
         statement = f"SELECT artifact_key || (file ->> 'path') AS key FROM {table}, jsonb_array_elements(files) AS file"  # noqa: S608 - names of tables
         known |= {row["key"] for row in await mesh.rows("inference", statement)}

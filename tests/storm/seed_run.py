@@ -17,7 +17,7 @@ from tests.storm.users import Users
 
 # After the storm: how long a repeated call may still fail, and until when nothing is left.
 PATIENCE_S = 15.0
-SETTLED_S_MAX = 30.0
+SETTLED_S_MAX = 45.0
 LOOK_S = 0.3
 CREDIT_NANOS_USD = 10_000 * 10**9
 
@@ -47,6 +47,7 @@ def plan_of(seed: int) -> Plan:
 
 async def run_seed(mesh: StormMesh, seed: int) -> Outcome:
     plan, healed, took_s = plan_of(seed), asyncio.Event(), {}
+    deaths = mesh.deaths()
     tenant = await add_organization(mesh.database_url("gateway"), f"storm-{seed}-{int(time.time() * 1000)}")
     async with mesh.client(tenant.api_key) as client:
         users = Users(client, tenant, mesh.folder, seed=seed, healed=healed, patience_s=PATIENCE_S)
@@ -66,6 +67,11 @@ async def run_seed(mesh: StormMesh, seed: int) -> Outcome:
     took_s["settled"] = time.monotonic() - began_s
     killed = any(fault.trouble is Trouble.KILL and fault.target.startswith("inference") for fault in plan.faults)
     storm = Storm(tenant=tenant, deeds=users.deeds, killed=killed)
+    findings += [
+        f"{name} ended {count - deaths[name]} x by itself"
+        for name, count in mesh.deaths().items()
+        if count != deaths[name]
+    ]
     findings += users.deeds.surprises + await truths_of(mesh, storm)
     took_s["checked"] = time.monotonic() - began_s
     return Outcome(plan=plan, storm=storm, findings=findings, took_s=took_s)

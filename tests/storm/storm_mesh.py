@@ -7,6 +7,7 @@ stubs: a storm costs seconds, and what it breaks is everything around them.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ DATABASES = tuple(name for name, peers in CALLS.items() if POSTGRES in peers)
 SHORT = {
     **NO_QUARANTINE,
     **NO_WARM_CHILDREN,
+    "PYTHONFAULTHANDLER": "1",
     "FINEMESH_SCHEDULER_LEASE_DURATION_S": "3",
     "FINEMESH_SCHEDULER_HEARTBEAT_INTERVAL_S": "0.3",
     "FINEMESH_SCHEDULER_SWEEP_INTERVAL_S": "0.3",
@@ -71,6 +73,14 @@ SHORT = {
     "FINEMESH_GATEWAY_UPLOAD_S_MAX": "6",
     "FINEMESH_GATEWAY_UPLOAD_IDLE_S_MAX": "3",
     "FINEMESH_GATEWAY_DELETED_FILE_RETENTION_S": "0",
+    # Of files, archived events and what attempts leave behind; longer than a node may be frozen.
+    "FINEMESH_SCHEDULER_RUN_STATE_RETENTION_S": "6",
+    "FINEMESH_TRAINER_FOLDER_INTERVAL_S": "0.5",
+    "FINEMESH_SCHEDULER_FOLDER_CLAIM_S": "3",
+    "FINEMESH_BILLING_ARCHIVE_INTERVAL_S": "0.5",
+    "FINEMESH_BILLING_ARCHIVE_WRITE_S_MAX": "3",
+    "FINEMESH_BILLING_ARCHIVE_KEEP_INTERVAL_S": "0.5",
+    "FINEMESH_BILLING_ARCHIVE_BACKOFF_S_MAX": "0.5",
     "FINEMESH_CONSUMER_ACK_WAIT_S": "2",
     "FINEMESH_CONSUMER_BACKOFF_S_MIN": "0.05",
     "FINEMESH_CONSUMER_BACKOFF_S_MAX": "0.5",
@@ -95,6 +105,8 @@ class StormMesh:
     folder: Path
     stack: Stack
     links: dict[str, Link] = field(default_factory=dict)
+    # How often a storm killed what.
+    kills: Counter[str] = field(default_factory=Counter)
 
     @property
     def witness(self) -> Path:
@@ -102,6 +114,10 @@ class StormMesh:
 
     def clock(self, process: str) -> Path:
         return self.stack.folder.root / f"clock-{process}"
+
+    def deaths(self) -> dict[str, int]:
+        """How often each process ended although nobody killed it."""
+        return {name: self.stack.restarts(name) - self.kills[name] for name in process_names()}
 
     def client(self, api_key: str) -> Client:
         """Of the two gateways, through a link."""
@@ -193,6 +209,7 @@ async def storm_mesh(folder: Path) -> AsyncIterator[StormMesh]:
     """Everything up and a base model imported; all gone after."""
     base = await asyncio.to_thread(make_base, folder)
     mesh: StormMesh
+    notices = (folder / "launcher.log").open("w", encoding="utf-8")
     options = StackOptions(
         data=folder / "data",
         engine="stub",
@@ -200,6 +217,7 @@ async def storm_mesh(folder: Path) -> AsyncIterator[StormMesh]:
         replicas=REPLICAS,
         services=tuple(replace(service, module="tests.storm.storm_process") for service in SERVICES),
         environment=SHORT,
+        notices=notices,
         rewire=lambda name, environment: rewired(mesh, name, environment),
     )
     mesh = StormMesh(folder=folder, stack=Stack(options))
@@ -220,6 +238,7 @@ async def storm_mesh(folder: Path) -> AsyncIterator[StormMesh]:
     finally:
         for link in mesh.links.values():
             await link.close()
+        notices.close()
 
 
 def _targets(mesh: StormMesh, process: str, peer: str) -> Callable[[], list[Address]]:
