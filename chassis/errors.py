@@ -172,7 +172,7 @@ def pack(error: DomainError) -> status_pb2.Status:
     message = _bounded(error.message)
     status = status_pb2.Status(code=error.code.value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    info.metadata.update({key: _bounded(value) for key, value in error.metadata.items()})
+    info.metadata.update({_bounded(key): _bounded(value) for key, value in error.metadata.items()})
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
@@ -258,5 +258,6 @@ def _fitting(violations: Sequence[FieldViolation], room_bytes: int) -> error_det
 
 
 def _bounded(text: str) -> str:
-    coded = text.encode()
-    return text if len(coded) <= TEXT_BYTES_MAX else coded[: TEXT_BYTES_MAX - 3].decode(errors="ignore") + "…"
+    """What a message can hold of it: half of a surrogate pair, as JSON may bring it, becomes a question mark."""
+    coded = text.encode(errors="replace")
+    return coded.decode() if len(coded) <= TEXT_BYTES_MAX else coded[: TEXT_BYTES_MAX - 3].decode(errors="ignore") + "…"

@@ -15,6 +15,7 @@ import structlog
 from chassis.backoff import Backoff
 from chassis.db.bounded_pool import BoundedPool, PoolExhausted
 from chassis.db.text import json_to_text, text_to_bytes
+from chassis.db.text_connection import TextConnection
 from chassis.settings import ChassisSettings
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -94,7 +95,7 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
         settings.database_url,
         wait_s_max=settings.pool_wait_s_max,
         loop=None,
-        connection_class=asyncpg.Connection,
+        connection_class=TextConnection,
         record_class=asyncpg.Record,
         max_queries=CONNECTION_QUERIES_MAX,
         max_inactive_connection_lifetime=CONNECTION_IDLE_S_MAX,

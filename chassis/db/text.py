@@ -16,10 +16,23 @@ def storable(value: str) -> str:
 
 
 def text_to_bytes(value: str) -> bytes:
-    """How every text parameter is sent; asyncpg sends arrays of text itself, so a store makes their texts storable."""
+    """How every text parameter is sent; for the texts of arrays see `storable_argument`."""
     if value.isascii() and "\0" not in value:
         return value.encode()
     return storable(value).encode()
+
+
+def storable_argument(value: Any) -> Any:
+    """A parameter whose array, if it is one, holds storable texts; the same object where nothing has to change."""
+    if type(value) not in (list, tuple) or all(_is_plain(each) for each in value):
+        return value
+    return [storable(each) if isinstance(each, str) else storable_argument(each) for each in value]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and "\0" not in value
+    return type(value) not in (list, tuple)
 
 
 def json_to_text(value: Any) -> str:

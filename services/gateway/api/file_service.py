@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 from chassis.clock import Clock
@@ -103,12 +102,11 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
     ) -> file_service_pb2.DeleteFileResponse:
         caller = current_caller()
         parts = own_name(file_pb2.File, request.name, caller)
-        now = self._clock.now()
-        due = now + timedelta(seconds=self._settings.deleted_file_retention_s)
+        now, kept_s = self._clock.now(), self._settings.deleted_file_retention_s
         async with transaction(self._pool) as connection:
             if not await FileStore(connection).delete(parts["project"], parts["file"], now):
                 raise _not_found(request.name)
-            await FileStore(connection).add_removal(artifact_key(parts["project"], parts["file"]), due)
+            await FileStore(connection).add_removal(artifact_key(parts["project"], parts["file"]), kept_s)
             await audit.record(connection, caller, now, "file.delete", request.name)
         self._collector.wake()
         return file_service_pb2.DeleteFileResponse()

@@ -3,8 +3,6 @@
 It serves nobody.
 """
 
-from datetime import timedelta
-
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
@@ -48,12 +46,9 @@ class ArtifactCollector:
 
     async def collect(self) -> int:
         """Does what is due, one batch at most; returns how many objects went."""
-        now = self._clock.now()
         async with transaction(self._pool) as connection:
             keys = await FileStore(connection).claim_removals(
-                now=now,
-                claimed_before=now - timedelta(seconds=self._settings.sweep_claim_s),
-                limit=self._settings.sweep_batch_max,
+                claim_s=self._settings.sweep_claim_s, limit=self._settings.sweep_batch_max
             )
         for key in keys:
             await self._remove(key)
@@ -62,7 +57,7 @@ class ArtifactCollector:
     async def discard(self, key: str) -> None:
         """Removes bytes at once that were never given to a file; does nothing when a file has them after all."""
         async with self._pool.acquire() as connection:
-            claimed = await FileStore(connection).claim_removal(key, self._clock.now())
+            claimed = await FileStore(connection).claim_removal(key)
         if claimed:
             await self._remove(key)
 

@@ -49,34 +49,34 @@ WHERE file_id IN (
     FOR UPDATE SKIP LOCKED
 );
 
--- name: add_removal(artifact_key, due_time)!
--- Notes bytes that are to go after the due time.
+-- name: add_removal(artifact_key, delay_s)!
+-- Notes bytes that are to go after a while, by the database's clock.
 INSERT INTO removals (artifact_key, due_time)
-VALUES (:artifact_key, :due_time)
+VALUES (:artifact_key, now() + make_interval(secs => :delay_s))
 ON CONFLICT (artifact_key) DO UPDATE SET due_time = excluded.due_time;
 
 -- name: take_back_removal(artifact_key)!
 -- Keeps the bytes after all; no row deleted means that a sweep has claimed them and they may be gone.
 DELETE FROM removals WHERE artifact_key = :artifact_key AND claim_time IS NULL;
 
--- name: claim_removal(artifact_key, now)!
+-- name: claim_removal(artifact_key)!
 -- Claims one removal before its time; no row updated means that it was taken back or claimed elsewhere.
 UPDATE removals
-SET due_time = :now, claim_time = :now
+SET due_time = now(), claim_time = now()
 WHERE artifact_key = :artifact_key AND claim_time IS NULL;
 
 -- name: finish_removal(artifact_key)!
 -- Forgets a removal whose bytes are gone.
 DELETE FROM removals WHERE artifact_key = :artifact_key;
 
--- name: claim_removals(now, claimed_before, limit)
+-- name: claim_removals(claim_s, limit)
 -- Claims removals whose time has come; a claim that was not finished for long may be taken over.
 UPDATE removals
-SET claim_time = :now
+SET claim_time = now()
 WHERE artifact_key IN (
     SELECT artifact_key
     FROM removals
-    WHERE due_time <= :now AND (claim_time IS NULL OR claim_time < :claimed_before)
+    WHERE due_time <= now() AND (claim_time IS NULL OR claim_time < now() - make_interval(secs => :claim_s))
     ORDER BY due_time
     LIMIT :limit
     FOR UPDATE SKIP LOCKED

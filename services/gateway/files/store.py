@@ -40,22 +40,23 @@ class FileStore:
         """Forgets files that were deleted long ago, at most so many; returns how many."""
         return affected(await QUERIES.prune_files(self._connection, retention_s=retention_s, batch_max=batch_max))
 
-    async def add_removal(self, artifact_key: str, due: datetime) -> None:
-        await QUERIES.add_removal(self._connection, artifact_key=artifact_key, due_time=due)
+    async def add_removal(self, artifact_key: str, delay_s: float) -> None:
+        await QUERIES.add_removal(self._connection, artifact_key=artifact_key, delay_s=delay_s)
 
     async def take_back_removal(self, artifact_key: str) -> bool:
         """False when a removal was claimed, whose bytes may be gone."""
         return affected(await QUERIES.take_back_removal(self._connection, artifact_key=artifact_key)) == 1
 
-    async def claim_removal(self, artifact_key: str, now: datetime) -> bool:
+    async def claim_removal(self, artifact_key: str) -> bool:
         """False when the bytes belong to a file now, or somebody else removes them."""
-        return affected(await QUERIES.claim_removal(self._connection, artifact_key=artifact_key, now=now)) == 1
+        return affected(await QUERIES.claim_removal(self._connection, artifact_key=artifact_key)) == 1
 
     async def finish_removal(self, artifact_key: str) -> None:
         await QUERIES.finish_removal(self._connection, artifact_key=artifact_key)
 
-    async def claim_removals(self, *, now: datetime, claimed_before: datetime, limit: int) -> list[str]:
-        rows = QUERIES.claim_removals(self._connection, now=now, claimed_before=claimed_before, limit=limit)
+    async def claim_removals(self, *, claim_s: float, limit: int) -> list[str]:
+        """Those whose time has come; a claim that is older than `claim_s` is taken over."""
+        rows = QUERIES.claim_removals(self._connection, claim_s=claim_s, limit=limit)
         return [row["artifact_key"] async for row in rows]
 
 

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import structlog
 
@@ -92,10 +91,10 @@ class Uploads:
         file_id = self._ids.new("file")
         key = artifact_key(new.project_id, file_id)
         # Noted before the first byte: whatever happens to this process, the garbage collection finds what it left.
-        due = self._clock.now() + timedelta(seconds=self._settings.upload_s_max + self._settings.sweep_claim_s)
+        delay_s = self._settings.upload_s_max + self._settings.sweep_claim_s
         try:
             async with self._pool.acquire() as connection:
-                await FileStore(connection).add_removal(key, due)
+                await FileStore(connection).add_removal(key, delay_s)
             received = await self._receive(new, chunks, key)
             kept_id = await self._keep(new, received, file_id, key)
         except BaseException:

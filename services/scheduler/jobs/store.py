@@ -10,7 +10,6 @@ import asyncpg
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import load_queries
-from chassis.db.text import storable
 from services.scheduler.jobs.job import (
     EventKind,
     Job,
@@ -198,7 +197,7 @@ class JobStore:
             sequences=[*range(last - len(lines) + 1, last + 1)],
             now=now,
             kinds=[kind.value for kind, _, _ in lines],
-            messages=[storable(message) for _, message, _ in lines],
+            messages=[message for _, message, _ in lines],
             state=state.value,
             progresses=[progress for _, _, progress in lines],
         )

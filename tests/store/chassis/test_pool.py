@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +17,8 @@ from tests.harness.fixtures import SettingsFactory
 from tests.harness.parties import as_another
 from tests.store.chassis.world import World
 
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 async def test_every_query_prepares(world: World) -> None:
     async with world.pool.acquire() as connection:
@@ -27,7 +30,7 @@ async def test_claiming_uses_the_index_of_waiting_rows(world: World) -> None:
     sql = statements(Path(outbox.__file__).parent / "queries.sql")["claim_events"].rstrip().rstrip(";")
     async with transaction(world.pool) as connection:
         await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan")
-        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + sql, 100, ["usage"], 10.0))
+        plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + sql, BEGIN, 100, ["usage"], 10.0))
     assert "outbox_waiting" in plan
 
 
@@ -111,3 +114,22 @@ async def test_text_that_no_column_can_hold_is_stored_with_replacements(world: W
         assert await connection.fetchval("SELECT $1::text", bad) == kept
         read = await connection.fetchval("SELECT $1::jsonb", {bad: [bad, 1, "\\u0000", "\U0001f600"]})
         assert read == {kept: [kept, 1, "\\u0000", "\U0001f600"]}
+
+
+async def test_texts_in_arrays_are_stored_with_replacements_by_every_way_of_asking(world: World) -> None:
+    bad, kept = ["a\0b", None, "\ud800", "\N{SNOWMAN}"], ["a\ufffdb", None, "\ufffd", "\N{SNOWMAN}"]
+    async with world.pool.acquire() as connection, connection.transaction():
+        assert await connection.fetchval("SELECT $1::text[]", bad) == kept
+        assert await connection.fetchval("SELECT $1::text[]", tuple(bad)) == kept
+        assert await connection.fetchval("SELECT $1::text[]", [["a\0"], ["b"]]) == [["a\ufffd"], ["b"]]
+        assert [row[0] for row in await connection.fetch("SELECT unnest($1::text[])", bad)] == kept
+        row = await connection.fetchrow("SELECT $1::text[], $2::integer[]", bad, [1, 2])
+        assert row is not None
+        assert tuple(row) == (kept, [1, 2])
+        await connection.execute("CREATE TEMPORARY TABLE texts (many text[]) ON COMMIT DROP")
+        await connection.execute("INSERT INTO texts VALUES ($1)", bad)
+        await connection.executemany("INSERT INTO texts VALUES ($1)", [(bad,), (["plain"],)])
+        rows = [row["many"] async for row in connection.cursor("SELECT many FROM texts WHERE many <> $1", ["\0"])]
+        assert rows == [kept, kept, ["plain"]]
+    # Without a connection of one's own, too.
+    assert await world.pool.fetchval("SELECT $1::text[]", bad) == kept

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2
 
 from chassis import errors, identity
 from chassis.errors import DomainError, FieldViolation, Internal, Unavailable
@@ -169,3 +170,17 @@ async def test_a_status_without_details_becomes_a_typed_error(code: grpc.StatusC
     typed = errors.unpack(bare)
     assert typed.code in (code, grpc.StatusCode.INTERNAL)
     assert "10.0.0.7" not in typed.message
+
+
+def test_an_error_that_quotes_half_a_surrogate_pair_is_told_all_the_same() -> None:
+    bad, told = "row 3: '\ud83d\0'", "row 3: '?\0'"
+    error = errors.InvalidArgument(
+        "DATASET_INVALID", bad, violations=[errors.FieldViolation(bad, bad)], metadata={"a\ud800": bad}
+    )
+    status = errors.pack(error)
+    assert status.message == told
+    bad_request, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(bad_request)
+    assert status.details[1].Unpack(info)
+    assert [(each.field, each.description) for each in bad_request.field_violations] == [(told, told)]
+    assert dict(info.metadata) == {"a?": told}
