@@ -50,7 +50,7 @@ class BillingSettings(ChassisSettings):
     credit_price_s: float = Field(
         default=3600.0, gt=0, description="How far ahead the price of tokens is told; half of it it may be used."
     )
-    credit_collect_interval_s: float = Field(default=30.0, gt=0, description="Pause between looks for leases to end.")
+    credit_collect_interval_s: float = Field(default=5.0, gt=0, description="Pause between looks for leases to end.")
     budget_alert_retention_s: float = Field(
         default=400 * 86_400.0, gt=40 * 86_400.0, description="How long it is known that a budget's warning went out."
     )

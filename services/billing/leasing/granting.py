@@ -41,7 +41,8 @@ async def grant(
     leases = LeaseStore(connection)
     standings = await LedgerStore(connection).lock([request.organization_id])
     if not await leases.is_alive(request.holder):
-        raise Aborted("LEASE_STALE", f"{request.holder} did not renew its leases in time; begin with new ones")
+        message = f"{request.holder} did not renew its leases in time; begin with new ones"
+        raise Aborted("LEASE_STALE", message, metadata={"holder": request.holder})
     lease = await leases.lock_lease(request.lease_id) or _new(request)
     if _owner(lease) != (request.holder, request.organization_id, request.spender) or lease.closed_time is not None:
         raise Aborted("LEASE_STALE", f"lease {request.lease_id} is another's or closed; begin with a new one")

@@ -1,17 +1,27 @@
 -- name: renew_holder(holder, lifetime_s)!
--- Puts off the end of a holder's leases; also of one that is over and not yet collected, whose credit nobody took away.
-UPDATE lease_holders SET expire_time = now() + make_interval(secs => :lifetime_s) WHERE holder = :holder;
+-- Puts off the end of a holder's leases, unless it is over: then others may have what they held.
+UPDATE lease_holders SET expire_time = now() + make_interval(secs => :lifetime_s)
+WHERE holder = :holder AND expire_time > now();
 
 -- name: insert_holder(holder, lifetime_s)!
 -- Remembers a holder that has no leases yet.
 INSERT INTO lease_holders (holder, expire_time) VALUES (:holder, now() + make_interval(secs => :lifetime_s))
 ON CONFLICT (holder) DO NOTHING;
 
--- name: renew_all_holders(lifetime_s)!
--- Gives every holder a whole lifetime from now: while billing was away, nobody could renew.
+-- name: renew_all_holders(lifetime_s, quiet_s)!
+-- Gives every holder a whole lifetime from now, if none renewed lately: then billing was away, and nobody could.
 UPDATE lease_holders
-SET expire_time = greatest(lease_holders.expire_time, now() + make_interval(secs => :lifetime_s))
-FROM (SELECT holder FROM lease_holders ORDER BY holder FOR NO KEY UPDATE) AS found
+SET expire_time = greatest(lease_holders.expire_time, now() + make_interval(secs => :lifetime_s::float8))
+FROM (
+    SELECT holder
+    FROM lease_holders
+    WHERE NOT EXISTS (
+        SELECT FROM lease_holders AS renewed
+        WHERE renewed.expire_time > now() + make_interval(secs => :lifetime_s::float8 - :quiet_s::float8)
+    )
+    ORDER BY holder
+    FOR NO KEY UPDATE
+) AS found
 WHERE lease_holders.holder = found.holder;
 
 -- name: delete_holder(holder)!

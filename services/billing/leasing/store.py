@@ -39,15 +39,18 @@ class LeaseStore:
         self._connection = connection
 
     async def renew_holder(self, holder: str, lifetime: timedelta) -> bool:
-        """False when the holder was not known; it is then."""
+        """False when the holder was not known, and is then, or its leases are over, and stay so."""
         lifetime_s = lifetime.total_seconds()
         if affected(await _queries.renew_holder(self._connection, holder=holder, lifetime_s=lifetime_s)):
             return True
         await _queries.insert_holder(self._connection, holder=holder, lifetime_s=lifetime_s)
         return False
 
-    async def renew_all_holders(self, lifetime: timedelta) -> None:
-        await _queries.renew_all_holders(self._connection, lifetime_s=lifetime.total_seconds())
+    async def renew_all_holders(self, lifetime: timedelta, quiet: timedelta) -> None:
+        """Unless one of them renewed within `quiet`."""
+        await _queries.renew_all_holders(
+            self._connection, lifetime_s=lifetime.total_seconds(), quiet_s=quiet.total_seconds()
+        )
 
     async def delete_holder(self, holder: str) -> None:
         await _queries.delete_holder(self._connection, holder=holder)

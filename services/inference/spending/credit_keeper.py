@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import structlog
@@ -71,7 +69,7 @@ class CreditKeeper:
         """Asks for more in the background, which no call waits for."""
         asking = self._asking.setdefault(account.spender, _Asking())
         if asking.task is None and self._clock.monotonic() >= asking.refill_after:
-            asking.task = self._spawn(self._grant(account, 0, asking))
+            asking.task = self._spawn(account, 0, asking)
 
     async def reserve(self, account: LeaseAccount, amount: int, *, what: str) -> LeaseAccount:
         """Reserves, and waits for a grant if the lease has less. Returns the lease that it came from.
@@ -120,16 +118,14 @@ class CreditKeeper:
     async def renew(self) -> bool:
         """Keeps the leases alive, gives back what is idle or recalled. True when there is more to give back."""
         async with self._renewing:
-            busy = [spender for spender, asking in self._asking.items() if asking.task is not None]
             self._book.give_up_idle(
                 self._clock.monotonic(),
                 idle_s=self._settings.credit_idle_s,
                 age_s_max=self._settings.credit_lease_age_s_max,
-                busy=busy,
             )
             recalled = await self._tell(leaving=False)
             self._forget_spenders()
-            returned = self._book.give_back(recalled, busy)
+            returned = self._book.give_back(recalled)
             return returned or len(self._book.returns(RETURNS_MAX)) == RETURNS_MAX
 
     async def close(self) -> None:
@@ -144,17 +140,17 @@ class CreditKeeper:
 
     async def _tell(self, *, leaving: bool) -> list[str]:
         """Renews and returns; the leases that billing calls back."""
-        asked_at, returns = self._clock.monotonic(), self._book.returns(RETURNS_MAX)
+        asked_at, returns, holder = self._clock.monotonic(), self._book.returns(RETURNS_MAX), self._book.holder
         known_before = self._alive_until > 0
         answer = await self._billing.RenewCreditLeases(
-            convert.renewal_to_proto(self._book.holder, returns, leaving=leaving),
-            timeout=self._settings.credit_wait_s_max,
+            convert.renewal_to_proto(holder, returns, leaving=leaving), timeout=self._settings.credit_wait_s_max
         )
+        if holder != self._book.holder:
+            return []
         if known_before and not answer.known:
-            # Billing had forgotten us, and with us our leases.
-            log.warning("credit_leases_lost", holder=self._book.holder)
-            self._book.lose_all()
-            self._alive_until = 0.0
+            # Others may have what our leases held.
+            log.warning("credit_leases_lost", holder=holder)
+            self._lose_all()
             return []
         self._book.told(returns)
         self._alive_until = asked_at + answer.lease_duration.ToTimedelta().total_seconds()
@@ -167,7 +163,7 @@ class CreditKeeper:
             asking.waiting += amount
             try:
                 if asking.task is None:
-                    asking.task = self._spawn(self._grant(account, amount, asking))
+                    asking.task = self._spawn(account, amount, asking)
                 asking.refusal = await asyncio.shield(asking.task)
             finally:
                 asking.waiting -= amount
@@ -178,9 +174,10 @@ class CreditKeeper:
             # Others needed more than there was; this call may fit.
             asking.refused_until = 0.0
 
-    def _spawn(self, grant: Coroutine[Any, Any, Refusal | None]) -> asyncio.Task[Refusal | None]:
+    def _spawn(self, account: LeaseAccount, amount: int, asking: _Asking) -> asyncio.Task[Refusal | None]:
         """For every call that waits, so without the deadline and the caller of the first one."""
-        task = asyncio.create_task(grant, context=contextvars.Context())
+        account.growing = True
+        task = asyncio.create_task(self._grant(account, amount, asking), context=contextvars.Context())
         self._grants.add(task)
         task.add_done_callback(self._spawned)
         return task
@@ -221,13 +218,19 @@ class CreditKeeper:
             return refusal_of(error)
         except Aborted as error:
             log.warning("credit_lease_stale", lease_id=account.lease_id, error=repr(error))
-            self._alive_until = 0.0
-            self._book.lose_all()
+            if "holder" not in error.metadata:
+                self._book.give_up(account)
+            elif error.metadata["holder"] == self._book.holder:
+                self._lose_all()
         except DomainError as error:
             raise billing_away(error.message) from error
         finally:
-            asking.task = None
+            asking.task, account.growing = None, False
         return None
+
+    def _lose_all(self) -> None:
+        self._book.lose_all()
+        self._alive_until = 0.0
 
     def _forget_spenders(self) -> None:
         """Of whom nothing is remembered but an old refusal."""

@@ -33,7 +33,9 @@ class LeaseAccount:
     calls: int = 0
     # What was granted last beyond what calls needed.
     chunk: int = 0
-    # Billing has ended it: what its calls reserved is theirs, and nothing more can be reserved.
+    # Billing is asked to enlarge it; meanwhile nothing is given back, because requests may pass each other.
+    growing: bool = False
+    # Nothing more can be reserved; what its calls reserved is theirs.
     over: bool = False
 
     @property
@@ -43,8 +45,8 @@ class LeaseAccount:
 
     @property
     def in_use(self) -> bool:
-        """Whether calls may still reserve or use something."""
-        return bool(self.calls or self.reserved)
+        """Whether calls may still reserve or use something, or more of it is on its way."""
+        return bool(self.calls or self.reserved or self.growing)
 
     @property
     def runs_low(self) -> bool:

@@ -63,16 +63,17 @@ class LeaseBook:
         account.revision += 1
         return account.revision
 
-    def give_up_idle(self, now: float, *, idle_s: float, age_s_max: float, busy: Iterable[Spender]) -> None:
-        """Takes out leases that nobody used for a while, and old ones, which begin anew with the next call.
+    def give_up(self, account: LeaseAccount) -> None:
+        """Takes out a lease that billing does not enlarge any more."""
+        account.over = True
+        if self._open.get(account.spender) is account:
+            self._take_out(account.spender)
 
-        A lease in `busy` is being enlarged; it is left alone.
-        """
-        kept = set(busy)
+    def give_up_idle(self, now: float, *, idle_s: float, age_s_max: float) -> None:
+        """Takes out leases that nobody used for a while, and old ones, which begin anew with the next call."""
         for spender, account in list(self._open.items()):
             idle = not account.in_use and now - self._used_at[account.lease_id] > idle_s
-            old = now - self._began_at[account.lease_id] > age_s_max
-            if (idle or old) and spender not in kept:
+            if idle or now - self._began_at[account.lease_id] > age_s_max:
                 self._take_out(spender)
 
     def give_up_all(self) -> None:
@@ -81,14 +82,15 @@ class LeaseBook:
             self._take_out(spender)
         for account in self._leaving:
             account.used, account.reserved, account.calls = account.total_with(0), 0, 0
+            account.growing = False
 
-    def give_back(self, lease_ids: Iterable[str], busy: Iterable[Spender]) -> bool:
+    def give_back(self, lease_ids: Iterable[str]) -> bool:
         """Gives back what no call has reserved of these leases; False when there is none of them."""
-        wanted, kept = set(lease_ids), set(busy)
+        wanted = set(lease_ids)
         found = [
             account
             for account in (*self._open.values(), *self._leaving)
-            if account.lease_id in wanted and account.spender not in kept
+            if account.lease_id in wanted and not account.growing
         ]
         for account in found:
             self._return(account, closed=False)

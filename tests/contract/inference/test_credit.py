@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, Unavailable
+from finemesh.events.v1 import usage_events_pb2
 from finemesh.inference.v1 import generation_pb2
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -114,7 +115,12 @@ async def test_a_long_stream_reserves_as_it_goes_and_ends_when_nothing_is_left(w
             parts.append(part)  # noqa: PERF401
     assert f"the answer, which has {PART_TOKENS} tokens" in refused.value.message
     assert len("".join(part.text_delta for part in parts).split()) == PART_TOKENS
-    (record,) = [each for each in (await metered(world)).values() if each.project_id == project]
+
+    async def told() -> list[usage_events_pb2.InferenceUsage]:
+        return [each for each in (await metered(world)).values() if each.project_id == project]
+
+    # A call that was cut off does not wait for its record.
+    (record,) = await eventually(told)
     assert (record.input_tokens, record.output_tokens) == (PROMPT_TOKENS, PART_TOKENS)
     # With enough it goes on to its end, far beyond what it reserved at first.
     world.billing.credit[f"org_of_{project}"] = price(0, 500)

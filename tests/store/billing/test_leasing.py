@@ -197,7 +197,15 @@ async def test_a_holder_that_is_gone_takes_nothing_away(world: World) -> None:
     assert await leased(world) == 370
     with pytest.raises(Aborted, match="LEASE_STALE"):
         await lease(world, 201, lease_id="l2", holder="r2", revision=2)
-    # Nobody took it away yet, so its holder may come back; also after billing itself was away.
+    # Others may have what it held, so it cannot come back, also when another billing starts.
+    async with transaction(world.pool) as connection:
+        assert not await LeaseStore(connection).renew_holder("r2", LIFETIME)
+        assert await LeaseStore(connection).renew_holder("r1", timedelta(seconds=BillingSettings().credit_lease_s))
+    await collector.begin()
+    assert await leased(world) == 370
+    # When billing itself was away nobody renewed, and nobody took anything.
+    await world.pool.execute("UPDATE lease_holders SET expire_time = now() - interval '1 s'")
+    assert await leased(world) == 70
     await collector.begin()
     assert await leased(world) == 570
     await world.pool.execute("UPDATE lease_holders SET expire_time = now() - interval '1 s' WHERE holder = 'r2'")

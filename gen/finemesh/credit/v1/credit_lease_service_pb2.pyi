@@ -225,7 +225,7 @@ class RenewCreditLeasesResponse(_message.Message):
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     RECALLED_LEASE_IDS_FIELD_NUMBER: _builtins.int
     known: _builtins.bool
-    """False when the holder was not known: leases that it had are over. It goes on under another id."""
+    """False when the holder was not known or came too late: leases that it had are over. It goes on under another id."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the leases last from the moment when the request was sent."""

@@ -68,7 +68,8 @@ class CreditLeaseServiceServicer:
     def GrantCredit(self, request, context):
         """Grants a lease, or enlarges it. Amounts are totals of the lease, so the same request twice grants once.
         BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
-        LEASE_STALE when the holder or the lease is over, or a later revision of the lease came before.
+        LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
+        leases of the holder are over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,8 @@ class CreditLeaseServiceStub:
     GrantCredit: _grpc.UnaryUnaryMultiCallable[_credit_lease_service_pb2.GrantCreditRequest, _credit_lease_service_pb2.GrantCreditResponse]
     """Grants a lease, or enlarges it. Amounts are totals of the lease, so the same request twice grants once.
     BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
-    LEASE_STALE when the holder or the lease is over, or a later revision of the lease came before.
+    LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
+    leases of the holder are over.
     """
     RenewCreditLeases: _grpc.UnaryUnaryMultiCallable[_credit_lease_service_pb2.RenewCreditLeasesRequest, _credit_lease_service_pb2.RenewCreditLeasesResponse]
     """Says that a holder is alive, which renews its leases, and gives back what it does not need."""
@@ -57,7 +58,8 @@ class CreditLeaseServiceAsyncStub(CreditLeaseServiceStub):
     GrantCredit: _aio.UnaryUnaryMultiCallable[_credit_lease_service_pb2.GrantCreditRequest, _credit_lease_service_pb2.GrantCreditResponse]  # type: ignore[assignment]
     """Grants a lease, or enlarges it. Amounts are totals of the lease, so the same request twice grants once.
     BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
-    LEASE_STALE when the holder or the lease is over, or a later revision of the lease came before.
+    LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
+    leases of the holder are over.
     """
     RenewCreditLeases: _aio.UnaryUnaryMultiCallable[_credit_lease_service_pb2.RenewCreditLeasesRequest, _credit_lease_service_pb2.RenewCreditLeasesResponse]  # type: ignore[assignment]
     """Says that a holder is alive, which renews its leases, and gives back what it does not need."""
@@ -83,7 +85,8 @@ class CreditLeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_lease_service_pb2.GrantCreditResponse, _abc.Awaitable[_credit_lease_service_pb2.GrantCreditResponse]]:
         """Grants a lease, or enlarges it. Amounts are totals of the lease, so the same request twice grants once.
         BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
-        LEASE_STALE when the holder or the lease is over, or a later revision of the lease came before.
+        LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
+        leases of the holder are over.
         """
 
     @_abc_1.abstractmethod
