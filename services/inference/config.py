@@ -69,6 +69,16 @@ class InferenceSettings(ChassisSettings):
     chunk_bytes_max: int = Field(default=MIB, ge=1024, description="Largest chunk of an import or a download.")
     part_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Part of a multipart upload to the store.")
     parts_in_flight_max: int = Field(default=3, ge=1, description="Parts of one upload written at a time.")
+    import_store_s_max: float = Field(
+        default=6 * 3600.0, gt=0, description="Longest storing of an import's files; what took longer is removed."
+    )
+    leftover_interval_s: float = Field(
+        default=600.0, gt=0, description="Pause between looks for what killed processes left behind."
+    )
+    leftover_claim_s: float = Field(
+        default=300.0, gt=0, description="A removal of such files that was not finished is tried again after it."
+    )
+    leftovers_batch_max: int = Field(default=20, ge=1, description="Uploads that one such look removes.")
     imports_max: int = Field(default=2, ge=1, description="Imports in flight at a time.")
 
     usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")

@@ -20,6 +20,7 @@ from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import Ids, SystemIds
+from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from chassis.process import CoroutineFunction, DrainStage, Process, run
 from chassis.retention import RetentionKeeper
@@ -46,6 +47,8 @@ from services.inference.endpoints.transitions import Transitions
 from services.inference.engines.choice import open_engine
 from services.inference.metering.meter import Meter
 from services.inference.models.base_import import BaseImporter
+from services.inference.models.base_uploads import BaseUploads
+from services.inference.models.leftovers import Leftovers
 from services.inference.models.model_registry import Registry
 from services.inference.retention_rules import retention_rules
 from services.inference.serving.calls import Serving
@@ -106,7 +109,11 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
-    importer = BaseImporter(pool, objects, settings=settings, clock=clock, ids=ids)
+    uploads = BaseUploads(pool, objects, settings=settings, ids=ids)
+    imports = HeldFolders(settings.data_dir / "imports")
+    leftovers = Leftovers(uploads, [imports], interval_s=settings.leftover_interval_s, clock=clock)
+    keep("leftovers", leftovers.run)
+    importer = BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
     creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
     local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import InvalidArgument, ResourceExhausted, invalid
+from chassis.errors import Aborted, DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
+from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
+from services.inference.models.base_uploads import BaseUploads, is_passing
 from services.inference.models.domain import BaseModel, NameKind, Weights, name_taken
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
+
+log = structlog.get_logger()
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SOURCE = re.compile(r"[!-~]{0,300}")
@@ -44,10 +49,20 @@ class BaseImporter:
     """At most `imports_max` imports at a time, each in a local folder of its own."""
 
     def __init__(
-        self, pool: Pool, objects: ObjectStore, *, settings: InferenceSettings, clock: Clock, ids: Ids
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        uploads: BaseUploads,
+        folders: HeldFolders,
+        *,
+        settings: InferenceSettings,
+        clock: Clock,
+        ids: Ids,
     ) -> None:
         self._pool = pool
         self._objects = objects
+        self._uploads = uploads
+        self._folders = folders
         self._settings = settings
         self._clock = clock
         self._ids = ids
@@ -62,12 +77,11 @@ class BaseImporter:
                 retry_after_s=10,
             )
         async with self._running:
-            folder = self._settings.data_dir / "imports" / self._ids.new("import")
-            await asyncio.to_thread(folder.mkdir, parents=True)
+            folder = await asyncio.to_thread(self._folders.open, self._ids.new("import"))
             try:
-                return await self._import(parts, folder)
+                return await self._import(parts, folder.path)
             finally:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(folder.close)
 
     async def _import(self, parts: AsyncIterator[ImportPart], folder: Path) -> BaseModel:
         header = check_header(await anext(parts, None))
@@ -79,8 +93,6 @@ class BaseImporter:
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
         revision = revision_of(spool.files)
         key = f"base/{header.model_id}/{revision}/"
-        for file in spool.files:
-            await self._objects.put(key + file.path, self._read(folder / file.path))
         model = BaseModel(
             model_id=header.model_id,
             weights=Weights(revision=revision, key=key, files=tuple(spool.files)),
@@ -91,12 +103,46 @@ class BaseImporter:
             created_at=self._clock.now(),
             source=header.source,
         )
+        upload_id = await self._uploads.begin(key)
+        try:
+            await self._store_files(model.weights, folder)
+            await self._list(model, upload_id)
+        except BaseException:
+            # Shielded: also a cancelled import cleans up after itself.
+            await asyncio.shield(self._discard(upload_id))
+            raise
+        return model
+
+    async def _store_files(self, weights: Weights, folder: Path) -> None:
+        seconds_max = self._settings.import_store_s_max
+        try:
+            async with asyncio.timeout(seconds_max):
+                for file in weights.files:
+                    await self._objects.put(weights.key + file.path, self._read(folder / file.path))
+        except TimeoutError as error:
+            message = (
+                f"storing the files took longer than import_store_s_max, {seconds_max:g} seconds; nothing was kept"
+            )
+            limit = {"limit": "import_store_s_max"}
+            raise DeadlineExceeded("DEADLINE_TOO_SHORT", message, metadata=limit) from error
+
+    async def _list(self, model: BaseModel, upload_id: str) -> None:
         async with transaction(self._pool) as connection:
             models = ModelStore(connection)
             if not await models.claim_name(model.model_id, NameKind.BASE, owner=model.model_id):
                 raise name_taken(model.model_id, "model_id")
+            if not await self._uploads.finish(connection, upload_id, model.weights.key):
+                message = "the import took so long that its files were removed; import it again"
+                raise Aborted("STATE_CONFLICT", message)
             await models.save_base(model)
-        return model
+
+    async def _discard(self, upload_id: str) -> None:
+        try:
+            await self._uploads.collect(upload_id)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            log.warning("base_upload_left", upload=upload_id, error=repr(error))
 
     async def _spool(self, parts: AsyncIterator[ImportPart], folder: Path) -> ModelSpool:
         """All files of the import on local disk, each checked."""

@@ -80,3 +80,49 @@ DELETE FROM model_names WHERE name = :name AND kind = :kind AND owner = :owner;
 -- name: get_name_kind(name)$
 -- What a name means now: base, tuned or endpoint.
 SELECT kind FROM model_names WHERE name = :name;
+
+-- name: lock_upload_key(artifact_key)$
+-- Lets one transaction at a time begin or collect uploads under a key.
+SELECT pg_advisory_xact_lock(hashtext('base_uploads'), hashtext(:artifact_key))::text;
+
+-- name: begin_upload(upload_id, artifact_key)!
+-- Notes an upload; no row while files under this key are being removed.
+INSERT INTO base_uploads (upload_id, artifact_key)
+SELECT :upload_id::text, :artifact_key::text
+WHERE NOT EXISTS (
+    SELECT FROM base_uploads WHERE artifact_key = :artifact_key::text AND claim_time IS NOT NULL
+);
+
+-- name: finish_upload(upload_id, artifact_key)!
+-- Ends an upload in the transaction that lists its model; no row when files under its key are being removed.
+DELETE FROM base_uploads
+WHERE upload_id = :upload_id AND NOT EXISTS (
+    SELECT FROM base_uploads AS removed WHERE removed.artifact_key = :artifact_key AND removed.claim_time IS NOT NULL
+);
+
+-- name: get_upload_key(upload_id)$
+-- Where an upload puts its files.
+SELECT artifact_key FROM base_uploads WHERE upload_id = :upload_id;
+
+-- name: is_upload_needed(upload_id, artifact_key, upload_s_max)$
+-- Says whether a listed model, or an upload under way, has its files under this key, too.
+SELECT EXISTS (SELECT FROM base_models WHERE artifact_key = :artifact_key) OR EXISTS (
+    SELECT FROM base_uploads
+    WHERE artifact_key = :artifact_key AND upload_id <> :upload_id AND claim_time IS NULL
+        AND begin_time > now() - make_interval(secs => :upload_s_max)
+);
+
+-- name: claim_upload(upload_id)!
+-- Begins the removal of an upload's files; no row when the upload ended meanwhile.
+UPDATE base_uploads SET claim_time = now() WHERE upload_id = :upload_id;
+
+-- name: forget_upload(upload_id)!
+-- Ends the removal of an upload's files.
+DELETE FROM base_uploads WHERE upload_id = :upload_id;
+
+-- name: list_dead_uploads(upload_s_max, claim_s, batch_max)
+-- Uploads that take longer than any may, and removals that were not finished.
+SELECT upload_id FROM base_uploads
+WHERE begin_time < now() - make_interval(secs => :upload_s_max)
+    OR claim_time < now() - make_interval(secs => :claim_s)
+ORDER BY begin_time LIMIT :batch_max;

@@ -108,6 +108,46 @@ class ModelStore:
         return NameKind(kind) if kind is not None else None
 
 
+class UploadStore:
+    """Uploads of base models that are not listed yet."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def begin(self, upload_id: str, key: str) -> bool:
+        """False while files under this key are being removed."""
+        await QUERIES.lock_upload_key(self._connection, artifact_key=key)
+        return affected(await QUERIES.begin_upload(self._connection, upload_id=upload_id, artifact_key=key)) == 1
+
+    async def finish(self, upload_id: str, key: str) -> bool:
+        """False when files under its key are being removed, or were."""
+        await QUERIES.lock_upload_key(self._connection, artifact_key=key)
+        return affected(await QUERIES.finish_upload(self._connection, upload_id=upload_id, artifact_key=key)) == 1
+
+    async def claim(self, upload_id: str, upload_s_max: float) -> str | None:
+        """Where the files are that are to be removed; None when the upload ended, or others need what is there."""
+        key: str | None = await QUERIES.get_upload_key(self._connection, upload_id=upload_id)
+        if key is None:
+            return None
+        await QUERIES.lock_upload_key(self._connection, artifact_key=key)
+        if await QUERIES.is_upload_needed(
+            self._connection, upload_id=upload_id, artifact_key=key, upload_s_max=upload_s_max
+        ):
+            await self.forget(upload_id)
+            return None
+        claimed = affected(await QUERIES.claim_upload(self._connection, upload_id=upload_id)) == 1
+        return key if claimed else None
+
+    async def forget(self, upload_id: str) -> None:
+        await QUERIES.forget_upload(self._connection, upload_id=upload_id)
+
+    async def list_dead(self, *, upload_s_max: float, claim_s: float, batch_max: int) -> list[str]:
+        rows = QUERIES.list_dead_uploads(
+            self._connection, upload_s_max=upload_s_max, claim_s=claim_s, batch_max=batch_max
+        )
+        return [row["upload_id"] async for row in rows]
+
+
 def _rows_of(files: Iterable[FileDigest]) -> list[dict[str, object]]:
     return [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
 
