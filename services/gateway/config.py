@@ -77,4 +77,7 @@ class GatewaySettings(ChassisSettings):
     http_messages_max: int = Field(default=1000, ge=1, description="Messages of one chat request.")
     http_body_s_max: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
     http_chat_s_max: float = Field(default=600.0, gt=0, description="Longest generation over HTTP.")
+    stalled_reader_s_max: float = Field(
+        default=30.0, gt=0, description="A client that takes nothing of its answer for longer loses the connection."
+    )
     http_connections_max: int = Field(default=1000, ge=1, description="HTTP requests in flight at a time.")

@@ -100,7 +100,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     process.on_drain(DrainStage.NOT_SERVING, edge.drain)
 
     await public.start()
-    await start_http(process, edge.asgi, settings.http_address, settings.http_port_file)
+    await start_http(process, edge.asgi, settings)
     # Last: whoever asks this door whether the gateway is healthy learns that the public doors are open.
     await mesh.start()
 

@@ -7,13 +7,13 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from chassis.process import DrainStage, Process
+from services.gateway.config import GatewaySettings
 
 log = structlog.get_logger()
 
@@ -38,9 +38,9 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
-async def start_http(process: Process, app: ASGIApp, address: str, port_file: Path | None) -> int:
+async def start_http(process: Process, app: ASGIApp, settings: GatewaySettings) -> int:
     """Serves until the drain; gives the bound port."""
-    listener = _bind(address)
+    listener = _bind(settings.http_address, settings.stalled_reader_s_max)
     port: int = listener.getsockname()[1]
     config = uvicorn.Config(
         app,
@@ -50,7 +50,7 @@ async def start_http(process: Process, app: ASGIApp, address: str, port_file: Pa
         server_header=False,
         # The traces carry who called; headers of a proxy in between must not pass for that.
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(process.settings.drain_grace_s * _GRACE_SHARE)),
+        timeout_graceful_shutdown=max(1, int(settings.drain_grace_s * _GRACE_SHARE)),
     )
     server = _Server(config)
 
@@ -67,7 +67,7 @@ async def start_http(process: Process, app: ASGIApp, address: str, port_file: Pa
     process.on_drain(DrainStage.FINISH_CALLS, finish)
     process.spawn("http_edge", serve, until=DrainStage.FINISH_CALLS)
     await server.ready.wait()
-    if port_file is not None:
+    if (port_file := settings.http_port_file) is not None:
         # Renamed into place: the launcher that waits for the file must never read half a number.
         partial = port_file.with_name(f".{port_file.name}.partial")
         partial.write_text(f"{port}\n")
@@ -76,11 +76,15 @@ async def start_http(process: Process, app: ASGIApp, address: str, port_file: Pa
     return port
 
 
-def _bind(address: str) -> socket.socket:
+def _bind(address: str, stalled_reader_s_max: float) -> socket.socket:
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Inherited by each connection: a client that takes nothing of what was sent to it, or is not there any more,
+        # loses it. Nothing above the kernel sees the difference between slow and stalled.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stalled_reader_s_max * 1000))
     listener.bind((host.strip("[]"), int(port)))
     listener.setblocking(False)
     return listener

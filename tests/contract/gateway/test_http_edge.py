@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -262,17 +263,40 @@ async def test_an_answer_in_parts_counts_until_its_end_and_health_never(
         world.inference.gate.set()
         assert [chunk async for chunk in texts]
 
-        async def is_served() -> bool:
-            try:
-                await client.models.list()
-            except openai.InternalServerError:
-                return False
-            return True
-
         # The last part is read before the server has counted it off.
-        await eventually(is_served)
+        await eventually(lambda: is_served(client))
+
+
+async def is_served(client: openai.AsyncOpenAI) -> bool:
+    try:
+        await client.models.list()
+    except openai.InternalServerError:
+        return False
+    return True
 
 
 async def test_health_needs_no_key(http: httpx.AsyncClient):
     answer = await http.get("/healthz", headers={"authorization": ""})
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_client_that_stops_reading_loses_its_connection_and_its_place(
+    database_url: str, tls_dir: Path, tmp_path: Path
+) -> None:
+    limits = {"http_connections_max": 1, "stalled_reader_s_max": 0.5}
+    async with gateway_world(database_url, tls_dir, tmp_path, **limits) as world, client_of(world) as client:
+        # More than the sockets and gRPC keep for a reader.
+        world.inference.words = ["x" * 65536] * 500
+        body = json.dumps({"model": MODEL, "messages": HELLO, "stream": True})
+        reading = socket.socket()
+        reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reading.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(reading, ("127.0.0.1", world.http_port))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.acme.secret}\r\n"
+        await loop.sock_sendall(reading, f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        assert (await loop.sock_recv(reading, 15)).startswith(b"HTTP/1.1 200")
+        # It reads no more.
+        await asyncio.wait_for(world.inference.cancelled.wait(), 60)
+        await eventually(lambda: is_served(client))
+        reading.close()
