@@ -57,7 +57,10 @@ class ChassisSettings(BaseSettings):
     streams_per_caller_max: int = Field(default=500, ge=1, description="Of them, those of one user's key.")
     reconnect_backoff_s_min: float = Field(default=0.05, gt=0, description="First pause before a new connection.")
     reconnect_backoff_s_max: float = Field(default=1.0, gt=0, description="Longest pause before a new connection.")
-    keepalive_s: float = Field(default=30.0, gt=0, description="Ping interval that finds a vanished peer.")
+    keepalive_s: float = Field(default=5.0, gt=0, description="Ping interval that finds a vanished or frozen peer.")
+    keepalive_timeout_s: float = Field(
+        default=10.0, gt=0, description="A peer that does not answer a ping for longer is left."
+    )
 
     pool_size_min: int = Field(default=1, ge=0, description="Database connections that are kept open.")
     pool_size_max: int = Field(default=10, ge=1, description="Database connections of one process at most.")

@@ -16,6 +16,7 @@ from opentelemetry.trace import Span, SpanKind
 from chassis import identity, pki
 from chassis.errors import DeadlineExceeded, DomainError, unpack
 from chassis.rpc import deadline
+from chassis.rpc.replicas import Replicas, split_addresses
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
 
@@ -24,10 +25,17 @@ Metadata = Sequence[tuple[str, str | bytes]]
 NO_DEADLINE = math.inf
 # gRPC writes a deadline with two to three digits and rounds up; a hop that shaved less than that would lengthen it.
 _ROUNDING_SHARE = 0.01
+# All addresses behind a name are connected, and those that are take turns.
+_TURNS = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 
 
 def open_channel(settings: ChassisSettings, target: str, service: str) -> grpc.aio.Channel:
-    """A channel to the server at `target` (host:port), which must show the certificate of `service`."""
+    """A channel to the server at `target` (host:port, or those of several replicas with commas between), which must
+    show the certificate of `service`. A name with several addresses counts as so many replicas.
+
+    A peer that is gone or frozen costs a call at most `keepalive_s` and `keepalive_timeout_s` together; the calls after
+    it go to the other replicas.
+    """
     credentials = pki.load(settings.tls_dir, settings.service_name).for_channel()
     backoff_ms = int(settings.reconnect_backoff_s_max * 1000)
     options: list[tuple[str, Any]] = [
@@ -43,13 +51,21 @@ def open_channel(settings: ChassisSettings, target: str, service: str) -> grpc.a
         ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", backoff_ms),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        # gRPC's core goes by this one alone, a minute by default, whatever the one above says (seen with 1.85).
+        ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        # Else a peer that froze while nobody called would be found by the next caller only.
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.service_config", _TURNS),
         # A new channel is a new connection, also to an address that another channel of this process is stuck at.
         ("grpc.use_local_subchannel_pool", 1),
         # The mesh's addresses are its own; a proxy of the environment is for the way out.
         ("grpc.enable_http_proxy", 0),
     ]
-    return MeshChannel(grpc.aio.secure_channel(target, credentials, options=options), settings)
+    addresses = split_addresses(target) or [target]
+    replicas = Replicas([grpc.aio.secure_channel(each, credentials, options=options) for each in addresses])
+    return MeshChannel(replicas, settings)
 
 
 class MeshChannel(grpc.aio.Channel):
@@ -58,19 +74,21 @@ class MeshChannel(grpc.aio.Channel):
     `timeout=None` means what remains of the call being served, shaved, or the settings' default outside of one.
     """
 
-    def __init__(self, inner: grpc.aio.Channel, settings: ChassisSettings) -> None:
-        self._inner = inner
+    def __init__(self, replicas: Replicas, settings: ChassisSettings) -> None:
+        self._replicas = replicas
         self._settings = settings
         self._exporting = settings.otlp_endpoint is not None
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        inner = self._inner.unary_unary(method, *args, **kwargs)
+        inner = [channel.unary_unary(method, *args, **kwargs) for channel in self._replicas.channels]
 
         async def call(request: Any, *, timeout: float | None = None, metadata: Metadata = (), **options: Any) -> Any:
             span = self._begin_span(method)
             timeout_s = self._timeout_s(timeout, self._settings.default_deadline_s)
             try:
-                response = await inner(request, timeout=timeout_s, metadata=_outgoing(metadata, span), **options)
+                response = await inner[self._replicas.pick()](
+                    request, timeout=timeout_s, metadata=_outgoing(metadata, span), **options
+                )
             except grpc.aio.AioRpcError as error:
                 raise _told(error, span) from error
             _end(span)
@@ -79,30 +97,36 @@ class MeshChannel(grpc.aio.Channel):
         return call
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        inner = self._inner.unary_stream(method, *args, **kwargs)
+        inner = [channel.unary_stream(method, *args, **kwargs) for channel in self._replicas.channels]
 
         def call(request: Any, *, timeout: float | None = None, metadata: Metadata = (), **options: Any) -> MeshStream:
             span = self._begin_span(method)
             timeout_s = self._timeout_s(timeout, self._settings.stream_deadline_s)
-            started = inner(request, timeout=timeout_s, metadata=_outgoing(metadata, span), **options)
+            started = inner[self._replicas.pick()](
+                request, timeout=timeout_s, metadata=_outgoing(metadata, span), **options
+            )
             return MeshStream(started, None, span)
 
         return call
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._with_request_stream(method, self._inner.stream_unary(method, *args, **kwargs))
+        inner = [channel.stream_unary(method, *args, **kwargs) for channel in self._replicas.channels]
+        return self._with_request_stream(method, inner)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._with_request_stream(method, self._inner.stream_stream(method, *args, **kwargs))
+        inner = [channel.stream_stream(method, *args, **kwargs) for channel in self._replicas.channels]
+        return self._with_request_stream(method, inner)
 
-    def _with_request_stream(self, method: str, inner: Any) -> Any:
+    def _with_request_stream(self, method: str, inner: Sequence[Any]) -> Any:
         def call(
             requests: Any = None, *, timeout: float | None = None, metadata: Metadata = (), **options: Any
         ) -> MeshStream:
             span = self._begin_span(method)
             timeout_s = self._timeout_s(timeout, self._settings.stream_deadline_s)
             watched = None if requests is None else _Requests(requests)
-            started = inner(watched, timeout=timeout_s, metadata=_outgoing(metadata, span), **options)
+            started = inner[self._replicas.pick()](
+                watched, timeout=timeout_s, metadata=_outgoing(metadata, span), **options
+            )
             return MeshStream(started, watched, span)
 
         return call
@@ -127,16 +151,17 @@ class MeshChannel(grpc.aio.Channel):
         return telemetry.begin_span(method, SpanKind.CLIENT, parent)
 
     async def close(self, grace: float | None = None) -> None:
-        await self._inner.close(grace)
+        await self._replicas.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._inner.get_state(try_to_connect)
+        """Of the first address."""
+        return self._replicas.channels[0].get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._inner.wait_for_state_change(last_observed_state)
+        await self._replicas.channels[0].wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        await self._inner.channel_ready()
+        await self._replicas.channels[0].channel_ready()
 
     async def __aenter__(self) -> "MeshChannel":
         return self

@@ -1,6 +1,7 @@
 """What each process is told through its environment. Pure: facts in, variables out;
 the services' settings read them."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ class Facts:
 
 def address(facts: Facts, key: str) -> str:
     return f"{HOST}:{facts.ports[key]}"
+
+
+def addresses(facts: Facts, service: Service, door: str = "") -> str:
+    """Of all replicas of a service, with commas between; of the first node alone where each process is another node."""
+    numbers = range(1) if service.per_node else itertools.count()
+    keys = itertools.takewhile(facts.ports.__contains__, (f"{process_name(service, each)}{door}" for each in numbers))
+    return ",".join(address(facts, key) for key in keys)
 
 
 def process_name(service: Service, number: int) -> str:
@@ -65,9 +73,9 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
         f"{service.env_prefix}LISTEN_ADDRESS": address(facts, process_name(service, node)),
     }
     for peer in services:
-        environment[f"{peer.env_prefix}ADDRESS"] = address(facts, process_name(peer, 0))
+        environment[f"{peer.env_prefix}ADDRESS"] = addresses(facts, peer)
         for door in peer.mesh_doors:
-            environment[f"{peer.env_prefix}{door}_ADDRESS"] = address(facts, f"{peer.name}.{door}")
+            environment[f"{peer.env_prefix}{door}_ADDRESS"] = addresses(facts, peer, f".{door}")
     for door in (*service.doors, *service.mesh_doors):
         environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{process_name(service, node)}.{door}")
     if service.database:

@@ -35,10 +35,9 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 class StackOptions:
     """`engine` is what the inference service is told, None for its default; `environment` reaches every service.
 
-    `replicas` has the number of processes of a service that runs more than one; peers are told of the first alone, so
-    who starts several says by `rewire` how they are reached: it gets a process's name and environment, and what it
-    returns goes over that. `terminal` gets the services' lines and `tell` the launcher's own; None keeps them in the
-    files.
+    `replicas` has the number of processes of a service that runs more than one; peers are told of all of them. `rewire`
+    gets a process's name and environment, and what it returns goes over that. `terminal` gets the services' lines and
+    `tell` the launcher's own; None keeps them in the files.
     """
 
     data: Path

@@ -27,9 +27,9 @@ class GatewaySettings(ChassisSettings):
     http_address: str = Field(default="127.0.0.1:0", description="host:port of the HTTP edge.")
     http_port_file: Path | None = Field(default=None, description="Where the bound HTTP port is written.")
 
-    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler.")
-    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
-    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference.")
+    scheduler_address: str = Field(default="127.0.0.1:7101", description="host:port of the scheduler's replicas.")
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing's replicas.")
+    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference's replicas.")
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
 
     key_cache_s: float = Field(default=2.0, ge=0, description="A key revoked elsewhere still works this long here.")

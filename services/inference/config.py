@@ -26,9 +26,9 @@ class InferenceSettings(ChassisSettings):
     )
 
     scheduler_agents_address: str = Field(
-        default="127.0.0.1:7105", description="host:port of the scheduler's server for devices that serve."
+        default="127.0.0.1:7105", description="host:port of the schedulers' servers for devices that serve."
     )
-    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing's replicas.")
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
     data_dir: Path = Field(default=Path("/var/lib/finemesh"), description="Folder for local copies of weights.")
 

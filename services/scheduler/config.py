@@ -27,9 +27,9 @@ class SchedulerSettings(ChassisSettings):
         description="As of the chassis, below a third of a lease: a frozen replica holds up the others no longer.",
     )
 
-    gateway_address: str = Field(default="127.0.0.1:7100", description="host:port of the gateway's mesh server.")
-    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing.")
-    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference.")
+    gateway_address: str = Field(default="127.0.0.1:7100", description="host:port of the gateways' mesh servers.")
+    billing_address: str = Field(default="127.0.0.1:7102", description="host:port of billing's replicas.")
+    inference_address: str = Field(default="127.0.0.1:7103", description="host:port of inference's replicas.")
 
     heartbeat_interval_s: float = Field(default=1.0, gt=0, le=60, description="How often a node says that it lives.")
     lease_duration_s: float = Field(default=10.0, gt=0, le=3600, description="How long a lease lives unrenewed.")

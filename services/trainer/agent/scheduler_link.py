@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from chassis.rpc.channel import open_channel
+from chassis.rpc.replicas import split_addresses
 from finemesh.nodes.v1 import node_service_pb2_grpc
 from services.trainer.config import TrainerSettings
 
@@ -77,7 +78,7 @@ class _CurrentStub:
 async def resolve(addresses: str, timeout_s: float) -> list[str]:
     """Every host:port behind a list of them with commas between; a name that nobody knows now stays as it is."""
     found: dict[str, None] = {}
-    for address in filter(None, map(str.strip, addresses.split(","))):
+    for address in split_addresses(addresses):
         host, _, port = address.rpartition(":")
         try:
             async with asyncio.timeout(timeout_s):

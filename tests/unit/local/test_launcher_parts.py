@@ -70,8 +70,14 @@ def test_each_service_is_told_its_own_and_everybodys_addresses(tmp_path: Path) -
     assert gateway["FINEMESH_GATEWAY_LISTEN_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway']}"
     assert gateway["FINEMESH_GATEWAY_PUBLIC_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.PUBLIC']}"
     assert gateway["FINEMESH_GATEWAY_HTTP_ADDRESS"] == f"127.0.0.1:{facts.ports['gateway.HTTP']}"
-    assert gateway["FINEMESH_SCHEDULER_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler']}"
-    assert gateway["FINEMESH_SCHEDULER_AGENTS_ADDRESS"] == f"127.0.0.1:{facts.ports['scheduler.AGENTS']}"
+    both = [f"127.0.0.1:{facts.ports[name]}" for name in ("scheduler", "scheduler-1")]
+    assert gateway["FINEMESH_SCHEDULER_ADDRESS"] == ",".join(both)
+    doors = [f"127.0.0.1:{facts.ports[name]}" for name in ("scheduler.AGENTS", "scheduler-1.AGENTS")]
+    assert gateway["FINEMESH_SCHEDULER_AGENTS_ADDRESS"] == ",".join(doors)
+    # Where it listens is its own.
+    replica = environment_of(by_name["scheduler"], 1, SERVICES, facts)
+    assert replica["FINEMESH_SCHEDULER_AGENTS_ADDRESS"] == doors[1]
+    assert replica["FINEMESH_SCHEDULER_LISTEN_ADDRESS"] == both[1]
     assert gateway["FINEMESH_GATEWAY_DATABASE_URL"] == "postgresql://gateway"
     assert not any("DATABASE_URL" in name and "GATEWAY" not in name for name in gateway), "others' passwords are theirs"
     assert "FINEMESH_SCHEDULER_SECRETS_KEY" not in gateway
