@@ -107,6 +107,11 @@ class InferenceSettings(ChassisSettings):
     clock_jump_s_max: float = Field(
         default=2.0, gt=0, description="The database's clock was set when it goes wrong by more between two looks."
     )
+    device_margin_s: float = Field(
+        default=3.0,
+        gt=0,
+        description="How long before the end of their lease an engine leaves its devices, and is dead by that end.",
+    )
     scheduler_deadline_s: float = Field(
         default=3.0, gt=0, description="Longest call to the scheduler; much shorter than its leases."
     )

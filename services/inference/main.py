@@ -98,7 +98,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("owners", owners.run, until=DrainStage.FINISH_CALLS)
     process.on_drain(DrainStage.CLOSE_BUS, owners.close)
     router, transitions = Router(pool, serving, owner=claims.owner), Transitions(outbox, clock)
-    devices = DeviceLeases(scheduler, settings=settings)
+    devices = DeviceLeases(scheduler, settings=settings, clock=clock)
     reconciler = EndpointReconciler(
         pool, outbox, transitions, router, serving, spend_guard, claims, devices, settings=settings, clock=clock
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,7 @@ import structlog
 
 from chassis.bus.outbox import Outbox
 from chassis.clock import Clock
-from chassis.db.pool import Connection, Pool, transaction
+from chassis.db.pool import Pool, transaction
 from chassis.errors import Aborted, DomainError, NotFound
 from chassis.rounds import Signal, run_rounds
 from services.inference.config import InferenceSettings
@@ -27,7 +28,7 @@ from services.inference.endpoints import convert
 from services.inference.endpoints.claims import Claims
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointEvent, EndpointState
-from services.inference.endpoints.minutes import DueMinutes, ServedTime
+from services.inference.endpoints.minute_meter import MinuteMeter
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
@@ -59,7 +60,7 @@ class EndpointReconciler:
         clock: Clock,
     ) -> None:
         self._pool = pool
-        self._outbox = outbox
+        self._minutes = MinuteMeter(outbox, settings=settings)
         self._transitions = transitions
         self._router = router
         self._serving = serving
@@ -75,8 +76,8 @@ class EndpointReconciler:
         self._waits: dict[str, str] = {}
         # By lease: what one lease has says nothing of the next.
         self._held: dict[str, Endpoint] = {}
+        self._until_s: dict[str, float] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self._served: dict[str, ServedTime] = {}
 
     def wake(self) -> None:
         """Look now instead of at the next poll."""
@@ -195,6 +196,8 @@ class EndpointReconciler:
                 await self._unpark(endpoint)
             case EndpointState.PENDING if not self._leaving and not self._still_holds(endpoint):
                 await self._allocate(endpoint)
+            case EndpointState.STARTING | EndpointState.READY if self._is_cut_off(endpoint):
+                await self._lose(endpoint, "cut off from the scheduler; it is started again")
             case EndpointState.STARTING:
                 if await self._renew(endpoint):
                     await self._bring_up(endpoint)
@@ -280,8 +283,8 @@ class EndpointReconciler:
             if serving is not None:
                 # Calls come in from here on, so the first minute begins with the state that lets them in: an endpoint
                 # that is stopped before the next look has served, too.
-                await self._bill(connection, serving, self._due(serving, now, confirmed_s))
-        self._outbox.wake()
+                await self._minutes.bill(connection, serving, self._minutes.due(serving, now, confirmed_s))
+        self._minutes.wake()
         self.wake()
 
     async def _start_engine(self, endpoint: Endpoint) -> None:
@@ -297,22 +300,30 @@ class EndpointReconciler:
         if not await self._renew(endpoint):
             return
         if self._serving.is_running(convert.lease_key(endpoint)):
-            due = self._due(endpoint, now, asked_s)
+            due = self._minutes.due(endpoint, now, asked_s)
             if due is not None:
                 async with transaction(self._pool) as connection:
-                    await self._bill(connection, endpoint, due)
-                self._outbox.wake()
+                    await self._minutes.bill(connection, endpoint, due)
+                self._minutes.wake()
         else:
             await self._lose(endpoint, "the engine stopped; it is started again")
 
     async def _renew(self, endpoint: Endpoint) -> bool:
         """False when the devices are somebody else's now; then the endpoint has begun again."""
+        key = convert.lease_key(endpoint)
         try:
-            await self._devices.renew(convert.endpoint_name(endpoint), endpoint.lease_token or 0)
+            until_s = await self._devices.renew(convert.endpoint_name(endpoint), endpoint.lease_token or 0)
         except (Aborted, NotFound) as error:
             await self._lose(endpoint, f"the devices were lost: {error.message}")
             return False
+        self._until_s[key] = until_s
+        self._serving.serve_until(key, until_s)
         return True
+
+    def _is_cut_off(self, endpoint: Endpoint) -> bool:
+        """Whether the devices may be another's by now. Then the engine has ended by itself, and another process, which
+        the scheduler hears, may have the endpoint."""
+        return self._clock.monotonic() > self._until_s.get(convert.lease_key(endpoint), math.inf)
 
     async def _lose(self, endpoint: Endpoint, why: str) -> None:
         """It begins again, here or elsewhere. Devices that the scheduler cannot take back now end by themselves."""
@@ -325,23 +336,6 @@ class EndpointReconciler:
         async with transaction(self._pool) as connection:
             await self._transitions.move(connection, endpoint, EndpointEvent.LOSE, why)
         self.wake()
-
-    def _due(self, endpoint: Endpoint, now: datetime, confirmed_s: float) -> DueMinutes | None:
-        """The minutes that were begun up to this confirmation and are not billed."""
-        served = self._served.setdefault(
-            convert.lease_key(endpoint),
-            ServedTime(minute_s=self._settings.endpoint_minute_s, silence_s_max=self._settings.endpoint_silence_s_max),
-        )
-        return served.confirm(now, confirmed_s, endpoint.paid_until)
-
-    async def _bill(self, connection: Connection, endpoint: Endpoint, due: DueMinutes | None) -> None:
-        """Emits every due minute in the transaction that counts it; none when somebody else counted."""
-        if due is None or not await EndpointStore(connection).bill_minutes(endpoint, due):
-            return
-        for number in range(due.count):
-            begun = due.begin + number * due.minute
-            event = convert.endpoint_minute_to_proto(endpoint, endpoint.billed_minutes + number, begun)
-            await self._outbox.add(connection, event, subject_name=event.endpoint, key=event.work_key)
 
     async def _stop(self, endpoint: Endpoint) -> None:
         """Frees the engine and the devices, then says STOPPED."""
@@ -378,7 +372,8 @@ class EndpointReconciler:
     async def _release(self, endpoint: Endpoint) -> None:
         """Ends the start or the engine under this lease, whatever it was started with, then gives the devices back."""
         key = convert.lease_key(endpoint)
-        self._served.pop(key, None)
+        self._minutes.forget(endpoint)
+        self._until_s.pop(key, None)
         starting = self._starting.pop(key, None)
         if starting is not None:
             starting.cancel()

@@ -207,6 +207,13 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End unfinished requests with EngineFailed and free every process and byte. Safe to call twice."""
 
+    def serve_until(self, until_s: float) -> None:
+        """Until when the devices are certainly its own, by the machine's monotonic clock; for ever if nobody says so.
+
+        The engine computes and answers nothing after that moment, unless it was told a later one before. It ends by
+        itself, also while this process is frozen, and is then as one that died. May be called before `start`.
+        """
+
     async def health(self) -> None:
         """Return when the engine can serve; raises EngineFailed otherwise. Costs no computation."""
 

@@ -16,12 +16,16 @@ from services.inference.engines.adapters.adapter_check import check_adapter
 from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
 from services.inference.engines.base import (
     EngineBusy,
+    EngineFailed,
     EngineSettings,
     GenerateRequest,
     RequestInvalid,
     completion_tokens_allowed,
 )
+from services.inference.engines.engine_deadline import Deadline
 from services.inference.engines.model_files import context_tokens, read_config
+
+ENDED = "the devices of this engine may be another's by now"
 
 
 class InProcessEngine(ABC):
@@ -32,6 +36,7 @@ class InProcessEngine(ABC):
         self._settings = settings
         self._config: dict[str, Any] = {}
         self._context_tokens_max = 0
+        self._deadline = Deadline()
         self._unfinished: set[str] = set()
         self._table = AdapterTable(
             resident_max=settings.adapters_resident_max,
@@ -59,6 +64,13 @@ class InProcessEngine(ABC):
     @property
     def requests_unfinished(self) -> int:
         return len(self._unfinished)
+
+    def serve_until(self, until_s: float) -> None:
+        self._deadline.set(until_s)
+
+    def _check_deadline(self) -> None:
+        if self._deadline.passed:
+            raise EngineFailed(ENDED)
 
     async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
         await self.health()

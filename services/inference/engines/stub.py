@@ -10,6 +10,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from services.inference.engines.base import (
     TokenLogprob,
     Usage,
 )
-from services.inference.engines.in_process import InProcessEngine
+from services.inference.engines.in_process import ENDED, InProcessEngine
 
 _PIECE = re.compile(r"\w+|[^\w\s]")
 _ROLES = {"system": 1, "user": 2, "assistant": 3}
@@ -40,6 +41,7 @@ _VOCABULARY = (
 _WORDS = _VOCABULARY.split()
 _INPUT_FIRST = 10_000
 _ANSWER_TOKENS_MIN = 8
+_DEADLINE_POLL_S = 0.1
 
 
 class StubEngine(InProcessEngine):
@@ -68,11 +70,16 @@ class StubEngine(InProcessEngine):
         self._failed.set()
 
     async def health(self) -> None:
+        self._check_deadline()
         if self._state != "running":
             raise self._problem
 
     async def wait_failed(self) -> EngineFailed:
-        await self._failed.wait()
+        while not self._failed.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._failed.wait(), _DEADLINE_POLL_S)
+            if self._deadline.passed and self._state == "running":
+                self.fail(ENDED)
         return self._problem
 
     async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:

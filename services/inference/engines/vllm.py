@@ -46,7 +46,7 @@ from services.inference.engines.base import (
     TokenLogprob,
     Usage,
 )
-from services.inference.engines.in_process import InProcessEngine
+from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompt import PromptRenderer
 
@@ -106,9 +106,9 @@ class VllmEngine(InProcessEngine):
 
     async def wait_failed(self) -> EngineFailed:
         # vLLM offers a flag and nothing to wait for.
-        while self._stopped or self._llm is None or not self._llm.errored:  # noqa: ASYNC110
+        while self._stopped or self._llm is None or not (self._llm.errored or self._deadline.passed):  # noqa: ASYNC110
             await asyncio.sleep(_LIVENESS_POLL_S)
-        return EngineFailed("the computing process of vLLM has died")
+        return EngineFailed(ENDED if self._deadline.passed else "the computing process of vLLM has died")
 
     async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return await self._prompts.render_chat(messages)
@@ -164,6 +164,8 @@ class VllmEngine(InProcessEngine):
         clock = asyncio.get_running_loop()
         async with aclosing(outputs):
             async for output in outputs:
+                # What was computed before the deadline may have waited while this process was frozen.
+                self._check_deadline()
                 sent_at = clock.time()
                 part = output.outputs[0]
                 completion_tokens += len(part.token_ids)
@@ -202,6 +204,7 @@ class VllmEngine(InProcessEngine):
         )
 
     def _running(self) -> AsyncLLM:
+        self._check_deadline()
         if self._llm is None or self._stopped:
             raise EngineFailed("the engine is not running")
         if self._llm.errored:
@@ -228,6 +231,7 @@ class VllmEngine(InProcessEngine):
     def _start_llm(self) -> AsyncLLM:
         with _STARTING:
             self._sockets = Path(tempfile.mkdtemp(prefix="finemesh-engine-"))
+            deadline = self._deadline.share(self._sockets / "deadline")
             os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
             if current_platform.is_cpu():
                 os.environ["OMP_NUM_THREADS"] = str(self._settings.threads or len(os.sched_getaffinity(0)))
@@ -240,8 +244,9 @@ class VllmEngine(InProcessEngine):
             arguments = _engine_args(self._model_path, self._config, self._settings, self._context_tokens_max)
             config = arguments.create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
-            # ever. This field travels there as it is, and is unpickled before anything of vLLM starts.
-            object.__setattr__(config, "additional_config", DieWithParent(config.additional_config))
+            # ever; nor that its devices are another's. This field travels there as it is, and is unpickled before
+            # anything of vLLM starts.
+            object.__setattr__(config, "additional_config", DieWithParent(config.additional_config, deadline))
             self._elder_children = frozenset(multiprocessing.active_children())
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
 

@@ -152,6 +152,10 @@ class Serving:
         await self.warm_up(target)
         self._dedicated[target.engine.owner] = target
 
+    def serve_until(self, owner: str, until_s: float) -> None:
+        """Until when the devices of an endpoint's lease are certainly its own; its engine ends by itself then."""
+        self._engines.serve_until(EngineKey(owner=owner), until_s)
+
     async def drop(self, owner: str) -> None:
         """Ends the engine of an endpoint's lease, also one that is starting; then it is out of memory."""
         self._dedicated.pop(owner, None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from chassis.clock import Clock
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
@@ -27,9 +28,10 @@ class Devices:
 class DeviceLeases:
     """The scheduler's books as one process of inference sees them. Errors are the scheduler's, typed."""
 
-    def __init__(self, scheduler: grpc.aio.Channel, *, settings: InferenceSettings) -> None:
+    def __init__(self, scheduler: grpc.aio.Channel, *, settings: InferenceSettings, clock: Clock) -> None:
         self._stub = allocation_service_pb2_grpc.AllocationServiceStub(scheduler)
         self._settings = settings
+        self._clock = clock
 
     async def ask(self, owner: str, *, hardware_type: str, count: int) -> Devices | str:
         """The owner's devices on this node, or what it waits for, in words. Those that it has already are not renewed
@@ -60,10 +62,20 @@ class DeviceLeases:
             hardware_type=given.hardware_type,
         )
 
-    async def renew(self, owner: str, lease_token: int) -> None:
-        """Aborted or NotFound when the devices are somebody else's now."""
+    async def renew(self, owner: str, lease_token: int) -> float:
+        """Until when the devices are certainly the owner's, by the monotonic clock: a margin less than the lease lasts
+        from the moment at which the renewal was sent. Aborted or NotFound when they are somebody else's now."""
         request = allocation_service_pb2.RenewAllocationRequest(owner=owner, lease_token=lease_token)
-        await self._stub.RenewAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        sent_s = self._clock.monotonic()
+        answer = await self._stub.RenewAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        lease_s = answer.allocation.lease_duration.ToMilliseconds() / 1000
+        if lease_s <= self._settings.device_margin_s:
+            raise FailedPrecondition(
+                "STATE_CONFLICT",
+                f"the scheduler's leases last {lease_s:g} s, and device_margin_s is {self._settings.device_margin_s:g}:"
+                " no engine could serve on them; set it lower",
+            )
+        return sent_s + lease_s - self._settings.device_margin_s
 
     async def give_back(self, owner: str, lease_token: int) -> None:
         """Also devices that are gone already."""

@@ -40,6 +40,7 @@ class _Slot:
     starting: asyncio.Task[Engine]
     # What the engine stands on, given back after its stop.
     weights: AsyncExitStack
+    engine: Engine | None = None
     users: int = 0
     used_at: float = 0.0
     watcher: asyncio.Task[None] | None = field(default=None)
@@ -54,6 +55,8 @@ class EnginePool:
         self._engines_max = engines_max
         self._clock = clock
         self._slots: dict[EngineKey, _Slot] = {}
+        # Until when the devices of an engine are certainly its own; none for one that has no lease.
+        self._until_s: dict[EngineKey, float] = {}
         # One at a time decides who makes room for whom.
         self._making_room = asyncio.Lock()
         self._stopping: dict[asyncio.Task[None], EngineKey] = {}
@@ -75,6 +78,13 @@ class EnginePool:
         """Starts the engine of an endpoint, once; returns when it runs."""
         await _started(self._slots.get(key) or self._add(key, folder, settings))
 
+    def serve_until(self, key: EngineKey, until_s: float) -> None:
+        """Until when the devices of this engine, also one that is not started yet, are certainly its own."""
+        self._until_s[key] = until_s
+        slot = self._slots.get(key)
+        if slot is not None and slot.engine is not None:
+            slot.engine.serve_until(until_s)
+
     def is_running(self, key: EngineKey) -> bool:
         """Whether the engine has started and not failed."""
         slot = self._slots.get(key)
@@ -88,6 +98,7 @@ class EnginePool:
     async def remove(self, key: EngineKey) -> None:
         """Stops an engine, also one that is starting, and returns when its memory is free; fine when there is none."""
         self._retire(key)
+        self._until_s.pop(key, None)
         if tasks := [task for task, stopping in self._stopping.items() if stopping == key]:
             await asyncio.wait(tasks)
 
@@ -141,6 +152,10 @@ class EnginePool:
         engine: Engine | None = None
         try:
             engine = await self._open_engine(await weights.enter_async_context(folder()), settings)
+            if (slot := self._slots.get(key)) is not None:
+                slot.engine = engine
+            if (until_s := self._until_s.get(key)) is not None:
+                engine.serve_until(until_s)
             await engine.start()
         except BaseException:
             async with weights:

@@ -78,7 +78,8 @@ def _alive(pid: int) -> bool:
         return False
 
 
-async def test_a_dead_computing_process_fails_requests_and_is_reported(base_model: Path) -> None:
+@pytest.mark.parametrize("cause", ["killed", "deadline"])
+async def test_a_dead_computing_process_fails_requests_and_is_reported(base_model: Path, cause: str) -> None:
     others = set(multiprocessing.active_children())
     engine = await open_engine("vllm", base_model, SETTINGS)
     await engine.start()
@@ -88,7 +89,15 @@ async def test_a_dead_computing_process_fails_requests_and_is_reported(base_mode
     await asyncio.sleep(0.05)
     (child,) = set(multiprocessing.active_children()) - others
     assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
+    if cause == "killed":
+        os.kill(child.pid, signal.SIGKILL)
+    else:
+        engine.serve_until(time.monotonic() + 0.1)
+        # This process stands still, as a frozen one does; the computing one ends all the same.
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while _alive(child.pid):
+            assert time.monotonic() < deadline, "the computing process went on with devices that may be another's"
+            time.sleep(0.1)  # noqa: ASYNC251
     failures = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), GONE_WITHIN_S)
     assert [type(failure) for failure in failures] == [EngineFailed, EngineFailed]
     assert isinstance(await asyncio.wait_for(engine.wait_failed(), GONE_WITHIN_S), EngineFailed)

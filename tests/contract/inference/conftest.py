@@ -55,6 +55,8 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
         self.owner = ""
         self.token = 0
         self.busy = False
+        # The node that the device is on.
+        self.node = "local-0"
         self.renewed_s = 0.0
         self._lease_s = lease_s
         self._given = asyncio.Event()
@@ -70,6 +72,8 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
         self, request: allocations.CreateAllocationRequest, context: object
     ) -> allocations.CreateAllocationResponse:
         self._expire()
+        if request.node not in ("", self.node):
+            raise NotFound("NOT_FOUND", f"node {request.node} is not registered")
         if self.busy or self.owner not in ("", request.owner):
             return allocations.CreateAllocationResponse(waiting_for="1 device of type cpu; 0 of 1 free")
         if not self.owner:
@@ -98,7 +102,7 @@ class ScriptedScheduler(allocation_service_pb2_grpc.AllocationServiceServicer):
             self.owner = ""
 
     def _allocation(self) -> allocations.Allocation:
-        given = allocations.Allocation(lease_token=self.token, node="local-0", device_indices=[0], hardware_type="cpu")
+        given = allocations.Allocation(lease_token=self.token, node=self.node, device_indices=[0], hardware_type="cpu")
         given.lease_duration.FromMilliseconds(int(self._lease_s * 1000))
         return given
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from chassis.errors import DeadlineExceeded, DomainError, NotFound
+from chassis.rpc.channel import open_channel
 from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -22,7 +27,22 @@ from tests.contract.inference.test_endpoints import create, minutes, reaches
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.polling import eventually
 
+ROOT = Path(__file__).parents[3]
 CLAIM_S = 1.0
+LEASE_S = 2.0
+# What the processes of one database have in common.
+SAME = {
+    "database_url",
+    "nats_url",
+    "tls_dir",
+    "artifacts_url",
+    "data_dir",
+    "engine",
+    "scheduler_agents_address",
+    "billing_address",
+    "endpoint_poll_s",
+    "claim_duration_s",
+}
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -140,6 +160,94 @@ async def test_a_route_that_was_old_is_followed_to_the_new_owner(owner: World, t
             await eventually(lambda: answers(stub, made.endpoint_id))
             assert (await row(other, made.name))["owner"] != "inf_gone"
             assert await answers(InferenceServiceStub(owner.channel), made.endpoint_id)
+
+
+class Replica:
+    """A process of inference of its own, which a test may freeze and kill."""
+
+    def __init__(self, world: World, folder: Path, **overrides: object) -> None:
+        self._world = world
+        self._port_file = folder / "replica.port"
+        settings = world.settings.model_dump(include=SAME)
+        values = settings | {"port_file": self._port_file, "log_format": "console"} | overrides
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
+        environment |= {f"FINEMESH_INFERENCE_{name.upper()}": str(value) for name, value in values.items()}
+        log = (folder / "replica.log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.inference.main"], env=environment, cwd=ROOT, stdout=log, stderr=log
+        )
+
+    async def stub(self) -> Any:
+        port = await eventually(self._port)
+        gateway = self._world.settings.model_copy(update={"service_name": "gateway"})
+        return InferenceServiceStub(open_channel(gateway, f"127.0.0.1:{port}", "inference"))
+
+    async def _port(self) -> str:
+        return self._port_file.read_text().strip() if self._port_file.exists() else ""
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+
+async def test_a_frozen_owner_serves_nobody_when_it_wakes_up(
+    make_settings: SettingsFactory, base_folder: Path, tmp_path: Path
+) -> None:
+    """Earns its ten seconds: only a process that really stands still shows what it does first when it goes on."""
+    limits: dict[str, Any] = {"claim_duration_s": CLAIM_S, "device_margin_s": 0.5, "stub_token_s": 0.3}
+    world_of = running_world(make_settings, base_folder, tmp_path, node_name="here", lease_s=LEASE_S, **limits)
+    async with world_of as world:
+        world.scheduler.node = "there"
+        replica = Replica(world, tmp_path, node_name="there", **limits)
+        try:
+            with world.caller():
+                made = await create(world)
+                direct, through = await replica.stub(), InferenceServiceStub(world.channel)
+                await reaches(world, made.name, "READY")
+                before = await row(world, made.name)
+                request = inference.StreamChatRequest(model=made.endpoint_id, messages=HELLO, sampling=GREEDY)
+                got: dict[str, list[str]] = {"own": [], "passed on": []}
+                own = asyncio.create_task(collect(direct.StreamChat(request), got["own"]))
+                passed_on = asyncio.create_task(collect(through.StreamChat(request), got["passed on"]))
+                await eventually(both_begun(got))
+                replica.process.send_signal(signal.SIGSTOP)
+                assert await asyncio.wait_for(passed_on, 60) == "DEPENDENCY_UNAVAILABLE"
+                world.scheduler.node = "here"
+                await eventually(
+                    lambda: row(world, made.name), lambda found: found["owner"] not in ("", before["owner"])
+                )
+                await reaches(world, made.name, "READY")
+                seen = len(got["own"])
+                replica.process.send_signal(signal.SIGCONT)
+                # What it had begun ends without another token: its device is another's by now.
+                assert await asyncio.wait_for(own, 60) == "ENGINE_FAILED"
+                assert len(got["own"]) == seen
+                # It passes calls on as any other does, and when it dies nobody misses anything.
+                assert await answers(direct, made.endpoint_id)
+                replica.process.kill()
+                after = await row(world, made.name)
+                assert (world.scheduler.owner, world.scheduler.token) == (made.name, after["lease_token"])
+                assert await answers(through, made.endpoint_id)
+        finally:
+            replica.end()
+
+
+def both_begun(got: dict[str, list[str]]) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return all(got.values())
+
+    return look
+
+
+async def collect(stream: Any, texts: list[str]) -> str:
+    """Reads an answer part by part; the reason for which it ended before its time."""
+    try:
+        async for part in stream:
+            texts.append(part.text_delta)  # noqa: PERF401  # what came before an error counts
+    except DomainError as error:
+        return error.reason
+    return ""
 
 
 async def answers(stub: Any, model: str) -> bool:

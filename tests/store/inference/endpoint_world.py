@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -60,6 +61,7 @@ class FakeScheduler:
 
     def __init__(self) -> None:
         self.away = False
+        self.lease_s = 3600.0
         self.renewals: Counter[str] = Counter()
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.leases: dict[str, int] = {}
@@ -68,7 +70,7 @@ class FakeScheduler:
         self._renewed: set[str] = set()
         self._tokens = itertools.count(1)
 
-    def unary_unary(self, path: str, **_: Any) -> Callable[[Any], Any]:
+    def unary_unary(self, path: str, **_: Any) -> Callable[..., Any]:
         handler = getattr(self, "_" + path.rpartition("/")[2])
 
         async def call(request: Any, **_: Any) -> Any:
@@ -113,7 +115,9 @@ class FakeScheduler:
             raise Aborted("LEASE_STALE", "the allocation is another's now")
         self.renewals[request.owner.rpartition("/")[2]] += 1
         self._renewed.add(request.owner)
-        return allocations.RenewAllocationResponse()
+        answer = allocations.RenewAllocationResponse()
+        answer.allocation.lease_duration.FromMilliseconds(int(self.lease_s * 1000))
+        return answer
 
     def _ReleaseAllocation(
         self, request: allocations.ReleaseAllocationRequest
@@ -123,11 +127,30 @@ class FakeScheduler:
         return allocations.ReleaseAllocationResponse()
 
 
+class Line:
+    """The channel of one process to the scheduler, which may be cut."""
+
+    def __init__(self, scheduler: FakeScheduler) -> None:
+        self.cut = False
+        self._scheduler = scheduler
+
+    def unary_unary(self, path: str, **options: Any) -> Callable[..., Any]:
+        through = self._scheduler.unary_unary(path, **options)
+
+        async def call(request: Any, **options: Any) -> Any:
+            if self.cut:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", "the scheduler cannot be reached")
+            return await through(request, **options)
+
+        return call
+
+
 class FakeEngine:
     """An engine that starts and stops when its workshop lets it."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
+        self.until_s = math.inf
         self._died: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
         self.context_tokens_max = 512
 
@@ -142,6 +165,9 @@ class FakeEngine:
 
     async def wait_failed(self) -> EngineFailed:
         return await self._died
+
+    def serve_until(self, until_s: float) -> None:
+        self.until_s = until_s
 
     def die(self) -> None:
         self._died.set_result(EngineFailed("killed"))
@@ -187,7 +213,8 @@ class EndpointWorld:
         meter: Any = None
         reservations: Any = None
         cache: Any = self.workshop
-        channel: Any = self.scheduler
+        self.line = Line(self.scheduler)
+        channel: Any = self.line
         self.serving = Serving(
             Targets(self.pool), engines, cache, meter, reservations, settings=self.settings, clock=self.clock
         )
@@ -202,7 +229,7 @@ class EndpointWorld:
             self.serving,
             SpendGuard(self.pool, poll_s=1, clock=self.clock),
             self.claims,
-            DeviceLeases(channel, settings=self.settings),
+            DeviceLeases(channel, settings=self.settings, clock=self.clock),
             settings=self.settings,
             clock=self.clock,
         )

@@ -150,3 +150,44 @@ async def test_an_endpoint_is_served_where_its_process_has_devices(endpoint_worl
     ready = await there.reaches(id, EndpointState.READY)
     assert ready.owner == there.claims.owner
     assert not here.workshop.alive
+
+
+async def test_a_process_that_is_cut_off_from_the_scheduler_gives_its_endpoint_up(
+    endpoint_world: EndpointWorld, other_world: EndpointWorld
+) -> None:
+    scheduler, margin_s = endpoint_world.scheduler, endpoint_world.settings.device_margin_s
+    scheduler.lease_s = 10.0
+    id = await endpoint_world.create()
+    first = await endpoint_world.reaches(id, EndpointState.READY)
+    await both_look(endpoint_world, other_world, seconds=3)
+    (engine,) = endpoint_world.workshop.alive
+    # From the last renewal that was sent, a margin before the scheduler may give the devices to another.
+    renewed_s = endpoint_world.clock.monotonic()
+    assert engine.until_s == renewed_s + scheduler.lease_s - margin_s
+    endpoint_world.line.cut = True
+    await both_look(endpoint_world, other_world, seconds=scheduler.lease_s - margin_s)
+    assert (await endpoint_world.get(id)).state == EndpointState.READY
+    assert engine.until_s == renewed_s + scheduler.lease_s - margin_s
+    await both_look(endpoint_world, other_world, seconds=1)
+    assert not endpoint_world.workshop.alive
+    waiting = await endpoint_world.get(id)
+    assert (waiting.state, waiting.owner) == (EndpointState.PENDING, "")
+    # The scheduler has not given up the lease; until then the devices are nobody's.
+    await both_look(endpoint_world, other_world, seconds=1)
+    assert not other_world.workshop.alive
+    scheduler.expire()
+    scheduler.expire()
+    again = await other_world.reaches(id, EndpointState.READY)
+    assert again.owner == other_world.claims.owner != first.owner
+    endpoint_world.line.cut = False
+    await both_look(endpoint_world, other_world, seconds=3)
+    assert (await endpoint_world.get(id)).lease_token == again.lease_token
+    assert list(scheduler.leases.values()) == [again.lease_token]
+
+
+async def test_leases_that_are_shorter_than_the_margin_serve_nobody(endpoint_world: EndpointWorld) -> None:
+    endpoint_world.scheduler.lease_s = endpoint_world.settings.device_margin_s
+    id = await endpoint_world.create()
+    failed = await endpoint_world.reaches(id, EndpointState.FAILED)
+    assert "device_margin_s" in failed.status_message
+    assert not endpoint_world.scheduler.leases
