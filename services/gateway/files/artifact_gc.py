@@ -54,11 +54,14 @@ class ArtifactCollector:
             await self._remove(key)
         return len(keys)
 
-    async def discard(self, key: str) -> None:
-        """Removes bytes at once that were never given to a file; does nothing when a file has them after all."""
+    async def discard(self, key: str, *, is_forgotten: bool = False) -> None:
+        """Removes bytes at once that were never given to a file; does nothing when a file has them after all.
+
+        `is_forgotten`: the caller knows that no file has them, although no removal is noted any more.
+        """
         async with self._pool.acquire() as connection:
             claimed = await FileStore(connection).claim_removal(key)
-        if claimed:
+        if claimed or is_forgotten:
             await self._remove(key)
 
     async def _remove(self, key: str) -> None:

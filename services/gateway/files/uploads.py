@@ -48,6 +48,10 @@ def upload_limits(settings: GatewaySettings) -> UploadLimits:
     )
 
 
+class RemovedMeanwhile(Aborted):
+    """A sweep took the bytes of an upload that lasted longer than any may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewFile:
     """A checked header."""
@@ -97,6 +101,10 @@ class Uploads:
                 await FileStore(connection).add_removal(key, delay_s)
             received = await self._receive(new, chunks, key)
             kept_id = await self._keep(new, received, file_id, key)
+        except RemovedMeanwhile:
+            # The removal ended before the last byte came: nobody else will look for what was stored after it.
+            await self._discard(key, is_forgotten=True)
+            raise
         except BaseException:
             await self._discard(key)
             raise
@@ -136,14 +144,15 @@ class Uploads:
                 assert first_id is not None
                 return first_id
             if not await FileStore(connection).take_back_removal(key):
-                raise Aborted("STATE_CONFLICT", "the upload took too long and its bytes were removed; send it again")
+                message = "the upload took too long and its bytes were removed; send it again"
+                raise RemovedMeanwhile("STATE_CONFLICT", message)
             await FileStore(connection).add(file)
         return file_id
 
-    async def _discard(self, key: str) -> None:
+    async def _discard(self, key: str, *, is_forgotten: bool = False) -> None:
         try:
             # Shielded: also a cancelled upload cleans up after itself.
-            await asyncio.shield(self._collector.discard(key))
+            await asyncio.shield(self._collector.discard(key, is_forgotten=is_forgotten))
         except Exception as error:
             if not is_passing(error):
                 raise
