@@ -39,6 +39,7 @@ STATEMENTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("get_job_ending", {"resource": RESOURCE}),
     ("lock_chains", {"organization_ids": f"ARRAY[{OWNER}]"}),
     ("list_balances", {"organization_ids": f"ARRAY[{OWNER}]"}),
+    ("get_leased", {"organization_id": OWNER, "project_id": OWNER, "api_key_id": "''", "late_s": "86400"}),
     (
         "list_budgets",
         {

@@ -22,8 +22,8 @@ from tests.faults.conftest import Undisturbed, create_and_wait_for_its_middle
 from tests.harness.mesh import BASE, Mesh
 
 SERVICES = ["gateway", "scheduler", "billing", "inference"]
-# Signs of life: nodes change with every heartbeat.
-VOLATILE = {("scheduler", "nodes")}
+# Signs of life: nodes and holders of credit change with every heartbeat, and leases come and go with calls.
+VOLATILE = {("scheduler", "nodes"), ("billing", "lease_holders"), ("billing", "credit_leases")}
 SEED = 20_261
 QUIET_TIMEOUT_S = 120
 

@@ -15,7 +15,15 @@ import grpc
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import Aborted, DomainError, FailedPrecondition
+from chassis.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    DomainError,
+    FailedPrecondition,
+    Internal,
+    Unavailable,
+)
 from chassis.ids import Ids
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from services.inference.config import InferenceSettings
@@ -130,6 +138,8 @@ class CreditKeeper:
 
     async def close(self) -> None:
         """Gives everything back; what calls used waits at billing for their usage."""
+        for grant in list(self._grants):
+            grant.cancel()
         async with self._renewing:
             self._book.give_up_all()
             with contextlib.suppress(DomainError):
@@ -222,7 +232,7 @@ class CreditKeeper:
                 self._book.give_up(account)
             elif error.metadata["holder"] == self._book.holder:
                 self._lose_all()
-        except DomainError as error:
+        except (Unavailable, DeadlineExceeded, Cancelled, Internal) as error:
             raise billing_away(error.message) from error
         finally:
             asking.task, account.growing = None, False

@@ -1,7 +1,7 @@
 """A price book that is wrong fails to load, and the message names the line."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,10 @@ def test_the_version_that_is_effective_prices_new_work() -> None:
     catalogue = Catalogue([version(1, "2026-01-01", "2026-07-01"), version(2, "2026-07-01")], current="test")
     assert catalogue.at(datetime(2026, 6, 30, 23, 59, tzinfo=UTC)).version == "test-1"
     assert catalogue.at(datetime(2026, 7, 1, tzinfo=UTC)).version == "test-2"
+    june, july = datetime(2026, 6, 30, 23, 30, tzinfo=UTC), datetime(2026, 7, 1, tzinfo=UTC)
+    for end, versions in ((july, ["test-1"]), (july + timedelta(minutes=1), ["test-1", "test-2"])):
+        assert [book.version for book in catalogue.within(june, end)] == versions
+    assert [book.version for book in catalogue.within(july, july + timedelta(days=1))] == ["test-2"]
     with pytest.raises(PriceUnknown, match="effective at 2025"):
         catalogue.at(datetime(2025, 1, 1, tzinfo=UTC))
     with pytest.raises(PriceUnknown, match="known are test-1, test-2"):
