@@ -17,9 +17,10 @@ import pytest
 from chassis.errors import DomainError, Unavailable
 from chassis.rpc.channel import open_channel
 from chassis.settings import ChassisSettings
+from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-from services.inference.engines.base import EngineSettings, Message
+from services.inference.engines.base import EngineSettings, GenerateRequest, Message, Sampling
 from services.inference.engines.stub import StubEngine
 from tests.contract.inference.conftest import BASE, World, running_world
 from tests.contract.inference.scripted_billing import running_billing
@@ -28,9 +29,13 @@ from tests.harness.fixtures import SettingsFactory
 from tests.harness.polling import eventually
 
 FAILED = "SELECT query_start FROM pg_stat_activity WHERE application_name = 'inference' AND wait_event_type = 'Lock'"
+# As long as the stub's answer is.
+LONG = generation.SamplingParameters(temperature=0, output_tokens_max=400)
+ONE_TOKEN = generation.SamplingParameters(temperature=0, output_tokens_max=1)
 REQUEST = inference.ChatRequest(model=BASE, messages=HELLO, sampling=GREEDY)
-STREAMED = inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=GREEDY)
-TOKEN_S = 0.2
+STREAMED = inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=LONG)
+# Slow, so that a test on a busy machine finds the answer unfinished.
+TOKEN_S = 0.3
 
 
 async def prompt_tokens() -> int:
@@ -39,13 +44,22 @@ async def prompt_tokens() -> int:
     return len(await engine.render_chat([Message(role=turn.role, content=turn.content) for turn in HELLO]))
 
 
+async def whole_answer_tokens(base_folder: Path) -> int:
+    """What the engine computes for the long answer when nobody leaves."""
+    engine = StubEngine(base_folder, EngineSettings())
+    await engine.start()
+    prompt = await engine.render_chat([Message(role=turn.role, content=turn.content) for turn in HELLO])
+    request = GenerateRequest(request_id="1", prompt_token_ids=prompt, sampling=Sampling(temperature=0))
+    return [chunk.usage.completion_tokens async for chunk in engine.generate(request)][-1]
+
+
 async def text_tokens(text: str) -> int:
     return await StubEngine(Path(), EngineSettings()).count_tokens(text)
 
 
 @asynccontextmanager
 async def locked_outbox(world: World) -> AsyncIterator[None]:
-    """Nothing can be committed for billing in this block, which begins once three tries have failed or are waiting."""
+    """Nothing can be committed for billing in this block."""
     connection = await asyncpg.connect(world.settings.database_url)
     async with connection.transaction():
         await connection.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
@@ -107,21 +121,37 @@ async def test_calls_are_refused_while_too_much_waits_to_be_recorded(
 async def test_an_abandoned_answer_is_metered_for_what_it_used(
     make_settings: SettingsFactory, base_folder: Path, tmp_path: Path
 ) -> None:
-    world_of = running_world(make_settings, base_folder, tmp_path, stub_token_s=TOKEN_S, metering_interval_s=0.05)
-    async with world_of as world:
+    slow = {"stub_token_s": TOKEN_S, "metering_interval_s": 0.05, "sequences_max": 1}
+    async with running_world(make_settings, base_folder, tmp_path, **slow) as world:
         stub = InferenceServiceStub(world.channel)
         with world.caller():
-            whole = await stub.Chat(REQUEST)
-            call: Any = stub.Chat(REQUEST)
-            running = asyncio.ensure_future(call)
             before = await metered(world)
+            call: Any = stub.Chat(inference.ChatRequest(model=BASE, messages=HELLO, sampling=LONG))
+            running = asyncio.ensure_future(call)
             (left,) = await eventually(lambda: new_generations(world, before))
             running.cancel()
-            # Another answer takes as long as what would be left of this one.
-            await stub.Chat(REQUEST)
+            # The engine has one slot: this one is answered when the other has left it, and is recorded after it.
+            await stub.Chat(inference.ChatRequest(model=BASE, messages=HELLO, sampling=ONE_TOKEN))
         record = (await metered(world))[left]
         assert record.input_tokens == await prompt_tokens()
-        assert 0 < record.output_tokens < whole.usage.output_tokens
+        assert 0 < record.output_tokens < await whole_answer_tokens(base_folder)
+
+
+async def test_a_stop_meters_the_streams_that_it_cuts_off(
+    make_settings: SettingsFactory, base_folder: Path, tmp_path: Path
+) -> None:
+    slow = {"stub_token_s": TOKEN_S, "drain_grace_s": 1.0}
+    async with running_world(make_settings, base_folder, tmp_path, **slow) as world:
+        with world.caller():
+            parts = aiter(InferenceServiceStub(world.channel).StreamChat(STREAMED))
+            first = await anext(parts)
+            world.process.stop()
+            with pytest.raises(DomainError):
+                async for _ in parts:
+                    continue
+    record = (await metered(world))[first.generation_id]
+    assert record.input_tokens == await prompt_tokens()
+    assert 1 <= record.output_tokens < await whole_answer_tokens(base_folder)
 
 
 async def new_generations(world: World, before: dict[str, Any]) -> set[str]:
@@ -133,8 +163,7 @@ async def test_open_streams_at_a_kill_are_metered_but_for_the_last_moment(
 ) -> None:
     # Imported in this process, which ends; what is killed is a real one on the same tables and folders.
     async with running_world(make_settings, base_folder, tmp_path) as world:
-        with world.caller():
-            whole = await InferenceServiceStub(world.channel).Chat(REQUEST)
+        pass
     environment = {
         **os.environ,
         "FINEMESH_INFERENCE_DATABASE_URL": world.settings.database_url,
@@ -149,7 +178,7 @@ async def test_open_streams_at_a_kill_are_metered_but_for_the_last_moment(
     }
     async with running_billing(world.billing, tmp_path, world.settings.tls_dir) as address:
         environment["FINEMESH_BILLING_ADDRESS"] = address
-        await _killed_while_streaming(world, environment, tmp_path, whole.usage.output_tokens)
+        await _killed_while_streaming(world, environment, tmp_path, await whole_answer_tokens(base_folder))
 
 
 async def _killed_while_streaming(world: World, environment: dict[str, str], tmp_path: Path, whole_tokens: int) -> None:
