@@ -10,7 +10,7 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
-from chassis.rounds import run_rounds
+from chassis.rounds import FailingItems, run_rounds
 from chassis.settings import ChassisSettings
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,7 @@ class RetentionKeeper:
         self._rules = rules
         self._settings = settings
         self._clock = clock
+        self._failing = FailingItems("retention_keeper", clock)
 
     async def run(self) -> None:
         await run_rounds(
@@ -45,9 +46,12 @@ class RetentionKeeper:
         """One batch by each rule, in a transaction of its own; True when there may be more."""
         more = False
         for rule in self._rules:
-            async with transaction(self._pool) as connection:
-                deleted = await rule.delete(connection, self._settings.prune_batch_max)
-            if deleted:
-                log.info("rows_pruned", rule=rule.name, rows=deleted)
-            more = more or deleted >= self._settings.prune_batch_max
+            if self._failing.leaves_alone(rule.name):
+                continue
+            with self._failing.trying(rule.name):
+                async with transaction(self._pool) as connection:
+                    deleted = await rule.delete(connection, self._settings.prune_batch_max)
+                if deleted:
+                    log.info("rows_pruned", rule=rule.name, rows=deleted)
+                more = more or deleted >= self._settings.prune_batch_max
         return more

@@ -1,11 +1,13 @@
 """How a background worker lives: round after round, with a pause when there is nothing to do.
 
-It knows nothing of what a round does. Also here: the signal that ends a pause early, and what keeps a worker from
-judging others by the time of its own absence, or by a clock that was set.
+It knows nothing of what a round does. Also here: what keeps one bad item from stopping a worker, the signal that ends
+a pause early, and what keeps a worker from judging others by the time of its own absence, or by a clock that was set.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import structlog
@@ -13,9 +15,14 @@ import structlog
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.db.pool import database_is_away
+from chassis.process import CoroutineFunction, DrainStage, Process
 
 BACKOFF_S_FIRST = 0.05
 BACKOFF_S_LAST = 1.0
+ITEM_PAUSE_S_FIRST = 1.0
+ITEM_PAUSE_S_LAST = 300.0
+# Of more items at once that fail, those are forgotten that failed longest ago: they are tried sooner.
+ITEMS_FAILING_MAX = 10_000
 log = structlog.get_logger(__name__)
 
 
@@ -65,6 +72,66 @@ def outlived(worker: str, run: Callable[[], Awaitable[None]], *, clock: Clock) -
                 await clock.sleep(pauses.next_s())
 
     return run_again
+
+
+def spawn_keeper(
+    process: Process,
+    clock: Clock,
+    name: str,
+    work: CoroutineFunction,
+    *,
+    until: DrainStage = DrainStage.STOP_CONSUMING,
+) -> None:
+    """A worker in the background whose defects end neither the process nor what it serves."""
+    process.spawn(name, outlived(name, work, clock=clock), until=until)
+
+
+class FailingItems:
+    """Items of a worker whose work failed by a defect: each is left alone for a growing pause, and all others go on.
+
+    One bad row must not stop the loop that everybody else's rows wait for. It is tried again without end, since it may
+    be our mistake that the next release mends; each failure is logged as an error.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        clock: Clock,
+        *,
+        first_s: float = ITEM_PAUSE_S_FIRST,
+        last_s: float = ITEM_PAUSE_S_LAST,
+        is_passing: Callable[[Exception], bool] = database_is_away,
+    ) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._pauses_s = first_s, last_s
+        self._is_passing = is_passing
+        self._failing: OrderedDict[str, tuple[Backoff, float]] = OrderedDict()
+
+    def leaves_alone(self, item: str) -> bool:
+        """Whether the item's pause goes on."""
+        failing = self._failing.get(item)
+        return failing is not None and failing[1] > self._clock.monotonic()
+
+    @contextmanager
+    def trying(self, item: str) -> Iterator[None]:
+        """Work on one item. A failure that is passing is raised, because it is nothing of the item's; any other ends
+        here."""
+        try:
+            yield
+        except Exception as error:
+            if self._is_passing(error):
+                raise
+            first_s, last_s = self._pauses_s
+            pauses = self._failing[item][0] if item in self._failing else Backoff(first_s=first_s, last_s=last_s)
+            pause_s = pauses.next_s()
+            self._failing[item] = pauses, self._clock.monotonic() + pause_s
+            self._failing.move_to_end(item)
+            if len(self._failing) > ITEMS_FAILING_MAX:
+                self._failing.popitem(last=False)
+            log.error("item_failed", worker=self._worker, item=item, again_in_s=round(pause_s, 1), exc_info=error)
+        else:
+            self._failing.pop(item, None)
 
 
 class Signal:

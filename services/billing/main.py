@@ -1,5 +1,6 @@
 """Starts billing: a straight line of wiring. It decides nothing and prices nothing."""
 
+import functools
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from chassis.ids import SystemIds
 from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
+from chassis.rounds import spawn_keeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.billing.v1 import (
     billing_service_pb2_grpc,
@@ -62,17 +64,18 @@ async def main(process: Process, settings: BillingSettings) -> None:
     relay = Relay(pool, bus, outbox, clock=clock)
     process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
 
+    keep = functools.partial(spawn_keeper, process, clock)
     collector = LeaseCollector(pool, settings, clock=clock)
     await collector.begin()
-    process.spawn("lease_collector", collector.run)
+    keep("lease_collector", collector.run)
     recall = Recall(pool, settings, clock=clock)
 
     archive_audit = keep_archive(process, pool, bus, settings, clock)
 
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
-    process.spawn("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
-    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
-    process.spawn("closer", Closer(pool, outbox, settings, clock=clock).run)
+    keep("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
+    keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
+    keep("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     server.add(

@@ -1,5 +1,6 @@
 """Wires the gateway in a straight line: database, artifact store, peers, the mesh's door and the two public doors."""
 
+import functools
 import sys
 
 from chassis.clock import SystemClock
@@ -9,6 +10,7 @@ from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
+from chassis.rounds import spawn_keeper
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
@@ -47,8 +49,9 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         parts_in_flight_max=settings.upload_parts_in_flight_max,
     )
     collector = ArtifactCollector(pool, artifacts, clock, settings)
-    process.spawn("artifact_gc", collector.run)
-    process.spawn("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
+    keep = functools.partial(spawn_keeper, process, clock)
+    keep("artifact_gc", collector.run)
+    keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
 
     limiter = RateLimiter(
         rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max

@@ -22,9 +22,9 @@ from chassis.db.pool import open_pool
 from chassis.ids import Ids, SystemIds
 from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
-from chassis.process import CoroutineFunction, DrainStage, Process, run
+from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
-from chassis.rounds import outlived
+from chassis.rounds import spawn_keeper
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import add_ModelArtifactServiceServicer_to_server
@@ -177,18 +177,6 @@ def add_services(
         "finemesh.artifacts.v1.ModelArtifactService",
         {"scheduler"},
     )
-
-
-def spawn_keeper(
-    process: Process,
-    clock: Clock,
-    name: str,
-    work: CoroutineFunction,
-    *,
-    until: DrainStage = DrainStage.STOP_CONSUMING,
-) -> None:
-    """A worker in the background that the engines and their calls outlive."""
-    process.spawn(name, outlived(name, work, clock=clock), until=until)
 
 
 def start() -> int:

@@ -160,7 +160,12 @@ class SchedulerSettings(ChassisSettings):
     analyzers_max: int = Field(default=64, ge=1, description="Channels to trainers that are kept open.")
 
     pipeline_poll_s: float = Field(default=1.0, gt=0, description="Pause of a worker that nothing wakes.")
-    placements_batch_max: int = Field(default=500, ge=1, description="Queued jobs that one round of the policy sees.")
+    placements_batch_max: int = Field(default=500, ge=1, description="Queued jobs that the policy reads at a time.")
+    placements_seen_max: int = Field(
+        default=20_000,
+        ge=1,
+        description="Queued jobs that one round of the policy sees; where more have to be seen, the log says so.",
+    )
     watch_poll_s: float = Field(
         default=2.0, gt=0, description="Pause between looks for changes of watched jobs that nobody told of."
     )

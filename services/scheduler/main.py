@@ -1,6 +1,8 @@
 """Starts the scheduler: a straight line of settings, database, bus, implementation, workers, server."""
 
+import functools
 import sys
+from collections.abc import Callable
 
 from chassis.bus.connection import connect
 from chassis.bus.outbox import Outbox
@@ -11,6 +13,7 @@ from chassis.db.pool import Pool, open_pool
 from chassis.ids import SystemIds
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
+from chassis.rounds import spawn_keeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
@@ -85,15 +88,16 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     feeds = JobFeeds(reader, hub, clock, settings)
     follower = Follower(feeds, reader, settings)
 
-    process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
-    process.spawn("listener", Listener(agents_pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
-    process.spawn("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
-    process.spawn("releaser", Releaser(database, peers, clock, ids, settings).run)
-    process.spawn("renewer", Renewer(database, attempts, peers, clock, settings).run)
-    process.spawn("job_feeds", feeds.run)
-    process.spawn("placer", Placer(agents_database, jobs, hub, clock, settings).run)
-    process.spawn("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
-    spawn_keepers(process, database, clock, settings)
+    keep = functools.partial(spawn_keeper, process, clock)
+    keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
+    keep("listener", Listener(agents_pool, hub, clock).run, until=DrainStage.RELEASE_LEASES)
+    keep("validator", Validator(database, jobs, analyzer, peers, hub, clock, ids, settings).run)
+    keep("releaser", Releaser(database, peers, clock, ids, settings).run)
+    keep("renewer", Renewer(database, attempts, peers, clock, settings).run)
+    keep("job_feeds", feeds.run)
+    keep("placer", Placer(agents_database, jobs, hub, clock, settings).run)
+    keep("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
+    spawn_deleters(keep, database, clock, settings)
 
     agents = agents_server(process, settings)
     agents.add(
@@ -130,11 +134,11 @@ def agents_server(process: Process, settings: SchedulerSettings) -> ServerBuilde
     return ServerBuilder(process, settings, listen_address=address, port_file=port_file)
 
 
-def spawn_keepers(process: Process, database: Database, clock: Clock, settings: SchedulerSettings) -> None:
+def spawn_deleters(keep: Callable[..., None], database: Database, clock: Clock, settings: SchedulerSettings) -> None:
     """What deletes that is past keeping."""
-    process.spawn("history_keeper", HistoryKeeper(database, clock, settings).run)
+    keep("history_keeper", HistoryKeeper(database, clock, settings).run)
     rules = retention_rules(settings)
-    process.spawn("retention_keeper", RetentionKeeper(database.pool, rules, settings, clock=clock).run)
+    keep("retention_keeper", RetentionKeeper(database.pool, rules, settings, clock=clock).run)
 
 
 async def open_pools(process: Process, settings: SchedulerSettings) -> tuple[Pool, Pool]:

@@ -16,7 +16,6 @@ from services.scheduler.jobs.store import JobStore
 from services.scheduler.placement import policy
 from services.scheduler.placement.store import AllocationStore
 
-RUNNING_JOBS_SEEN_MAX = 1000
 _Ask = tuple[int, int, frozenset[str], bool]
 
 
@@ -78,7 +77,7 @@ class QueueSnapshots:
         self._latest = QueueSnapshot(
             await JobStore(pool).queue_times(),
             fleet.groups,
-            sorted(await JobStore(pool).list_remaining_s(now, RUNNING_JOBS_SEEN_MAX)),
+            sorted(await JobStore(pool).list_remaining_s(now)),
         )
         self._read_at_s = began_s
         return self._latest

@@ -90,6 +90,7 @@ class QueuedJob:
     gpu_count: int
     memory_bytes_min: int
     failed_nodes: frozenset[str] = frozenset()
+    queue_time: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,23 +51,24 @@ SELECT project_id, job_id, xmin::text::bigint AS row_version FROM jobs WHERE job
 -- The nodes on which attempts at these jobs failed.
 SELECT DISTINCT job_id, node FROM attempts WHERE job_id = ANY(:job_ids::text[]) AND blames_node;
 
--- name: list_queued(page_size)
--- The queue as the policy sees it: jobs that may start now, in order of arrival.
+-- name: list_queued(after_time, after_job_id, page_size)
+-- The queue as the policy sees it: jobs that may start now, in order of arrival, after the last one of the page before.
 SELECT
-    project_id, job_id, gpu_count, memory_bytes_min,
+    project_id, job_id, gpu_count, memory_bytes_min, queue_time,
     array(SELECT DISTINCT node FROM attempts WHERE attempts.job_id = jobs.job_id AND blames_node) AS failed_nodes
 FROM jobs
-WHERE state = 'QUEUED' AND wake_at <= now()
+WHERE
+    state = 'QUEUED'
+    AND wake_at <= now()
+    AND (:after_time::timestamptz IS NULL OR (queue_time, job_id) > (:after_time::timestamptz, :after_job_id::text))
 ORDER BY queue_time, job_id
 LIMIT :page_size;
 
--- name: list_remaining(page_size)
--- How long the running jobs said that they still need, and when they said it.
+-- name: list_remaining()
+-- How long the running jobs, of which there are at most as many as devices, said that they still need, and when.
 SELECT remaining_s, progress_time
 FROM jobs
-WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL
-ORDER BY remaining_s
-LIMIT :page_size;
+WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL;
 
 -- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, dataset_bytes, start_weights, now)!
 -- Stores an acknowledged job.

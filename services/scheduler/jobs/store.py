@@ -103,16 +103,22 @@ class JobStore:
         rows = _QUERIES.list_row_versions(self._connection, job_ids=[*job_ids])
         return {JobRef(project_id=row["project_id"], job_id=row["job_id"]): row["row_version"] async for row in rows}
 
-    async def list_queued(self, page_size: int) -> list[QueuedJob]:
-        """Jobs that may start now, in order of arrival."""
+    async def list_queued(self, after: QueuedJob | None, page_size: int) -> list[QueuedJob]:
+        """Jobs that may start now, in order of arrival, after that one."""
         return [
             QueuedJob(
                 ref=JobRef(project_id=row["project_id"], job_id=row["job_id"]),
                 gpu_count=row["gpu_count"],
                 memory_bytes_min=row["memory_bytes_min"],
                 failed_nodes=frozenset(row["failed_nodes"]),
+                queue_time=row["queue_time"],
             )
-            async for row in _QUERIES.list_queued(self._connection, page_size=page_size)
+            async for row in _QUERIES.list_queued(
+                self._connection,
+                after_time=after.queue_time if after else None,
+                after_job_id=after.ref.job_id if after else "",
+                page_size=page_size,
+            )
         ]
 
     async def failed_nodes(self, job_ids: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -122,11 +128,11 @@ class JobStore:
             found[row["job_id"]].add(row["node"])
         return {job_id: frozenset(nodes) for job_id, nodes in found.items()}
 
-    async def list_remaining_s(self, now: datetime, page_size: int) -> list[float]:
+    async def list_remaining_s(self, now: datetime) -> list[float]:
         """What running jobs still need, less the time since they said so."""
         return [
             max(0.0, row["remaining_s"] - (now - row["progress_time"]).total_seconds())
-            async for row in _QUERIES.list_remaining(self._connection, page_size=page_size)
+            async for row in _QUERIES.list_remaining(self._connection)
         ]
 
     async def insert(self, job: NewJob, now: datetime) -> None:

@@ -8,7 +8,7 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.errors import DomainError
-from chassis.rounds import run_rounds
+from chassis.rounds import FailingItems, run_rounds
 from finemesh.holds.v1 import hold_service_pb2
 from services.scheduler.admission import peer_errors
 from services.scheduler.attempts.attempts import Attempts
@@ -32,6 +32,7 @@ class Renewer:
         self._clock = clock
         self._settings = settings
         self._failures = 0
+        self._failing = FailingItems("renewer", clock)
         self.pause_s = settings.hold_renewal_interval_s
 
     async def run(self) -> None:
@@ -60,9 +61,11 @@ class Renewer:
             request = hold_service_pb2.RenewHoldsRequest(resources=list(jobs))
             answer = await self._peers.holds.RenewHolds(request, timeout=self._settings.peer_deadline_s)
             for resource in answer.ended_resources:
-                # The list may be older than the job's end: then there is nothing left to end.
-                if await self._attempts.expire(jobs[resource], WHY):
-                    log.error("job_ended_with_its_hold", job=resource)
+                # A job that fails by a defect is tried again at the next renewal, and holds up no other.
+                with self._failing.trying(resource):
+                    # The list may be older than the job's end: then there is nothing left to end.
+                    if await self._attempts.expire(jobs[resource], WHY):
+                        log.error("job_ended_with_its_hold", job=resource)
             after = refs[-1].job_id
 
     async def _end_overdue(self) -> None:
@@ -75,7 +78,10 @@ class Renewer:
                 ),
                 timeout=timeout,
             )
-            refs = {job_ref(resource): resource for resource in page.resources}
+            refs = {}
+            for resource in page.resources:
+                with self._failing.trying(resource):
+                    refs[job_ref(resource)] = resource
             # Read before billing looks at what it has not handled yet, so that no event is in neither place.
             told = await ClaimStore(self._database.pool).list_fates(list(refs))
             ended = [resource for ref, resource in refs.items() if told.get(ref)]

@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from chassis.clock import Clock
-from chassis.rounds import AbsenceGuard, ClockWatch, run_rounds
+from chassis.rounds import AbsenceGuard, ClockWatch, FailingItems, run_rounds
 from services.scheduler.attempts.attempt import Lease
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
@@ -36,6 +36,7 @@ class Sweeper:
         duration_s = settings.lease_duration_s
         self._absence = AbsenceGuard(clock, gap_s_max=duration_s / 2, watch_s_min=duration_s)
         self._clock_watch = ClockWatch(settings.clock_jump_s_max)
+        self._failing = FailingItems("sweeper", clock)
 
     async def run(self) -> None:
         await run_rounds(
@@ -57,9 +58,11 @@ class Sweeper:
         if lost:
             log.warning("nodes_lost", nodes=lost)
         expired = await AttemptStore(self._database.pool).list_expired(at, EXPIRED_BATCH_MAX)
-        for lease in expired:
-            await self._end(lease, at)
-        return len(expired) == EXPIRED_BATCH_MAX
+        tried = [lease for lease in expired if not self._failing.leaves_alone(_item(lease))]
+        for lease in tried:
+            with self._failing.trying(_item(lease)):
+                await self._end(lease, at)
+        return len(expired) == EXPIRED_BATCH_MAX and bool(tried)
 
     async def _quarantine(self) -> None:
         """Nodes on which most jobs fail get none for a while: one that fails fast would take the whole queue."""
@@ -87,3 +90,7 @@ class Sweeper:
                 self._database.ring(QUEUE_TOPIC)
         if ended:
             log.warning("lease_ended", owner=lease.owner, lease_token=lease.lease_token)
+
+
+def _item(lease: Lease) -> str:
+    return f"{lease.owner} {lease.lease_token}"

@@ -4,18 +4,18 @@ Each placement is a transaction of its own. Two schedulers may run it at once: t
 a device, and the slower placement is dropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 import structlog
 
 from chassis.clock import Clock
-from chassis.rounds import run_rounds
+from chassis.rounds import FailingItems, run_rounds
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.jobs.convert import job_name
-from services.scheduler.jobs.job import JobRef, LeaseRef
+from services.scheduler.jobs.job import JobRef, LeaseRef, QueuedJob
 from services.scheduler.jobs.lifecycle import JobTransition
 from services.scheduler.jobs.store import JobStore
 from services.scheduler.jobs.transitions import JobTransitions
@@ -40,6 +40,7 @@ class Placer:
         self._hub = hub
         self._clock = clock
         self._settings = settings
+        self._failing = FailingItems("placer", clock)
 
     async def run(self) -> None:
         with self._hub.listening(QUEUE_TOPIC) as signal:
@@ -49,29 +50,42 @@ class Placer:
 
     async def place_round(self) -> bool:
         """One look at the queue and the fleet; True when something was placed, so that another look pays."""
-        queue = {
-            job_name(job.ref): job
-            for job in await JobStore(self._database.pool).list_queued(self._settings.placements_batch_max)
-        }
-        if not queue:
+        settings = self._settings
+        page = await JobStore(self._database.pool).list_queued(None, settings.placements_batch_max)
+        if not page:
             return False
+        fleet = await AllocationStore(self._database.pool).load_fleet(settings.node_memory_s, settings.nodes_max)
+        if fleet.nodes_left_out:
+            log.error("fleet_cut_off", nodes_max=settings.nodes_max, nodes_left_out=fleet.nodes_left_out)
+        placing, placed, seen = policy.Placing(fleet.groups), 0, 0
+        while page:
+            placed += await self._place(page, placing, fleet.incarnations)
+            seen += len(page)
+            if len(page) < settings.placements_batch_max or page[-1].queue_time is None or not placing.has_room:
+                break
+            if seen >= settings.placements_seen_max:
+                log.error("queue_cut_off", placements_seen_max=settings.placements_seen_max)
+                break
+            page = await JobStore(self._database.pool).list_queued(page[-1], settings.placements_batch_max)
+        return placed > 0
+
+    async def _place(self, jobs: Sequence[QueuedJob], placing: policy.Placing, incarnations: Mapping[str, str]) -> int:
+        """Places what fits of these jobs, after those before them in the queue; returns how many."""
+        queue = {job_name(job.ref): job for job in jobs if not self._failing.leaves_alone(job_name(job.ref))}
         needs = [
             policy.job_need(owner, job.gpu_count, job.memory_bytes_min, job.failed_nodes)
             for owner, job in queue.items()
         ]
-        fleet = await AllocationStore(self._database.pool).load_fleet(
-            self._settings.node_memory_s, self._settings.nodes_max
-        )
-        if fleet.nodes_left_out:
-            log.error("fleet_cut_off", nodes_max=self._settings.nodes_max, nodes_left_out=fleet.nodes_left_out)
         placed = 0
-        for placement in policy.place(needs, fleet.groups):
-            try:
-                await self.apply(queue[placement.owner].ref, placement, fleet.incarnations)
-                placed += 1
-            except (Overtaken, asyncpg.UniqueViolationError) as error:
-                log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
-        return placed > 0
+        for placement in placing.add(needs):
+            # A job that fails by a defect holds up no other, and gets no devices in the next rounds.
+            with self._failing.trying(placement.owner):
+                try:
+                    await self.apply(queue[placement.owner].ref, placement, incarnations)
+                    placed += 1
+                except (Overtaken, asyncpg.UniqueViolationError) as error:
+                    log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
+        return placed
 
     async def apply(self, ref: JobRef, placement: policy.Placement, incarnations: Mapping[str, str]) -> int:
         """Leases, devices, attempt and transition in one transaction; returns the token of the leading node."""

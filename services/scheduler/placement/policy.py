@@ -102,24 +102,54 @@ class TooLarge:
 
 def place(queue: Sequence[Need], groups: Iterable[DeviceGroup]) -> list[Placement]:
     """`queue` is in order of arrival. Every device is given out at most once."""
-    open_groups = {(group.node, group.hardware_type): group for group in groups}
-    reserved: set[tuple[str, str]] = set()
-    placements = []
-    for need in queue:
-        allowed = allowed_groups(need, list(open_groups.values()))
+    return Placing(groups).add(queue)
+
+
+class Placing:
+    """One look at a queue that is read in parts: what earlier parts took or wait for is not there for later ones."""
+
+    def __init__(self, groups: Iterable[DeviceGroup]) -> None:
+        self._open = {(group.node, group.hardware_type): group for group in groups}
+        self._reserved: set[tuple[str, str]] = set()
+        # What could not be placed cannot be placed for a later job either: devices only become fewer.
+        self._hopeless: set[Need] = set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a later job could still get a device."""
+        return any(group.ready and group.free and key not in self._reserved for key, group in self._open.items())
+
+    def add(self, queue: Sequence[Need]) -> list[Placement]:
+        """What the next part of the queue gets, in order of arrival."""
+        placements = []
+        for need in queue:
+            ask = replace(need, owner="")
+            if ask in self._hopeless:
+                continue
+            placement = self._place(need)
+            if placement is None:
+                self._hopeless.add(ask)
+            else:
+                placements.append(placement)
+        return placements
+
+    def _place(self, need: Need) -> Placement | None:
+        allowed = allowed_groups(need, list(self._open.values()))
         nodes = nodes_for(need, allowed)
-        chosen = choose_gang(need, nodes, [each for each in allowed if (each.node, each.hardware_type) not in reserved])
+        unreserved = [each for each in allowed if (each.node, each.hardware_type) not in self._reserved]
+        chosen = choose_gang(need, nodes, unreserved)
         if not chosen:
             # What it waits for is kept for it: later jobs would otherwise take each device as it becomes free.
             part = need.part(max(1, nodes))
-            reserved |= {(each.node, each.hardware_type) for each in allowed if each.ready and each.could_fit(part)}
-            continue
+            self._reserved |= {
+                (each.node, each.hardware_type) for each in allowed if each.ready and each.could_fit(part)
+            }
+            return None
         first, *others = [take(need, len(chosen), group) for group in chosen]
-        placements.append(replace(first, followers=tuple(others)))
         for group, taken in zip(chosen, (first, *others), strict=True):
             left = group.free - frozenset(taken.device_indices)
-            open_groups[(group.node, group.hardware_type)] = replace(group, free=left)
-    return placements
+            self._open[(group.node, group.hardware_type)] = replace(group, free=left)
+        return replace(first, followers=tuple(others))
 
 
 def allowed_groups(need: Need, groups: Sequence[DeviceGroup]) -> list[DeviceGroup]:

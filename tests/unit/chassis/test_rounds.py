@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from chassis.clock import ManualClock
-from chassis.rounds import AbsenceGuard, ClockWatch, Signal, outlived, run_rounds
+from chassis.rounds import AbsenceGuard, ClockWatch, FailingItems, Signal, outlived, run_rounds
 
 
 class Defect(Exception):
@@ -141,3 +141,49 @@ def test_a_clock_that_was_set_is_told_from_time_that_passes() -> None:
     assert watch.has_jumped(now + timedelta(seconds=3631), 3701.0)
     assert not watch.has_jumped(now + timedelta(seconds=3632), 3702.0)
     assert watch.has_jumped(now, 3703.0)
+
+
+class Failure(Exception):
+    """What one item fails with."""
+
+
+def tried(items: FailingItems, item: str, error: Exception | None = None) -> None:
+    with items.trying(item):
+        if error is not None:
+            raise error
+
+
+def test_a_failing_item_is_left_alone_for_growing_pauses_and_the_others_are_not() -> None:
+    clock = ManualClock()
+    items = FailingItems("test", clock, first_s=1.0, last_s=4.0)
+    pauses = []
+    for _ in range(6):
+        tried(items, "bad", Failure())
+        assert items.leaves_alone("bad")
+        assert not items.leaves_alone("good")
+        began_s = clock.monotonic()
+        while items.leaves_alone("bad"):
+            clock.jump(0.125)
+        pauses.append(clock.monotonic() - began_s)
+    assert 0.5 <= pauses[0] <= 1.125
+    assert 2.0 <= pauses[-1] <= 4.125
+    # Once it went well it begins anew.
+    tried(items, "bad")
+    tried(items, "bad", Failure())
+    clock.jump(1.0)
+    assert not items.leaves_alone("bad")
+
+
+def test_passing_trouble_is_no_items_fault() -> None:
+    items = FailingItems("test", ManualClock())
+    with pytest.raises(ConnectionError):
+        tried(items, "any", ConnectionError())
+    assert not items.leaves_alone("any")
+
+
+def test_failing_items_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chassis.rounds.ITEMS_FAILING_MAX", 2)
+    items = FailingItems("test", ManualClock())
+    for item in "abc":
+        tried(items, item, Failure())
+    assert [items.leaves_alone(item) for item in "abc"] == [False, True, True]

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from services.scheduler.placement.policy import (
     DeviceGroup,
     Need,
+    Placement,
+    Placing,
     choose,
     estimated_wait_s,
     memory_bytes_min,
@@ -198,3 +200,25 @@ def test_the_estimate_is_when_enough_others_have_ended() -> None:
     assert estimated_wait_s(1, [30.4, 10.2]) == 10
     assert estimated_wait_s(2, [30.4, 10.2]) == 30
     assert estimated_wait_s(3, [30.4, 10.2]) is None
+
+
+@given(fleets(), queues, st.integers(1, 4))
+def test_a_queue_that_is_read_in_parts_is_placed_as_if_it_were_read_whole(
+    fleet: list[DeviceGroup], queue: list[Need], part: int
+) -> None:
+    placing = Placing(fleet)
+    parts = [
+        placement for start in range(0, len(queue), part) for placement in placing.add(queue[start : start + part])
+    ]
+    assert parts == place(queue, fleet)
+    assert {device for placement in parts for device in devices_of(placement)} <= {
+        (each.node, index) for each in fleet for index in each.free
+    }
+    if not placing.has_room:
+        assert placing.add([Need(owner="late", count=1)]) == []
+
+
+def devices_of(placement: Placement) -> list[tuple[str, int]]:
+    """Of all nodes of a placement."""
+    parts = (placement, *placement.followers)
+    return [(part.node, index) for part in parts for index in part.device_indices]

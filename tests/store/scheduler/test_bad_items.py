@@ -1,0 +1,114 @@
+"""One bad item stops no loop: it is left alone for a growing pause, and everybody else's work goes on."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finemesh.holds.v1 import hold_service_pb2
+from services.scheduler.jobs.convert import job_name
+from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.pipelines.hold_renewer import Renewer
+from tests.store.scheduler.test_resume import sweep_for
+from tests.store.scheduler.world import World
+
+
+class Poison:
+    """Makes one method of an object fail by a defect for one job, until it is cured."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, target: Any, method: str, is_meant: Callable[..., bool]
+    ) -> None:
+        honest, self.tries, self.cured = getattr(target, method), 0, False
+
+        async def poisoned(*args: Any, **options: Any) -> Any:
+            if not self.cured and is_meant(*args, **options):
+                self.tries += 1
+                raise ZeroDivisionError
+            return await honest(*args, **options)
+
+        monkeypatch.setattr(target, method, poisoned)
+
+
+async def test_a_lease_that_cannot_be_ended_stops_no_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.add_node(devices=2)
+    bad, good = await world.running_job(), await world.running_job()
+    poison = Poison(monkeypatch, world.attempts, "lose", lambda connection, ref, *_, **__: ref.job_id == bad.job_id)
+    await sweep_for(world, 12, silent=False)
+    await sweep_for(world, 13, silent=True)
+    assert (await world.job(good)).state is JobState.QUEUED
+    assert (await world.job(bad)).state is JobState.RUNNING
+    assert 0 < poison.tries < 8, "with pauses that grow"
+    poison.cured = True
+    await sweep_for(world, 20, silent=True)
+    assert (await world.job(bad)).state is JobState.QUEUED
+
+
+async def test_a_job_that_cannot_be_placed_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.add_node()
+    bad, good = await world.queued_job(), await world.queued_job()
+    poison = Poison(monkeypatch, world.placer, "apply", lambda ref, *_: ref.job_id == bad.job_id)
+    for _ in range(3):
+        await world.placer.place_round()
+    # It gets no devices while it is left alone, or nobody behind it would.
+    assert ((await world.job(good)).state, (await world.job(bad)).state) == (JobState.STARTING, JobState.QUEUED)
+    assert poison.tries == 1
+    poison.cured = True
+    await world.add_node("n2")
+    world.clock.jump(2.0)
+    assert await world.placer.place_round()
+    assert (await world.job(bad)).state is JobState.STARTING
+
+
+class Holds:
+    """Billing, where all holds are over, and one overdue hold has a name that nobody can read."""
+
+    def __init__(self, overdue: list[str]) -> None:
+        self.overdue = overdue
+        self.told: list[str] = []
+
+    async def RenewHolds(
+        self, request: hold_service_pb2.RenewHoldsRequest, *, timeout: float
+    ) -> hold_service_pb2.RenewHoldsResponse:
+        return hold_service_pb2.RenewHoldsResponse(ended_resources=request.resources)
+
+    async def ListOverdueHolds(
+        self, request: hold_service_pb2.ListOverdueHoldsRequest, *, timeout: float
+    ) -> hold_service_pb2.ListOverdueHoldsResponse:
+        return hold_service_pb2.ListOverdueHoldsResponse(resources=self.overdue)
+
+    async def EndHolds(
+        self, request: hold_service_pb2.EndHoldsRequest, *, timeout: float
+    ) -> hold_service_pb2.EndHoldsResponse:
+        self.told += [*request.ended_resources, *request.unknown_resources]
+        return hold_service_pb2.EndHoldsResponse()
+
+
+async def test_a_job_that_cannot_be_ended_with_its_hold_stops_no_renewal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = await world.queued_job(), await world.queued_job()
+    Poison(monkeypatch, world.attempts, "expire", lambda ref, *_: ref.job_id == bad.job_id)
+    unknown = job_name(JobRef(project_id="proj_x", job_id="ft-unknown"))
+    holds = Holds(["nonsense", unknown])
+    peers: Any = SimpleNamespace(holds=holds)
+    await Renewer(world.database, world.attempts, peers, world.clock, world.settings).renew_all()
+    assert ((await world.job(good)).state, (await world.job(bad)).state) == (JobState.FAILED, JobState.QUEUED)
+    assert holds.told == [unknown]
+
+
+async def test_the_queue_is_seen_beyond_one_page_while_a_device_is_free(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many jobs wait for something else before it."""
+    monkeypatch.setattr(world.placer, "_settings", world.settings.model_copy(update={"placements_batch_max": 2}))
+    await world.add_node("large", devices=2)
+    await world.running_job()
+    await world.add_node("small")
+    before = [await world.queued_job(gpu_count=2) for _ in range(5)]
+    last = await world.queued_job()
+    assert await world.placer.place_round()
+    assert (await world.job(last)).state is JobState.STARTING
+    assert {(await world.job(ref)).state for ref in before} == {JobState.QUEUED}
