@@ -40,6 +40,7 @@ from services.inference.models.domain import TunedModel
 from services.inference.serving.engine_pool import EngineKey, EnginePool
 from services.inference.serving.read_ahead import read_ahead
 from services.inference.serving.target import Target, Targets
+from services.inference.serving.turns import Turns
 from services.inference.serving.weights_cache import WeightsCache
 from services.inference.spending.lease_account import Spender
 from services.inference.spending.reservations import Reservation, Reservations
@@ -119,6 +120,7 @@ class Serving:
         self._reservations = reservations
         self._settings = settings
         self._clock = clock
+        self._long_prompts = Turns()
         self._dedicated: dict[str, Target] = {}
 
     @contextlib.asynccontextmanager
@@ -198,7 +200,7 @@ class Serving:
     async def _ask(self, call: Call, engine: Engine, reservation: Reservation | None) -> AsyncGenerator[Chunk, None]:
         """Nothing is asked of the engine, and nothing it says is passed on, that was not reserved."""
         self._check_chars(call.prompt.chars, engine.context_tokens_max)
-        prompt = await call.prompt.render(engine)
+        prompt = await self._render(call, engine)
         request = GenerateRequest(
             request_id=call.generation_id,
             prompt_token_ids=prompt,
@@ -213,6 +215,13 @@ class Serving:
                 if reservation is not None:
                     await reservation.cover(chunk.usage.completion_tokens)
                 yield chunk
+
+    async def _render(self, call: Call, engine: Engine) -> tuple[int, ...]:
+        if call.prompt.chars <= self._settings.prompt_chars_short_max:
+            return await call.prompt.render(engine)
+        # Long prompts wait for each other: with one of each project in line, none waits for all of another's.
+        async with self._long_prompts.take(call.caller.tenant):
+            return await call.prompt.render(engine)
 
     def _reserved(self, call: Call) -> contextlib.AbstractAsyncContextManager[Reservation | None]:
         if not _is_metered(call):
