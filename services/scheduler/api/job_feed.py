@@ -25,7 +25,7 @@ from services.scheduler.watching.hub import Hub, job_topic
 TAIL_EVENTS_MAX = 64
 # Jobs that one look asks for, and watchers that are woken before others have their turn.
 LOOK_BATCH_MAX = 500
-WAKE_BATCH_MAX = 50
+WAKE_BATCH_MAX = 10
 
 
 @dataclass(frozen=True, kw_only=True)
