@@ -107,6 +107,15 @@ class InferenceSettings(ChassisSettings):
     clock_jump_s_max: float = Field(
         default=2.0, gt=0, description="The database's clock was set when it goes wrong by more between two looks."
     )
+    device_renewal_s: float = Field(
+        default=1.0, gt=0, description="Pause between renewals of the devices of engines that serve everybody."
+    )
+    shared_engine_gpus: int = Field(
+        default=1, ge=1, le=64, description="GPUs of an engine that serves everybody; on a CPU it takes no device."
+    )
+    shared_engine_idle_s_max: float = Field(
+        default=300.0, gt=0, description="An engine on GPUs that serves everybody and nobody uses leaves them after it."
+    )
     device_margin_s: float = Field(
         default=3.0,
         gt=0,

@@ -54,6 +54,7 @@ from services.inference.retention_rules import retention_rules
 from services.inference.serving.calls import Serving
 from services.inference.serving.device_leases import DeviceLeases
 from services.inference.serving.engine_pool import EnginePool
+from services.inference.serving.shared_devices import SharedDevices
 from services.inference.serving.target import Targets
 from services.inference.serving.weights_cache import WeightsCache
 from services.inference.spending.credit_keeper import CreditKeeper
@@ -83,22 +84,23 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     )
     cache = WeightsCache(settings, objects)
     await cache.tidy()
+    scheduler = open_channel(settings, settings.scheduler_agents_address, "scheduler")
+    process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
     opener = functools.partial(open_engine, settings.engine, stub_token_s=settings.stub_token_s)
-    engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock)
+    claims = Claims(pool, owner=ids.new("inf_"), settings=settings, clock=clock)
+    devices = DeviceLeases(scheduler, settings=settings, clock=clock)
+    shared = SharedDevices(devices, holder=claims.owner, settings=settings, clock=clock)
+    engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock, devices=shared)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
     reservations = open_reservations(process, keep, settings, clock, ids)
     serving = Serving(Targets(pool), engines, cache, meter, reservations, settings=settings, clock=clock)
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
     keep("spend_guard", spend_guard.run)
-    scheduler = open_channel(settings, settings.scheduler_agents_address, "scheduler")
-    process.on_drain(DrainStage.CLOSE_BUS, scheduler.close)
-    claims = Claims(pool, owner=ids.new("inf_"), settings=settings, clock=clock)
     owners = Owners(pool, settings=settings, clock=clock)
     keep("owners", owners.run, until=DrainStage.FINISH_CALLS)
     process.on_drain(DrainStage.CLOSE_BUS, owners.close)
     router, transitions = Router(pool, serving, owner=claims.owner), Transitions(outbox, clock)
-    devices = DeviceLeases(scheduler, settings=settings, clock=clock)
     reconciler = EndpointReconciler(
         pool, outbox, transitions, router, serving, spend_guard, claims, devices, settings=settings, clock=clock
     )

@@ -194,6 +194,10 @@ class Engine(Protocol):
     """One running base model. All methods may be called concurrently from one event loop."""
 
     @property
+    def on_gpus(self) -> bool:
+        """Whether it computes on GPUs, which are its own alone; a CPU is everybody's. Known before `start`."""
+
+    @property
     def context_tokens_max(self) -> int:
         """Prompt and completion together; known after `start`."""
 

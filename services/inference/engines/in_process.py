@@ -58,6 +58,10 @@ class InProcessEngine(ABC):
         """Take an adapter out of the engine's memory."""
 
     @property
+    def on_gpus(self) -> bool:
+        return False
+
+    @property
     def context_tokens_max(self) -> int:
         return self._context_tokens_max
 

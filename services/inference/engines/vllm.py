@@ -70,6 +70,10 @@ class VllmEngine(InProcessEngine):
         self._stopped = False
         self._elder_children: frozenset[BaseProcess] | None = None
 
+    @property
+    def on_gpus(self) -> bool:
+        return not current_platform.is_cpu()
+
     async def start(self) -> None:
         await self._read_model()
         if not takes_adapters(self._config) or (current_platform.is_cpu() and has_experts(self._config)):

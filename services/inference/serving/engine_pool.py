@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
 from chassis.clock import Clock
 from services.inference.engines.base import Engine, EngineBusy, EngineFailed, EngineSettings
+from services.inference.serving.shared_devices import SharedDevices
 
 log = structlog.get_logger()
 
@@ -38,8 +39,8 @@ class _Slot:
     """One engine with its users. `starting` is shared by everybody who waits for it."""
 
     starting: asyncio.Task[Engine]
-    # What the engine stands on, given back after its stop.
-    weights: AsyncExitStack
+    # What the engine stands on, weights and devices, given back after its stop.
+    ground: AsyncExitStack
     engine: Engine | None = None
     users: int = 0
     used_at: float = 0.0
@@ -50,8 +51,12 @@ class EnginePool:
     """At most `engines_max` shared engines have memory at a time, those that are stopping included; the longest unused
     one makes room. Engines of endpoints are counted apart: their devices are their own."""
 
-    def __init__(self, *, open_engine: Opener, engines_max: int, clock: Clock) -> None:
+    def __init__(
+        self, *, open_engine: Opener, engines_max: int, clock: Clock, devices: SharedDevices | None = None
+    ) -> None:
+        """Without `devices` no shared engine has any, whatever it computes on."""
         self._open_engine = open_engine
+        self._devices = devices
         self._engines_max = engines_max
         self._clock = clock
         self._slots: dict[EngineKey, _Slot] = {}
@@ -85,6 +90,22 @@ class EnginePool:
         if slot is not None and slot.engine is not None:
             slot.engine.serve_until(until_s)
 
+    def idle_s(self, key: EngineKey) -> float:
+        """For how long nobody has used an engine that runs; 0 while somebody does."""
+        slot = self._slots.get(key)
+        if slot is None or slot.users or not slot.starting.done():
+            return 0.0
+        return self._clock.monotonic() - slot.used_at
+
+    def retire(self, key: EngineKey) -> None:
+        """Takes an engine out of the table at once; its memory is taken until its stop ends."""
+        self._until_s.pop(key, None)
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            task = asyncio.create_task(self._stop(key, slot), context=Context())
+            self._stopping[task] = key
+            task.add_done_callback(self._stopping.pop)
+
     def is_running(self, key: EngineKey) -> bool:
         """Whether the engine has started and not failed."""
         slot = self._slots.get(key)
@@ -97,8 +118,7 @@ class EnginePool:
 
     async def remove(self, key: EngineKey) -> None:
         """Stops an engine, also one that is starting, and returns when its memory is free; fine when there is none."""
-        self._retire(key)
-        self._until_s.pop(key, None)
+        self.retire(key)
         if tasks := [task for task, stopping in self._stopping.items() if stopping == key]:
             await asyncio.wait(tasks)
 
@@ -106,7 +126,7 @@ class EnginePool:
         """Stops every engine, and starts none any more."""
         self._closed = True
         for key in list(self._slots):
-            self._retire(key)
+            self.retire(key)
         if self._stopping:
             await asyncio.wait(list(self._stopping))
 
@@ -123,11 +143,11 @@ class EnginePool:
     def _add(self, key: EngineKey, folder: Folder, settings: EngineSettings) -> _Slot:
         if self._closed:
             raise EngineFailed("this process stops")
-        weights = AsyncExitStack()
+        ground = AsyncExitStack()
         task = asyncio.create_task(
-            self._start(key, folder, settings, weights), name=f"engine-{key.revision or key.owner}", context=Context()
+            self._start(key, folder, settings, ground), name=f"engine-{key.revision or key.owner}", context=Context()
         )
-        slot = self._slots[key] = _Slot(starting=task, weights=weights, used_at=self._clock.monotonic())
+        slot = self._slots[key] = _Slot(starting=task, ground=ground, used_at=self._clock.monotonic())
         task.add_done_callback(lambda _: self._watch_start(key, slot))
         return slot
 
@@ -145,20 +165,25 @@ class EnginePool:
                 raise EngineBusy(f"all {self._engines_max} engines are in use (engines_max)")
             oldest = min(idle, key=lambda key: shared[key].used_at)
             log.info("engine_evicted", revision=oldest.revision)
-            self._retire(oldest)
+            self.retire(oldest)
 
-    async def _start(self, key: EngineKey, folder: Folder, settings: EngineSettings, weights: AsyncExitStack) -> Engine:
+    async def _start(self, key: EngineKey, folder: Folder, settings: EngineSettings, ground: AsyncExitStack) -> Engine:
         began = self._clock.monotonic()
         engine: Engine | None = None
         try:
-            engine = await self._open_engine(await weights.enter_async_context(folder()), settings)
+            path = await ground.enter_async_context(folder())
+            engine = await self._open_engine(path, settings)
+            if engine.on_gpus and not key.owner and self._devices is not None:
+                held = self._devices.held(key.revision, _Tenant(self, key))
+                indices = await ground.enter_async_context(held)
+                engine = await self._open_engine(path, replace(settings, gpu_indices=indices))
             if (slot := self._slots.get(key)) is not None:
                 slot.engine = engine
             if (until_s := self._until_s.get(key)) is not None:
                 engine.serve_until(until_s)
             await engine.start()
         except BaseException:
-            async with weights:
+            async with ground:
                 if engine is not None:
                     await engine.stop()
             raise
@@ -179,15 +204,7 @@ class EnginePool:
         failure = await engine.wait_failed()
         log.error("engine_failed", revision=key.revision, owner=key.owner, error=str(failure))
         if self._slots.get(key) is slot:
-            self._retire(key)
-
-    def _retire(self, key: EngineKey) -> None:
-        """Takes an engine out of the table at once; its memory is taken until its stop ends."""
-        slot = self._slots.pop(key, None)
-        if slot is not None:
-            task = asyncio.create_task(self._stop(key, slot), context=Context())
-            self._stopping[task] = key
-            task.add_done_callback(self._stopping.pop)
+            self.retire(key)
 
     @staticmethod
     async def _stop(key: EngineKey, slot: _Slot) -> None:
@@ -199,10 +216,27 @@ class EnginePool:
         if slot.starting.cancelled() or slot.starting.exception() is not None:
             return
         try:
-            async with slot.weights:
+            async with slot.ground:
                 await slot.starting.result().stop()
         except Exception as error:
             log.error("engine_stop_failed", revision=key.revision, owner=key.owner, exc_info=error)
+
+
+@dataclass(frozen=True)
+class _Tenant:
+    """One shared engine as those who keep its devices see it."""
+
+    pool: EnginePool
+    key: EngineKey
+
+    def serve_until(self, until_s: float) -> None:
+        self.pool.serve_until(self.key, until_s)
+
+    def idle_s(self) -> float:
+        return self.pool.idle_s(self.key)
+
+    def end(self) -> None:
+        self.pool.retire(self.key)
 
 
 async def _started(slot: _Slot) -> Engine:

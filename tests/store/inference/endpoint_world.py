@@ -153,6 +153,7 @@ class FakeEngine:
         self.until_s = math.inf
         self._died: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
         self.context_tokens_max = 512
+        self.on_gpus = workshop.on_gpus
 
     async def start(self) -> None:
         self._workshop.alive.append(self)
@@ -177,12 +178,15 @@ class Workshop:
     """All engines of one process that have memory: begun to start and not stopped yet."""
 
     def __init__(self) -> None:
+        self.on_gpus = False
+        self.settings: list[EngineSettings] = []
         self.alive: list[FakeEngine] = []
         self.may_start, self.may_stop = asyncio.Event(), asyncio.Event()
         self.may_start.set()
         self.may_stop.set()
 
     async def open_engine(self, path: Path, settings: EngineSettings) -> Engine:
+        self.settings.append(settings)
         return FakeEngine(self)  # type: ignore[return-value]
 
     @asynccontextmanager

@@ -17,6 +17,8 @@ from services.inference.serving.engine_pool import EngineKey, EnginePool
 class FakeEngine:
     """Counts its starts and stops; dies when told."""
 
+    on_gpus = False
+
     def __init__(self, shop: Workshop, broken: bool = False) -> None:
         self.shop = shop
         self.broken = broken
