@@ -13,8 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from finemesh_client.config import local_stack
 from tests.storm.seed_run import Outcome, run_seed
-from tests.storm.storm_mesh import storm_mesh
+from tests.storm.storm_mesh import StormMesh, storm_mesh
+from tests.storm.truths import ledger_verifies
 
 
 def seeds_of(text: str) -> list[int]:
@@ -36,6 +38,13 @@ def report(outcome: Outcome, folder: Path) -> None:
         print(f"  logs: {folder / 'data' / 'logs'}", flush=True)
 
 
+async def ledgers_of(mesh: StormMesh) -> list[str]:
+    """What is wrong with the ledger of any organization, and with what belongs to none."""
+    key = local_stack(mesh.stack.folder.root)["api_key"]
+    async with mesh.client(key) as client:
+        return [line async for line in ledger_verifies(client, "organizations/-")]
+
+
 async def main(seeds: list[int], folder: Path) -> int:
     failed: list[int] = []
     left, began_s = list(seeds), time.monotonic()
@@ -51,8 +60,13 @@ async def main(seeds: list[int], folder: Path) -> int:
                 if outcome.findings:
                     failed.append(seed)
                     break
+            found = await ledgers_of(mesh)
+            if found:
+                print(f"the ledgers of all seeds of {mesh_folder}:", *found, sep="\n    ", flush=True)
+                failed.append(seed)
     took_s = time.monotonic() - began_s
-    print(f"{len(seeds) - len(failed)} of {len(seeds)} storms passed in {took_s:.0f} s; failed: {failed or 'none'}")
+    lost = sorted(set(failed))
+    print(f"{len(seeds) - len(lost)} of {len(seeds)} storms passed in {took_s:.0f} s; failed: {lost or 'none'}")
     return 1 if failed else 0
 
 

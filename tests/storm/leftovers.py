@@ -30,6 +30,7 @@ ROWS = {
     },
     "billing": {
         "hold": "SELECT resource, state FROM holds WHERE state = 'held'",
+        "lease of credit": "SELECT holder, organization_id, granted_nanos_usd, closed_time FROM credit_leases",
         "archive file that is half written": "SELECT object_key, write_time FROM archive_writes",
     },
     "inference": {
@@ -89,7 +90,7 @@ def _processes(mesh: StormMesh) -> Iterator[str]:
 
 
 def _folders(mesh: StormMesh) -> Iterator[str]:
-    """Work folders of attempts and analyses."""
+    """Work folders of attempts and analyses, and weights that are half fetched."""
     root = mesh.stack.folder.root
-    for folder in (root / "work").glob("*/*/work/*"):
+    for folder in (*(root / "work").glob("*/*/work/*"), *(root / "weights").glob(".rv_*")):
         yield str(folder.relative_to(root))

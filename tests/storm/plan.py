@@ -13,7 +13,7 @@ from dataclasses import dataclass
 STORM_S = 7.0
 # Everything is there before the first fault, so that a storm does not test the start of the mesh.
 FIRST_FAULT_S = 0.5
-FAULTS_MIN, FAULTS_MAX = 5, 9
+FAULTS_MIN, FAULTS_MAX = 6, 14
 # Steps backwards and forwards, up to far beyond every lease.
 SHIFTS_S = (-90.0, -20.0, -5.0, 5.0, 20.0, 90.0)
 

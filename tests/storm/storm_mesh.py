@@ -26,7 +26,7 @@ from tests.storm import database_clock
 from tests.storm.witness import FOLDER
 
 NODES = 3
-REPLICAS = {"gateway": 2, "scheduler": 2, "billing": 2}
+REPLICAS = {"gateway": 2, "scheduler": 2, "billing": 2, "inference": 2}
 ENDPOINT_MINUTE_S = 1.0
 TOKEN_S = 0.04
 AGENTS_DOOR = "scheduler.AGENTS"
@@ -35,7 +35,7 @@ CALLS = {
     "gateway": ("scheduler", "billing", "inference", POSTGRES),
     "scheduler": ("gateway", "billing", "inference", POSTGRES, NATS),
     "billing": (POSTGRES, NATS),
-    "inference": (AGENTS_DOOR, POSTGRES, NATS),
+    "inference": ("billing", AGENTS_DOOR, POSTGRES, NATS),
     "trainer": (AGENTS_DOOR,),
 }
 CLIENT = "client"
@@ -67,6 +67,12 @@ SHORT = {
     "FINEMESH_INFERENCE_ENDPOINT_SILENCE_S_MAX": "3",
     "FINEMESH_INFERENCE_SPENDING_POLL_S": "0.5",
     "FINEMESH_INFERENCE_CLAIM_DURATION_S": "3",
+    "FINEMESH_INFERENCE_CREDIT_RENEWAL_S": "0.5",
+    "FINEMESH_INFERENCE_CREDIT_IDLE_S": "2",
+    "FINEMESH_INFERENCE_CREDIT_WAIT_S_MAX": "4",
+    "FINEMESH_BILLING_CREDIT_LEASE_S": "6",
+    "FINEMESH_BILLING_CREDIT_LATE_USAGE_S": "3",
+    "FINEMESH_BILLING_CREDIT_COLLECT_INTERVAL_S": "0.5",
     "FINEMESH_INFERENCE_METERING_INTERVAL_S": "0.5",
     "FINEMESH_GATEWAY_SWEEP_INTERVAL_S": "0.5",
     "FINEMESH_GATEWAY_SWEEP_CLAIM_S": "2",

@@ -84,15 +84,19 @@ class Users:
         except FinemeshError as error:
             self.deeds.surprises.append(f"{act.work} {act.number}: {type(error).__name__}: {error}")
 
-    async def insist(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """The answer to a call that may be repeated. GaveUp when it fails for `patience_s` after the storm."""
+    async def insist(
+        self, what: str, call: Callable[[], Awaitable[T]], *, again: tuple[type[FinemeshError], ...] = ()
+    ) -> T:
+        """The answer to a call that may be repeated, also after one of `again`. GaveUp when it fails for `patience_s`
+        after the storm."""
         deadline: float | None = None
+        excused: tuple[type[Exception], ...] = (*PASSING, *again, TimeoutError)
         while True:
             try:
                 async with asyncio.timeout(CALL_S_MAX):
                     return await call()
-            except (*PASSING, TimeoutError) as error:
-                passing: Exception = error
+            except excused as error:
+                passing = error
             except Internal as error:
                 self.deeds.surprises.append(f"{what} was answered by an untyped error: {error}")
                 passing = error
@@ -115,7 +119,10 @@ class Users:
         path = self._folder / f"{self._id(act)}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         request_id = self._id(act, "-file")
-        file = await self.insist("an upload", lambda: self._client.files.upload(path, request_id=request_id))
+        # One that a fault held up for longer than an upload may take is to be sent again, as its answer says.
+        file = await self.insist(
+            "an upload", lambda: self._client.files.upload(path, request_id=request_id), again=(Conflict,)
+        )
         self.deeds.files[file.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         path.unlink()
         return file.name
