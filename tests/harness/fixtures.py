@@ -1,5 +1,6 @@
 """Fixtures over the real servers: one PostgreSQL per session, one database and one nats-server per test module."""
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ CERTIFIED = ("gateway", "scheduler", "trainer", "billing", "inference", "operato
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
-    """The session's PostgreSQL 18; a test that kills it starts it again before it ends."""
-    async with running_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
+async def postgres() -> AsyncIterator[PostgresServer]:
+    """The session's PostgreSQL 18; a test that kills it starts it again before it ends.
+
+    Its folder is not below pytest's own: each pytest that starts on this machine closes that to other users, and under
+    root the server runs as one.
+    """
+    with tempfile.TemporaryDirectory(prefix="finemesh-postgres-", ignore_cleanup_errors=True) as folder:
+        async with running_postgres(Path(folder)) as server:
+            yield server
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
