@@ -13,6 +13,7 @@ import pytest
 from formats import rows
 from services.gateway.config import GatewaySettings
 from services.gateway.files.line_check import DatasetLimits, LineCheck
+from services.scheduler.config import SchedulerSettings
 from services.trainer.config import TrainerSettings
 from services.trainer.train.analysis import row_preview as preview
 from services.trainer.train.data.preparation import prepare
@@ -81,9 +82,10 @@ def test_the_table_of_token_ids_is_a_sound_file(tmp_path: Path) -> None:
 
 def test_every_limit_is_the_one_in_force() -> None:
     listed = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", TEXT, re.MULTILINE)
-    assert len(listed) == 21
+    assert len(listed) == 31
     services = {
         "FINEMESH_GATEWAY_": GatewaySettings(service_name="gateway"),
+        "FINEMESH_SCHEDULER_": SchedulerSettings(service_name="scheduler"),
         "FINEMESH_TRAINER_": TrainerSettings(service_name="trainer"),
     }
     for name, value in listed:
