@@ -9,20 +9,19 @@ import contextlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import structlog
 
+from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_keys import checked_path, key_of
 from chassis.objects.transfer import FileTransfer, all_or_first_error
 from formats.manifests import FileDigest
 
 log = structlog.get_logger()
 
-_TORN_AFTER_S = 24 * 3600.0
 # Another agent may remove a file between our check and our link.
 _LINK_TRIES = 3
 
@@ -32,14 +31,14 @@ class FileCache:
 
     def __init__(self, folder: Path, store: FileTransfer, *, size_bytes_max: int, concurrent_max: int) -> None:
         self._objects = folder / "objects"
-        self._partials = folder / "partial"
+        self._partials = HeldFolders(folder / "partial")
         self._store = store
         self._size_bytes_max = size_bytes_max
         self._slots = asyncio.Semaphore(concurrent_max)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._partials.mkdir(parents=True, exist_ok=True)
         self._objects.mkdir(parents=True, exist_ok=True)
-        _remove_torn(self._partials)
+        # What agents left that were killed; others of this machine may be fetching.
+        self._partials.sweep()
 
     async def place(
         self, key: str, files: Sequence[FileDigest], folder: Path, *, wanted: Callable[[str], bool] = lambda path: True
@@ -64,14 +63,15 @@ class FileCache:
         if cached.is_file() and cached.stat().st_size == file.size_bytes:
             os.utime(cached)
             return cached
-        partial = self._partials / f"{file.sha256[:64]}.{secrets.token_hex(8)}"
+        held = await asyncio.to_thread(self._partials.open, f"{file.sha256[:64]}.{secrets.token_hex(8)}")
+        partial = held.path / "file"
         try:
             await self._store.download(key, file, partial)
             cached.parent.mkdir(parents=True, exist_ok=True)
             partial.chmod(0o444)
             partial.replace(cached)
         finally:
-            partial.unlink(missing_ok=True)
+            await asyncio.to_thread(held.close)
         await asyncio.to_thread(self._make_room, cached)
         return cached
 
@@ -105,11 +105,3 @@ def _link(cached: Path, target: Path) -> bool:
         except FileNotFoundError:
             return False
     return True
-
-
-def _remove_torn(folder: Path) -> None:
-    oldest_s = time.time() - _TORN_AFTER_S
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest_s:
-                path.unlink()

@@ -1,13 +1,15 @@
 """Files are kept by what they contain: the cache downloads once, and a revision follows from the digests."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss
-from chassis.objects.object_store import ObjectStore
+from chassis.objects.object_keys import FileEntry
+from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.objects.transfer import FileTransfer
 from formats.manifests import FileDigest, revision_of
 from services.trainer.artifacts.file_cache import FileCache
@@ -67,3 +69,28 @@ async def test_a_corrupt_download_leaves_nothing_in_the_cache(tmp_path: Path) ->
     with pytest.raises(DataLoss):
         await cache.place("f", [described(b"right")], tmp_path / "job")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+async def test_another_agent_that_starts_under_another_clock_takes_no_download(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+
+    class Slow(FileTransfer):
+        async def download(self, key: str, file: FileEntry, target: Path) -> None:
+            target.write_bytes(b"content")
+            for path in (folder / "partial").rglob("*"):
+                os.utime(path, (0, 0))
+            FileCache(folder, self, size_bytes_max=1000, concurrent_max=2)
+
+    store = ObjectStore(f"file://{tmp_path}", part_bytes=PART_BYTES_MIN, parts_in_flight_max=1)
+    slow = Slow(store, SystemClock(), chunk_bytes=4096, concurrent_max=1, attempts_max=1)
+    cache = FileCache(folder, slow, size_bytes_max=1000, concurrent_max=2)
+    await cache.place("f", [described(b"content")], tmp_path / "job")
+    assert (tmp_path / "job/f").read_bytes() == b"content"
+
+
+async def test_what_a_killed_agent_was_fetching_goes_when_one_starts(tmp_path: Path) -> None:
+    left = tmp_path / "cache/partial/left"
+    left.mkdir(parents=True)
+    (left / "file").write_bytes(b"x")
+    FileCache(tmp_path / "cache", make_store(tmp_path), size_bytes_max=1000, concurrent_max=2)
+    assert not left.exists()
