@@ -5,7 +5,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-billing bench-watchers bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-edge: $(VENV)/.ready ## GetTuningJob through gateway and scheduler beside 
 
 bench-watchers: $(VENV)/.ready ## An agent's heartbeat beside 1,000 watchers and a full call cap (about 2 minutes)
 	@$(PY) -m bench.watchers
+
+bench-pruning: $(VENV)/.ready ## Deleting what is past keeping while 1,000 events a second go out (about 3 minutes)
+	@$(PY) -m bench.pruning
 
 bench-billing: $(VENV)/.ready ## Events, transfers, holds and flat cost of billing, each beside its limit (about 8 minutes)
 	@$(PY) -m bench.billing
