@@ -107,6 +107,9 @@ class InferenceSettings(ChassisSettings):
     clock_jump_s_max: float = Field(
         default=2.0, gt=0, description="The database's clock was set when it goes wrong by more between two looks."
     )
+    served_models_max: int = Field(
+        default=20_000, ge=1, description="Names of one kind that ListServedModels gives; more are refused."
+    )
     device_renewal_s: float = Field(
         default=1.0, gt=0, description="Pause between renewals of the devices of engines that serve everybody."
     )

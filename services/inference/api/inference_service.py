@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from chassis.identity import current_caller
 from chassis.ids import Ids
 from finemesh.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 from services.inference.api import convert
-from services.inference.api.pages import NEWEST
+from services.inference.api.pages import NEWEST, every_row
 from services.inference.config import InferenceSettings
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.router import Router
@@ -23,7 +24,7 @@ from services.inference.serving.calls import Call, Prompt, Serving
 from services.inference.spending.spend_guard import SpendGuard
 
 ROLES = ("system", "user", "assistant")
-LISTED_MAX = 1000
+LISTED_PAGE_SIZE = 1000
 
 Answer = TypeVar("Answer", inference_service_pb2.ChatResponse, inference_service_pb2.CompleteResponse)
 
@@ -93,13 +94,16 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.ListServedModelsRequest, context: object
     ) -> inference_service_pb2.ListServedModelsResponse:
         caller = current_caller()
+        whole = functools.partial(every_row, page_size=LISTED_PAGE_SIZE, rows_max=self._settings.served_models_max)
+        newest = functools.partial(whole, begin=NEWEST, place_of=lambda row: (row.created_at, row.id))
         async with self._pool.acquire() as connection:
-            bases = await ModelStore(connection).list_bases("", LISTED_MAX)
-            models = await ModelStore(connection).page(caller.tenant, NEWEST, LISTED_MAX)
-            endpoints = await EndpointStore(connection).page(caller.tenant, NEWEST, LISTED_MAX)
+            models, endpoints = ModelStore(connection), EndpointStore(connection)
+            bases = await whole(models.list_bases, begin="", place_of=lambda base: base.model_id)
+            tuned = await newest(functools.partial(models.page, caller.tenant))
+            dedicated = await newest(functools.partial(endpoints.page, caller.tenant))
         found = [(b.model_id, "base", b.created_at, "finemesh") for b in bases]
-        found += [(m.model_id, "tuned", m.created_at, caller.namespace) for m in models]
-        ready = [e for e in endpoints if e.state == EndpointState.READY]
+        found += [(m.model_id, "tuned", m.created_at, caller.namespace) for m in tuned]
+        ready = [e for e in dedicated if e.state == EndpointState.READY]
         found += [(e.endpoint_id, "endpoint", e.created_at, caller.namespace) for e in ready]
         return inference_service_pb2.ListServedModelsResponse(
             models=[

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from chassis.db.pool import Connection, Pool
+from chassis.errors import ResourceExhausted
 from chassis.identity import current_caller
 from chassis.names import own_parent
 from chassis.paging import TIME_KINDS, Cursor, ListRequest, read_page, time_cursor
@@ -18,6 +19,8 @@ from services.inference.models.domain import TunedModel
 NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), "~")
 
 Row = TypeVar("Row", TunedModel, Endpoint)
+AnyRow = TypeVar("AnyRow")
+Place = TypeVar("Place")
 
 
 class ChildrenRequest(ListRequest, Protocol):
@@ -46,3 +49,29 @@ async def own_page(
 def cursor_of(row: TunedModel | Endpoint) -> Cursor:
     """The cursor of the page after this row."""
     return time_cursor(row.created_at, row.id)
+
+
+async def every_row(
+    read: Callable[[Place, int], Awaitable[Sequence[AnyRow]]],
+    begin: Place,
+    place_of: Callable[[AnyRow], Place],
+    *,
+    page_size: int,
+    rows_max: int,
+) -> list[AnyRow]:
+    """All rows of a list that has no pages for its caller. One that is too long is refused, not cut."""
+    rows: list[AnyRow] = []
+    place = begin
+    while True:
+        page = await read(place, page_size)
+        rows += page
+        if len(rows) > rows_max:
+            raise ResourceExhausted(
+                "SIZE_LIMIT",
+                f"there are more than {rows_max} (served_models_max); ListBaseModels, ListModels and ListEndpoints"
+                " have pages",
+                metadata={"limit": "served_models_max"},
+            )
+        if len(page) < page_size:
+            return rows
+        place = place_of(page[-1])
