@@ -24,7 +24,7 @@ class HeldFolders:
         path = self._root / f"{self._prefix}{name}"
         while True:
             path.mkdir(parents=True)
-            held = _lock(path)
+            held = lock_folder(path)
             if held is not None:
                 return HeldFolder(path, held)
             # A sweep was faster than the lock, and takes the empty folder away.
@@ -34,7 +34,7 @@ class HeldFolders:
         """Blocking. Removes what no process holds; returns the names."""
         removed = []
         for path in self._root.glob(f"{glob.escape(self._prefix)}*"):
-            held = _lock(path) if path.is_dir() and not path.is_symlink() else None
+            held = lock_folder(path) if path.is_dir() and not path.is_symlink() else None
             if held is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(held)
@@ -53,15 +53,18 @@ class HeldFolder:
         os.close(self._held)
 
 
-def _lock(path: Path) -> int | None:
-    """The lock of a folder; None when another process has it, or the folder is gone."""
+def lock_folder(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
+    """A descriptor that locks the folder until it is closed; None when another lock forbids it, or the folder is gone.
+
+    The lock is on the folder and not on its name: what was renamed meanwhile is not it any more.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        if os.path.samestat(os.stat(path), os.fstat(descriptor)):
             return descriptor
     os.close(descriptor)
     return None

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from chassis.errors import ResourceExhausted, Unavailable
+from chassis.objects.held_folders import lock_folder
 
 ROOM_WAIT_S_MAX = 30.0
 _ROOM_PAUSE_S = 0.05
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 def hold(folder: Path) -> int | None:
     """A descriptor that keeps a complete folder until it is closed; None when there is none, or one that is going."""
-    descriptor = _lock(folder, fcntl.LOCK_SH)
+    descriptor = lock_folder(folder, fcntl.LOCK_SH)
     if descriptor is not None:
         touch(descriptor)
     return descriptor
@@ -50,7 +51,7 @@ def reserve(root: Path, revision: str, size_bytes: int, bytes_max: int) -> tuple
         # Its bytes count from now on, although they are not there yet.
         partial = root / f".{revision}-{uuid.uuid4().hex}-{size_bytes}"
         partial.mkdir()
-        descriptor = _lock(partial, fcntl.LOCK_SH)
+        descriptor = lock_folder(partial, fcntl.LOCK_SH)
         assert descriptor is not None, "nobody else knows this folder"
         return partial, descriptor
 
@@ -109,7 +110,7 @@ def _make_room(root: Path, size_bytes: int, bytes_max: int) -> None:
 
 def _delete(folder: Path) -> bool:
     """False when somebody uses or fills it."""
-    descriptor = _lock(folder, fcntl.LOCK_EX)
+    descriptor = lock_folder(folder)
     if descriptor is None:
         return not folder.exists()
     try:
@@ -120,23 +121,6 @@ def _delete(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _lock(folder: Path, kind: int) -> int | None:
-    """A descriptor that locks the folder; None when it is not there, or another lock is on it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    # It was renamed or replaced meanwhile, or is another's.
-    os.close(descriptor)
-    return None
 
 
 @contextmanager
