@@ -39,6 +39,8 @@ _TROUBLES: tuple[type[Exception], ...] = (
 # As asyncpg has them: a connection is replaced after that many queries, and closed after that long without any.
 CONNECTION_QUERIES_MAX = 50_000
 CONNECTION_IDLE_S_MAX = 300.0
+# A client whose machine vanished is given up by the server's kernel after so many probes without an answer.
+PROBES_MAX = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -91,6 +93,7 @@ def database_is_in_trouble(error: BaseException) -> bool:
 
 async def _create_pool(settings: ChassisSettings) -> Pool:
     statement_timeout_ms = int(settings.statement_timeout_s * 1000)
+    probe_s = max(1, round(settings.keepalive_s))
     pool = BoundedPool(
         settings.database_url,
         wait_s_max=settings.pool_wait_s_max,
@@ -111,6 +114,10 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
             "statement_timeout": str(statement_timeout_ms),
             # A transaction that was forgotten, or left open by a frozen process, must not hold row locks for ever.
             "idle_in_transaction_session_timeout": str(int(settings.transaction_idle_s_max * 1000)),
+            # Neither limit ends a transaction whose client vanished in the middle of what it sent; the kernel can tell.
+            "tcp_keepalives_idle": str(probe_s),
+            "tcp_keepalives_interval": str(probe_s),
+            "tcp_keepalives_count": str(PROBES_MAX),
             "timezone": "UTC",
         },
     )

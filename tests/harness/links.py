@@ -97,12 +97,14 @@ class Link:
         raise ConnectionRefusedError(f"none of {targets} answers")
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Until one side ends; then the other one is ended, too, as far as it can still hear."""
-        # Of the loop: RuntimeError for a transport that was aborted meanwhile.
-        with suppress(OSError, RuntimeError):
+        """Until one side ends; then the other one is ended, too, as far as it can still hear. A side that was reset
+        resets the other one: it must not wait for what never comes."""
+        try:
             while chunk := await reader.read(CHUNK_BYTES):
                 await self._open.wait()
                 writer.write(chunk)
                 await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
+        except (OSError, RuntimeError):  # RuntimeError: of the loop, for a transport that was aborted meanwhile
+            writer.transport.abort()

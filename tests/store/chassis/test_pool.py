@@ -41,6 +41,14 @@ async def test_statement_timeout_is_the_settings(make_settings: SettingsFactory)
     await pool.close()
 
 
+async def test_the_servers_kernel_gives_up_a_client_that_vanished(make_settings: SettingsFactory) -> None:
+    """Whatever it held: no limit of the server ends a transaction in the middle of a message."""
+    pool = await open_pool(make_settings(keepalive_s=7.0))
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+    assert [await pool.fetchval(f"SHOW {name}") for name in names] == ["7", "7", "3"]
+    await pool.close()
+
+
 async def test_transaction_rolls_back_and_json_is_python(world: World) -> None:
     await world.pool.execute("CREATE TABLE IF NOT EXISTS documents (content jsonb)")
     with pytest.raises(ZeroDivisionError):
