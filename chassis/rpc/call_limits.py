@@ -4,6 +4,7 @@ gRPC's own limit counts all alike and refuses before anybody sees what is called
 calls and health checks. It knows no method and no time.
 """
 
+import math
 from collections import Counter
 
 from chassis.errors import ResourceExhausted
@@ -13,10 +14,11 @@ RETRY_S = 1.0
 
 
 class CallLimits:
-    """One for each server. Whatever was taken without an error is given back once."""
+    """One for each server, and one for its health and reflection, of which plain calls are not `limit_calls`. Whatever
+    was taken without an error is given back once."""
 
-    def __init__(self, settings: ChassisSettings) -> None:
-        self._calls_max = settings.concurrent_calls_max
+    def __init__(self, settings: ChassisSettings, *, limit_calls: bool = True) -> None:
+        self._calls_max = settings.concurrent_calls_max if limit_calls else math.inf
         self._streams_max = settings.streams_max
         self._streams_per_caller_max = settings.streams_per_caller_max
         self._calls = 0
@@ -28,8 +30,8 @@ class CallLimits:
             raise _refusal(
                 "concurrent_calls_max",
                 self._calls_max,
-                f"this server answers {self._calls_max} calls at the same time, its most (concurrent_calls_max); try "
-                "again in a moment",
+                f"this server answers {self._calls_max:.0f} calls at the same time, its most (concurrent_calls_max); "
+                "try again in a moment",
             )
         self._calls += 1
 
@@ -66,10 +68,10 @@ class CallLimits:
             del self._streams_of[caller]
 
 
-def _refusal(limit: str, limit_count: int, message: str) -> ResourceExhausted:
+def _refusal(limit: str, limit_count: float, message: str) -> ResourceExhausted:
     return ResourceExhausted(
         "CONCURRENCY_LIMIT",
         message,
-        metadata={"limit": limit, "limit_count": str(limit_count)},
+        metadata={"limit": limit, "limit_count": f"{limit_count:.0f}"},
         retry_after_s=RETRY_S,
     )

@@ -85,8 +85,7 @@ class Guard:
     """The rules of one service on one server."""
 
     settings: ChassisSettings
-    # Of the server; None: calls are never refused for their number.
-    limits: CallLimits | None
+    limits: CallLimits
     # Names of peer services; None: any peer that has a certificate of the mesh.
     allow: frozenset[str] | None
     trusted_forwarders: frozenset[str] = frozenset()
@@ -237,25 +236,21 @@ class _Call:
 
     def _count(self) -> None:
         """Before anything is done for the call, such as finding out who calls."""
-        limits = self._guard.limits
-        if limits is None:
-            return
         if self._streams:
-            limits.take_stream()
+            self._guard.limits.take_stream()
         else:
-            limits.take_call()
+            self._guard.limits.take_call()
         self._counted = True
 
     def _count_caller(self, caller: Caller) -> None:
         """The streams of a user. Peers that speak for themselves are few, and share what the server has."""
-        if self._counted and self._streams and caller.subject:
-            assert self._guard.limits is not None
+        if self._streams and caller.subject:
             self._guard.limits.take_stream_of(caller.subject)
             self._counted_caller = caller.subject
 
     def _uncount(self) -> None:
         limits = self._guard.limits
-        if limits is None or not self._counted:
+        if not self._counted:
             return
         self._counted = False
         if self._counted_caller:

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 # What is left of a drain stage for cancelling the calls that did not finish.
 _GRACE_SHARE = 0.8
 _GENERIC_METHODS_MAX = 1000
-# Calls that gRPC lets in beyond those that `CallLimits` allows: health, reflection, and those that are being refused.
+# Calls that gRPC lets in beyond those that `CallLimits` allows: of health, and those that are being refused.
 _CALLS_BESIDE_LIMITS = 1000
 _EVERY_INTERFACE = ("", "0.0.0.0", "[::]")  # noqa: S104  # recognized, not bound
 
@@ -102,7 +102,7 @@ class ServerBuilder:
             options=_options(self._settings),
             # Only for what hangs before it reaches a handler, such as a request that never arrives whole.
             maximum_concurrent_rpcs=(
-                self._settings.concurrent_calls_max + self._settings.streams_max + _CALLS_BESIDE_LIMITS
+                self._settings.concurrent_calls_max + 2 * self._settings.streams_max + _CALLS_BESIDE_LIMITS
             ),
         )
         self.port = self._bind(self._server)
@@ -132,7 +132,7 @@ class ServerBuilder:
 
     def _guard(
         self,
-        limits: CallLimits | None,
+        limits: CallLimits,
         allow: frozenset[str] | None,
         endless: frozenset[str],
         *,
@@ -152,9 +152,11 @@ class ServerBuilder:
     def _add_open_services(self) -> None:
         """Health and reflection, for any peer: they say nothing about anybody's data.
 
-        Health is never refused: who asks would take a server that is busy for one that is ill, and end it.
+        A health check is never refused: who asks would take a server that is busy for one that is ill, and end it.
+        Streams of both have a cap of their own, which keep out nobody else.
         """
-        guard = self._guard(None, None, frozenset({"Watch", "ServerReflectionInfo"}), authenticate=None)
+        limits = CallLimits(self._settings, limit_calls=False)
+        guard = self._guard(limits, None, frozenset({"Watch", "ServerReflectionInfo"}), authenticate=None)
         self._declared.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, health.SERVICE_NAME, guard)
         names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._declared.add(

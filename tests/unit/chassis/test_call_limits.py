@@ -94,6 +94,23 @@ async def test_streams_keep_out_neither_calls_nor_health(tls_dir: Path) -> None:
     assert full.retry_after_s is not None
 
 
+async def test_who_watches_health_keeps_out_nobody(tls_dir: Path) -> None:
+    async with limited(tls_dir) as (_, stub, health), AsyncExitStack() as ends:
+
+        async def watch() -> None:
+            watching = health.Watch(health_pb2.HealthCheckRequest())
+            ends.callback(watching.cancel)
+            await watching.read()
+
+        for _ in range(3):
+            await watch()
+        with pytest.raises(ResourceExhausted):
+            await watch()
+        assert await healthy(health)
+        for caller in (ONE, ONE, TWO):
+            await opened(stub, caller, ends)
+
+
 async def test_one_caller_has_a_part_of_the_streams(tls_dir: Path) -> None:
     async with limited(tls_dir) as (_, stub, _), AsyncExitStack() as ends:
         first = await opened(stub, ONE, ends)
