@@ -18,6 +18,8 @@ import pytest_asyncio
 
 from chassis.errors import DeadlineExceeded, DomainError, NotFound
 from chassis.rpc.channel import open_channel
+from finemesh.endpoints.v1 import endpoint_service_pb2 as endpoints
+from finemesh.endpoints.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -45,6 +47,15 @@ SAME = {
 }
 
 
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def no_endpoint_is_left(make_settings: SettingsFactory) -> AsyncIterator[None]:
+    """The scheduler of each test has one device."""
+    yield
+    connection = await asyncpg.connect(make_settings().database_url)
+    await connection.execute("DELETE FROM endpoints")
+    await connection.close()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def owner(make_settings: SettingsFactory, base_folder: Path, tmp_path: Path) -> AsyncIterator[World]:
     """The process that has the endpoint of each test: it was there first."""
@@ -53,10 +64,6 @@ async def owner(make_settings: SettingsFactory, base_folder: Path, tmp_path: Pat
     )
     async with world as made:
         yield made
-    # The scheduler of the next test has one device, too.
-    connection = await asyncpg.connect(made.settings.database_url)
-    await connection.execute("DELETE FROM endpoints")
-    await connection.close()
 
 
 async def row(world: World, name: str) -> asyncpg.Record:
@@ -229,6 +236,38 @@ async def test_a_frozen_owner_serves_nobody_when_it_wakes_up(
                 after = await row(world, made.name)
                 assert (world.scheduler.owner, world.scheduler.token) == (made.name, after["lease_token"])
                 assert await answers(through, made.endpoint_id)
+        finally:
+            replica.end()
+
+
+async def test_a_killed_owner_leaves_no_lease_and_no_endpoint_behind(
+    make_settings: SettingsFactory, base_folder: Path, tmp_path: Path
+) -> None:
+    limits: dict[str, Any] = {"claim_duration_s": CLAIM_S, "device_margin_s": 0.5}
+    world_of = running_world(make_settings, base_folder, tmp_path, node_name="here", lease_s=LEASE_S, **limits)
+    async with world_of as world:
+        world.scheduler.node = "there"
+        replica = Replica(world, tmp_path, node_name="there", **limits)
+        try:
+            with world.caller():
+                made = await create(world)
+                await reaches(world, made.name, "READY")
+                before, through = await row(world, made.name), InferenceServiceStub(world.channel)
+                replica.process.kill()
+                world.scheduler.node = "here"
+                after = await eventually(
+                    lambda: row(world, made.name), lambda found: found["owner"] not in ("", before["owner"])
+                )
+                await reaches(world, made.name, "READY")
+                assert await answers(through, made.endpoint_id)
+                assert after["lease_token"] > before["lease_token"]
+                assert (world.scheduler.owner, world.scheduler.token) == (made.name, after["lease_token"])
+                recorded = await minutes(world, made.name)
+                assert len({event.usage_time.ToNanoseconds() for event in recorded}) == len(recorded)
+                stop = EndpointServiceStub(world.channel).StopEndpoint
+                await stop(endpoints.StopEndpointRequest(name=made.name))
+                await reaches(world, made.name, "STOPPED")
+                assert not world.scheduler.owner
         finally:
             replica.end()
 
