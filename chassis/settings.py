@@ -89,14 +89,12 @@ class ChassisSettings(BaseSettings):
     publish_timeout_s: float = Field(default=5.0, gt=0, description="How long a publish waits to be acknowledged.")
     stream_age_s_max: float = Field(default=21 * 86400.0, gt=0, description="Events leave a stream after it.")
     stream_size_bytes_max: int = Field(default=1024**3, ge=1024**2, description="Size at which a stream is full.")
-    stream_trim_share: float = Field(
-        default=0.5, gt=0, le=1, description="Part of that size from which on events that every reader has are deleted."
-    )
+    stream_replicas: int = Field(default=1, ge=1, le=5, description="Servers of a NATS cluster that keep a stream.")
     stream_alarm_share: float = Field(
         default=0.7, gt=0, le=1, description="Part of that size from which on an error is logged."
     )
     stream_look_interval_s: float = Field(
-        default=30.0, gt=0, description="Pause between looks at how full streams are."
+        default=30.0, gt=0, description="Pause between looks at streams: deletes what is handled, finds what is lost."
     )
     consumer_batch_max: int = Field(default=64, ge=1, description="Events fetched from the bus at a time.")
     consumer_fetch_wait_s: float = Field(default=2.0, gt=0, description="How long one fetch waits for events.")

@@ -25,6 +25,8 @@ DUPLICATE_WINDOW_S = 120.0
 
 # What the server answers when a stream exists with other settings.
 _STREAM_DIFFERS = 10058
+# What a process gives a stream that exists.
+_SETTINGS = ("subjects", "retention", "discard", "max_age", "max_bytes", "duplicate_window", "num_replicas")
 _PING_INTERVAL_S = 10
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +47,8 @@ class Bus:
         self._known_streams: set[str] = set()
         self._reopening = asyncio.Lock()
         self._closing = False
+        self._filling: set[str] = set()
+        self._listeners: list[Callable[[bool], Awaitable[None]]] = []
         self._farewells: list[Callable[[], Awaitable[None]]] = []
 
     @property
@@ -63,18 +67,22 @@ class Bus:
             subjects=[f"{name.lower()}.>"],
             storage=api.StorageType.FILE,
             retention=api.RetentionPolicy.LIMITS,
-            # A full stream refuses new events, which then wait in the outbox; dropping old ones would lose facts.
-            discard=api.DiscardPolicy.NEW,
+            # A full stream refuses new events, which then wait in the outbox: dropping old ones would lose facts. One
+            # that no service reads is a feed for whoever looks, and its oldest events make room.
+            discard=api.DiscardPolicy.NEW if self.durables.get(name) else api.DiscardPolicy.OLD,
             max_age=self.settings.stream_age_s_max,
             max_bytes=self.settings.stream_size_bytes_max,
             duplicate_window=DUPLICATE_WINDOW_S,
+            num_replicas=self.settings.stream_replicas,
         )
         try:
-            await self.jetstream.add_stream(config)
-        except BadRequestError as error:
-            if error.err_code != _STREAM_DIFFERS:
-                raise
-            await self._reconcile(config)
+            found = (await self.jetstream.stream_info(name)).config
+        except NotFoundError:
+            await self._add(config)
+        else:
+            # Asked and not just added: a cluster leaves the second making of a stream with other replicas unanswered.
+            if any(getattr(found, setting) != getattr(config, setting) for setting in _SETTINGS):
+                await self._reconcile(config)
         await self._ensure_readers(name)
         self._known_streams.add(name)
 
@@ -100,6 +108,15 @@ class Bus:
             except NotFoundError:
                 await self.ensure_durable(stream, durable)
 
+    async def _add(self, config: api.StreamConfig) -> None:
+        try:
+            await self.jetstream.add_stream(config)
+        except BadRequestError as error:
+            # Another process, with other settings, was faster.
+            if error.err_code != _STREAM_DIFFERS:
+                raise
+            await self._reconcile(config)
+
     async def _reconcile(self, config: api.StreamConfig) -> None:
         """Gives a stream that exists the settings of this process. One that refuses them is used as it is."""
         try:
@@ -119,6 +136,18 @@ class Bus:
             if self.client.is_closed and not self._closing:
                 _log.warning("bus_reopening")
                 self.client = await _open_client(self.settings)
+
+    def report_to(self, tell: Callable[[bool], Awaitable[None]]) -> None:
+        """`tell` hears when a stream fills up, and when all have room again."""
+        self._listeners.append(tell)
+
+    async def alarm(self, stream: str, fills_up: bool) -> None:
+        """Called by whoever looks after the streams."""
+        had_room = not self._filling
+        (self._filling.add if fills_up else self._filling.discard)(stream)
+        if had_room != (not self._filling):
+            for tell in self._listeners:
+                await tell(not self._filling)
 
     def before_close(self, farewell: Callable[[], Awaitable[None]]) -> None:
         """Registers what still has to use the connection when the process stops."""

@@ -52,11 +52,75 @@ UPDATE outbox
 SET claimed_until = now() + make_interval(secs => :lease_s)
 FROM oldest
 WHERE outbox.id = oldest.id
-RETURNING outbox.id, outbox.subject, outbox.payload, outbox.headers, outbox.created_at;
+RETURNING
+    outbox.id, outbox.subject, outbox.payload, outbox.headers, outbox.created_at,
+    (SELECT streams.epoch FROM streams WHERE streams.family = outbox.family) AS epoch;
 
 -- name: get_time()$
 -- The time of the database.
 SELECT now();
+
+-- name: lock_epochs(families)
+-- Says how often each stream was lost, and keeps that from changing until the end of the transaction.
+SELECT family, epoch FROM streams WHERE family = ANY(:families::text[]) ORDER BY family FOR SHARE;
+
+-- name: list_streams()
+-- Lists the streams that events were published to.
+SELECT family FROM streams ORDER BY family;
+
+-- name: get_stream(family)^
+-- Says what is known of a stream, and what time it is; nothing but the time of one that is not known.
+SELECT
+    clock_timestamp() AS look_time,
+    streams.incarnation,
+    coalesce(streams.epoch, 1) AS epoch,
+    coalesce(streams.last_sequence, 0) AS last_sequence,
+    streams.again_until IS NOT NULL AS is_lost
+FROM (VALUES (:family::text)) AS asked (family)
+LEFT JOIN streams ON streams.family = asked.family;
+
+-- name: add_stream(family, incarnation, last_sequence, look_time)!
+-- Remembers a stream that is seen for the first time.
+INSERT INTO streams (family, incarnation, last_sequence, seen_sequence, seen_time)
+VALUES (:family, :incarnation, :last_sequence, :last_sequence, :look_time)
+ON CONFLICT (family) DO NOTHING;
+
+-- name: see_stream(family, incarnation, epoch, last_sequence, handled_sequence, look_time)!
+-- Remembers how far the stream and its readers are, unless it was lost meanwhile.
+UPDATE streams
+SET
+    last_sequence = greatest(last_sequence, :last_sequence),
+    handled_time = CASE WHEN seen_sequence <= :handled_sequence THEN greatest(handled_time, seen_time) ELSE handled_time END,
+    seen_sequence = CASE WHEN seen_sequence <= :handled_sequence THEN :last_sequence ELSE seen_sequence END,
+    seen_time = CASE WHEN seen_sequence <= :handled_sequence THEN :look_time ELSE seen_time END
+WHERE family = :family AND incarnation = :incarnation AND epoch = :epoch;
+
+-- name: lose_stream(family, incarnation, epoch, last_sequence, look_time)!
+-- Remembers that the stream was lost, unless somebody did before.
+UPDATE streams
+SET
+    incarnation = :incarnation, epoch = epoch + 1, last_sequence = :last_sequence,
+    seen_sequence = :last_sequence, seen_time = :look_time,
+    again_from = least(again_from, handled_time), again_until = now()
+WHERE family = :family AND epoch = :epoch;
+
+-- name: publish_again(family, batch_max)!
+-- Lets a bounded batch of a lost stream's events wait again: kept ones that not every reader is known to have handled.
+UPDATE outbox
+SET published_at = NULL, claimed_until = NULL
+WHERE id IN (
+    SELECT lost.id
+    FROM outbox AS lost
+    JOIN streams ON streams.family = lost.family
+    WHERE lost.family = :family AND lost.published_at >= streams.again_from AND lost.published_at <= streams.again_until
+    ORDER BY lost.published_at
+    LIMIT :batch_max
+    FOR UPDATE OF lost
+);
+
+-- name: end_publishing_again(family, epoch)!
+-- Notes that all events of a lost stream that were kept wait again.
+UPDATE streams SET again_from = NULL, again_until = NULL WHERE family = :family AND epoch = :epoch;
 
 -- name: mark_published(ids)!
 -- Records that the bus acknowledged these events.

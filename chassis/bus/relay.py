@@ -8,7 +8,7 @@ the last two publishes again after its claim ran out: the event id makes that ha
 
 import asyncio
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ from opentelemetry import metrics
 from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
 from chassis.bus.outbox import QUERIES, Outbox, prune
-from chassis.bus.streams import look_after
+from chassis.bus.streams import StreamKeeper
 from chassis.bus.subjects import family_of, stream_of
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
@@ -55,7 +55,8 @@ class Relay:
         # Everything older is published; `_DAWN` while that is not known.
         self._since = _DAWN
         self._look_whole_at = clock.monotonic()
-        self._streams: set[str] = set()
+        self._keeper = StreamKeeper(pool, bus)
+        self._ready: set[str] = set()
         self._blocked: dict[str, _Block] = {}
         bus.before_close(self.stop)
 
@@ -120,9 +121,10 @@ class Relay:
                     since=self._since,
                 )
             ]
-        errors = await asyncio.gather(*(self._publish(row) for row in rows))
+        unready = await self._get_ready({stream_of(row["subject"]) for row in rows})
+        errors = await asyncio.gather(*(self._publish(row, unready) for row in rows))
         failed = {row["id"]: error for row, error in zip(rows, errors, strict=True) if error is not None}
-        published = [row["id"] for row in rows if row["id"] not in failed]
+        published = [row for row in rows if row["id"] not in failed]
         if rows:
             await self._mark(published, list(failed))
         _published.add(len(published))
@@ -130,6 +132,7 @@ class Relay:
         if self._since == _DAWN and not failed and not self._blocked:
             self._look_less(min([at, *(row["created_at"] for row in rows)]))
         if failed:
+            self._ready.clear()
             await self._bus.recover()
         return len(rows), len(published)
 
@@ -141,6 +144,26 @@ class Relay:
         """
         self._since = oldest - timedelta(seconds=self._settings.outbox_look_back_s)
         self._look_whole_at = self._clock.monotonic() + self._settings.outbox_look_whole_s
+
+    def _look_from(self, publish_again: bool) -> None:
+        """Events that are to be published again are older than any that waits."""
+        if publish_again:
+            self._since = _DAWN
+
+    async def _get_ready(self, streams: Collection[str]) -> dict[str, Exception]:
+        """Looks at streams that were not used since the last failure: what was lost is found before more is published.
+
+        The answer names those that are not to be used now, and why.
+        """
+        unready: dict[str, Exception] = {}
+        for stream in sorted(set(streams) - self._ready):
+            try:
+                self._look_from(await self._keeper.look(stream))
+            except BUS_FAILURES as error:
+                unready[stream] = error
+            else:
+                self._ready.add(stream)
+        return unready
 
     def _block(self, failures: Mapping[str, Exception], still_blocked: Collection[str]) -> None:
         """Leaves the streams that just refused events alone for a while, and forgets those that took theirs."""
@@ -154,28 +177,35 @@ class Relay:
     def _new_backoff(self) -> Backoff:
         return Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)
 
-    async def _publish(self, row: asyncpg.Record) -> Exception | None:
+    async def _publish(self, row: asyncpg.Record, unready: Mapping[str, Exception]) -> Exception | None:
+        stream = stream_of(row["subject"])
+        if stream in unready:
+            return unready[stream]
         headers = {**row["headers"], api.Header.MSG_ID.value: str(row["id"])}
         try:
-            stream = stream_of(row["subject"])
-            await self._bus.ensure_stream(stream)
-            self._streams.add(stream)
-            await self._bus.jetstream.publish(row["subject"], row["payload"], stream=stream, headers=headers)
+            answer = await self._bus.jetstream.publish(row["subject"], row["payload"], stream=stream, headers=headers)
         except BUS_FAILURES as error:
             return error
+        if not answer.duplicate and self._keeper.is_behind(stream, answer.seq):
+            self._look_at = self._clock.monotonic()
         return None
 
-    async def _mark(self, published: list[uuid.UUID], failed: list[uuid.UUID]) -> None:
+    async def _mark(self, published: Sequence[asyncpg.Record], failed: list[uuid.UUID]) -> None:
+        """An event that was claimed before its stream was lost may have gone with it: it is published again."""
+        families = sorted({family_of(row["subject"]) for row in published})
         async with transaction(self._pool) as connection:
-            if published:
-                await QUERIES.mark_published(connection, ids=published)
-            if failed:
-                await QUERIES.release_claims(connection, ids=failed)
+            epochs = {row["family"]: row["epoch"] async for row in QUERIES.lock_epochs(connection, families=families)}
+            kept = [row["id"] for row in published if (row["epoch"] or 1) == epochs[family_of(row["subject"])]]
+            again = [row["id"] for row in published if (row["epoch"] or 1) != epochs[family_of(row["subject"])]]
+            if kept:
+                await QUERIES.mark_published(connection, ids=kept)
+            if failed or again:
+                await QUERIES.release_claims(connection, ids=failed + again)
 
     async def _look_when_due(self) -> None:
         if self._clock.monotonic() >= self._look_at:
             self._look_at = self._clock.monotonic() + self._settings.stream_look_interval_s
-            await look_after(self._bus, self._streams)
+            self._look_from(await self._keeper.look_after_all())
 
     async def _prune_when_due(self) -> bool:
         """Deletes one batch of each table; True when there may be more, which the next round deletes at once.

@@ -4,7 +4,7 @@ A service supplies implementations and says who may call them; this file knows n
 """
 
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class ServerBuilder:
         self._endless_calls = EndlessCalls()
         self._limits = CallLimits(settings)
         self._service_names: list[str] = []
+        self._components: list[str] = []
         self._declared = _Declared()
         self._generic: list[grpc.GenericRpcHandler] = []
         self._health = health.aio.HealthServicer()
@@ -97,6 +98,8 @@ class ServerBuilder:
         """Binds, serves, and registers the drain; gives the bound port, which is also written to the port file."""
         self._add_open_services()
         await self.set_serving(self._serving)
+        for name in self._components:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = grpc.aio.server(
             handlers=[self._declared, *self._generic],
             options=_options(self._settings),
@@ -129,6 +132,19 @@ class ServerBuilder:
         status = answer.SERVING if serving else answer.NOT_SERVING
         for name in ("", *self._service_names):
             await self._health.set(name, status)
+
+    def component(self, name: str) -> Callable[[bool], Awaitable[None]]:
+        """A part that health can be asked for by this name, and the way to tell whether it is well.
+
+        The server's own answer stays as it is, because a restart would not cure the part.
+        """
+        self._components.append(name)
+
+        async def tell(well: bool) -> None:
+            answer = health_pb2.HealthCheckResponse
+            await self._health.set(name, answer.SERVING if well else answer.NOT_SERVING)
+
+        return tell
 
     def _guard(
         self,

@@ -12,8 +12,11 @@ POLL_S = 0.05
 CALL_TIMEOUT_S = 2.0
 
 
-async def wait_serving(credentials: pki.Credentials, address: str, service: str) -> None:
-    """Returns when the server at `address` shows the certificate of `service` and says SERVING."""
+async def wait_serving(credentials: pki.Credentials, address: str, service: str, component: str = "") -> None:
+    """Returns when the server at `address` shows the certificate of `service` and says SERVING.
+
+    With a `component`, when that part of it does, or when the server has no such part.
+    """
     options = [
         ("grpc.ssl_target_name_override", service),
         # A server that is about to listen is asked again at once, not after gRPC's patient second.
@@ -28,10 +31,13 @@ async def wait_serving(credentials: pki.Credentials, address: str, service: str)
         check = health_pb2_grpc.HealthStub(channel).Check
         while True:
             try:
-                answer = await check(health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+                answer = await check(
+                    health_pb2.HealthCheckRequest(service=component), timeout=CALL_TIMEOUT_S, wait_for_ready=True
+                )
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
-            except grpc.aio.AioRpcError:
+            except grpc.aio.AioRpcError as error:
+                if component and error.code() is grpc.StatusCode.NOT_FOUND:
+                    return
                 # Not there yet, or starting over: whether to give up is the caller's timeout.
-                pass
             await asyncio.sleep(POLL_S)

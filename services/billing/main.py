@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import Bus, connect
 from chassis.bus.consumer import Consumer
 from chassis.bus.outbox import Outbox
@@ -61,8 +62,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     consumer = Consumer(pool, bus, DURABLE, events.handlers, clock=clock, outbox=outbox, families=FAMILIES)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
     process.spawn("consumer", consumer.run)
-    relay = Relay(pool, bus, outbox, clock=clock)
-    process.spawn("relay", relay.run, until=DrainStage.RELEASE_LEASES)
+    process.spawn("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
 
     keep = functools.partial(spawn_keeper, process, clock)
     collector = LeaseCollector(pool, settings, clock=clock)
@@ -78,6 +78,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     keep("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    bus.report_to(server.component(STREAMS_HEALTH))
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
         BillingService(pool, catalogue, settings, outbox, clock=clock),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import Message
 
+from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import connect
 from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
@@ -119,6 +120,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
     local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})
+    bus.report_to(server.component(STREAMS_HEALTH))
     add_services(
         server,
         models=ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),

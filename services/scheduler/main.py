@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import connect
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
@@ -116,6 +117,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
         allow={"inference"},
     )
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    bus.report_to(server.component(STREAMS_HEALTH))
     server.add(
         add_TuningServiceServicer_to_server,
         TuningService(database, admission, analyzer, peers, requests, view, follower, previewer, templates),

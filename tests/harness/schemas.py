@@ -5,7 +5,7 @@ from pathlib import Path
 
 from chassis.db.pool import Pool
 
-CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "schema_migrations")
+CHASSIS_TABLES = ("outbox", "inbox", "handler_failures", "dead_letters", "streams", "schema_migrations")
 _DOCUMENTED = re.compile(r"^(\w+)\((.+)\)$", re.MULTILINE)
 
 

@@ -31,6 +31,7 @@ from services.billing.audit.archive_audit import ArchiveAudit, ArchiveProgress
 from services.billing.config import BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
 from services.billing.limits import FactLimits
+from tests.harness.endings import end_all
 from tests.harness.polling import eventually
 from tests.harness.servers import NatsServer, PostgresServer
 from tests.store.billing.conftest import fresh_world
@@ -125,9 +126,7 @@ async def opened(world: World, nats_server: NatsServer, folder: Path) -> AsyncIt
     objects = ObjectStore(settings.artifacts_url, part_bytes=PART_BYTES_MIN, parts_in_flight_max=1)
     office = Office(world=world, settings=settings, bus=await connect(settings), folder=folder, objects=objects)
     yield office
-    for task in office.tasks:
-        task.cancel()
-    await asyncio.gather(*office.tasks, return_exceptions=True)
+    await end_all(office.tasks)
     for stream in await office.bus.jetstream.streams_info():
         await office.bus.jetstream.delete_stream(stream.config.name)
     await office.bus.client.close()
@@ -211,9 +210,7 @@ async def test_the_archive_alone_books_the_same_ledger_byte_for_byte(
     once = await office.world.dump()
     letters = "SELECT count(*) FROM dead_letters"
     assert await office.world.pool.fetchval(letters) == 1
-    for task in office.tasks:
-        task.cancel()
-    await asyncio.gather(*office.tasks, return_exceptions=True)
+    await end_all(office.tasks)
     # Another bus: this one has its events no more.
     for stream in await office.bus.jetstream.streams_info():
         await office.bus.jetstream.delete_stream(stream.config.name)
@@ -230,8 +227,7 @@ async def test_the_archive_alone_books_the_same_ledger_byte_for_byte(
         await again.until(BOOKED, STORY)
         assert await other.dump() == once
         assert await other.pool.fetchval(letters) == 1
-        booking.cancel()
-        await asyncio.gather(booking, return_exceptions=True)
+        await end_all([booking])
 
 
 async def test_a_crash_between_the_file_and_the_answer_loses_and_doubles_nothing(

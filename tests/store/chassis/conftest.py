@@ -1,6 +1,5 @@
 """A migrated database, a bus and an outbox per test."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
@@ -11,6 +10,7 @@ from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
 from chassis.ids import SystemIds
+from tests.harness.endings import end_all
 from tests.harness.fixtures import SettingsFactory
 from tests.store.chassis.world import World
 
@@ -30,7 +30,7 @@ async def world(make_settings: SettingsFactory) -> AsyncIterator[World]:
     )
     pool = await open_pool(settings)
     await migrate(pool, [])
-    await pool.execute("TRUNCATE outbox, inbox, handler_failures, dead_letters")
+    await pool.execute("TRUNCATE outbox, inbox, handler_failures, dead_letters, streams")
     await pool.execute("CREATE TABLE IF NOT EXISTS effects (name text, amount bigint)")
     await pool.execute("TRUNCATE effects")
     bus = await connect(settings)
@@ -41,9 +41,7 @@ async def world(make_settings: SettingsFactory) -> AsyncIterator[World]:
         outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
     )
     yield world
-    for task in world.tasks:
-        task.cancel()
-    await asyncio.gather(*world.tasks, return_exceptions=True)
+    await end_all(world.tasks)
     for stream in await world.bus.jetstream.streams_info():
         await world.bus.jetstream.delete_stream(stream.config.name)
     await world.bus.client.close()
