@@ -26,8 +26,7 @@ async def disturb(mesh: StormMesh, fault: Fault, began_s: float) -> None:
     match fault.trouble:
         case Trouble.KILL:
             with suppress(ProcessLookupError):
-                await mesh.stack.kill(fault.target)
-                mesh.kills[fault.target] += 1
+                mesh.killed[fault.target].add(await mesh.stack.kill(fault.target))
         case Trouble.FREEZE:
             signal_tree(mesh, fault.target, psutil.Process.suspend)
             await asyncio.sleep(fault.lasts_s)

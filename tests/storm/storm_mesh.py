@@ -7,7 +7,7 @@ stubs: a storm costs seconds, and what it breaks is everything around them.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -111,8 +111,8 @@ class StormMesh:
     folder: Path
     stack: Stack
     links: dict[str, Link] = field(default_factory=dict)
-    # How often a storm killed what.
-    kills: Counter[str] = field(default_factory=Counter)
+    # Whom a storm killed, by process; a second kill of one that is on its way out is none.
+    killed: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     @property
     def witness(self) -> Path:
@@ -123,7 +123,7 @@ class StormMesh:
 
     def deaths(self) -> dict[str, int]:
         """How often each process ended although nobody killed it."""
-        return {name: self.stack.restarts(name) - self.kills[name] for name in process_names()}
+        return {name: self.stack.restarts(name) - len(self.killed[name]) for name in process_names()}
 
     def client(self, api_key: str) -> Client:
         """Of the two gateways, through a link."""
