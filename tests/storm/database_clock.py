@@ -36,6 +36,16 @@ _INSTALL = """
 """
 
 
+# Longer than statements and idle transactions of a storm may last.
+OLD_S = 8.0
+_OLD = """
+    SELECT pid, usename, application_name, date_trunc('seconds', pg_catalog.now() - xact_start)::text AS age, state,
+           wait_event_type, wait_event, pg_blocking_pids(pid) AS waits_for, left(query, 120) AS query
+    FROM pg_stat_activity
+    WHERE xact_start < pg_catalog.now() - make_interval(secs => $1) AND backend_type = 'client backend'
+"""
+
+
 async def install(mesh: StormMesh) -> None:
     """Once, when all tables are there; ends the connections that look for functions as before."""
     connection = await _superuser(mesh)
@@ -67,6 +77,15 @@ async def device_history(mesh: StormMesh) -> list[asyncpg.Record]:
     connection = await _superuser(mesh)
     try:
         return list(await connection.fetch("SELECT * FROM storm.devices ORDER BY sequence"))
+    finally:
+        await connection.close()
+
+
+async def old_transactions(mesh: StormMesh) -> list[asyncpg.Record]:
+    """Transactions that last longer than any of the mesh does, whom they wait for, and what they wait in."""
+    connection = await _superuser(mesh)
+    try:
+        return list(await connection.fetch(_OLD, OLD_S))
     finally:
         await connection.close()
 

@@ -12,6 +12,7 @@ import psutil
 
 from chassis.bus.durables import ARCHIVE
 from tests.storm.artifact_files import unknown_files
+from tests.storm.database_clock import old_transactions
 from tests.storm.storm_mesh import DATABASES, StormMesh
 
 # What must not exist, by service: a name, and a query for the ones that do.
@@ -50,6 +51,9 @@ async def leftovers(mesh: StormMesh) -> list[str]:
     """One line for each kind of thing that is left; empty when nothing is."""
     found = [line async for line in _rows(mesh)]
     found += [line async for line in _unread(mesh)]
+    found += [
+        f"transaction of {row['usename']} open for {row['age']}: {dict(row)}" for row in await old_transactions(mesh)
+    ]
     found += [f"process left: {name}" for name in _processes(mesh)]
     found += [f"folder left: {name}" for name in _folders(mesh)]
     found += [line async for line in unknown_files(mesh)]
