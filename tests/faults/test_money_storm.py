@@ -177,13 +177,17 @@ async def storm_and_kill(town: Town, js: JetStreamContext, events: Sequence[Even
 
 
 async def quiet(town: Town, js: JetStreamContext) -> None:
-    """All that was published is answered, all that billing announces is published."""
+    """All that was published is booked or set aside, all that billing announces is published.
+
+    The archive files its events when it has gathered enough, and readers of services that do not run here never come.
+    """
     async with asyncio.timeout(QUIET_TIMEOUT_S):
         while True:
             readers = [
                 reader
                 for stream in await js.streams_info()
                 for reader in await js.consumers_info(str(stream.config.name))
+                if reader.name == "billing"
             ]
             waiting = sum((reader.num_pending or 0) + (reader.num_ack_pending or 0) for reader in readers)
             unpublished = await town.value("SELECT count(*) FROM outbox WHERE published_at IS NULL")
