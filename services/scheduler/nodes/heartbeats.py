@@ -6,12 +6,13 @@ It refuses an incarnation that is not the registered one; it decides nothing abo
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from uuid import UUID
 
 import structlog
 
 from chassis.db.pool import database_is_away
-from chassis.errors import Aborted, InvalidArgument
+from chassis.errors import Aborted, DomainError, InvalidArgument
 from chassis.rounds import Signal
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
@@ -38,17 +39,21 @@ class Heartbeats:
             return
         await self._begin(first, stream)
         with self._hub.listening(node_topic(first.node)) as signal:
-            reader = asyncio.create_task(self._read(beats, first, signal))
+            reader, raised = asyncio.create_task(self._read(beats, first, signal)), False
             try:
                 while True:
                     yield await NodeStore(self._database.pool).list_assignments(first.node, first.incarnation)
                     await signal.wait()
                     if reader.done():
                         # Raises what ended the reading; a stream that the agent closed just ends.
+                        raised = True
                         reader.result()
                         return
             finally:
                 reader.cancel()
+                if not raised:
+                    # The stream broke at the same time: nobody but the log hears what ended the reading.
+                    reader.add_done_callback(partial(_log_unheard, first.node))
                 await self._close(first.node, stream)
 
     async def _begin(self, first: Beat, stream: UUID) -> None:
@@ -94,3 +99,13 @@ class Heartbeats:
                     duration_s=self._settings.lease_duration_s,
                     progress_s_max=self._settings.attempt_progress_s_max,
                 )
+
+
+def _log_unheard(node: str, reader: "asyncio.Task[None]") -> None:
+    error = None if reader.cancelled() else reader.exception()
+    if error is None:
+        return
+    if isinstance(error, DomainError) or (isinstance(error, Exception) and database_is_away(error)):
+        log.warning("heartbeat_broken", node=node, error=repr(error))
+    else:
+        log.error("heartbeat_broken", node=node, exc_info=error)

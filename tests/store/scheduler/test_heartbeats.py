@@ -1,0 +1,92 @@
+"""A heartbeat whose stream breaks: what ended the reading is told once, to the agent or to the log."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from chassis.errors import InvalidArgument
+from services.scheduler.nodes.heartbeats import Heartbeats
+from services.scheduler.nodes.node import Beat
+from tests.store.scheduler.world import World
+
+OWN = Beat(node="n1", incarnation="i1", lease_tokens=())
+FOREIGN = Beat(node="n1", incarnation="i2", lease_tokens=())
+
+
+class Agent:
+    """Says a beat, and whatever makes the reading fail once it is told to."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        self.goes_on, self.failed = asyncio.Event(), asyncio.Event()
+        self._failure = failure
+
+    async def beats(self) -> AsyncIterator[Beat]:
+        yield OWN
+        try:
+            await self.goes_on.wait()
+        except asyncio.CancelledError:
+            # As a statement does whose connection dies while it is cancelled.
+            if self._failure is None:
+                raise
+            raise self._failure from None
+        # The reader fails before the next pass of the loop ends, and so before whoever waits for this goes on.
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, self.failed.set)
+        if self._failure is not None:
+            raise self._failure
+        yield FOREIGN
+
+
+def heartbeats_of(world: World) -> Heartbeats:
+    return Heartbeats(world.database, world.nodes, world.hub, world.settings)
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+@pytest.mark.parametrize(
+    ("failure", "level", "name"),
+    [
+        (InvalidArgument("INVALID_FIELD", "no such token"), "warning", "InvalidArgument"),
+        (ConnectionResetError("away"), "warning", "ConnectionResetError"),
+        (ZeroDivisionError(), "error", "ZeroDivisionError"),
+    ],
+)
+async def test_what_ended_the_reading_of_a_broken_stream_is_logged_once(
+    world: World, failure: Exception, level: str, name: str, fails_first: bool
+) -> None:
+    await world.add_node(listens=False)
+    agent, never_retrieved, loop = Agent(failure), list[dict[str, Any]](), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: never_retrieved.append(context))
+    try:
+        with capture_logs() as lines:
+            answers = heartbeats_of(world).converse(agent.beats(), world.ids.uuid())
+            await anext(answers)
+            if fails_first:
+                agent.goes_on.set()
+                await agent.failed.wait()
+            # As the server does when the connection is gone.
+            await answers.aclose()  # type: ignore[attr-defined]
+            del answers
+            await asyncio.sleep(0)
+            gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert never_retrieved == []
+    (told,) = [line for line in lines if line["event"] == "heartbeat_broken"]
+    assert (told["node"], told["log_level"]) == ("n1", level)
+    assert name in repr(told.get("error") or told["exc_info"])
+    assert await world.pool.fetchval("SELECT heartbeat_stream FROM nodes") is None
+
+
+async def test_an_agent_that_is_there_is_told_and_the_log_is_not(world: World) -> None:
+    await world.add_node(listens=False)
+    agent = Agent(None)
+    with capture_logs() as lines:
+        answers = heartbeats_of(world).converse(agent.beats(), world.ids.uuid())
+        await anext(answers)
+        agent.goes_on.set()
+        with pytest.raises(InvalidArgument):
+            await anext(answers)
+    assert "heartbeat_broken" not in {line["event"] for line in lines}
