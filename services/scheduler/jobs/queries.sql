@@ -106,9 +106,9 @@ SET
     claimed_until = CASE WHEN :claim::uuid IS NULL THEN claimed_until END,
     service_failures = CASE WHEN :destination::text = 'QUEUED' THEN 0 ELSE service_failures END,
     waiting_message = '',
-    -- A job that is requeued keeps its place.
-    queue_time = CASE WHEN :destination::text = 'QUEUED' THEN coalesce(queue_time, :now::timestamptz)
-        ELSE queue_time END,
+    -- The order of the queue follows the database's time, whichever replica writes; a job that is requeued keeps its
+    -- place.
+    queue_time = CASE WHEN :destination::text = 'QUEUED' THEN coalesce(queue_time, now()) ELSE queue_time END,
     start_time = CASE WHEN :destination::text = 'RUNNING' THEN coalesce(start_time, :now::timestamptz)
         ELSE start_time END,
     end_time = CASE WHEN :final::boolean THEN :now::timestamptz END,

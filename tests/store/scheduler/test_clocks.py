@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.jobs.store import JobStore
 from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.test_claims import Holds, releaser, validate_one, validator
 from tests.store.scheduler.test_fencing import FAILURE
@@ -93,3 +94,27 @@ async def test_a_release_is_claimed_and_postponed_by_the_databases_time(world: W
     world.clock.stepped_s = -3600.0
     assert await releaser(world, holds).release_one()
     assert holds.released == [f"projects/{ref.project_id}/tuningJobs/{ref.job_id}"]
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+async def test_the_queue_is_in_the_order_of_the_databases_time(world: World, step_s: float) -> None:
+    """Whichever replica queued a job, and whatever its clock says; one that is queued again keeps its place."""
+    world.clock.stepped_s = step_s
+    first = await world.queued_job()
+    world.clock.stepped_s = -step_s
+    second = await world.queued_job()
+    world.clock.stepped_s = 0.0
+    third = await world.queued_job()
+    assert await queue(world) == [first.job_id, second.job_id, third.job_id]
+    await world.add_node()
+    await world.placer.place_round()
+    world.clock.stepped_s = step_s
+    await world.attempts.fail(await world.lease_of(first), FAILURE, retryable=True)
+    await world.pool.execute("UPDATE jobs SET wake_at = now()")
+    assert await queue(world) == [first.job_id, second.job_id, third.job_id]
+    times = [(await world.job(ref)).queue_time for ref in (first, second, third)]
+    assert [time.timestamp() for time in times if time] == await JobStore(world.pool).queue_times()
+
+
+async def queue(world: World) -> list[str]:
+    return [job.ref.job_id for job in await JobStore(world.pool).list_queued(None, 10)]
