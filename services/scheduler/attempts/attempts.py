@@ -4,6 +4,7 @@ Every ending is one transaction, fenced by the lease's token, that gives the dev
 what is allowed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from services.scheduler.jobs.convert import encoded, failure_to_proto, job_name
 from services.scheduler.jobs.endings import Ending, JobFailure, cancelled_ending, failed_ending
 from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, TunedModel
 from services.scheduler.jobs.lifecycle import JobState, JobTransition
-from services.scheduler.jobs.transitions import JobTransitions
+from services.scheduler.jobs.transitions import JobTransitions, Line
 from services.scheduler.placement import leases
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import node_topic
@@ -34,18 +35,19 @@ class Attempts:
             job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.SUCCEEDED)
             if job is None:
                 return
+            before: list[Line] = []
             if model.stopped_early:
                 message = (
                     f"no evaluation got better: stopped early after step {model.step}; "
                     "the best evaluation's weights ship"
                 )
-                line = (EventKind.STOPPED_EARLY, message, job.progress)
-                await self._jobs.add_lines(connection, ref, job.state, [line])
+                before = [(EventKind.STOPPED_EARLY, message, job.progress)]
             change = await self._jobs.must(
                 connection,
                 JobTransition.SUCCEED,
                 ref,
                 f"the model is ready: {job.namespace}/{job.output_name}",
+                before=before,
                 lease_token=ref.lease_token,
                 output_revision=model.revision,
                 output_artifact=model.artifact,
@@ -78,12 +80,16 @@ class Attempts:
             job = await fence.lock_unless_ended(connection, ref, AttemptOutcome.FAILED)
             if job is None:
                 return
-            counts = failure.metadata.get("drained") != "true"
+            counts, before = failure.metadata.get("drained") != "true", list[Line]()
             if bad_checkpoint is not None:
-                marked = await self._give_up(connection, ref, job, bad_checkpoint, failure.message)
-                counts = counts and (marked is None or marked.bad_count > 1)
+                marked = await AttemptStore(connection).mark_bad(
+                    ref, bad_checkpoint, failure.message, self._database.now()
+                )
+                if marked is not None:
+                    counts = counts and marked.bad_count > 1
+                    before = [_given_up(bad_checkpoint, marked, failure.message)]
             await self._conclude(
-                connection, ref, job, AttemptOutcome.FAILED, failure, retryable=retryable, counts=counts
+                connection, ref, job, AttemptOutcome.FAILED, failure, retryable=retryable, counts=counts, before=before
             )
 
     async def stop(self, ref: LeaseRef, step: int) -> None:
@@ -153,17 +159,6 @@ class Attempts:
             await self._jobs.end(connection, change, failed_ending(change, failure))
         return True
 
-    async def _give_up(
-        self, connection: Connection, ref: LeaseRef, job: LeasedJob, bad: BadCheckpoint, reason: str
-    ) -> MarkedBad | None:
-        marked = await AttemptStore(connection).mark_bad(ref, bad, reason, self._database.now())
-        if marked is not None:
-            before = marked.step_before
-            next_start = "starts anew" if before is None else f"goes on from the one after step {before}"
-            message = f"the checkpoint after step {bad.step} cannot be used: {reason}; the job {next_start}"
-            await self._jobs.add_lines(connection, ref, job.state, [(EventKind.WARNING, message, None)])
-        return marked
-
     async def _conclude(
         self,
         connection: Connection,
@@ -174,13 +169,14 @@ class Attempts:
         *,
         retryable: bool,
         counts: bool,
+        before: Sequence[Line] = (),
     ) -> None:
         """What an attempt without a result means for its job: again, never again, or cancelled as it was asked."""
         failure_count = job.failure_count + int(counts)
         after = leases.aftermath(job.state, failure_count, self._settings.attempts_max)
         if after is leases.Aftermath.CANCEL:
             change = await self._jobs.must(
-                connection, JobTransition.STOP, ref, "cancelled", lease_token=ref.lease_token
+                connection, JobTransition.STOP, ref, "cancelled", before=before, lease_token=ref.lease_token
             )
             await self._end_attempt(connection, ref, job, outcome, failure.message)
             await self._jobs.end(connection, change, cancelled_ending(change))
@@ -193,6 +189,7 @@ class Attempts:
                 ref,
                 f"attempt {job.attempt_count} ended: {failure.message}; the job goes on from its last checkpoint",
                 kind=EventKind.REQUEUED,
+                before=before,
                 lease_token=ref.lease_token,
                 wake_delay_s=delay_s,
                 failure_count=failure_count,
@@ -209,6 +206,7 @@ class Attempts:
             JobTransition.FAIL,
             ref,
             f"failed: {final.message}",
+            before=before,
             lease_token=ref.lease_token,
             error=encoded(failure_to_proto(final)),
             failure_count=job.failure_count + 1,
@@ -233,3 +231,10 @@ class Attempts:
         followers = await allocations.release_followers(ref.lease_token, now)
         await AttemptStore(connection).end(ref, outcome, message, now, blames_node=blames_node)
         self._database.ring(*(node_topic(node) for node in (job.node, *followers)))
+
+
+def _given_up(bad: BadCheckpoint, marked: MarkedBad, reason: str) -> Line:
+    before = marked.step_before
+    next_start = "starts anew" if before is None else f"goes on from the one after step {before}"
+    message = f"the checkpoint after step {bad.step} cannot be used: {reason}; the job {next_start}"
+    return EventKind.WARNING, message, None

@@ -67,21 +67,22 @@ JOIN attempts ON attempts.lease_token = coalesce(allocations.leader_token, alloc
 WHERE allocations.node = :node AND allocations.kind = 'TRAINING' AND allocations.released_at IS NULL
 ORDER BY attempts.job_id;
 
--- name: touch_start(project_id, job_id, lease_token, now)!
--- Records that the process of an attempt started although a cancellation came first.
+-- name: touch_start(project_id, job_id, lease_token, start_weights, now)!
+-- Records that the process of an attempt started although a cancellation came first, and what it started from.
 UPDATE jobs
-SET start_time = coalesce(start_time, :now), update_time = :now
-WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token AND state = 'CANCELLING';
+SET
+    start_time = coalesce(start_time, :now::timestamptz),
+    start_weights = coalesce(:start_weights::bytea, start_weights),
+    update_time = :now::timestamptz
+WHERE
+    project_id = :project_id
+    AND job_id = :job_id
+    AND lease_token = :lease_token
+    AND state IN ('RUNNING', 'CANCELLING');
 
 -- name: get_start_weights(project_id, job_id, lease_token)$
 -- What the attempt that holds the lease starts from.
 SELECT start_weights FROM jobs WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
-
--- name: set_start_weights(project_id, job_id, lease_token, start_weights)!
--- Pins what this attempt started from for all later ones.
-UPDATE jobs
-SET start_weights = :start_weights
-WHERE project_id = :project_id AND job_id = :job_id AND lease_token = :lease_token;
 
 -- name: record_progress(project_id, job_id, lease_token, states, progress, step, remaining_s, lines, now)$
 -- Records the last metric of the attempt that holds the lease, and takes the numbers of the lines that tell of the report.

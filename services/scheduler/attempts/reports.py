@@ -33,15 +33,14 @@ class AttemptReports:
         async with self._database.writing() as connection:
             job = await fence.lock(connection, ref)
             attempts = AttemptStore(connection)
-            if hub_commit:
-                pinned = pin_start(await attempts.start_weights(ref), hub_commit)
-                if pinned is not None:
-                    await attempts.set_start_weights(ref, pinned)
-            if job.state is JobState.CANCELLING:
-                await attempts.touch_start(ref, self._database.now())
-            elif job.state is JobState.STARTING:
+            pinned = pin_start(await attempts.start_weights(ref), hub_commit) if hub_commit else None
+            if job.state is JobState.STARTING:
                 message = f"attempt {job.attempt_count} runs on {job.node}"
-                await self._jobs.must(connection, JobTransition.START, ref, message, lease_token=ref.lease_token)
+                await self._jobs.must(
+                    connection, JobTransition.START, ref, message, lease_token=ref.lease_token, start_weights=pinned
+                )
+            elif job.state is JobState.CANCELLING or pinned is not None:
+                await attempts.touch_start(ref, pinned, self._database.now())
 
     async def report(
         self, ref: LeaseRef, metrics: Sequence[Metric], usage: Sequence[Usage], warnings: Sequence[str]

@@ -89,18 +89,14 @@ class AttemptStore:
         """The leases of training on a node, whether their time is over or not."""
         return [_lease(row) async for row in _QUERIES.list_node_leases(self._connection, node=node)]
 
-    async def touch_start(self, ref: LeaseRef, now: datetime) -> None:
-        """An attempt that started although it was cancelled has run."""
-        await _QUERIES.touch_start(self._connection, **vars(ref), now=now)
+    async def touch_start(self, ref: LeaseRef, start_weights: bytes | None, now: datetime) -> None:
+        """An attempt that started although it was cancelled has run; all later ones start from these weights, too."""
+        await _QUERIES.touch_start(self._connection, **vars(ref), start_weights=start_weights, now=now)
 
     async def start_weights(self, ref: LeaseRef) -> bytes | None:
         """An encoded finemesh.nodes.v1.StartWeights; None for a run that starts afresh."""
         weights: bytes | None = await _QUERIES.get_start_weights(self._connection, **vars(ref))
         return weights
-
-    async def set_start_weights(self, ref: LeaseRef, weights: bytes) -> None:
-        """All later attempts start from them, too."""
-        await _QUERIES.set_start_weights(self._connection, **vars(ref), start_weights=weights)
 
     async def record_progress(self, ref: LeaseRef, metric: Metric, now: datetime, *, lines: int) -> int:
         """In the same write of the job's row, takes the numbers of that many lines of its history; returns the last."""

@@ -82,7 +82,7 @@ INSERT INTO jobs (
     :training_artifact, :validation_artifact, :dataset_bytes, :start_weights, now(), :now, :now
 );
 
--- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count)^
+-- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count, start_weights, lines_before)^
 -- Moves a job if its state allows it and the named claim or lease is in force; what is not given stays.
 UPDATE jobs
 SET
@@ -97,6 +97,7 @@ SET
     lease_token = CASE WHEN :leased::boolean THEN coalesce(:placed_token::bigint, lease_token) END,
     attempt_count = attempt_count + CASE WHEN :placed_token::bigint IS NULL THEN 0 ELSE 1 END,
     failure_count = coalesce(:failure_count::integer, failure_count),
+    start_weights = coalesce(:start_weights::bytea, start_weights),
     error = coalesce(:error::bytea, error),
     output_revision = coalesce(:output_revision::text, output_revision),
     output_artifact = coalesce(:output_artifact::bytea, output_artifact),
@@ -113,7 +114,7 @@ SET
         ELSE start_time END,
     end_time = CASE WHEN :final::boolean THEN :now::timestamptz END,
     update_time = :now::timestamptz,
-    last_sequence = last_sequence + 1
+    last_sequence = last_sequence + 1 + coalesce(:lines_before::integer, 0)
 WHERE
     project_id = :project_id
     AND job_id = :job_id

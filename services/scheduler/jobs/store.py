@@ -31,7 +31,7 @@ class Changes(TypedDict, total=False):
     """What a transition is guarded by, `claim` or `lease_token`, and what it sets besides the state.
 
     The job wakes at once when `wake_delay_s` is left out; every other column stays as it is. `placed_token` begins the
-    next attempt.
+    next attempt. `lines_before` takes as many numbers of the history for lines before that of the transition.
     """
 
     claim: UUID
@@ -46,6 +46,8 @@ class Changes(TypedDict, total=False):
     output_artifact: bytes
     wake_delay_s: float
     failure_count: int
+    start_weights: bytes | None
+    lines_before: int
 
 
 _NO_CHANGES = dict.fromkeys(Changes.__annotations__)

@@ -16,6 +16,9 @@ from services.scheduler.jobs.lifecycle import INITIAL, MOVES_QUEUE, JobState, Jo
 from services.scheduler.jobs.store import Changes, JobStore
 from services.scheduler.watching.hub import QUEUE_TOPIC, job_topic
 
+# A line of the history: kind, words, and the encoded TuningProgress if there is one.
+Line = tuple[EventKind, str, bytes | None]
+
 
 class JobTransitions:
     def __init__(self, database: Database) -> None:
@@ -39,13 +42,21 @@ class JobTransitions:
         message: str,
         *,
         kind: EventKind = EventKind.STATE_CHANGED,
+        before: Sequence[Line] = (),
         **changes: Unpack[Changes],
     ) -> Transitioned | None:
-        """None when the job's state, claim or lease does not allow it: then nothing has changed."""
+        """None when the job's state, claim or lease does not allow it: then nothing has changed.
+
+        `before` are lines that the history shows before that of the transition; the row is written once for all.
+        """
         now, store = self._database.now(), JobStore(connection)
+        if before:
+            changes["lines_before"] = len(before)
         change = await store.transition(transition, ref, now, **changes)
         if change is None:
             return None
+        if before:
+            await store.add_events(ref, change.from_state, before, now, last=change.sequence - 1)
         await store.add_event(ref, change.sequence, kind, message, change.to_state, now)
         event = transition_to_proto(change, now)
         await self._database.outbox.add(connection, event, subject_name=event.tuning_job)
@@ -61,10 +72,11 @@ class JobTransitions:
         message: str,
         *,
         kind: EventKind = EventKind.STATE_CHANGED,
+        before: Sequence[Line] = (),
         **changes: Unpack[Changes],
     ) -> Transitioned:
         """As `transition`, for a job that the caller locked; FailedPrecondition when its state does not allow it."""
-        change = await self.transition(connection, transition, ref, message, kind=kind, **changes)
+        change = await self.transition(connection, transition, ref, message, kind=kind, before=before, **changes)
         if change is None:
             raise FailedPrecondition("STATE_CONFLICT", f"the job's state does not allow {transition}")
         return change
@@ -87,11 +99,11 @@ class JobTransitions:
         connection: Connection,
         ref: JobRef,
         state: JobState,
-        lines: Sequence[tuple[EventKind, str, bytes | None]],
+        lines: Sequence[Line],
         *,
         last: int | None = None,
     ) -> None:
-        """Lines of the history beside a transition: kind, words, and the encoded TuningProgress if there is one.
+        """Lines of the history beside a transition.
 
         `last` is the number of the last one, where a write of the job's row took them already.
         """

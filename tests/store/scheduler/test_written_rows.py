@@ -7,10 +7,17 @@ from dataclasses import dataclass, field, replace
 import pytest_asyncio
 
 from chassis.db.pool import Pool, open_pool
+from finemesh.nodes.v1 import node_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
+from services.scheduler.attempts.attempt import BadCheckpoint
 from services.scheduler.config import SchedulerSettings
+from services.scheduler.jobs.job import EventKind, JobEvent, LeaseRef
+from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.jobs.store import JobStore
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.node import Beat
-from tests.store.scheduler.world import World, checkpoint, fresh_world, metric, train
+from tests.store.scheduler.test_fencing import FAILURE
+from tests.store.scheduler.world import World, checkpoint, fresh_world, metric, model, train
 
 REPORTS = 40
 
@@ -67,6 +74,59 @@ async def test_a_commit_writes_the_job_and_its_checkpoint_once(lone_world: World
     async with written(lone_world) as found:
         await lone_world.reports.commit(lease, checkpoint(1))
     assert found.updates == {"jobs": 1}
+
+
+async def test_the_start_from_a_hub_writes_the_job_once(lone_world: World) -> None:
+    await lone_world.add_node()
+    hub = node_pb2.StartWeights(hub=tuning_job_pb2.HubStart(repository="acme/start", revision="main"))
+    lease = await lone_world.placed_job(start_weights=hub.SerializeToString())
+    async with written(lone_world) as found:
+        await lone_world.reports.start(lease, "c" * 40)
+    assert found.updates == {"jobs": 1}
+    assert await start_commit(lone_world, lease) == "c" * 40
+    # Told again by an agent that found another commit, or while it is being cancelled.
+    for state, commit in (("RUNNING", "d" * 40), ("CANCELLING", "e" * 40)):
+        await lone_world.pool.execute("UPDATE jobs SET state = $1", state)
+        async with written(lone_world) as found:
+            await lone_world.reports.start(lease, commit)
+        assert found.updates == {"jobs": 1}
+        assert await start_commit(lone_world, lease) == commit
+
+
+async def start_commit(world: World, lease: LeaseRef) -> str:
+    stored = await world.pool.fetchval("SELECT start_weights FROM jobs WHERE job_id = $1", lease.job_id)
+    return node_pb2.StartWeights.FromString(stored).hub.revision
+
+
+async def test_an_early_stop_writes_the_job_once(lone_world: World) -> None:
+    await lone_world.add_node()
+    lease = await lone_world.running_job()
+    async with written(lone_world) as found:
+        await lone_world.attempts.succeed(lease, replace(model(), stopped_early=True, step=7))
+    assert found.updates["jobs"] == 1
+    *_, early, ready = await history(lone_world, lease)
+    assert (early.kind, early.state, ready.state) == (EventKind.STOPPED_EARLY, JobState.RUNNING, JobState.SUCCEEDED)
+
+
+async def test_a_bad_checkpoint_writes_the_job_once(lone_world: World) -> None:
+    await lone_world.add_node()
+    lease = await lone_world.running_job()
+    await lone_world.reports.commit(lease, checkpoint(1, lease.lease_token))
+    bad = BadCheckpoint(step=1, manifest_sha256="sha-1")
+    async with written(lone_world) as found:
+        await lone_world.attempts.fail(lease, FAILURE, retryable=True, bad_checkpoint=bad)
+    assert found.updates["jobs"] == 1
+    *_, warning, again = await history(lone_world, lease)
+    assert (warning.kind, warning.state, again.kind) == (EventKind.WARNING, JobState.RUNNING, EventKind.REQUEUED)
+    assert "starts anew" in warning.message
+
+
+async def history(world: World, lease: LeaseRef) -> list[JobEvent]:
+    """Without gaps."""
+    lines = await JobStore(world.pool).list_events(lease, 0, 100)
+    assert [line.sequence for line in lines] == [*range(1, len(lines) + 1)]
+    assert (await world.job(lease)).last_sequence == len(lines)
+    return lines
 
 
 async def test_a_heartbeat_writes_its_node_and_its_leases_once_and_no_index(lone_world: World) -> None:
