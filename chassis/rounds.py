@@ -8,6 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -86,11 +87,19 @@ def spawn_keeper(
     process.spawn(name, outlived(name, work, clock=clock), until=until)
 
 
+@dataclass(kw_only=True)
+class _Failing:
+    pauses: Backoff
+    until_s: float = 0.0
+    count: int = 0
+
+
 class FailingItems:
     """Items of a worker whose work failed by a defect: each is left alone for a growing pause, and all others go on.
 
     One bad row must not stop the loop that everybody else's rows wait for. It is tried again without end, since it may
-    be our mistake that the next release mends; each failure is logged as an error.
+    be our mistake that the next release mends, unless its worker gives it up after some `failures`; each failure is
+    logged as an error.
     """
 
     def __init__(
@@ -106,12 +115,17 @@ class FailingItems:
         self._clock = clock
         self._pauses_s = first_s, last_s
         self._is_passing = is_passing
-        self._failing: OrderedDict[str, tuple[Backoff, float]] = OrderedDict()
+        self._failing: OrderedDict[str, _Failing] = OrderedDict()
 
     def leaves_alone(self, item: str) -> bool:
         """Whether the item's pause goes on."""
         failing = self._failing.get(item)
-        return failing is not None and failing[1] > self._clock.monotonic()
+        return failing is not None and failing.until_s > self._clock.monotonic()
+
+    def failures(self, item: str) -> int:
+        """How often it failed in a row, as far as this process knows."""
+        failing = self._failing.get(item)
+        return 0 if failing is None else failing.count
 
     @contextmanager
     def trying(self, item: str) -> Iterator[None]:
@@ -123,9 +137,9 @@ class FailingItems:
             if self._is_passing(error):
                 raise
             first_s, last_s = self._pauses_s
-            pauses = self._failing[item][0] if item in self._failing else Backoff(first_s=first_s, last_s=last_s)
-            pause_s = pauses.next_s()
-            self._failing[item] = pauses, self._clock.monotonic() + pause_s
+            failing = self._failing.setdefault(item, _Failing(pauses=Backoff(first_s=first_s, last_s=last_s)))
+            pause_s = failing.pauses.next_s()
+            failing.until_s, failing.count = self._clock.monotonic() + pause_s, failing.count + 1
             self._failing.move_to_end(item)
             if len(self._failing) > ITEMS_FAILING_MAX:
                 self._failing.popitem(last=False)

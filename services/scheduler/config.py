@@ -135,6 +135,11 @@ class SchedulerSettings(ChassisSettings):
     validation_defects_max: int = Field(
         default=5, ge=1, description="Unexpected errors of one job's validation before it is set aside as failed."
     )
+    placement_defects_max: int = Field(
+        default=10,
+        ge=1,
+        description="Unexpected errors of one job's placement, with pauses that grow to minutes, before it fails.",
+    )
     claim_duration_s: float = Field(
         default=10.0, gt=0, description="How long a worker's claim on a job lives unrenewed."
     )

@@ -33,7 +33,7 @@ class JobTransition(StrEnum):
     SUCCEED = "SUCCEED"
     # Ended with an error and no further attempt makes sense.
     FAIL = "FAIL"
-    # The hold on its price is over while it waits.
+    # While it waits the hold on its price is over, or it turns out that it can never be placed.
     EXPIRE = "EXPIRE"
     # The attempt was lost or failed in a way that a new attempt may not.
     REQUEUE = "REQUEUE"

@@ -1,7 +1,7 @@
-"""Not pure: database. QUEUED -> STARTING: asks the policy who gets which devices, and applies each placement.
+"""Not pure: database, outbox. QUEUED -> STARTING: asks the policy who gets which devices, and applies each placement.
 
 Each placement is a transaction of its own. Two schedulers may run it at once: the database refuses the second owner of
-a device, and the slower placement is dropped.
+a device, and the slower placement is dropped. A job that can never be placed, because of a defect, fails in the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,13 @@ import asyncpg
 import structlog
 
 from chassis.clock import Clock
+from chassis.db.pool import database_is_away
 from chassis.rounds import FailingItems, run_rounds
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
-from services.scheduler.jobs.convert import job_name
+from services.scheduler.jobs.convert import encoded, failure_to_proto, job_name
+from services.scheduler.jobs.endings import JobFailure, failed_ending
 from services.scheduler.jobs.job import JobRef, LeaseRef, QueuedJob
 from services.scheduler.jobs.lifecycle import JobTransition
 from services.scheduler.jobs.store import JobStore
@@ -85,7 +87,24 @@ class Placer:
                     placed += 1
                 except (Overtaken, asyncpg.UniqueViolationError) as error:
                     log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
+                except Exception as error:
+                    failures = self._failing.failures(placement.owner) + 1
+                    if database_is_away(error) or failures < self._settings.placement_defects_max:
+                        raise
+                    log.error("placement_given_up", job=placement.owner, failures=failures, exc_info=error)
+                    await self._give_up(queue[placement.owner].ref, failures, error)
         return placed
+
+    async def _give_up(self, ref: JobRef, failures: int, error: Exception) -> None:
+        """Ends a job that waits, as the platform's fault; one that was cancelled meanwhile is left as it is."""
+        why = f"placement failed {failures} times ({type(error).__name__}); nothing is charged"
+        failure = JobFailure(reason="INTERNAL", message=why, platform_fault=True)
+        async with self._database.writing() as connection:
+            change = await self._jobs.transition(
+                connection, JobTransition.EXPIRE, ref, f"failed: {why}", error=encoded(failure_to_proto(failure))
+            )
+            if change is not None:
+                await self._jobs.end(connection, change, failed_ending(change, failure))
 
     async def apply(self, ref: JobRef, placement: policy.Placement, incarnations: Mapping[str, str]) -> int:
         """Leases, devices, attempt and transition in one transaction; returns the token of the leading node."""

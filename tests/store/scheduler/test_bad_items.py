@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from finemesh.events.v1 import tuning_events_pb2
 from finemesh.holds.v1 import hold_service_pb2
+from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.jobs.convert import job_name
 from services.scheduler.jobs.job import JobRef
-from services.scheduler.jobs.lifecycle import JobState
+from services.scheduler.jobs.lifecycle import JobState, JobTransition
 from services.scheduler.pipelines.hold_renewer import Renewer
 from tests.store.scheduler.test_resume import sweep_for
 from tests.store.scheduler.world import World
@@ -60,6 +62,53 @@ async def test_a_job_that_cannot_be_placed_holds_up_no_other(world: World, monke
     world.clock.jump(2.0)
     assert await world.placer.place_round()
     assert (await world.job(bad)).state is JobState.STARTING
+
+
+async def test_a_job_that_can_never_be_placed_fails_and_owes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose validation always fails: with its reason, and after a number of tries."""
+    await world.add_node()
+    bad = await world.queued_job()
+    poison = Poison(monkeypatch, world.placer, "apply", lambda ref, *_: ref.job_id == bad.job_id)
+    for _ in range(world.settings.placement_defects_max + 3):
+        assert not await world.placer.place_round()
+        world.clock.jump(300.0)
+    job = await world.job(bad)
+    assert (job.state, poison.tries) == (JobState.FAILED, world.settings.placement_defects_max)
+    assert job.error is not None
+    error = tuning_job_pb2.JobError.FromString(job.error)
+    assert (error.reason, error.platform_fault) == ("INTERNAL", True)
+    assert error.message == "placement failed 10 times (ZeroDivisionError); nothing is charged"
+    (ended,) = await world.events("tuning.job.ended", bad)
+    assert ended.ending == tuning_events_pb2.TUNING_JOB_ENDING_PLATFORM_FAILURE
+    good = await world.queued_job()
+    assert await world.placer.place_round()
+    assert (await world.job(good)).state is JobState.STARTING
+
+
+async def test_a_job_that_is_cancelled_before_its_placement_is_given_up_stays_cancelled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a database that is away counts as no defect of the job."""
+    monkeypatch.setattr(world.placer, "_settings", world.settings.model_copy(update={"placement_defects_max": 1}))
+    await world.add_node()
+    ref = await world.queued_job()
+    failures: list[Exception] = [ConnectionResetError("away"), ZeroDivisionError()]
+
+    async def apply(*_: Any) -> int:
+        if len(failures) == 1:
+            async with world.database.writing() as connection:
+                await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled")
+        raise failures.pop(0)
+
+    monkeypatch.setattr(world.placer, "apply", apply)
+    with pytest.raises(ConnectionResetError):
+        await world.placer.place_round()
+    assert (await world.job(ref)).state is JobState.QUEUED
+    assert not await world.placer.place_round()
+    assert ((await world.job(ref)).state, failures) == (JobState.CANCELLED, [])
+    assert await world.events("tuning.job.ended", ref) == []
 
 
 class Holds:
