@@ -20,6 +20,7 @@ from services.scheduler.jobs.job import EventKind, JobRef, LeaseRef, TunedModel
 from services.scheduler.jobs.lifecycle import JobState, JobTransition
 from services.scheduler.jobs.transitions import JobTransitions, Line
 from services.scheduler.placement import leases
+from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import node_topic
 
@@ -227,7 +228,7 @@ class Attempts:
     ) -> None:
         """Gives the devices of all its nodes back, which hear of it. `blames_node`: the node may be at fault."""
         now, allocations = self._database.now(), AllocationStore(connection)
-        await allocations.release(ref.lease_token, job_name(ref), now)
+        await allocations.release(AllocationKind.TRAINING, ref.lease_token, job_name(ref), now)
         followers = await allocations.release_followers(ref.lease_token, now)
         await AttemptStore(connection).end(ref, outcome, message, now, blames_node=blames_node)
         self._database.ring(*(node_topic(node) for node in (job.node, *followers)))

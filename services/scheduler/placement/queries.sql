@@ -122,11 +122,11 @@ WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at 
 -- Ends the time of one lease; whoever locked its job then ends the lease itself.
 UPDATE allocations SET expires_at = :at WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at > :at;
 
--- name: release_allocation(lease_token, owner, now)!
--- Ends an allocation of this owner.
+-- name: release_allocation(lease_token, owner, kind, now)!
+-- Ends an allocation of this owner and kind.
 UPDATE allocations
 SET released_at = :now
-WHERE lease_token = :lease_token AND owner = :owner AND released_at IS NULL;
+WHERE lease_token = :lease_token AND owner = :owner AND kind = :kind AND released_at IS NULL;
 
 -- name: release_expired(lease_token, at, now)!
 -- Ends an allocation whose time was over at this time of the database; one that was renewed meanwhile stays.

@@ -59,7 +59,8 @@ class ServingAllocations:
 
     async def release(self, owner: str, lease_token: int) -> None:
         async with self._database.writing() as connection:
-            if await AllocationStore(connection).release(lease_token, owner, self._database.now()):
+            store, now = AllocationStore(connection), self._database.now()
+            if await store.release(AllocationKind.SERVING, lease_token, owner, now):
                 self._database.ring(QUEUE_TOPIC)
 
     async def _take(self, need: policy.Need, group: policy.DeviceGroup, fleet: policy.Fleet) -> None:

@@ -126,10 +126,15 @@ class AllocationStore:
         """Ends the time of every training lease of a node, at a time of the database."""
         await _QUERIES.expire_node_leases(self._connection, node=node, at=at)
 
-    async def release(self, lease_token: int, owner: str, now: datetime) -> bool:
-        released = await _QUERIES.release_allocation(self._connection, lease_token=lease_token, owner=owner, now=now)
+    async def release(self, kind: AllocationKind, lease_token: int, owner: str, now: datetime) -> bool:
+        """False for one that is not this owner's, is of another kind, or is over already: then nothing has changed."""
+        released = await _QUERIES.release_allocation(
+            self._connection, lease_token=lease_token, owner=owner, kind=kind.value, now=now
+        )
+        if affected(released) == 0:
+            return False
         await self._release_devices(lease_token, now)
-        return affected(released) > 0
+        return True
 
     async def expire_lease(self, lease_token: int, at: datetime) -> None:
         """Ends the time of a lease, at a time of the database."""

@@ -5,10 +5,12 @@ import asyncio
 import asyncpg
 import pytest
 
+from services.scheduler.jobs.convert import job_name
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.pipelines.placer import Overtaken
 from services.scheduler.placement.allocation import AllocationKind
-from services.scheduler.placement.policy import Placement
+from services.scheduler.placement.policy import Need, Placement
+from services.scheduler.placement.serving import ServingAllocations
 from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.world import World, placement
 
@@ -55,6 +57,25 @@ async def test_serving_and_training_compete_for_the_same_device(world: World) ->
     )
     assert sum(isinstance(each, int) for each in outcomes) == 1
     assert len(await live_rows(world)) == 1
+
+
+async def test_a_release_takes_no_device_from_another(world: World) -> None:
+    """Tokens come from a sequence, so they are easily guessed: neither another's devices go free, nor a job's."""
+    await world.add_node(devices=2)
+    lease = await world.running_job()
+    serving = ServingAllocations(world.database, world.settings)
+    given = await serving.create(Need(owner="projects/p/endpoints/a", count=1, hardware_type="cpu"))
+    assert not isinstance(given, str)
+    before = await world.everything()
+    for owner, token in (
+        ("projects/p/endpoints/b", given.lease_token),
+        ("projects/p/endpoints/a", lease.lease_token),
+        (job_name(lease), lease.lease_token),
+    ):
+        await serving.release(owner, token)
+        assert await world.everything() == before
+    await serving.release(given.owner, given.lease_token)
+    assert await live_rows(world) == [("n1", 0)]
 
 
 async def test_a_gang_is_taken_whole_or_not_at_all(world: World) -> None:
