@@ -112,7 +112,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     )
     agents.add(
         add_AllocationServiceServicer_to_server,
-        AllocationService(ServingAllocations(agents_database, settings), lease_duration_s=settings.lease_duration_s),
+        AllocationService(ServingAllocations(agents_database, settings), holders, settings),
         "finemesh.allocations.v1.AllocationService",
         allow={"inference"},
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from chassis.clock import Clock
-from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from services.inference.config import InferenceSettings
 
@@ -42,6 +42,10 @@ class DeviceLeases:
         )
         try:
             answer = await self._stub.CreateAllocation(request, timeout=self._settings.scheduler_deadline_s)
+        except PermissionDenied as error:
+            if error.reason != "NODE_NOT_CERTIFIED":
+                raise
+            return f"inference to have the certificate of its own node: {error.message}"
         except NotFound as error:
             return f"the scheduler to know this node: {error.message}"
         except FailedPrecondition as error:

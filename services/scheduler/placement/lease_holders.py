@@ -16,13 +16,14 @@ TOKENS_REMEMBERED_MAX = 10_000
 
 def require_node(node: str) -> None:
     """PermissionDenied unless the call being served comes from this node."""
-    certified = current_caller().instance
+    caller = current_caller()
+    certified = caller.instance
     if certified != node:
         owner = f"node {certified}" if certified else "no node"
         raise PermissionDenied(
             "NODE_NOT_CERTIFIED",
-            f"the certificate of this call is that of {owner} and does not speak for node {node}; the agent of that "
-            f"node needs the certificate trainer@{node}",
+            f"the certificate of this call is that of {owner} and does not speak for node {node}; who does "
+            f"needs the certificate {caller.service}@{node}",
             metadata={"node": node, "certified": certified},
         )
 

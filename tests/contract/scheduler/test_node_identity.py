@@ -1,15 +1,19 @@
 """A node is who its certificate says: it registers, beats, reports and fetches secrets for itself alone."""
 
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from chassis import pki
 from chassis.errors import Aborted, PermissionDenied
 from chassis.identity import acting_as
 from chassis.rpc.channel import open_channel
+from deploy.certificates import hand_over
+from finemesh.allocations.v1 import allocation_service_pb2, allocation_service_pb2_grpc
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_secrets_pb2, tuning_service_pb2
@@ -83,6 +87,42 @@ async def test_leases_and_secrets_are_for_the_node_that_holds_them(keeping: Worl
             await holder.start(node_pb2.Assignment(lease=node_pb2.Lease(token=10**12, tuning_job=name)))
         await holder.succeed(assignment)
         await keeping.until(name, "SUCCEEDED")
+
+
+@asynccontextmanager
+async def inference_of(world: World, node: str) -> AsyncIterator[Any]:
+    """Inference with a certificate that names its node, made as `python -m deploy.certificates` does."""
+    authority, name = world.make_settings().tls_dir, f"inference@{node}"
+    pki.issue(authority, name)
+    hand_over(authority, name, authority / name)
+    settings = world.make_settings("inference", tls_dir=authority / name)
+    async with open_channel(settings, world.agents_target, "scheduler") as channel:
+        yield allocation_service_pb2_grpc.AllocationServiceStub(channel)
+
+
+async def test_inference_with_the_certificate_of_a_node_has_the_devices_of_that_node_alone(keeping: World) -> None:
+    pb, owner = allocation_service_pb2, "projects/proj_a/endpoints/ep_1"
+    async with (
+        keeping.agent(node="n1"),
+        keeping.agent(node="n2"),
+        inference_of(keeping, "n1") as own,
+        inference_of(keeping, "n2") as other,
+    ):
+        given = (await own.CreateAllocation(pb.CreateAllocationRequest(owner=owner, node="n1"))).allocation
+        told = await refusal(own.CreateAllocation(pb.CreateAllocationRequest(owner=owner, node="n2")))
+        assert "inference@n2" in told.message
+        named: dict[str, Any] = {"owner": owner, "lease_token": given.lease_token}
+        await refusal(other.RenewAllocation(pb.RenewAllocationRequest(**named)))
+        await refusal(other.ReleaseAllocation(pb.ReleaseAllocationRequest(**named)))
+        await own.RenewAllocation(pb.RenewAllocationRequest(**named))
+        await own.ReleaseAllocation(pb.ReleaseAllocationRequest(**named))
+        # A certificate that names no node is for all of inference, as before.
+        again = await keeping.allocations.CreateAllocation(pb.CreateAllocationRequest(owner=owner, node="n1"))
+        named["lease_token"] = again.allocation.lease_token
+        await keeping.allocations.RenewAllocation(pb.RenewAllocationRequest(**named))
+        await keeping.allocations.ReleaseAllocation(pb.ReleaseAllocationRequest(**named))
+        with pytest.raises(Aborted):
+            await own.RenewAllocation(pb.RenewAllocationRequest(**named))
 
 
 async def create(world: World) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from chassis.bus.outbox import Outbox
 from chassis.clock import ManualClock
 from chassis.db.pool import Pool
-from chassis.errors import Aborted, NotFound, Unavailable
+from chassis.errors import Aborted, NotFound, PermissionDenied, Unavailable
 from chassis.ids import SystemIds
 from finemesh.allocations.v1 import allocation_service_pb2 as allocations
 from finemesh.events.v1 import usage_events_pb2
@@ -66,6 +66,7 @@ class FakeScheduler:
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.leases: dict[str, int] = {}
         self.unknown_nodes: set[str] = set()
+        self.foreign_nodes: set[str] = set()
         self._nodes: dict[str, str] = {}
         self._renewed: set[str] = set()
         self._tokens = itertools.count(1)
@@ -100,6 +101,8 @@ class FakeScheduler:
         if request.owner not in self.leases:
             if request.node in self.unknown_nodes:
                 raise NotFound("NOT_FOUND", f"node {request.node} is not registered")
+            if request.node in self.foreign_nodes:
+                raise PermissionDenied("NODE_NOT_CERTIFIED", "the certificate does not speak for this node")
             self.leases[request.owner] = next(self._tokens)
             self._nodes[request.owner] = request.node or "local-0"
         given = allocations.Allocation(

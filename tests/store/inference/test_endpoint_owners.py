@@ -129,6 +129,21 @@ async def test_a_process_that_leaves_takes_on_nothing(endpoint_world: EndpointWo
     assert not endpoint_world.scheduler.leases
 
 
+async def test_an_endpoint_waits_while_its_process_has_the_certificate_of_another_node(
+    endpoint_world: EndpointWorld,
+) -> None:
+    """It is the operator's to mend, so no endpoint of a user fails of it."""
+    world = endpoint_world
+    world.scheduler.foreign_nodes.add(world.settings.node_name)
+    id = await world.create()
+    await world.look()
+    waiting = await world.get(id)
+    assert waiting.state == EndpointState.PENDING
+    assert "certificate of its own node" in waiting.status_message
+    world.scheduler.foreign_nodes.clear()
+    await world.reaches(id, EndpointState.READY)
+
+
 async def test_an_endpoint_is_served_where_its_process_has_devices(endpoint_world: EndpointWorld) -> None:
     settings = endpoint_world.settings
     here, there = (
