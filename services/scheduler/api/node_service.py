@@ -131,7 +131,7 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
         self, request: _pb.ClaimJobFoldersRequest, context: object
     ) -> _pb.ClaimJobFoldersResponse:
         require_node(request.node)
-        folders = await self._folders.claim()
+        folders = await self._folders.claim(request.node)
         if folders:
             log.info("job_folders_claimed", node=request.node, jobs=[folder.ref.job_id for folder in folders])
         return _pb.ClaimJobFoldersResponse(folders=[folder_to_proto(folder) for folder in folders])
@@ -139,11 +139,12 @@ class NodeService(node_service_pb2_grpc.NodeServiceServicer):
     async def FinishJobFolder(
         self, request: _pb.FinishJobFolderRequest, context: object
     ) -> _pb.FinishJobFolderResponse:
+        require_node(request.node)
         try:
             claim = UUID(request.claim)
         except ValueError as error:
             raise invalid("claim", "must be what ClaimJobFolders answered") from error
-        await self._folders.finish(job_ref(request.tuning_job), claim)
+        await self._folders.finish(job_ref(request.tuning_job), request.node, claim)
         return _pb.FinishJobFolderResponse()
 
     async def _own(self, tuning_job: str, lease_token: int) -> LeaseRef:

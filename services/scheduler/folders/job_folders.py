@@ -30,8 +30,8 @@ class JobFolders:
         self._ids = ids
         self._settings = settings
 
-    async def claim(self) -> list[ClaimedFolder]:
-        """A few folders that are the caller's for `folder_claim_s`."""
+    async def claim(self, node: str) -> list[ClaimedFolder]:
+        """A few folders that are the node's for `folder_claim_s`."""
         settings, claim = self._settings, self._ids.uuid()
         stages = ((AS_LEFT, settings.run_state_retention_s), (WITHOUT_OWN_STATE, settings.checkpoint_retention_s))
         claimed: list[ClaimedFolder] = []
@@ -39,7 +39,7 @@ class JobFolders:
             folders = FolderStore(connection)
             for stage, retention_s in stages:
                 refs = await folders.claim(
-                    stage, retention_s, claim, settings.folder_claim_s, settings.folders_batch_max
+                    stage, retention_s, node, claim, settings.folder_claim_s, settings.folders_batch_max
                 )
                 if stage == WITHOUT_OWN_STATE:
                     await folders.give_up_checkpoints(refs)
@@ -47,7 +47,7 @@ class JobFolders:
                 claimed += [ClaimedFolder(ref=ref, claim=claim, kept=kept[ref.job_id]) for ref in refs]
         return claimed
 
-    async def finish(self, ref: JobRef, claim: UUID) -> bool:
-        """False when the claim was taken over: then whoever has it finishes."""
+    async def finish(self, ref: JobRef, node: str, claim: UUID) -> bool:
+        """False when the claim was taken over, or was never this node's: then whoever has it finishes."""
         async with self._database.writing() as connection:
-            return await FolderStore(connection).finish(ref, claim)
+            return await FolderStore(connection).finish(ref, node, claim)

@@ -1,7 +1,7 @@
--- name: claim_folders(stage, retention_s, claim, claim_s, page_size)
+-- name: claim_folders(stage, retention_s, node, claim, claim_s, page_size)
 -- Takes folders at this stage whose time has come and that no other node holds.
 UPDATE job_folders
-SET claim = :claim, claimed_until = now() + make_interval(secs => :claim_s)
+SET claim = :claim, claimed_by = :node, claimed_until = now() + make_interval(secs => :claim_s)
 WHERE job_id IN (
     SELECT job_id
     FROM job_folders
@@ -50,12 +50,13 @@ SELECT
 FROM jobs
 WHERE jobs.job_id = ANY(:job_ids::text[]);
 
--- name: advance_folder(project_id, job_id, claim)!
--- Ends the first stage of a folder; no row when the claim was taken over.
+-- name: advance_folder(project_id, job_id, node, claim)!
+-- Ends the first stage of a folder; no row when the claim was taken over, or is another node's.
 UPDATE job_folders
-SET stage = 1, claim = NULL, claimed_until = NULL
-WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND stage = 0;
+SET stage = 1, claim = NULL, claimed_by = NULL, claimed_until = NULL
+WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND claimed_by = :node AND stage = 0;
 
--- name: forget_folder(project_id, job_id, claim)!
--- Ends the last stage of a folder; no row when the claim was taken over.
-DELETE FROM job_folders WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND stage = 1;
+-- name: forget_folder(project_id, job_id, node, claim)!
+-- Ends the last stage of a folder; no row when the claim was taken over, or is another node's.
+DELETE FROM job_folders
+WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND claimed_by = :node AND stage = 1;

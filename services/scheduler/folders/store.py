@@ -24,12 +24,15 @@ class FolderStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def claim(self, stage: int, retention_s: float, claim: UUID, claim_s: float, page_size: int) -> list[JobRef]:
+    async def claim(
+        self, stage: int, retention_s: float, node: str, claim: UUID, claim_s: float, page_size: int
+    ) -> list[JobRef]:
         """Folders at this stage of jobs that ended so long ago."""
         rows = _QUERIES.claim_folders(
             self._connection,
             stage=stage,
             retention_s=retention_s,
+            node=node,
             claim=claim,
             claim_s=claim_s,
             page_size=page_size,
@@ -48,9 +51,9 @@ class FolderStore:
             async for row in rows
         }
 
-    async def finish(self, ref: JobRef, claim: UUID) -> bool:
-        """Ends the stage that the folder is at; False when the claim was taken over."""
-        named = {"project_id": ref.project_id, "job_id": ref.job_id, "claim": claim}
+    async def finish(self, ref: JobRef, node: str, claim: UUID) -> bool:
+        """Ends the stage that the folder is at; False when the claim was taken over, or is another node's."""
+        named = {"project_id": ref.project_id, "job_id": ref.job_id, "node": node, "claim": claim}
         # The last stage first: the other way round, one call would end both.
         forgotten = affected(await _QUERIES.forget_folder(self._connection, **named))
         return forgotten > 0 or affected(await _QUERIES.advance_folder(self._connection, **named)) > 0

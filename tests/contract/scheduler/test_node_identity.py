@@ -54,6 +54,7 @@ async def test_a_node_registers_and_lives_as_itself_only(keeping: World) -> None
         await stream.write(node_service_pb2.HeartbeatRequest(node="n2", incarnation="i"))
         await refusal(stream.read())
         await refusal(one.stub.ClaimJobFolders(node_service_pb2.ClaimJobFoldersRequest(node="n2")))
+        await refusal(one.stub.FinishJobFolder(node_service_pb2.FinishJobFolderRequest(node="n2")))
 
         # A stream that began as one node does not go on as another.
         stream = one.stub.Heartbeat(timeout=30)

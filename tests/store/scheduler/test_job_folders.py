@@ -43,20 +43,20 @@ async def test_a_day_after_the_end_the_own_state_goes_and_after_a_month_the_chec
     await world.add_node()
     lease = await ended_job(world)
     folders = folders_of(world)
-    assert await folders.claim() == []
+    assert await folders.claim("n1") == []
     await age(world, 2 * DAY)
-    (folder,) = await folders.claim()
+    (folder,) = await folders.claim("n1")
     assert (folder.ref, steps(folder)) == (JobRef(project_id=PROJECT, job_id=lease.job_id), [2, 3, 4])
     message = folder_to_proto(folder)
     assert message.key_prefix == f"jobs/{PROJECT}/{lease.job_id}/"
     assert message.model.key == "models/x/"
-    assert await folders.claim() == []
-    assert await folders.finish(folder.ref, folder.claim)
-    assert await folders.claim() == []
+    assert await folders.claim("n1") == []
+    assert await folders.finish(folder.ref, "n1", folder.claim)
+    assert await folders.claim("n1") == []
     await age(world, 30 * DAY)
-    (folder,) = await folders.claim()
+    (folder,) = await folders.claim("n1")
     assert (steps(folder), folder.kept.model is not None) == ([], True)
-    assert await folders.finish(folder.ref, folder.claim)
+    assert await folders.finish(folder.ref, "n1", folder.claim)
     assert await world.pool.fetchval("SELECT count(*) FROM job_folders") == 0
 
 
@@ -69,10 +69,10 @@ async def test_a_checkpoint_that_another_run_starts_from_stays(world: World) -> 
         await continuation.keep(connection, PROJECT, origin)
     folders = folders_of(world)
     await age(world, 2 * DAY)
-    (folder,) = await folders.claim()
-    await folders.finish(folder.ref, folder.claim)
+    (folder,) = await folders.claim("n1")
+    await folders.finish(folder.ref, "n1", folder.claim)
     await age(world, 30 * DAY)
-    (folder,) = await folders.claim()
+    (folder,) = await folders.claim("n1")
     assert steps(folder) == [3]
     # Whoever comes later is told so before anything is held, and not by a run that fails.
     with pytest.raises(NotFound):
@@ -85,7 +85,7 @@ async def test_a_job_that_shipped_its_last_checkpoint_keeps_it(world: World) -> 
     await world.pool.execute("UPDATE jobs SET output_artifact = NULL")
     await world.pool.execute("UPDATE job_folders SET stage = 1")
     await age(world, 31 * DAY)
-    (folder,) = await folders_of(world).claim()
+    (folder,) = await folders_of(world).claim("n1")
     assert steps(folder) == [4]
     assert await AdmissionStore(world.pool).get_kept_checkpoint(PROJECT, lease.job_id, -1) is not None
 
@@ -98,7 +98,7 @@ async def test_only_jobs_that_ended_and_ran_have_a_folder_to_clean(world: World)
     assert await world.attempts.expire(waiting, "its hold is over")
     assert await world.pool.fetchval("SELECT count(*) FROM job_folders") == 0
     # Whatever the clock says: there is nothing to hand out.
-    assert await folders_of(world, run_state_retention_s=0.0, checkpoint_retention_s=0.0).claim() == []
+    assert await folders_of(world, run_state_retention_s=0.0, checkpoint_retention_s=0.0).claim("n1") == []
 
 
 async def test_a_folder_that_was_taken_over_is_finished_by_its_claim_alone(world: World) -> None:
@@ -106,11 +106,12 @@ async def test_a_folder_that_was_taken_over_is_finished_by_its_claim_alone(world
     await ended_job(world)
     folders = folders_of(world)
     await age(world, 2 * DAY)
-    (first,) = await folders.claim()
+    (first,) = await folders.claim("n1")
     await world.pool.execute("UPDATE job_folders SET claimed_until = now()")
-    (second,) = await folders.claim()
-    assert not await folders.finish(first.ref, first.claim)
+    (second,) = await folders.claim("n2")
+    assert not await folders.finish(first.ref, "n1", first.claim)
+    assert not await folders.finish(second.ref, "n1", second.claim)
     assert await world.pool.fetchval("SELECT stage FROM job_folders") == 0
-    assert await folders.finish(second.ref, second.claim)
-    assert not await folders.finish(second.ref, second.claim)
+    assert await folders.finish(second.ref, "n2", second.claim)
+    assert not await folders.finish(second.ref, "n2", second.claim)
     assert await world.pool.fetchval("SELECT stage FROM job_folders") == 1
