@@ -72,12 +72,12 @@ class QueueSnapshots:
         return await asyncio.shield(self._reading)
 
     async def _read(self) -> QueueSnapshot:
-        began_s, now, pool = self._clock.monotonic(), self._database.now(), self._database.pool
+        began_s, pool = self._clock.monotonic(), self._database.pool
         fleet = await AllocationStore(pool).load_fleet(self._settings.node_memory_s, self._settings.nodes_max)
         self._latest = QueueSnapshot(
             await JobStore(pool).queue_times(),
             fleet.groups,
-            sorted(await JobStore(pool).list_remaining_s(now)),
+            await JobStore(pool).list_remaining_s(),
         )
         self._read_at_s = began_s
         return self._latest

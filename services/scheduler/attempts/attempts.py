@@ -230,7 +230,7 @@ class Attempts:
         now, allocations = self._database.now(), AllocationStore(connection)
         await allocations.release(AllocationKind.TRAINING, ref.lease_token, job_name(ref), now)
         followers = await allocations.release_followers(ref.lease_token, now)
-        await AttemptStore(connection).end(ref, outcome, message, now, blames_node=blames_node)
+        await AttemptStore(connection).end(ref, outcome, message, blames_node=blames_node)
         self._database.ring(*(node_topic(node) for node in (job.node, *followers)))
 
 

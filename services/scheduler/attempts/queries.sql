@@ -1,7 +1,7 @@
--- name: insert_attempt(lease_token, project_id, job_id, attempt, node, incarnation, now)!
+-- name: insert_attempt(lease_token, project_id, job_id, attempt, node, incarnation)!
 -- Records an attempt with its lease.
 INSERT INTO attempts (lease_token, project_id, job_id, attempt, node, incarnation, create_time)
-VALUES (:lease_token, :project_id, :job_id, :attempt, :node, :incarnation, :now);
+VALUES (:lease_token, :project_id, :job_id, :attempt, :node, :incarnation, now());
 
 -- name: lock_leased_job(project_id, job_id, lease_token)^
 -- The job, locked, if this token is the one that may report; an old token finds nothing.
@@ -40,10 +40,10 @@ WHERE
 -- How the attempt of this token ended; nothing while it runs or when it never was.
 SELECT outcome FROM attempts WHERE lease_token = :lease_token AND project_id = :project_id AND job_id = :job_id;
 
--- name: end_attempt(lease_token, now, outcome, message, blames_node)!
+-- name: end_attempt(lease_token, outcome, message, blames_node)!
 -- Records how an attempt ended.
 UPDATE attempts
-SET end_time = :now, outcome = :outcome, message = :message, blames_node = :blames_node
+SET end_time = now(), outcome = :outcome, message = :message, blames_node = :blames_node
 WHERE lease_token = :lease_token AND outcome IS NULL;
 
 -- name: list_expired(at, page_size)
@@ -92,7 +92,7 @@ SET
     progress = :progress,
     progress_step = :step,
     progress_token = :lease_token,
-    progress_time = :now,
+    progress_time = now(),
     remaining_s = :remaining_s,
     update_time = :now
 WHERE

@@ -35,9 +35,9 @@ class AttemptStore:
     def __init__(self, connection: "Connection | Pool") -> None:
         self._connection = connection
 
-    async def insert(self, ref: LeaseRef, attempt: int, node: str, incarnation: str, now: datetime) -> None:
+    async def insert(self, ref: LeaseRef, attempt: int, node: str, incarnation: str) -> None:
         await _QUERIES.insert_attempt(
-            self._connection, **vars(ref), attempt=attempt, node=node, incarnation=incarnation, now=now
+            self._connection, **vars(ref), attempt=attempt, node=node, incarnation=incarnation
         )
 
     async def lock_leased_job(self, ref: LeaseRef) -> LeasedJob | None:
@@ -68,13 +68,10 @@ class AttemptStore:
         outcome = await _QUERIES.get_attempt_outcome(self._connection, **vars(ref))
         return None if outcome is None else AttemptOutcome(outcome)
 
-    async def end(
-        self, ref: LeaseRef, outcome: AttemptOutcome, message: str, now: datetime, *, blames_node: bool
-    ) -> None:
+    async def end(self, ref: LeaseRef, outcome: AttemptOutcome, message: str, *, blames_node: bool) -> None:
         await _QUERIES.end_attempt(
             self._connection,
             lease_token=ref.lease_token,
-            now=now,
             outcome=outcome.value,
             message=message[:MESSAGE_CHARS_MAX],
             blames_node=blames_node,

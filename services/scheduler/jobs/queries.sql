@@ -65,10 +65,11 @@ ORDER BY queue_time, job_id
 LIMIT :page_size;
 
 -- name: list_remaining()
--- How long the running jobs, of which there are at most as many as devices, said that they still need, and when.
-SELECT remaining_s, progress_time
+-- What running jobs, of which there are at most as many as devices, still need: what they said, less the time since.
+SELECT greatest(0, remaining_s - date_part('epoch', now() - progress_time)) AS remaining_s
 FROM jobs
-WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL;
+WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL
+ORDER BY 1;
 
 -- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, dataset_bytes, start_weights, now)!
 -- Stores an acknowledged job.

@@ -130,12 +130,9 @@ class JobStore:
             found[row["job_id"]].add(row["node"])
         return {job_id: frozenset(nodes) for job_id, nodes in found.items()}
 
-    async def list_remaining_s(self, now: datetime) -> list[float]:
-        """What running jobs still need, less the time since they said so."""
-        return [
-            max(0.0, row["remaining_s"] - (now - row["progress_time"]).total_seconds())
-            async for row in _QUERIES.list_remaining(self._connection)
-        ]
+    async def list_remaining_s(self) -> list[float]:
+        """What running jobs still need, less the time since they said so; the shortest first."""
+        return [row["remaining_s"] async for row in _QUERIES.list_remaining(self._connection)]
 
     async def insert(self, job: NewJob, now: datetime) -> None:
         """asyncpg.UniqueViolationError names the index when the request id or the output name is taken."""

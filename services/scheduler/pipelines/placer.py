@@ -134,7 +134,7 @@ class Placer:
                     leader_token=None if leads else token,
                 )
             incarnation = incarnations[placement.node]
-            await AttemptStore(connection).insert(lease, change.attempt_count, placement.node, incarnation, now)
+            await AttemptStore(connection).insert(lease, change.attempt_count, placement.node, incarnation)
             self._database.ring(*(node_topic(part.node) for part in parts))
         return token
 

@@ -10,7 +10,7 @@ from services.scheduler.placement.store import AllocationStore
 from tests.store.scheduler.test_claims import Holds, releaser, validate_one, validator
 from tests.store.scheduler.test_fencing import FAILURE
 from tests.store.scheduler.test_resume import beat, sweep_for
-from tests.store.scheduler.world import LIMITS, World
+from tests.store.scheduler.world import LIMITS, World, metric
 
 
 @pytest.mark.parametrize("step_s", [30.0, -30.0, 86_400.0])
@@ -94,6 +94,32 @@ async def test_a_release_is_claimed_and_postponed_by_the_databases_time(world: W
     world.clock.stepped_s = -3600.0
     assert await releaser(world, holds).release_one()
     assert holds.released == [f"projects/{ref.project_id}/tuningJobs/{ref.job_id}"]
+
+
+# The clock of these tests is years ahead of the database's, as it is.
+@pytest.mark.parametrize("step_s", [0.0, -10 * 365 * 86_400.0])
+async def test_progress_and_failures_of_attempts_are_judged_by_the_databases_time(world: World, step_s: float) -> None:
+    """One that goes on is renewed, one that stands still is not, and failures count against a node for a while."""
+    world.clock.stepped_s = step_s
+    await world.add_node()
+    lease = await world.running_job()
+    short = {"duration_s": 10.0, "progress_s_max": 60.0}
+
+    async def is_renewed() -> bool:
+        async with world.database.writing() as connection:
+            return bool(await AllocationStore(connection).renew_leases("n1", "i1", [lease.lease_token], **short))
+
+    assert await is_renewed()
+    await world.reports.report(lease, [metric(1)], [], [])
+    assert await is_renewed()
+    (remaining_s,) = await JobStore(world.pool).list_remaining_s()
+    assert 0 < remaining_s <= 5
+    await world.attempts.fail(lease, FAILURE, retryable=True)
+    ages = await world.pool.fetchrow(
+        "SELECT extract(epoch FROM now() - create_time), extract(epoch FROM now() - end_time) FROM attempts"
+    )
+    assert ages is not None
+    assert all(0 <= age < 60 for age in ages)
 
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])

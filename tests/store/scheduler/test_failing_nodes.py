@@ -71,8 +71,6 @@ async def test_a_node_on_which_most_jobs_fail_is_quarantined_and_says_why(world:
     fleet = await AllocationStore(world.pool).load_fleet(3600, 10)
     assert "bad is in quarantine: 3 of 3" in policy.waiting_for(policy.job_need("a", 1, 0), fleet.groups, 1)
     # When it is over the node is tried again, and what it did before does not count any more.
-    await world.pool.execute("UPDATE nodes SET quarantined_until = now() + interval '10 years'")
-    await world.pool.execute("UPDATE attempts SET end_time = now()")
     await world.pool.execute("UPDATE nodes SET quarantined_until = now()")
     await world.sweeper.sweep()
     assert await world.placer.place_round()
