@@ -5,7 +5,7 @@ It refuses an incarnation that is not the registered one; it decides nothing abo
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from uuid import UUID
 
@@ -31,6 +31,7 @@ class Heartbeats:
         self._nodes = nodes
         self._hub = hub
         self._settings = settings
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def converse(self, beats: AsyncIterator[Beat], stream: UUID) -> AsyncIterator[list[AssignmentRecord]]:
         """All assignments of the node, at once and after each change, until the agent closes the stream."""
@@ -54,7 +55,9 @@ class Heartbeats:
                 if not raised:
                     # The stream broke at the same time: nobody but the log hears what ended the reading.
                     reader.add_done_callback(partial(_log_unheard, first.node))
-                await self._close(first.node, stream)
+                # In a task of its own: the server cancels this one when it sees that the connection is gone, and may do
+                # so in the midst of this.
+                await asyncio.shield(self._in_background(self._close(first.node, stream)))
 
     async def _begin(self, first: Beat, stream: UUID) -> None:
         if not first.node or not first.incarnation:
@@ -69,10 +72,14 @@ class Heartbeats:
         try:
             await NodeStore(self._database.pool).close_heartbeat(node, stream)
         except Exception as error:
-            if not database_is_away(error):
-                raise
-            # Until it is back the node counts as listening; its silence will tell.
-            log.warning("heartbeat_not_closed", node=node, error=repr(error))
+            # The node counts as listening; its silence will tell.
+            _log_trouble("heartbeat_not_closed", node, error)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def _read(self, beats: AsyncIterator[Beat], first: Beat, signal: Signal) -> None:
         try:
@@ -103,9 +110,12 @@ class Heartbeats:
 
 def _log_unheard(node: str, reader: "asyncio.Task[None]") -> None:
     error = None if reader.cancelled() else reader.exception()
-    if error is None:
-        return
+    if error is not None:
+        _log_trouble("heartbeat_broken", node, error)
+
+
+def _log_trouble(event: str, node: str, error: BaseException) -> None:
     if isinstance(error, DomainError) or (isinstance(error, Exception) and database_is_away(error)):
-        log.warning("heartbeat_broken", node=node, error=repr(error))
+        log.warning(event, node=node, error=repr(error))
     else:
-        log.error("heartbeat_broken", node=node, exc_info=error)
+        log.error(event, node=node, exc_info=error)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from chassis.db.pool import Connection, transaction
 from chassis.errors import InvalidArgument
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.node import Beat
+from tests.harness.polling import eventually
 from tests.store.scheduler.world import World
 
 OWN = Beat(node="n1", incarnation="i1", lease_tokens=())
@@ -90,3 +92,33 @@ async def test_an_agent_that_is_there_is_told_and_the_log_is_not(world: World) -
         with pytest.raises(InvalidArgument):
             await anext(answers)
     assert "heartbeat_broken" not in {line["event"] for line in lines}
+
+
+async def test_a_node_whose_call_is_cancelled_while_it_is_closed_listens_no_longer(world: World) -> None:
+    """The end of the stream is read first, and the server cancels the call a moment later."""
+    await world.add_node(listens=False)
+    agent = Agent(None)
+
+    async def serve() -> None:
+        async for _ in heartbeats_of(world).converse(agent.beats(), world.ids.uuid()):
+            answered.set()
+
+    answered = asyncio.Event()
+    call = asyncio.create_task(serve())
+    await answered.wait()
+    async with transaction(world.pool) as connection:
+        await connection.execute("SELECT FROM nodes FOR UPDATE")
+        agent.goes_on.set()
+        await eventually(lambda: somebody_waits(connection))
+        call.cancel()
+        await asyncio.wait([call])
+    await eventually(lambda: listens_no_longer(world))
+
+
+async def somebody_waits(connection: Connection) -> bool:
+    """For a lock."""
+    return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+
+async def listens_no_longer(world: World) -> bool:
+    return await world.pool.fetchval("SELECT heartbeat_stream FROM nodes") is None
