@@ -160,8 +160,8 @@ USING (
 ) AS drained
 WHERE credit_leases.lease_id = drained.lease_id;
 
--- name: recall(organization_id, lease_id)!
--- Asks the holders of an organization's other leases to give back what they do not use.
+-- name: recall(organization_id, project_id, lease_id)!
+-- Asks the holders of the other leases of an organization, or of one project, to give back what they do not use.
 UPDATE credit_leases
 SET recalled = true
 FROM (
@@ -169,6 +169,7 @@ FROM (
     FROM credit_leases AS open
     WHERE
         open.organization_id = :organization_id
+        AND (:project_id = '' OR open.project_id = :project_id)
         AND open.lease_id <> :lease_id
         AND open.closed_time IS NULL
         AND open.granted_nanos_usd > open.used_nanos_usd
@@ -177,13 +178,14 @@ FROM (
 ) AS found
 WHERE credit_leases.lease_id = found.lease_id;
 
--- name: get_recallable(organization_id, lease_id)$
--- Sums what open leases of an organization but this one take away.
+-- name: get_recallable(organization_id, project_id, lease_id)$
+-- Sums what open leases of an organization, or of one project, but this one take away.
 SELECT coalesce(sum(granted_nanos_usd - used_nanos_usd), 0)::bigint
 FROM credit_leases
 JOIN lease_holders ON lease_holders.holder = credit_leases.holder AND lease_holders.expire_time > now()
 WHERE
     credit_leases.organization_id = :organization_id
+    AND (:project_id = '' OR credit_leases.project_id = :project_id)
     AND credit_leases.lease_id <> :lease_id
     AND credit_leases.closed_time IS NULL
     AND credit_leases.granted_nanos_usd > credit_leases.used_nanos_usd;

@@ -5,11 +5,14 @@ or a call lacks. Holders hear of a recall when they renew, within about a second
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TypeVar
 
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import FailedPrecondition
+from services.billing.budgets.caps import Spender, room_under
+from services.billing.budgets.review import budgets_of
 from services.billing.config import BillingSettings
 from services.billing.leasing.store import LeaseStore
 from services.billing.ledger.entries import Balances
@@ -58,11 +61,21 @@ class Recall:
         return True
 
 
-async def recall_uncovered(connection: Connection, organization_id: str, balances: Balances) -> None:
-    """Asks for idle leases back when devices used up the credit behind them, which nobody reserved before.
+async def recall_uncovered(
+    connection: Connection, organization_id: str, project_id: str, balances: Balances, now: datetime
+) -> None:
+    """Asks for idle leases back when devices used up what is behind them, which nobody reserved before: the credit of
+    the organization, or the cap of the project.
 
     The organization is locked, and `balances` are those after the entry.
     """
     leases = LeaseStore(connection)
-    if await leases.get_recallable(organization_id) > balances.available_nanos_usd:
+    leased_nanos_usd = await leases.get_recallable(organization_id)
+    if leased_nanos_usd > balances.available_nanos_usd:
         await leases.recall(organization_id)
+    elif leased_nanos_usd:
+        project = Spender(project_id)
+        leased = {project: await leases.get_recallable(organization_id, project_id=project_id)}
+        tightest = room_under(await budgets_of(connection, organization_id, project, now), leased)
+        if tightest is not None and tightest[1] < 0 < leased[project]:
+            await leases.recall(organization_id, project_id=project_id)

@@ -114,13 +114,18 @@ class LeaseStore:
         )
         await self._forget_drained([row["lease_id"] async for row in rows])
 
-    async def recall(self, organization_id: str, lease_id: str = "") -> None:
-        """Asks for what the organization's leases but this one do not use."""
-        await _queries.recall(self._connection, organization_id=organization_id, lease_id=lease_id)
+    async def recall(self, organization_id: str, lease_id: str = "", *, project_id: str = "") -> None:
+        """Asks for what the leases but this one do not use: the organization's, or those of one project."""
+        await _queries.recall(
+            self._connection, organization_id=organization_id, project_id=project_id, lease_id=lease_id
+        )
 
-    async def get_recallable(self, organization_id: str, lease_id: str = "") -> int:
-        """At most what a recall can bring, in nano-dollars."""
-        return int(await _queries.get_recallable(self._connection, organization_id=organization_id, lease_id=lease_id))
+    async def get_recallable(self, organization_id: str, lease_id: str = "", *, project_id: str = "") -> int:
+        """At most what such a recall can bring, in nano-dollars."""
+        nanos_usd = await _queries.get_recallable(
+            self._connection, organization_id=organization_id, project_id=project_id, lease_id=lease_id
+        )
+        return int(nanos_usd)
 
     async def has_recalled(self, organization_id: str, lease_id: str) -> bool:
         return bool(await _queries.has_recalled(self._connection, organization_id=organization_id, lease_id=lease_id))

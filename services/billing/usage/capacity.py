@@ -96,7 +96,8 @@ async def _book(
     )
     if await usage.insert(UsageBatch.of([record])):
         await ledger.post(standings, [charge] if charge else [])
-        await recall_uncovered(connection, fact.organization_id, standings[fact.organization_id].balances)
+        balances = standings[fact.organization_id].balances
+        await recall_uncovered(connection, fact.organization_id, fact.project_id, balances, now)
         _booked.add(1, {"kind": usage_kind})
         return
     key = (record.project_id, record.work_key)

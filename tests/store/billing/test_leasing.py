@@ -253,3 +253,24 @@ async def test_minutes_that_use_up_leased_credit_call_it_back(world: World) -> N
     assert await world.pool.fetchval(recalled) == 0
     await world.deliver(minute("o", 2))
     assert await world.pool.fetchval(recalled) == 1
+
+
+@pytest.mark.parametrize("key", ["", "k0"])
+async def test_minutes_that_use_up_a_cap_behind_leases_call_the_projects_back(world: World, key: str) -> None:
+    minute_nanos_usd = 1_000_000
+    await world.top_up("o", 100 * USD)
+    await cap(world, 3 * minute_nanos_usd)
+    await alive(world, "r1")
+    await lease(world, minute_nanos_usd, key=key)
+    # Of another project, whose room is not touched.
+    await world.pool.execute(
+        "INSERT INTO credit_leases"
+        " (lease_id, holder, organization_id, project_id, api_key_id, granted_nanos_usd, revision)"
+        " VALUES ('l2', 'r1', 'o', 'o-q', '', $1, 1)",
+        USD,
+    )
+    recalled = "SELECT coalesce(string_agg(lease_id, ','), '') FROM credit_leases WHERE recalled"
+    await world.deliver(minute("o", 0), minute("o", 1))
+    assert await world.pool.fetchval(recalled) == ""
+    await world.deliver(minute("o", 2))
+    assert await world.pool.fetchval(recalled) == "l1"
