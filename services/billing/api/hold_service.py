@@ -105,9 +105,10 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.RenewHoldsRequest, context: Any
     ) -> hold_service_pb2.RenewHoldsResponse:
         self._check(resources=request.resources)
-        until = self._clock.now() + self._hold_ttl
         async with transaction(self._pool) as connection:
-            ended = await HoldStore(connection).renew(list(request.resources), until)
+            holds = HoldStore(connection)
+            ended = await holds.renew(list(request.resources), self._hold_ttl)
+            until = await holds.get_expire_time(self._hold_ttl)
         return hold_service_pb2.RenewHoldsResponse(ended_resources=ended, expire_time=time_to_proto(until))
 
     async def ListOverdueHolds(
@@ -115,9 +116,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
     ) -> hold_service_pb2.ListOverdueHoldsResponse:
         page = paging.read_page(request, scope="overdue holds", kinds=(str,), maximum=self._renewals_max)
         async with self._pool.acquire() as connection:
-            found = await HoldStore(connection).list_expired(
-                self._clock.now(), after=page.after(""), row_max=page.row_max
-            )
+            found = await HoldStore(connection).list_expired(after=page.after(""), row_max=page.row_max)
         resources, next_page_token = page.cut(found, lambda resource: (resource,))
         return hold_service_pb2.ListOverdueHoldsResponse(resources=resources, next_page_token=next_page_token)
 

@@ -74,7 +74,7 @@ class Expiry:
             return ""
         # Before the hold: a renewal locks many holds, and a settlement one when it has its organization already.
         standings = await LedgerStore(connection).lock([hold.organization_id])
-        if not await holds.lock_expired(resource, now):
+        if not await holds.lock_expired(resource):
             hold = await holds.get(resource)
             return "renewed" if hold is not None and hold.is_open else ""
         if await names_set_aside(connection, self._consumer, [resource]):
@@ -136,7 +136,7 @@ class OverdueWatch:
 
     async def look(self) -> None:
         async with self._pool.acquire() as connection:
-            overdue = await HoldStore(connection).count_expired(self._clock.now())
+            overdue = await HoldStore(connection).count_expired()
         _overdue.set(overdue.hold_count)
         if overdue.hold_count:
             _log.warning("holds_overdue", holds=overdue.hold_count, held_nanos_usd=overdue.held_nanos_usd)

@@ -94,7 +94,7 @@ async def create_hold(
         charged_nanos_usd=0,
         discrepancy="",
         hold_time=now,
-        expire_time=now + ttl,
+        expire_time=await holds.get_expire_time(ttl),
         end_time=None,
         api_key_id=api_key_id,
     )

@@ -55,7 +55,11 @@ SELECT
 FROM usage_sums
 WHERE resource = :resource AND kind IN ('training_tokens', 'evaluation_tokens');
 
--- name: renew_holds(resources, until)
+-- name: get_expire_time(ttl_s)$
+-- Says until when a hold lasts that is made or renewed in this transaction.
+SELECT now() + make_interval(secs => :ttl_s);
+
+-- name: renew_holds(resources, ttl_s)
 -- Puts off the end of holds that are held, in the order of their names so that no two renewals wait for each other.
 WITH alive AS (
     SELECT resource
@@ -65,28 +69,28 @@ WITH alive AS (
     FOR NO KEY UPDATE
 )
 UPDATE holds
-SET expire_time = greatest(holds.expire_time, :until::timestamptz)
+SET expire_time = greatest(holds.expire_time, now() + make_interval(secs => :ttl_s))
 FROM alive
 WHERE holds.resource = alive.resource
 RETURNING holds.resource;
 
--- name: list_expired_holds(now, after, row_max)
+-- name: list_expired_holds(after, row_max)
 -- Lists a page of jobs whose hold nobody renewed in time.
 SELECT resource
 FROM holds
-WHERE state = 'held' AND expire_time <= :now AND resource > :after
+WHERE state = 'held' AND expire_time <= now() AND resource > :after
 ORDER BY resource
 LIMIT :row_max;
 
--- name: count_expired_holds(now)^
+-- name: count_expired_holds()^
 -- Sums the holds that nobody renewed in time.
 SELECT count(*) AS hold_count, coalesce(sum(held_nanos_usd), 0)::bigint AS held_nanos_usd
 FROM holds
-WHERE state = 'held' AND expire_time <= :now;
+WHERE state = 'held' AND expire_time <= now();
 
--- name: lock_expired_hold(resource, now)$
+-- name: lock_expired_hold(resource)$
 -- Keeps a renewal away from a hold that is over; nothing when one came before.
 SELECT resource
 FROM holds
-WHERE resource = :resource AND state = 'held' AND expire_time <= :now
+WHERE resource = :resource AND state = 'held' AND expire_time <= now()
 FOR NO KEY UPDATE;

@@ -1,7 +1,7 @@
 """Holds and the endings of jobs in the database. It decides nothing."""
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ _queries = load_queries(Path(__file__).parent / "queries.sql")
 
 
 class HoldStore:
-    """Quotes, the money held for them, and how their jobs ended."""
+    """Quotes, the money held for them, and how their jobs ended. How long a hold lasts is in the database's time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -103,24 +103,28 @@ class HoldStore:
     async def get_job_totals(self, resource: str) -> JobTotals:
         return JobTotals(**await _queries.get_job_totals(self._connection, resource=resource))
 
-    async def renew(self, resources: Sequence[str], until: datetime) -> list[str]:
+    async def get_expire_time(self, ttl: timedelta) -> datetime:
+        """Until when a hold lasts that is made or renewed in this transaction."""
+        expire_time: datetime = await _queries.get_expire_time(self._connection, ttl_s=ttl.total_seconds())
+        return expire_time
+
+    async def renew(self, resources: Sequence[str], ttl: timedelta) -> list[str]:
         """Puts off the end of these holds; returns the jobs whose hold is over or never was."""
-        renewed = {
-            row["resource"] async for row in _queries.renew_holds(self._connection, resources=resources, until=until)
-        }
+        rows = _queries.renew_holds(self._connection, resources=resources, ttl_s=ttl.total_seconds())
+        renewed = {row["resource"] async for row in rows}
         return [resource for resource in dict.fromkeys(resources) if resource not in renewed]
 
-    async def list_expired(self, now: datetime, *, after: str, row_max: int) -> list[str]:
+    async def list_expired(self, *, after: str, row_max: int) -> list[str]:
         """Jobs whose hold nobody renewed in time, by name."""
-        rows = _queries.list_expired_holds(self._connection, now=now, after=after, row_max=row_max)
+        rows = _queries.list_expired_holds(self._connection, after=after, row_max=row_max)
         return [row["resource"] async for row in rows]
 
-    async def count_expired(self, now: datetime) -> Overdue:
-        return Overdue(**await _queries.count_expired_holds(self._connection, now=now))
+    async def count_expired(self) -> Overdue:
+        return Overdue(**await _queries.count_expired_holds(self._connection))
 
-    async def lock_expired(self, resource: str, now: datetime) -> bool:
+    async def lock_expired(self, resource: str) -> bool:
         """Keeps renewals away until the end of the transaction; False when one came before."""
-        return await _queries.lock_expired_hold(self._connection, resource=resource, now=now) is not None
+        return await _queries.lock_expired_hold(self._connection, resource=resource) is not None
 
 
 def _hold(row: Any) -> Hold:

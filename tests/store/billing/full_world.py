@@ -66,8 +66,8 @@ async def expire(world: World) -> None:
     await world.deliver(train("a", 0, 20, FORGOTTEN))
     async with transaction(world.pool) as connection:
         open_jobs = [resource(organization, OPEN) for organization in ("a", "b")]
-        assert not await HoldStore(connection).renew(open_jobs, world.clock.now() + timedelta(days=60))
-    world.clock.jump(timedelta(days=1).total_seconds())
+        assert not await HoldStore(connection).renew(open_jobs, timedelta(days=60))
+    await world.pass_time(timedelta(days=1))
     words = {resource("a", LATE): Word.ENDED, resource("a", FORGOTTEN): Word.UNKNOWN}
     assert await world.expiry().end(words) == []
     assert (await world.hold_row("a", FORGOTTEN))["state"] == "expired"

@@ -25,6 +25,7 @@ from tests.harness.parties import others_transaction
 from tests.store.billing.world import NOW, USD, World, ended, resource, train, waiting, whole_run
 
 TTL = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
 LOOKS_MISSED_MAX = 4
 EXPIRED = billing_events_pb2.HoldExpired
 
@@ -35,7 +36,7 @@ async def end(world: World, word: Word, *jobs: str) -> list[str]:
 
 async def renew(world: World, *resources: str) -> list[str]:
     async with transaction(world.pool) as connection:
-        return await HoldStore(connection).renew(resources, world.clock.now() + TTL)
+        return await HoldStore(connection).renew(resources, TTL)
 
 
 @pytest.mark.parametrize("late", ["usage", "end", "both"])
@@ -47,7 +48,7 @@ async def test_what_comes_days_late_is_booked_and_charged_in_full(world: World, 
     nothing: list[Message] = []
     early, after = {"usage": ([over], run), "end": (run, [over]), "both": (nothing, [*run, over])}[late]
     await world.deliver(*early)
-    world.clock.jump(timedelta(hours=hours).total_seconds())
+    await world.pass_time(timedelta(hours=hours))
     await OverdueWatch(world.pool, BillingSettings(), clock=world.clock).look()
     assert (await world.hold_row("o"))["state"] == "held"
     await world.deliver(*after)
@@ -58,7 +59,7 @@ async def test_what_comes_days_late_is_booked_and_charged_in_full(world: World, 
 async def test_a_published_end_that_never_came_keeps_the_hold(world: World) -> None:
     await world.top_up("o", 20 * USD)
     await world.hold("o")
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     assert await end(world, Word.ENDED) == [resource("o")]
     assert (await world.hold_row("o"))["state"] == "held"
     # Somebody published it again.
@@ -76,7 +77,7 @@ async def test_a_hold_stays_while_an_event_of_its_job_is_set_aside(world: World)
     )
     async with transaction(world.pool) as connection:
         await set_aside(connection, consumer=DURABLE, event=event, message=run[-1], reason="INTERNAL", error="a defect")
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     assert await end(world, Word.ENDED) == [resource("o")]
     await world.deliver(run[-1])
     row = await world.hold_row("o")
@@ -105,7 +106,7 @@ async def test_a_discarded_event_lets_the_hold_end_by_what_is_booked(world: Worl
     await world.hold("o")
     run = whole_run("o")
     await world.deliver(*run[:-1], ended("o", "COMPLETED", 16))
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     await set_aside_and_discarded(world, run[-1])
     assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
@@ -117,7 +118,7 @@ async def test_a_discarded_ending_releases_the_hold_whole(world: World) -> None:
     await world.top_up("o", 20 * USD)
     await world.hold("o")
     await world.deliver(*whole_run("o"))
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     await set_aside_and_discarded(world, ended("o", "COMPLETED", 16))
     assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
@@ -129,10 +130,10 @@ async def test_a_hold_of_a_job_that_does_not_exist_is_given_back_whole(world: Wo
     await world.top_up("o", 5 * USD)
     await world.hold("o")
     await world.deliver(train("o", 0, 20))
-    world.clock.jump(TTL.total_seconds() - 1)
+    await world.pass_time(TTL - MINUTE)
     assert await end(world, Word.UNKNOWN) == [resource("o")]
     assert (await world.hold_row("o"))["state"] == "held"
-    world.clock.jump(1)
+    await world.pass_time(MINUTE)
     for _ in range(2):
         assert await end(world, Word.UNKNOWN) == []
     row = await world.hold_row("o")
@@ -169,7 +170,7 @@ async def test_a_job_that_ended_is_settled_by_what_is_booked(world: World) -> No
     await world.hold("o")
     run = whole_run("o")
     await world.deliver(*run[:5], ended("o", "CANCELLED_RUNNING", 16))
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
     # 100 of 200 steps, 100,000 tokens at 6.10 dollars a million.
@@ -190,7 +191,7 @@ async def test_a_completed_job_is_still_charged_no_more_than_its_hold(world: Wor
     await world.top_up("o", 20 * USD)
     await world.hold("o")
     await world.deliver(*whole_run("o")[:-1], ended("o", "COMPLETED", 16))
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     assert await end(world, Word.ENDED) == []
     row = await world.hold_row("o")
     assert (row["state"], row["charged_nanos_usd"], row["minimum_applied"]) == ("settled", 5 * USD, True)
@@ -202,19 +203,19 @@ async def test_renewed_holds_live_on_and_others_are_named(world: World) -> None:
     for job in ("ft-1", "ft-2", "ft-3"):
         await world.hold("o", job)
     await world.release("o", "ft-2")
-    world.clock.jump(TTL.total_seconds() / 2)
+    await world.pass_time(TTL / 2)
     asked = [resource("o", job) for job in ("ft-1", "ft-2", "ft-4", "ft-1")]
     assert await renew(world, *asked) == [resource("o", "ft-2"), resource("o", "ft-4")]
     assert await renew(world) == []
-    world.clock.jump(TTL.total_seconds() / 2)
+    await world.pass_time(TTL / 2)
     asked = [resource("o", job) for job in ("ft-1", "ft-2", "ft-3")]
     assert await end(world, Word.UNKNOWN, "ft-1", "ft-2", "ft-3") == asked[:1]
     found = {job: (await world.hold_row("o", job))["state"] for job in ("ft-1", "ft-2", "ft-3")}
     assert found == {"ft-1": "held", "ft-2": "released", "ft-3": "expired"}
     # A renewal never brings an end nearer, and one that comes late but in time counts.
     async with transaction(world.pool) as connection:
-        assert await HoldStore(connection).renew([resource("o", "ft-1")], world.clock.now()) == []
-    assert (await world.hold_row("o"))["expire_time"] > world.clock.now()
+        assert await HoldStore(connection).renew([resource("o", "ft-1")], timedelta(0)) == []
+    assert await world.pool.fetchval("SELECT expire_time > now() FROM holds WHERE resource = $1", resource("o"))
     assert await renew(world, resource("o", "ft-3")) == [resource("o", "ft-3")]
 
 
@@ -223,15 +224,15 @@ async def test_renewals_and_endings_at_once_agree(world: World) -> None:
     jobs = [f"ft-{number}" for number in range(10)]
     for job in jobs:
         await world.hold("o", job)
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     resources = [resource("o", job) for job in jobs]
     sweeps = [end(world, Word.UNKNOWN, *jobs) for _ in range(3)]
     renewals = [renew(world, each) for each in reversed(resources)]
     answers: list[Any] = await asyncio.gather(*renewals, *sweeps)
     told = {each for answer in answers[: len(renewals)] for each in answer}
-    rows = await world.pool.fetch("SELECT resource, state, expire_time FROM holds")
+    rows = await world.pool.fetch("SELECT resource, state, expire_time > now() AS lasts FROM holds")
     assert {row["resource"] for row in rows if row["state"] == "expired"} == told
-    assert all(row["expire_time"] > world.clock.now() for row in rows if row["state"] == "held")
+    assert all(row["lasts"] for row in rows if row["state"] == "held")
     assert len(await world.events(EXPIRED)) == len(told)
     assert (await world.balances("o"))["held"] == (len(jobs) - len(told)) * 5 * USD
 
@@ -240,28 +241,44 @@ async def test_an_ending_that_waits_for_an_organization_keeps_no_hold_from_being
     """Holds are locked last: a renewal locks many of them, in another order than that of the ending."""
     await world.top_up("o", 5 * USD)
     await world.hold("o")
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     async with others_transaction(world.pool) as connection:
         await LedgerStore(connection).lock(["o"])
         sweeping = asyncio.create_task(end(world, Word.UNKNOWN))
         await waiting(world)
         # Were its hold locked by the ending, both would wait for each other, and the database would end one of them.
-        assert await HoldStore(connection).renew([resource("o")], world.clock.now() + TTL) == []
+        assert await HoldStore(connection).renew([resource("o")], TTL) == []
     await sweeping
     assert (await world.hold_row("o"))["state"] == "held"
+
+
+async def test_a_process_whose_clock_is_ahead_makes_no_hold_overdue(world: World) -> None:
+    """The term of a hold is written and compared in the database's time."""
+    await world.top_up("o", 20 * USD)
+    await world.hold("o")
+    world.clock.jump(timedelta(hours=30).total_seconds())
+    assert await end(world, Word.UNKNOWN) == [resource("o")]
+    assert (await world.hold_row("o"))["state"] == "held"
+    # What it holds and renews lasts no longer than what others do.
+    await world.hold("o", "ft-2")
+    assert await renew(world, resource("o")) == []
+    terms = await world.pool.fetch("SELECT expire_time - now() AS term FROM holds")
+    assert all(TTL - 30 * MINUTE < row["term"] <= TTL for row in terms), terms
+    # What the ledger says of it is of the clock that booked it.
+    assert (await world.hold_row("o", "ft-2"))["hold_time"] == world.clock.now()
 
 
 async def test_overdue_holds_are_listed_in_pages_by_name(world: World) -> None:
     await world.top_up("o", 100 * USD)
     for number in range(5):
         await world.hold("o", f"ft-{number}")
-    world.clock.jump(TTL.total_seconds())
+    await world.pass_time(TTL)
     names = [resource("o", f"ft-{number}") for number in range(5)]
     async with world.pool.acquire() as connection:
         holds = HoldStore(connection)
-        assert await holds.list_expired(world.clock.now(), after="", row_max=2) == names[:2]
-        assert await holds.list_expired(world.clock.now(), after=names[1], row_max=9) == names[2:]
-        assert (await holds.count_expired(world.clock.now())).held_nanos_usd == 5 * 5 * USD
+        assert await holds.list_expired(after="", row_max=2) == names[:2]
+        assert await holds.list_expired(after=names[1], row_max=9) == names[2:]
+        assert (await holds.count_expired()).held_nanos_usd == 5 * 5 * USD
 
 
 def test_an_absence_begins_the_watch_anew() -> None:

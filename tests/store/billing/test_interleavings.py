@@ -40,6 +40,8 @@ from tests.store.billing.world import LARGE, NOW, SMALL, USD, World, at, ended, 
 CALLERS = 5
 JOBS_PER_CALLER = 5
 ORGANIZATIONS = ("a", "b")
+# Nobody waits for a hold to be overdue: it is from the start, and no renewal puts off an end that the sweep looks at.
+OVERDUE = timedelta(days=-2)
 # How each job ends; two callers who tell an ending tell the same one.
 JOBS: dict[str, tuple[Work, str, int]] = {
     "ft-1": (SMALL, "CANCELLED_RUNNING", 2),
@@ -107,9 +109,8 @@ class Caller:
         async with transaction(self.pool) as connection:  # type: ignore[arg-type]
             if step.kind == "renew":
                 # As the scheduler does: holds of all organizations in one call.
-                # It puts off no end that the sweep looks at.
                 resources = [resource(organization, job) for job in JOBS for organization in ORGANIZATIONS]
-                return await HoldStore(connection).renew(resources, NOW + timedelta(days=1))
+                return await HoldStore(connection).renew(resources, OVERDUE)
             if step.kind == "top_up":
                 return await self.world.top_up_on(connection, step.organization, amount(step), step.which)
             if step.kind == "hold":
@@ -128,11 +129,11 @@ class Caller:
             return None
 
     async def _expire(self) -> None:
-        """Two days later the scheduler says that it knows none of the jobs whose hold is overdue."""
+        """The scheduler says that it knows none of the jobs whose hold is overdue, as all are from the start."""
         clock = ManualClock(NOW + timedelta(days=2))
         pool: Any = self.pool
         async with pool.acquire() as connection:
-            overdue = await HoldStore(connection).list_expired(clock.now(), after="", row_max=1000)
+            overdue = await HoldStore(connection).list_expired(after="", row_max=1000)
         expiry = Expiry(pool, self.world.catalogue, self._outbox(clock), consumer="billing", clock=clock)
         await expiry.end(dict.fromkeys(overdue, Word.UNKNOWN))
 
@@ -192,6 +193,7 @@ def plan(chance: random.Random) -> list[Step]:
 @pytest.mark.parametrize("seed", range(5))
 async def test_whatever_dies_and_whoever_is_first_the_money_adds_up(world: World, seed: int) -> None:
     chance = random.Random(seed)
+    world.hold_ttl = OVERDUE
     callers = [
         Caller(world, FragilePool(world.pool, random.Random(chance.random()), crash_share=0.35)) for _ in range(CALLERS)
     ]

@@ -327,7 +327,7 @@ async def test_a_jobs_end_frees_the_cap_of_its_key(world: World) -> None:
         if job == "ft-1":
             await world.deliver(ended("o", "PLATFORM_FAILURE", 0, job))
         else:
-            world.clock.jump(timedelta(days=2).total_seconds())
+            await world.pass_time(timedelta(days=2))
             assert await world.expiry().end({resource("o", job): Word.UNKNOWN}) == []
     changes = [(event.api_key_id, event.capped, event.revision) for event in await world.events(CAP)]
     assert changes == [("key_a", True, 1), ("key_a", False, 2), ("key_a", True, 3), ("key_a", False, 4)]

@@ -59,11 +59,17 @@ class World:
     pool: Pool
     catalogue: Catalogue
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+    hold_ttl: timedelta = timedelta(days=1)
     # One for the whole test: another one would give the same ids again.
     outbox: Outbox = field(init=False)
 
     def __post_init__(self) -> None:
         self.outbox = Outbox(BillingSettings(), clock=self.clock, ids=SeededIds(1, self.clock))
+
+    async def pass_time(self, time: timedelta) -> None:
+        """For the process, and for the database, in whose time holds last."""
+        self.clock.jump(time.total_seconds())
+        await self.pool.execute("UPDATE holds SET expire_time = expire_time - $1::interval WHERE state = 'held'", time)
 
     async def top_up(self, organization: str, amount: int, request_id: str = "first") -> uuid.UUID:
         async with transaction(self.pool) as connection:
@@ -96,7 +102,7 @@ class World:
             work=work,
             now=self.clock.now(),
             limits=Limits(),
-            ttl=timedelta(days=1),
+            ttl=self.hold_ttl,
             late_usage=timedelta(days=1),
             api_key_id=api_key_id,
         )
@@ -142,10 +148,11 @@ class World:
         return await self.pool.fetchrow("SELECT * FROM holds WHERE resource = $1", resource(organization, job))
 
     async def dump(self) -> list[str]:
-        """Everything that billing knows but the order in which it was booked: that is `chain`."""
+        """Everything that billing knows, but for how long holds last, and for the order of booking: that is `chain`."""
         lines: list[str] = []
         for table in ("accounts", "holds", "job_endings", "usage_records", "usage_sums"):
-            rows = await self.pool.fetch(f"SELECT to_jsonb(t)::text AS line FROM {table} AS t ORDER BY 1")  # noqa: S608
+            query = f"SELECT (to_jsonb(t) - 'expire_time')::text AS line FROM {table} AS t ORDER BY 1"  # noqa: S608
+            rows = await self.pool.fetch(query)
             lines += [f"{table} {row['line']}" for row in rows]
         async with self.pool.acquire() as connection:
             return lines + [repr(row) async for row in LedgerStore(connection).dump()]
