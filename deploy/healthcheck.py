@@ -12,10 +12,16 @@ from pathlib import Path
 
 from chassis import pki
 from chassis.bus import STREAMS_HEALTH
+from chassis.bus.durables import ARCHIVE_HEALTH
 from deploy.local.health import wait_serving
 
 TIMEOUT_S = 7.0
 PART_TIMEOUT_S = 1.0
+# Parts of a service that health can be asked for, and what it means when one is not well.
+PARTS = {
+    STREAMS_HEALTH: "a stream that the service publishes to fills up; a reader of it is away or too slow",
+    ARCHIVE_HEALTH: "events wait for the archive; the object store is away or too slow",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,12 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TimeoutError:
         print(f"{service} does not say SERVING")
         return 1
-    try:
-        asyncio.run(asyncio.wait_for(check(service, os.environ, STREAMS_HEALTH), PART_TIMEOUT_S))
-    except TimeoutError:
-        # Not a failure of this container: a restart would not cure it.
-        print(f"warning: a stream that {service} publishes to fills up; a reader of it is away or too slow")
+    # Not failures of this container: a restart would cure none of them.
+    for problem in asyncio.run(_problems(service, os.environ)):
+        print(f"warning: {problem}")
     return 0
+
+
+async def _problems(service: str, environment: Mapping[str, str]) -> list[str]:
+    """Of the parts that do not say SERVING; a part that the service does not have is well."""
+    checks = [asyncio.wait_for(check(service, environment, part), PART_TIMEOUT_S) for part in PARTS]
+    answers = await asyncio.gather(*checks, return_exceptions=True)
+    problems = []
+    for part, answer in zip(PARTS, answers, strict=True):
+        if isinstance(answer, TimeoutError):
+            problems.append(PARTS[part])
+        elif answer is not None:
+            raise answer
+    return problems
 
 
 async def check(service: str, environment: Mapping[str, str], component: str = "") -> None:

@@ -6,6 +6,7 @@ the messages answers them.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import nats.errors
 import structlog
@@ -37,10 +38,14 @@ class DurableReader:
         *,
         clock: Clock,
         batch_max: int | None = None,
+        ack_wait_s: float | None = None,
     ) -> None:
+        """`ack_wait_s` takes the place of the declared one."""
         self._bus = bus
         self._durable = durable
         self._durables = {stream: find_durable(bus.durables, stream, durable, subjects[stream]) for stream in subjects}
+        if ack_wait_s is not None:
+            self._durables = {stream: replace(each, ack_wait_s=ack_wait_s) for stream, each in self._durables.items()}
         self._on_messages = on_messages
         self._clock = clock
         self._settings = bus.settings

@@ -24,6 +24,9 @@ class Durable:
 
 # Archives money before it leaves the stream. It answers many events together, when the file that holds them is stored.
 ARCHIVE = "billing-archive"
+# What health is asked for: do events wait too long for it?
+ARCHIVE_HEALTH = "finemesh.billing.archive"
+# Until billing comes, which has a setting for it.
 ARCHIVE_ACK_WAIT_S = 300.0
 ARCHIVE_PENDING_MAX = 20_000
 

@@ -2,14 +2,18 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from chassis.bus.durables import ARCHIVE_ACK_WAIT_S
 from chassis.settings import ChassisSettings
 from services.billing.limits import FactLimits, Limits
 from services.billing.terms import InvoiceTerms, Party
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+# Most of the wait for an answer that events may be gathered for: half of it is for storing them.
+ARCHIVE_GATHERING_SHARE_MAX = 0.4
 
 
 class BillingSettings(ChassisSettings):
@@ -82,13 +86,18 @@ class BillingSettings(ChassisSettings):
 
     # The archive of usage events. What it is to be kept for is said in docs/archive.md.
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
-    archive_interval_s: float = Field(default=30.0, gt=0, le=120, description="Events are gathered for it, then filed.")
+    archive_interval_s: float = Field(default=30.0, gt=0, description="Events are gathered for it, then filed.")
+    archive_ack_wait_s: float = Field(
+        default=ARCHIVE_ACK_WAIT_S, ge=1, description="Events that are not archived come again after it."
+    )
     archive_fetch_max: int = Field(default=200, ge=1, description="Events fetched for the archive at a time.")
     archive_file_events_max: int = Field(default=5000, ge=1, le=10_000, description="Events of one file.")
     archive_file_bytes_max: int = Field(default=16 * 1024**2, ge=1024**2, description="Payloads of one file, about.")
     archive_unpacked_bytes_max: int = Field(default=64 * 1024**2, ge=1024**2, description="Largest file that is read.")
     archive_backoff_s_max: float = Field(default=10.0, gt=0, description="Longest pause before a file is tried again.")
     archive_write_s_max: float = Field(default=3600.0, gt=0, description="A write that lasts longer is taken for dead.")
+    archive_late_s: float = Field(default=900.0, gt=0, description="Events that wait longer make its health bad.")
+    archive_look_interval_s: float = Field(default=15.0, gt=0, description="Pause between looks for events that wait.")
     # For ever: what the ledger was booked from is asked for years later, and a year of 100 events/s is some 100 GB.
     archive_retention_s: float = Field(default=0.0, ge=0, description="Age at which files are deleted; 0: never.")
     archive_keep_interval_s: float = Field(default=3600.0, gt=0, description="Pause between looks for what to delete.")
@@ -101,6 +110,19 @@ class BillingSettings(ChassisSettings):
     verify_progress_s: float = Field(default=0.5, ge=0, description="Pause between tellings of a verification.")
     journal_batch_rows: int = Field(default=500, ge=1, le=5000, description="Entries in one answer of an export.")
     dead_letter_batch_rows: int = Field(default=20, ge=1, description="Dead letters read at a time; each can be large.")
+
+    @model_validator(mode="after")
+    def check_archive_times(self) -> Self:
+        """Events are gathered, then stored with half of the wait for tries: they must not come again meanwhile."""
+        if self.archive_interval_s > self.archive_ack_wait_s * ARCHIVE_GATHERING_SHARE_MAX:
+            raise ValueError(
+                f"archive_interval_s may be {ARCHIVE_GATHERING_SHARE_MAX:.0%} of archive_ack_wait_s at most"
+            )
+        if self.archive_late_s <= self.archive_ack_wait_s:
+            raise ValueError(
+                "archive_late_s must be more than archive_ack_wait_s: a dead replica's events wait for that"
+            )
+        return self
 
     @property
     def limits(self) -> Limits:

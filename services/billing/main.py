@@ -2,12 +2,13 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import Bus, connect
 from chassis.bus.consumer import Consumer
+from chassis.bus.durables import ARCHIVE_HEALTH
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
 from chassis.clock import Clock, SystemClock
@@ -34,6 +35,7 @@ from services.billing.api.hold_service import HoldService
 from services.billing.api.invoice_service import InvoiceService
 from services.billing.api.ledger_service import LedgerService
 from services.billing.archive.archive_keeper import ArchiveKeeper
+from services.billing.archive.archive_watch import ArchiveWatch
 from services.billing.archive.archiver import Archiver
 from services.billing.audit.archive_audit import ArchiveAudit
 from services.billing.config import MIGRATIONS, BillingSettings
@@ -70,8 +72,6 @@ async def main(process: Process, settings: BillingSettings) -> None:
     keep("lease_collector", collector.run)
     recall = Recall(pool, settings, clock=clock)
 
-    archive_audit = keep_archive(process, pool, bus, settings, clock)
-
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
     keep("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
     keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
@@ -79,6 +79,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     bus.report_to(server.component(STREAMS_HEALTH))
+    archive_audit = keep_archive(process, pool, bus, settings, clock, server.component(ARCHIVE_HEALTH))
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
         BillingService(pool, catalogue, settings, outbox, clock=clock),
@@ -119,14 +120,21 @@ async def main(process: Process, settings: BillingSettings) -> None:
 
 
 def keep_archive(
-    process: Process, pool: Pool, bus: Bus, settings: BillingSettings, clock: Clock
+    process: Process,
+    pool: Pool,
+    bus: Bus,
+    settings: BillingSettings,
+    clock: Clock,
+    tell: Callable[[bool], Awaitable[None]],
 ) -> Callable[[str | None], ArchiveAudit]:
-    """Starts what writes the archive and what deletes from it; the answer compares it with an organization's ledger."""
+    """Starts what writes the archive, deletes from it, and tells when it is late; the answer compares it with an
+    organization's ledger."""
     objects = ObjectStore(settings.artifacts_url, part_bytes=PART_BYTES_MIN, parts_in_flight_max=1)
     archiver = Archiver(pool, bus, objects, settings, clock=clock)
     process.on_drain(DrainStage.STOP_CONSUMING, archiver.stop)
     process.spawn("archiver", archiver.run)
     process.spawn("archive_keeper", ArchiveKeeper(pool, objects, settings, clock=clock).run)
+    spawn_keeper(process, clock, "archive_watch", ArchiveWatch(bus, settings, tell, clock=clock).run)
     return partial(ArchiveAudit, pool, bus, objects, settings, consumer=DURABLE)
 
 

@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from chassis.backoff import Backoff
 from chassis.bus.connection import BUS_FAILURES, Bus
 from chassis.bus.durable_reader import DurableReader
-from chassis.bus.durables import ARCHIVE, ARCHIVE_ACK_WAIT_S
+from chassis.bus.durables import ARCHIVE
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
 from chassis.errors import Unavailable
@@ -54,7 +54,13 @@ class Archiver:
         self._clock = clock
         self._gathered: dict[str, _Gathered] = {}
         self._reader = DurableReader(
-            bus, ARCHIVE, SUBJECTS, self._take, clock=clock, batch_max=settings.archive_fetch_max
+            bus,
+            ARCHIVE,
+            SUBJECTS,
+            self._take,
+            clock=clock,
+            batch_max=settings.archive_fetch_max,
+            ack_wait_s=settings.archive_ack_wait_s,
         )
 
     async def run(self) -> None:
@@ -88,7 +94,7 @@ class Archiver:
     async def _store_until_done(self, stream: str, messages: Sequence[Msg]) -> None:
         """Tries until half of the time is over after which the bus gives the events to somebody else."""
         backoff = Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.archive_backoff_s_max)
-        give_up_at = self._clock.monotonic() + ARCHIVE_ACK_WAIT_S / 2
+        give_up_at = self._clock.monotonic() + self._settings.archive_ack_wait_s / 2
         while True:
             try:
                 await self._store(messages)

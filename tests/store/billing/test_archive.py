@@ -19,12 +19,13 @@ from nats.aio.msg import Msg
 
 from chassis.bus.connection import Bus, connect
 from chassis.bus.consumer import Consumer
-from chassis.bus.durables import ARCHIVE, DURABLES
+from chassis.bus.durables import ARCHIVE, ARCHIVE_ACK_WAIT_S
 from chassis.bus.relay import Relay
-from chassis.clock import SystemClock
+from chassis.clock import ManualClock, SystemClock
 from chassis.db.pool import transaction
 from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from services.billing.archive.archive_keeper import ArchiveKeeper
+from services.billing.archive.archive_watch import ArchiveWatch
 from services.billing.archive.archiver import Archiver
 from services.billing.archive.republish import republish
 from services.billing.audit.archive_audit import ArchiveAudit, ArchiveProgress
@@ -237,9 +238,7 @@ async def test_a_crash_between_the_file_and_the_answer_loses_and_doubles_nothing
     stored = ObjectStore.put_synced
     answered: list[Msg] = []
     # What nobody answered comes again after a second, not after five minutes.
-    office.bus.durables = {
-        stream: tuple(replace(durable, ack_wait_s=1.0) for durable in durables) for stream, durables in DURABLES.items()
-    }
+    office.settings = office.settings.model_copy(update={"archive_ack_wait_s": 1.0})
 
     async def stored_and_dead(store: ObjectStore, key: str, content: bytes) -> None:
         await stored(store, key, content)
@@ -275,6 +274,18 @@ async def test_a_crash_between_the_file_and_the_answer_loses_and_doubles_nothing
     assert (await office.verify()).difference is None
 
 
+async def test_unanswered_events_come_again_after_the_archives_own_setting(office: Office) -> None:
+    """Also where another service made the reader before, which does not know the setting."""
+    await office.bus.ensure_stream("USAGE")
+    office.settings = office.settings.model_copy(update={"archive_ack_wait_s": 450.0})
+    office.archive()
+
+    async def wait_s() -> float | None:
+        return (await office.bus.jetstream.consumer_info("USAGE", ARCHIVE)).config.ack_wait
+
+    assert await eventually(wait_s, lambda found: found != ARCHIVE_ACK_WAIT_S, within_s=20) == 450
+
+
 async def test_a_store_that_is_away_holds_the_events_and_two_replicas_share_the_chain(office: Office) -> None:
     archivers = [office.archive(), office.archive()]
     objects = office.folder
@@ -298,6 +309,42 @@ async def test_a_store_that_is_away_holds_the_events_and_two_replicas_share_the_
     assert all(not archiver.done() for archiver in archivers)
     positions = await office.world.pool.fetch("SELECT position FROM archive_files ORDER BY 1")
     assert [row["position"] for row in positions] == list(range(1, len(positions) + 1))
+
+
+async def test_events_that_wait_too_long_make_the_archive_ill_until_they_are_filed(office: Office) -> None:
+    told: list[bool] = []
+
+    async def tell(well: bool) -> None:
+        told.append(well)
+
+    clock = ManualClock()
+    watch = ArchiveWatch(office.bus, office.settings, tell, clock=clock)
+    await watch.look()
+    office.archive()
+    objects = office.folder
+    objects.rename(objects.with_name("away"))
+    objects.write_bytes(b"a file where the folder was")
+    await prepare(office.world)
+    office.relay()
+    await office.publish(*story())
+    await office.until("SELECT count(*) > 0 FROM archive_writes", True)
+    await watch.look()
+    clock.jump(office.settings.archive_late_s - 1)
+    await watch.look()
+    assert told == []
+    clock.jump(1)
+    for _ in range(2):
+        await watch.look()
+        assert told == [False]
+    objects.unlink()
+    objects.with_name("away").rename(objects)
+    await office.everything_answered()
+    await watch.look()
+    # What comes later has all its time, however long nothing came.
+    clock.jump(office.settings.archive_late_s)
+    await office.publish(minute_now(9))
+    await watch.look()
+    assert told == [False, True]
 
 
 async def test_damage_and_forgery_are_named(office: Office) -> None:

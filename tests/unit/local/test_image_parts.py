@@ -3,11 +3,14 @@ health checks."""
 
 import asyncio
 import tomllib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from chassis import pki
+from chassis.bus import STREAMS_HEALTH
+from chassis.bus.durables import ARCHIVE_HEALTH
 from chassis.process import Process
 from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
@@ -77,6 +80,33 @@ async def test_health_is_the_servers_own_word(
         answer = await asyncio.to_thread(healthcheck.main, ["billing"])
     assert answer == (0 if serving else 1)
     assert ("does not say SERVING" in capsys.readouterr().out) is not serving
+
+
+@pytest.mark.parametrize("part", [STREAMS_HEALTH, ARCHIVE_HEALTH])
+async def test_a_part_that_is_not_well_is_a_warning(
+    part: str, tls_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ChassisSettings(service_name="billing", tls_dir=tls_dir)
+    parts: list[Callable[[bool], Awaitable[None]]] = []
+    ports: list[int] = []
+
+    async def main(process: Process) -> None:
+        server = ServerBuilder(process, settings)
+        parts.append(server.component(part))
+        ports.append(await server.start())
+
+    async with living(settings, main):
+        monkeypatch.setenv("FINEMESH_TLS_DIR", str(tls_dir))
+        monkeypatch.setenv("FINEMESH_BILLING_LISTEN_ADDRESS", f"0.0.0.0:{ports[0]}")
+        (tell,) = parts
+        await tell(False)
+        assert await asyncio.to_thread(healthcheck.main, ["billing"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"warning: {healthcheck.PARTS[part]}"
+        # The answer of a part that is well must not be late for a machine that is busy.
+        monkeypatch.setattr(healthcheck, "PART_TIMEOUT_S", 30.0)
+        await tell(True)
+        assert await asyncio.to_thread(healthcheck.main, ["billing"]) == 0
+        assert "warning" not in capsys.readouterr().out
 
 
 async def test_nobody_there_is_unhealthy(tls_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
