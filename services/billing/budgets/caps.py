@@ -83,10 +83,15 @@ def check(
     required_nanos_usd: int,
     leased_nanos_usd: Mapping[Spender, int] = MappingProxyType({}),
 ) -> None:
-    """Raises CapExceeded for the budget that leaves the least room, if that is too little."""
-    tightest = room_under(budgets, leased_nanos_usd)
-    if tightest is not None and required_nanos_usd > tightest[1]:
-        raise CapExceeded(tightest[0], required_nanos_usd=required_nanos_usd, room_nanos_usd=max(0, tightest[1]))
+    """Raises CapExceeded for the budget that leaves the least room, if that is too little.
+
+    What is leased comes back without another cap. So who lacks room even with all of it is told that.
+    """
+    budgets = list(budgets)
+    for leased in ({}, leased_nanos_usd):
+        tightest = room_under(budgets, leased)
+        if tightest is not None and required_nanos_usd > tightest[1]:
+            raise CapExceeded(tightest[0], required_nanos_usd=required_nanos_usd, room_nanos_usd=max(0, tightest[1]))
 
 
 def percents_reached(budget: Budget) -> tuple[int, ...]:

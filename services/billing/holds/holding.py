@@ -16,11 +16,12 @@ from services.billing.budgets.review import refuse_over_cap
 from services.billing.holds import settlement
 from services.billing.holds.hold import Hold, HoldState, JobEnding, JobTotals
 from services.billing.holds.store import HoldStore
+from services.billing.leasing.credit_lease import Leased
 from services.billing.leasing.granting import balance_insufficient
 from services.billing.leasing.store import LeaseStore
 from services.billing.ledger import entries
 from services.billing.ledger.derived_ids import hold_id
-from services.billing.ledger.entries import BalanceInsufficient
+from services.billing.ledger.entries import BalanceInsufficient, Balances
 from services.billing.ledger.store import LedgerStore
 from services.billing.limits import Limits
 from services.billing.prices.catalogue import Catalogue
@@ -73,7 +74,7 @@ async def create_hold(
     )
     try:
         entry = entries.hold(
-            standings[organization_id].balances.beside(leased.nanos_usd),
+            _balances_for(price, standings[organization_id].balances, leased),
             organization_id=organization_id,
             resource=resource,
             amount_nanos_usd=price.total_nanos_usd,
@@ -101,6 +102,12 @@ async def create_hold(
     await holds.insert(hold)
     await ledger.post(standings, [entry] if entry else [])
     return hold
+
+
+def _balances_for(price: Price, balances: Balances, leased: Leased) -> Balances:
+    """What is leased comes back without a top-up. So who lacks credit even with all of it is told what to add."""
+    enough = price.total_nanos_usd <= balances.available_nanos_usd
+    return balances.beside(leased.nanos_usd) if enough else balances
 
 
 async def release_hold(connection: Connection, *, resource: str, now: datetime) -> Hold | None:

@@ -125,6 +125,21 @@ async def test_leases_and_holds_cannot_spend_the_same_money(world: World) -> Non
         await lease(world, USD + 1, revision=3)
 
 
+async def test_who_lacks_more_than_leases_hold_is_told_what_to_add(world: World) -> None:
+    await world.top_up("o", 4 * USD)
+    await alive(world, "r1")
+    await lease(world, USD)
+    # The job needs 5.00 USD. The leased dollar comes back by itself, so one more is enough.
+    with pytest.raises(FailedPrecondition, match="BALANCE_INSUFFICIENT") as lacking_credit:
+        await world.hold("o", work=SMALL)
+    assert lacking_credit.value.metadata["shortfall_nanos_usd"] == str(USD)
+    await world.top_up("o", 4 * USD, request_id="more")
+    await cap(world, 3 * USD)
+    with pytest.raises(FailedPrecondition, match="SPEND_CAP_EXCEEDED") as lacking_room:
+        await world.hold("o", work=SMALL)
+    assert lacking_room.value.metadata["shortfall_nanos_usd"] == str(2 * USD)
+
+
 async def test_concurrent_grants_and_holds_never_exceed_credit_or_a_cap(world: World) -> None:
     await world.top_up("o", 20 * USD)
     await cap(world, 12 * USD)
