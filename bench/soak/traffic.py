@@ -26,6 +26,7 @@ from finemesh.nodes.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 from finemesh_client.chat import sampling, user
 from finemesh_client.errors import FinemeshError
 from services.inference.config import InferenceSettings
+from tests.harness.fixtures import node_tls_dir
 from tests.harness.mesh import BASE
 
 STREAM_SHARE = 5
@@ -133,7 +134,7 @@ def _usage(member: Member, ids: SystemIds, clock: SystemClock) -> usage_events_p
 
 async def beat_for_ever(stack: Stack, node: str, figures: Figures) -> None:
     """A node whose only device is set aside: from each sign of life to its answer."""
-    settings = ChassisSettings(service_name="trainer", tls_dir=stack.folder.tls)
+    settings = ChassisSettings(service_name="trainer", tls_dir=node_tls_dir(stack.folder.tls, node))
     channel = open_channel(settings, stack.addresses["scheduler.AGENTS"], "scheduler")
     service = node_service_pb2_grpc.NodeServiceStub(channel)
     incarnation, beats = uuid.uuid4().hex, asyncio.Queue[None]()
