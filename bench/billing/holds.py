@@ -19,7 +19,7 @@ from bench.billing.stage import Stage, stage
 from bench.report import last_line, machine, spread
 from chassis.identity import Caller, acting_as
 from chassis.rpc.channel import open_channel
-from deploy.local.postgres import programs
+from deploy.local.postgres_programs import programs
 from finemesh.billing.v1 import billing_service_pb2, billing_service_pb2_grpc
 from services.billing.config import MIGRATIONS
 

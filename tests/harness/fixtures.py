@@ -20,11 +20,7 @@ CERTIFIED = ("gateway", "scheduler", "trainer", "billing", "inference", "operato
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres() -> AsyncIterator[PostgresServer]:
-    """The session's PostgreSQL 18; a test that kills it starts it again before it ends.
-
-    Its folder is not below pytest's own: each pytest that starts on this machine closes that to other users, and under
-    root the server runs as one.
-    """
+    """The session's PostgreSQL 18; a test that kills it starts it again before it ends. Its folder is not kept."""
     with tempfile.TemporaryDirectory(prefix="finemesh-postgres-", ignore_cleanup_errors=True) as folder:
         async with running_postgres(Path(folder)) as server:
             yield server

@@ -73,11 +73,11 @@ async def test_stack_lives_and_leaves_nothing(tmp_path: Path) -> None:
     assert (data / "bootstraps").read_text() == "x", "the bootstrap runs once per data folder"
 
 
-async def test_what_dies_comes_back(tmp_path: Path) -> None:
+async def test_what_dies_comes_back_below_folders_that_stay_closed(tmp_path: Path) -> None:
+    """Under root the database's server is another user, which may not pass through the folders above its own."""
+    tmp_path.chmod(0o700)
+    modes = {parent: parent.stat().st_mode for parent in (tmp_path, *tmp_path.parents)}
     async with _stack(tmp_path) as stack:
-        # As another pytest does to the folder of all of them when it starts; the server of a root launcher runs as
-        # another user.
-        tmp_path.chmod(0o700)
         for name in ("billing", "nats", "postgres"):
             killed = await stack.kill(name)
             await stack.wait_healthy(name, timeout_s=90)
@@ -85,6 +85,7 @@ async def test_what_dies_comes_back(tmp_path: Path) -> None:
             assert stack.restarts(name) >= 1
         connection = await asyncpg.connect(stack.environment("gateway")["FINEMESH_GATEWAY_DATABASE_URL"])
         await connection.close()
+        assert modes == {parent: parent.stat().st_mode for parent in modes}, "the launcher opens no folder to others"
 
 
 async def test_second_start_on_one_folder_is_refused_and_another_folder_is_not(tmp_path: Path) -> None:

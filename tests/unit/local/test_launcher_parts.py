@@ -13,6 +13,7 @@ from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.folder import DataFolder, StackRunning
 from deploy.local.ports import HOST, PORT_MAX, PORT_MIN, PortClaims, is_free
 from deploy.local.postgres import role_statements
+from deploy.local.postgres_programs import open_copy, open_to_others
 from deploy.local.process_output import Output
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
 
@@ -146,3 +147,26 @@ async def test_output_goes_to_file_and_terminal(tmp_path: Path, monkeypatch: pyt
         output.write(b"line %d" % number)
     output.close()
     assert _size_bytes(tmp_path) < 300, "the files stay bounded"
+
+
+def test_programs_in_a_closed_folder_are_copied_once_where_anybody_can_run_them(tmp_path: Path) -> None:
+    programs = tmp_path / "wheel" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "postgres").write_text("#!/bin/sh\necho 18\n")
+    (programs / "postgres").chmod(0o700)
+    (programs / "share").write_text("zones")
+    (programs / "share").chmod(0o600)
+    assert not open_to_others(programs / "postgres")
+    copy = open_copy([programs.parent, tmp_path / "wheel.libs"], tmp_path / "copies" / "18.6")
+    modes = {str(path.relative_to(copy)): path.stat().st_mode & 0o777 for path in (copy, *copy.rglob("*"))}
+    assert modes == {
+        ".": 0o755,
+        "wheel": 0o755,
+        "wheel/bin": 0o755,
+        "wheel/bin/postgres": 0o755,
+        "wheel/bin/share": 0o644,
+    }
+    assert programs.joinpath("postgres").stat().st_mode & 0o777 == 0o700, "the original stays as it was"
+    (programs / "postgres").unlink()
+    assert open_copy([programs.parent], copy) == copy, "it was made before"
+    assert [path.name for path in copy.parent.iterdir()] == ["18.6"]
