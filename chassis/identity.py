@@ -35,6 +35,11 @@ class Caller:
     roles: frozenset[str] = frozenset()
     namespace: str = ""
 
+    @property
+    def is_user(self) -> bool:
+        """Whether what is called for is a user's: on a public server always, elsewhere when the peer speaks for one."""
+        return not self.service or bool(self.tenant or self.account or self.subject)
+
     def require_role(self, role: str) -> None:
         if role not in self.roles:
             raise PermissionDenied("ROLE_MISSING", f"this call needs the role {role!r}", metadata={"role": role})

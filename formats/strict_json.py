@@ -5,10 +5,12 @@ import math
 from typing import Any, NoReturn
 
 _KEY_CHARS_MAX = 60
+_DIGITS_MAX = 4300
 
 
 def strict_json(text: str) -> Any:
     """Raises ValueError, also for NaN, Infinity, numbers too large to be held and a key that comes twice in one object.
+    Its text is for the author of the document.
 
     Brackets that are nested too deeply raise RecursionError.
     """
@@ -18,7 +20,13 @@ def strict_json(text: str) -> Any:
 def json_value(content: bytes) -> Any:
     """A document in UTF-8. Raises ValueError saying what is wrong, also of brackets nested too deeply."""
     try:
-        return strict_json(content.decode("utf-8"))
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 at byte {error.start}") from error
+    if text.startswith("\ufeff"):
+        raise ValueError("a byte order mark stands before the document; save it without")
+    try:
+        return strict_json(text)
     except RecursionError as error:
         raise ValueError("brackets nested too deeply") from error
 
@@ -54,6 +62,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which is no JSON")
 
 
+def _whole(number: str) -> int:
+    # Python's own limit, whose error speaks of how to change it.
+    if len(number) > _DIGITS_MAX:
+        raise ValueError(f"a whole number of more than {_DIGITS_MAX} digits")
+    return int(number)
+
+
 def _finite(number: str) -> float:
     value = float(number)
     if math.isinf(value):
@@ -72,5 +87,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique
+)
 _ENCODER = json.JSONEncoder(ensure_ascii=False)

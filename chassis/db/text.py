@@ -4,15 +4,9 @@ A NUL and half of a surrogate pair are what JSON and templates may hold and a te
 """
 
 import json
-import re
 from typing import Any
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-def storable(value: str) -> str:
-    return _UNSTORABLE.sub(_REPLACEMENT, value)
+from chassis.storable import storable
 
 
 def text_to_bytes(value: str) -> bytes:

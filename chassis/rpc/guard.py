@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
@@ -21,6 +22,7 @@ from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unau
 from chassis.identity import Caller
 from chassis.rpc import deadline
 from chassis.rpc.call_limits import CallLimits
+from chassis.rpc.request_gate import Read, admit, admit_each
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
@@ -32,6 +34,8 @@ Metadata = Mapping[str, str]
 Authenticate = Callable[[Metadata, str], Awaitable[Caller]]
 # What protobuf's generated code registers; the message types differ from method to method.
 Behavior = Callable[[Any, Any], Any]
+# From what gRPC hands over, bytes or a stream of them, to what the behavior takes.
+Gate = Callable[[Any], Any]
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 else:
@@ -98,28 +102,29 @@ class Guard:
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """`method` is the full name, `/package.Service/Method`."""
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        # Without a deserializer: gRPC hands over bytes, and the gate reads them.
+        coders = {"response_serializer": handler.response_serializer}
+        gate = partial(_gated_stream if handler.request_streaming else _gated, handler.request_deserializer)
         if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream), **coders)
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream, gate), **coders)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream), **coders)
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream, gate), **coders)
         if handler.request_streaming:
-            answering = self._unary(method, handler.stream_unary, self.settings.stream_deadline_s, streams=True)
+            limit_s = self.settings.stream_deadline_s
+            answering = self._unary(method, handler.stream_unary, gate, limit_s, streams=True)
             return grpc.stream_unary_rpc_method_handler(answering, **coders)
-        answering = self._unary(method, handler.unary_unary, self.settings.default_deadline_s, streams=False)
+        limit_s = self.settings.default_deadline_s
+        answering = self._unary(method, handler.unary_unary, gate, limit_s, streams=False)
         return grpc.unary_unary_rpc_method_handler(answering, **coders)
 
-    def _unary(self, method: str, behavior: Behavior | None, limit_s: float, *, streams: bool) -> Behavior:
+    def _unary(self, method: str, behavior: Behavior | None, gate: Gate, limit_s: float, *, streams: bool) -> Behavior:
         answer = _asynchronous(behavior, method)
 
         async def serve(request: Any, context: Any) -> Any:
             call = _Call(self, method, limit_s, streams=streams)
             try:
                 async with await call.enter(context):
-                    response = await answer(request, context)
+                    response = await answer(gate(request), context)
             except BaseException as error:
                 await call.fail(context, error)
                 raise
@@ -128,7 +133,7 @@ class Guard:
 
         return serve
 
-    def _streaming(self, method: str, behavior: Behavior | None) -> Behavior:
+    def _streaming(self, method: str, behavior: Behavior | None, gate: Gate) -> Behavior:
         limit_s = None if method.rpartition("/")[2] in self.endless else self.settings.stream_deadline_s
         answer = _asynchronous(behavior, method)
         generates = inspect.isasyncgenfunction(answer)
@@ -139,10 +144,11 @@ class Guard:
                 context = _WholeWrites(context, self.endless_calls)
             try:
                 async with await call.enter(context):
+                    admitted = gate(request)
                     if not generates:
-                        await answer(request, context)
+                        await answer(admitted, context)
                     else:
-                        async with aclosing(answer(request, context)) as responses:
+                        async with aclosing(answer(admitted, context)) as responses:
                             async for response in responses:
                                 await context.write(response)
             except BaseException as error:
@@ -300,6 +306,15 @@ class _Call:
 
 
 _NO_SCOPE: AbstractAsyncContextManager[object] = nullcontext()
+
+
+def _gated(read: Read, content: bytes) -> Any:
+    """The message of a call that entered; what came is bytes, whatever the handler takes."""
+    return admit(read, content, from_user=identity.current_caller().is_user)
+
+
+def _gated_stream(read: Read, contents: Any) -> Any:
+    return admit_each(read, contents, from_user=identity.current_caller().is_user)
 
 
 async def abort_with(context: Any, error: DomainError) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from chassis.errors import InvalidArgument
+from chassis.storable import UNSTORABLE_TEXT, unstorable_in_json
 from finemesh.inference.v1.generation_pb2 import ChatMessage, SamplingParameters
 from formats.strict_json import json_object
 from services.gateway.http.openai_errors import bad_param
 
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
 _STOPS_MAX = 4
+_PATH_CHARS_MAX = 200
 # What these ask for changes nothing in the answer.
 _IGNORED = frozenset(
     {
@@ -66,7 +68,7 @@ def read_chat(body: bytes, messages_max: int) -> ChatCall:
         raise bad_param("model", "must be the id of a model, as /v1/models lists them")
     stream = _boolean(fields, "stream")
     return ChatCall(
-        model=_text(model, "model"),
+        model=model,
         messages=_messages(fields.get("messages"), messages_max),
         sampling=_sampling(fields),
         stream=stream,
@@ -76,9 +78,13 @@ def read_chat(body: bytes, messages_max: int) -> ChatCall:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        return json_object(body)
+        fields = json_object(body)
     except ValueError as error:
         raise InvalidArgument("INVALID_FIELD", f"the body is no JSON object: {error}; send one in UTF-8") from error
+    path = unstorable_in_json(fields)
+    if path is not None:
+        raise bad_param(path[:_PATH_CHARS_MAX], UNSTORABLE_TEXT)
+    return fields
 
 
 def _messages(value: Any, messages_max: int) -> list[ChatMessage]:
@@ -103,14 +109,14 @@ def _message(param: str, message: Any) -> ChatMessage:
 
 def _content(value: Any, param: str) -> str:
     if isinstance(value, str):
-        return _text(value, param)
+        return value
     if not isinstance(value, list) or not value:
         raise bad_param(param, "must be a string or a list of text parts")
     texts = []
     for index, part in enumerate(value):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise bad_param(f"{param}[{index}]", 'must be {"type": "text", "text": "..."}; only text is supported')
-        texts.append(_text(part["text"], f"{param}[{index}].text"))
+        texts.append(part["text"])
     return "".join(texts)
 
 
@@ -135,7 +141,7 @@ def _stops(value: Any) -> list[str]:
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise bad_param("stop", "must hold strings that are not empty")
-    return [_text(stop, "stop") for stop in stops]
+    return stops
 
 
 def _include_usage(value: Any, stream: bool) -> bool:
@@ -172,11 +178,3 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e6 or not math.isfinite(value):
         raise bad_param(name, "must be a number")
     return float(value)
-
-
-def _text(value: str, param: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise bad_param(param, "must not hold unpaired surrogates") from error
-    return value

@@ -1,6 +1,7 @@
 """Chat requests as OpenAI's clients write them: what is read, what is refused, and by which name."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +65,11 @@ def test_what_is_not_given_stays_unset():
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
         ({"model": "\ud800"}, "model"),
+        ({"model": "a\0"}, "model"),
+        ({"user": "\0"}, "user"),
+        ({"metadata": {"deep": [{"key\ud800": 1}]}}, "metadata.deep[0].key\ufffd"),
+        ({"\ud800": 1}, "\ufffd"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\0"}]}]}, "messages[0].content[0].text"),
         ({"messages": []}, "messages"),
         ({"messages": HELLO * 6}, "messages"),
         ({"messages": ["Hi"]}, "messages[0]"),
@@ -96,7 +102,21 @@ def test_no_body_breaks_it(body):
         read_chat(body, messages_max=5)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"temperature": NaN}'])
+BROKEN = (
+    b"",
+    b"[]",
+    b"\xff",
+    b"\xef\xbb\xbf{}",
+    b"[" * 100_000,
+    b'{"temperature": NaN}',
+    b'{"temperature": 1e999}',
+    b'{"seed": ' + b"1" * 5000 + b"}",
+    b'{"n": 1, "n": 1}',
+)
+
+
+@pytest.mark.parametrize("body", BROKEN, ids=range(len(BROKEN)))
 def test_bodies_that_are_no_object_are_refused(body):
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgument) as told:
         read_chat(body, messages_max=5)
+    assert not re.search(r"sys\.|codec|utf-8-sig", told.value.message)
