@@ -18,8 +18,16 @@ IMPORTED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def importable_files(folder: Path) -> list[Path]:
-    """The files of a local model folder that an import sends. Raises InvalidRequest when it is no safetensors model."""
+    """The files of a local model folder that an import sends. Raises InvalidRequest when it is no safetensors model,
+    or has a link out of the folder."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in IMPORTED_SUFFIXES)
+    for path in files:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InvalidRequest(
+                message=f"{path} is a link out of the folder, which is not followed; give a folder with the files "
+                "themselves (`cp -rL` makes one), or the hub's id",
+                reason="MODEL_INVALID",
+            )
     names = {p.name for p in files}
     missing = [n for n in ("config.json", "tokenizer.json") if n not in names]
     if not any(n.endswith(".safetensors") for n in names):

@@ -40,6 +40,10 @@ class GatewaySettings(ChassisSettings):
 
     projects_max: int = Field(default=1000, ge=1, description="Projects of one organization.")
     keys_per_project_max: int = Field(default=1000, ge=1, description="Valid keys of one project.")
+    namespace_poll_s: float = Field(
+        default=30.0, gt=0, description="Pause between looks for projects whose slug inference was not told."
+    )
+    namespace_batch_max: int = Field(default=100, ge=1, description="Slugs that one such look tells.")
     audit_retention_s: float = Field(
         default=2 * 365 * 86400.0, gt=0, description="How long the audit log says who did what."
     )

@@ -3,6 +3,8 @@
 import functools
 import sys
 
+import grpc
+
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
@@ -14,6 +16,7 @@ from chassis.rounds import spawn_keeper
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
+from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import ModelArtifactServiceStub
 from finemesh.billing.v1 import billing_service_pb2, budget_service_pb2, invoice_service_pb2, ledger_service_pb2
 from finemesh.endpoints.v1 import endpoint_service_pb2
 from finemesh.files.v1.file_service_pb2_grpc import add_FileServiceServicer_to_server
@@ -32,6 +35,7 @@ from services.gateway.files.uploads import Uploads
 from services.gateway.http.app import HttpApp
 from services.gateway.http.http_server import start_http
 from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.rate_limit import RateLimiter
 from services.gateway.identity.store import KeyFinder
 from services.gateway.retention_rules import retention_rules
@@ -67,19 +71,10 @@ async def main(process: Process, settings: GatewaySettings) -> None:
 
     uploads = Uploads(pool, artifacts, collector, clock, ids, settings)
     files = FileService(pool, artifacts, uploads, collector, clock, settings)
-    identities = IdentityService(pool, authenticator, clock, ids, settings)
-    proxy = Proxy(
-        {
-            tuning_service_pb2.DESCRIPTOR.services_by_name["TuningService"]: scheduler,
-            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]: inference,
-            endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"]: inference,
-            inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference,
-            billing_service_pb2.DESCRIPTOR.services_by_name["BillingService"]: billing,
-            budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]: billing,
-            invoice_service_pb2.DESCRIPTOR.services_by_name["InvoiceService"]: billing,
-            ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]: billing,
-        }
-    )
+    namespaces = Namespaces(pool, ModelArtifactServiceStub(inference), clock, settings)
+    keep("namespaces", namespaces.run)
+    identities = IdentityService(pool, authenticator, namespaces, clock, ids, settings)
+    proxy = open_proxy(scheduler=scheduler, billing=billing, inference=inference)
     mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
     mesh.add(
         add_FileArtifactServiceServicer_to_server,
@@ -106,6 +101,22 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     await start_http(process, edge.asgi, settings)
     # Last: whoever asks this door whether the gateway is healthy learns that the public doors are open.
     await mesh.start()
+
+
+def open_proxy(*, scheduler: grpc.aio.Channel, billing: grpc.aio.Channel, inference: grpc.aio.Channel) -> Proxy:
+    """Which services are forwarded, and where to."""
+    return Proxy(
+        {
+            tuning_service_pb2.DESCRIPTOR.services_by_name["TuningService"]: scheduler,
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]: inference,
+            endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"]: inference,
+            inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference,
+            billing_service_pb2.DESCRIPTOR.services_by_name["BillingService"]: billing,
+            budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]: billing,
+            invoice_service_pb2.DESCRIPTOR.services_by_name["InvoiceService"]: billing,
+            ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]: billing,
+        }
+    )
 
 
 def start() -> int:

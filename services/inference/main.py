@@ -179,7 +179,7 @@ def add_services(
         add_ModelArtifactServiceServicer_to_server,
         artifacts,
         "finemesh.artifacts.v1.ModelArtifactService",
-        {"scheduler"},
+        {"scheduler", "gateway"},
     )
 
 

@@ -15,6 +15,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.identity import keys
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.domain import RESERVED_SLUGS, SLUG, ApiKey, Project, roles_up_to
+from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.store import IdentityStore
 from services.gateway.requests import audit, idempotency
 from services.gateway.requests.idempotency import Request
@@ -25,12 +26,14 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self,
         pool: Pool,
         authenticator: Authenticator,
+        namespaces: Namespaces,
         clock: Clock,
         ids: Ids,
         settings: GatewaySettings,
     ) -> None:
         self._pool = pool
         self._authenticator = authenticator
+        self._namespaces = namespaces
         self._clock = clock
         self._ids = ids
         self._settings = settings
@@ -73,7 +76,12 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             request_id=convert.checked_request_id(request.request_id),
             fingerprint=convert.fingerprint(request, caller.account),
         )
-        stored = await self._store_project(project, repeat, caller)
+        async with self._pool.acquire() as connection:
+            # A refusal that is certain comes first: a claim is never given back.
+            stored = await self._made_before(connection, repeat, caller)
+        if stored is None:
+            await self._namespaces.claim(project.slug)
+            stored = await self._store_project(project, repeat, caller)
         return identity_service_pb2.CreateProjectResponse(project=convert.project_to_proto(stored))
 
     async def _store_project(self, project: Project, repeat: Request, caller: Caller) -> Project:
@@ -81,14 +89,10 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             store = IdentityStore(connection)
             # Locked, so that two creates at once cannot both be the last one that fits.
             await store.lock_organization(caller.account)
-            earlier_id = await idempotency.earlier(connection, repeat)
-            if earlier_id is not None:
-                earlier = await store.project(earlier_id, caller.account)
-                assert earlier is not None
+            earlier = await self._made_before(connection, repeat, caller)
+            if earlier is not None:
                 return earlier
-            if await store.count_projects(caller.account) >= self._settings.projects_max:
-                raise _too_many("projects", "projects_max", self._settings.projects_max)
-            if not await store.add_project(project):
+            if not await store.add_project(project, namespace_told=True):
                 raise AlreadyExists(
                     "ALREADY_EXISTS",
                     f"the slug {project.slug} is taken; choose another one",
@@ -98,6 +102,18 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             name = format_name(identity_pb2.Project, project=project.project_id)
             await audit.record(connection, caller, project.create_time, "project.create", name)
         return project
+
+    async def _made_before(self, connection: Connection, repeat: Request, caller: Caller) -> Project | None:
+        """The project that this request made before; a typed error when there is no room for another one."""
+        store = IdentityStore(connection)
+        earlier_id = await idempotency.earlier(connection, repeat)
+        if earlier_id is not None:
+            earlier = await store.project(earlier_id, caller.account)
+            assert earlier is not None
+            return earlier
+        if await store.count_projects(caller.account) >= self._settings.projects_max:
+            raise _too_many("projects", "projects_max", self._settings.projects_max)
+        return None
 
     async def ListProjects(
         self, request: identity_service_pb2.ListProjectsRequest, context: Any

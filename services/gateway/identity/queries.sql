@@ -54,11 +54,19 @@ WHERE slug = :slug;
 -- How many projects the organization has.
 SELECT count(*) FROM projects WHERE organization_id = :organization_id;
 
--- name: add_project(project_id, organization_id, slug, display_name, create_time)!
+-- name: add_project(project_id, organization_id, slug, display_name, create_time, namespace_told)!
 -- Stores a new project unless its slug is taken.
-INSERT INTO projects (project_id, organization_id, slug, display_name, create_time)
-VALUES (:project_id, :organization_id, :slug, :display_name, :create_time)
+INSERT INTO projects (project_id, organization_id, slug, display_name, create_time, namespace_told)
+VALUES (:project_id, :organization_id, :slug, :display_name, :create_time, :namespace_told)
 ON CONFLICT (slug) DO NOTHING;
+
+-- name: list_untold_slugs(limit)
+-- Slugs of projects that inference was not told yet.
+SELECT slug FROM projects WHERE NOT namespace_told ORDER BY project_id LIMIT :limit;
+
+-- name: mark_told(slug)!
+-- Notes that inference knows the slug.
+UPDATE projects SET namespace_told = true WHERE slug = :slug;
 
 -- name: list_projects(organization_id, after_id, limit)
 -- Projects of the organization after one id, oldest first.

@@ -64,9 +64,17 @@ class IdentityStore:
     async def count_projects(self, organization_id: str) -> int:
         return int(await QUERIES.count_projects(self._connection, organization_id=organization_id))
 
-    async def add_project(self, project: Project) -> bool:
+    async def add_project(self, project: Project, *, namespace_told: bool = False) -> bool:
         """False when the slug is taken."""
-        return affected(await QUERIES.add_project(self._connection, **asdict(project))) == 1
+        status = await QUERIES.add_project(self._connection, **asdict(project), namespace_told=namespace_told)
+        return affected(status) == 1
+
+    async def untold_slugs(self, limit: int) -> list[str]:
+        """Slugs that inference does not know yet as namespaces of projects."""
+        return [row["slug"] async for row in QUERIES.list_untold_slugs(self._connection, limit=limit)]
+
+    async def mark_told(self, slug: str) -> None:
+        await QUERIES.mark_told(self._connection, slug=slug)
 
     async def list_projects(self, organization_id: str, after_id: str, limit: int) -> list[Project]:
         rows = QUERIES.list_projects(self._connection, organization_id=organization_id, after_id=after_id, limit=limit)

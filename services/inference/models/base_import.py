@@ -15,14 +15,14 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import Aborted, DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
+from chassis.errors import Aborted, AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
 from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
 from services.inference.models.base_uploads import BaseUploads, is_passing
-from services.inference.models.domain import BaseModel, NameKind, Weights, name_taken
+from services.inference.models.domain import BaseModel, NameKind, NamespaceKind, Weights, name_taken, namespace_taken
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
@@ -86,9 +86,11 @@ class BaseImporter:
     async def _import(self, parts: AsyncIterator[ImportPart], folder: Path) -> BaseModel:
         header = check_header(await anext(parts, None))
         async with self._pool.acquire() as connection:
-            # Before the files travel; the claim at the end decides.
+            # Before the files travel; the claims at the end decide.
             if await ModelStore(connection).name_kind(header.model_id) not in (None, NameKind.BASE):
                 raise name_taken(header.model_id, "model_id")
+            if await ModelStore(connection).namespace_kind(_namespace(header.model_id)) == NamespaceKind.PROJECT:
+                raise _is_a_projects(header.model_id)
         spool = await self._spool(parts, folder)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
         revision = revision_of(spool.files)
@@ -129,6 +131,8 @@ class BaseImporter:
     async def _list(self, model: BaseModel, upload_id: str) -> None:
         async with transaction(self._pool) as connection:
             models = ModelStore(connection)
+            if not await models.claim_namespace(_namespace(model.model_id), NamespaceKind.BASES):
+                raise _is_a_projects(model.model_id)
             if not await models.claim_name(model.model_id, NameKind.BASE, owner=model.model_id):
                 raise name_taken(model.model_id, "model_id")
             if not await self._uploads.finish(connection, upload_id, model.weights.key):
@@ -179,3 +183,11 @@ def check_header(part: ImportPart) -> ImportHeader:
         problem = "must be at most 300 visible ASCII characters"
         raise invalid("header.source", problem, message=problem)
     return part
+
+
+def _namespace(model_id: str) -> str:
+    return model_id.partition("/")[0]
+
+
+def _is_a_projects(model_id: str) -> AlreadyExists:
+    return namespace_taken(_namespace(model_id), "a project's models", "header.model_id")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from chassis.errors import AlreadyExists, InvalidArgument, NotFound, invalid
+from chassis.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFound, invalid
 from formats.manifests import FileDigest
 
 
@@ -50,6 +50,13 @@ class NameKind(enum.StrEnum):
     ENDPOINT = "endpoint"
 
 
+class NamespaceKind(enum.StrEnum):
+    """Whose names begin with a namespace, the part before the slash; it is never both."""
+
+    BASES = "bases"
+    PROJECT = "project"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TunedModel:
     """A model that a job made; `model_id` is `{project slug}/{output name}`."""
@@ -76,6 +83,12 @@ def unknown_model(model: str) -> NotFound:
 def name_taken(name: str, what: str) -> AlreadyExists:
     """The error for a name that means something else already; `what` says where to choose another."""
     return AlreadyExists("ALREADY_EXISTS", f"{name} is taken by another model or endpoint; choose another {what}")
+
+
+def namespace_taken(namespace: str, whose: str, what: str) -> AlreadyExists:
+    """The error for a namespace that is the other kind's; `what` says which field to change."""
+    problem = f"{namespace} is the namespace of {whose}; choose another one"
+    return AlreadyExists("ALREADY_EXISTS", problem, violations=[FieldViolation(what, problem)])
 
 
 def model_invalid(field: str, problem: str, reason: str = "MODEL_INVALID") -> InvalidArgument:

@@ -81,6 +81,15 @@ DELETE FROM model_names WHERE name = :name AND kind = :kind AND owner = :owner;
 -- What a name means now: base, tuned or endpoint.
 SELECT kind FROM model_names WHERE name = :name;
 
+-- name: claim_namespace(namespace, kind)!
+-- Takes the first part of names for base models or for a project; no row when it is the other's.
+INSERT INTO model_namespaces (namespace, kind) VALUES (lower(:namespace), :kind)
+ON CONFLICT (namespace) DO UPDATE SET kind = excluded.kind WHERE model_namespaces.kind = excluded.kind;
+
+-- name: get_namespace_kind(namespace)$
+-- Whose names begin so: those of base models, or those of a project.
+SELECT kind FROM model_namespaces WHERE namespace = lower(:namespace);
+
 -- name: lock_upload_key(artifact_key)$
 -- Lets one transaction at a time begin or collect uploads under a key.
 SELECT pg_advisory_xact_lock(hashtext('base_uploads'), hashtext(:artifact_key))::text;

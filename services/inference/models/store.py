@@ -10,7 +10,7 @@ from typing import Any
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from formats.manifests import FileDigest
-from services.inference.models.domain import BaseModel, ModelKind, NameKind, TunedModel, Weights
+from services.inference.models.domain import BaseModel, ModelKind, NameKind, NamespaceKind, TunedModel, Weights
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -101,6 +101,15 @@ class ModelStore:
     async def free_name(self, name: str, kind: NameKind, *, owner: str) -> None:
         """Lets others take a name; does nothing when the owner does not have it."""
         await QUERIES.free_name(self._connection, name=name, kind=kind, owner=owner)
+
+    async def claim_namespace(self, namespace: str, kind: NamespaceKind) -> bool:
+        """Takes the first part of names, also once more for the same kind; False when it is the other's."""
+        return affected(await QUERIES.claim_namespace(self._connection, namespace=namespace, kind=kind)) == 1
+
+    async def namespace_kind(self, namespace: str) -> NamespaceKind | None:
+        """Whose names begin so; None when nobody's do."""
+        kind = await QUERIES.get_namespace_kind(self._connection, namespace=namespace)
+        return NamespaceKind(kind) if kind is not None else None
 
     async def name_kind(self, name: str) -> NameKind | None:
         """What a name means now; None when nobody has it."""

@@ -9,6 +9,7 @@ from finemesh.identity.v1 import identity_pb2, identity_service_pb2
 from finemesh.tuning.v1 import tuning_service_pb2
 from services.gateway.identity import keys
 from tests.contract.gateway.world import Tenant, World, add_tenant, gateway_world, refused
+from tests.harness.polling import eventually
 
 
 async def make_key(world: World, tenant: Tenant | None = None, **fields):
@@ -137,6 +138,21 @@ async def test_a_slug_is_unique_on_the_platform(world: World):
         request = identity_service_pb2.CreateProjectRequest(slug="other")
         await world.identities.CreateProject(request, metadata=world.bearer())
     assert await audit(world) == []
+
+
+async def test_a_slug_is_no_namespace_of_base_models(world: World):
+    async with refused("ALREADY_EXISTS", "ALREADY_EXISTS"):
+        request = identity_service_pb2.CreateProjectRequest(slug="llamas")
+        await world.identities.CreateProject(request, metadata=world.bearer())
+    assert await audit(world) == []
+    request.slug = "alpacas"
+    await world.identities.CreateProject(request, metadata=world.bearer())
+    # Those of a bootstrap are told as well, and each is told once.
+    told = await eventually(
+        lambda: world.pool.fetch("SELECT slug FROM projects WHERE namespace_told ORDER BY slug"),
+        lambda rows: len(rows) == 3,
+    )
+    assert sorted(world.names.claimed) == [row["slug"] for row in told] == ["acme", "alpacas", "other"]
 
 
 async def test_a_secret_is_never_shown_twice(world: World):

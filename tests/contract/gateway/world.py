@@ -20,7 +20,12 @@ from chassis.rpc.channel import open_channel
 from chassis.rpc.request_stream import whole
 from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
+from finemesh.artifacts.v1 import model_artifact_service_pb2
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceStub
+from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import (
+    ModelArtifactServiceServicer,
+    add_ModelArtifactServiceServicer_to_server,
+)
 from finemesh.files.v1 import file_pb2, file_service_pb2
 from finemesh.files.v1.file_service_pb2_grpc import FileServiceStub
 from finemesh.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
@@ -122,6 +127,22 @@ class Models(ModelServiceServicer):
         return model_service_pb2.ImportBaseModelResponse()
 
 
+class Names(ModelArtifactServiceServicer):
+    """Notes the namespaces that projects take; `bases` are those of base models."""
+
+    def __init__(self) -> None:
+        self.bases = {"llamas"}
+        self.claimed: list[str] = []
+
+    async def ClaimProjectNamespace(
+        self, request: model_artifact_service_pb2.ClaimProjectNamespaceRequest, context: Any
+    ) -> model_artifact_service_pb2.ClaimProjectNamespaceResponse:
+        if request.slug in self.bases:
+            raise errors.AlreadyExists("ALREADY_EXISTS", f"{request.slug} is the namespace of base models")
+        self.claimed.append(request.slug)
+        return model_artifact_service_pb2.ClaimProjectNamespaceResponse()
+
+
 class Inference(InferenceServiceServicer):
     """A scripted engine: answers with `words`; waits for `gate` after the first one."""
 
@@ -213,6 +234,7 @@ class World:
     pool: Pool
     tuning: Tuning
     models: Models
+    names: Names
     inference: Inference
     artifacts: Path
     channel: grpc.aio.Channel
@@ -290,7 +312,7 @@ async def refused(reason: str, code: str = "") -> AsyncIterator[list[errors.Doma
 
 @contextlib.asynccontextmanager
 async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overrides: Any) -> AsyncIterator[World]:
-    tuning, models, inference = Tuning(), Models(), Inference()
+    tuning, models, names, inference = Tuning(), Models(), Names(), Inference()
     ports: dict[str, int] = {}
 
     async def serve_scheduler(process: Process) -> None:
@@ -310,6 +332,9 @@ async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overri
             add_InferenceServiceServicer_to_server, inference, "finemesh.inference.v1.InferenceService", {"gateway"}
         )
         server.add(add_ModelServiceServicer_to_server, models, "finemesh.models.v1.ModelService", {"gateway"})
+        server.add(
+            add_ModelArtifactServiceServicer_to_server, names, "finemesh.artifacts.v1.ModelArtifactService", {"gateway"}
+        )
         ports["inference"] = await server.start()
 
     peer = ChassisSettings(service_name="scheduler", tls_dir=tls_dir, drain_grace_s=1)
@@ -353,6 +378,7 @@ async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overri
             pool=pool,
             tuning=tuning,
             models=models,
+            names=names,
             inference=inference,
             artifacts=folder / "artifacts",
             channel=channel,

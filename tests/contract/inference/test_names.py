@@ -95,6 +95,21 @@ async def test_a_deleted_name_is_free_again(world: World, base_folder: Path) -> 
         await ModelServiceStub(world.channel).ImportBaseModel(import_parts(base_folder, "demo/free"))
 
 
+async def test_a_namespace_is_that_of_bases_or_of_a_project(world: World, base_folder: Path) -> None:
+    names, stub = ModelArtifactServiceStub(world.channel), ModelServiceStub(world.channel)
+    for _ in range(2):
+        await names.ClaimProjectNamespace(artifacts.ClaimProjectNamespaceRequest(slug="llamas"))
+    with world.caller():
+        for model_id in ("llamas/small", "Llamas/small"):
+            with pytest.raises(AlreadyExists) as refused:
+                await stub.ImportBaseModel(import_parts(base_folder, model_id))
+            assert refused.value.violations[0].field == "header.model_id"
+        await stub.ImportBaseModel(import_parts(base_folder, "Alpacas/small"))
+    with pytest.raises(AlreadyExists) as refused:
+        await names.ClaimProjectNamespace(artifacts.ClaimProjectNamespaceRequest(slug="alpacas"))
+    assert refused.value.violations[0].field == "slug"
+
+
 async def test_the_scheduler_is_told_what_a_name_means(world: World, tuned_model: str) -> None:
     uses = artifacts.ModelNameUse
     with world.caller():

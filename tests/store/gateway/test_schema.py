@@ -95,7 +95,7 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
     )
     tables = {row["table_name"]: row["columns"] for row in rows}
     assert tables["organizations"] == "organization_id display_name create_time"
-    assert tables["projects"] == "project_id organization_id slug display_name create_time"
+    assert tables["projects"] == "project_id organization_id slug display_name create_time namespace_told"
     assert tables["api_keys"] == (
         "key_id project_id display_name secret_sha256 secret_prefix roles create_time revoke_time"
     )

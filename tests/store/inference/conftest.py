@@ -24,7 +24,7 @@ async def pool(make_settings: SettingsFactory) -> AsyncIterator[Pool]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def endpoint_world(pool: Pool, make_settings: SettingsFactory) -> EndpointWorld:
     """No endpoints yet, and one base model."""
-    await pool.execute("TRUNCATE endpoints, models, base_models, model_names, outbox")
+    await pool.execute("TRUNCATE endpoints, models, base_models, model_names, model_namespaces, outbox")
     await add_base(pool)
     shared = make_settings("inference")
     settings = InferenceSettings(

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from finemesh.artifacts.v1 import artifact_pb2 as finemesh_dot_artifacts_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2finemesh/artifacts/v1/model_artifact_service.proto\x12\x15\x66inemesh.artifacts.v1\x1a$finemesh/artifacts/v1/artifact.proto\"+\n\x17ResolveBaseModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\xae\x01\n\x18ResolveBaseModelResponse\x12\x31\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\x05\x12\x18\n\x10\x61\x64\x61pter_rank_max\x18\x05 \x01(\x05\"*\n\x16LookUpModelNameRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"K\n\x17LookUpModelNameResponse\x12\x30\n\x03use\x18\x01 \x01(\x0e\x32#.finemesh.artifacts.v1.ModelNameUse*\x8a\x01\n\x0cModelNameUse\x12\x1e\n\x1aMODEL_NAME_USE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_NAME_USE_BASE_MODEL\x10\x01\x12\x1e\n\x1aMODEL_NAME_USE_TUNED_MODEL\x10\x02\x12\x1b\n\x17MODEL_NAME_USE_ENDPOINT\x10\x03\x32\xfd\x01\n\x14ModelArtifactService\x12s\n\x10ResolveBaseModel\x12..finemesh.artifacts.v1.ResolveBaseModelRequest\x1a/.finemesh.artifacts.v1.ResolveBaseModelResponse\x12p\n\x0fLookUpModelName\x12-.finemesh.artifacts.v1.LookUpModelNameRequest\x1a..finemesh.artifacts.v1.LookUpModelNameResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2finemesh/artifacts/v1/model_artifact_service.proto\x12\x15\x66inemesh.artifacts.v1\x1a$finemesh/artifacts/v1/artifact.proto\"+\n\x17ResolveBaseModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\xae\x01\n\x18ResolveBaseModelResponse\x12\x31\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\x05\x12\x18\n\x10\x61\x64\x61pter_rank_max\x18\x05 \x01(\x05\"*\n\x16LookUpModelNameRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"K\n\x17LookUpModelNameResponse\x12\x30\n\x03use\x18\x01 \x01(\x0e\x32#.finemesh.artifacts.v1.ModelNameUse\",\n\x1c\x43laimProjectNamespaceRequest\x12\x0c\n\x04slug\x18\x01 \x01(\t\"\x1f\n\x1d\x43laimProjectNamespaceResponse*\x8a\x01\n\x0cModelNameUse\x12\x1e\n\x1aMODEL_NAME_USE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_NAME_USE_BASE_MODEL\x10\x01\x12\x1e\n\x1aMODEL_NAME_USE_TUNED_MODEL\x10\x02\x12\x1b\n\x17MODEL_NAME_USE_ENDPOINT\x10\x03\x32\x82\x03\n\x14ModelArtifactService\x12s\n\x10ResolveBaseModel\x12..finemesh.artifacts.v1.ResolveBaseModelRequest\x1a/.finemesh.artifacts.v1.ResolveBaseModelResponse\x12p\n\x0fLookUpModelName\x12-.finemesh.artifacts.v1.LookUpModelNameRequest\x1a..finemesh.artifacts.v1.LookUpModelNameResponse\x12\x82\x01\n\x15\x43laimProjectNamespace\x12\x33.finemesh.artifacts.v1.ClaimProjectNamespaceRequest\x1a\x34.finemesh.artifacts.v1.ClaimProjectNamespaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.artifacts.v1.model_artifact_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELNAMEUSE']._serialized_start=459
-  _globals['_MODELNAMEUSE']._serialized_end=597
+  _globals['_MODELNAMEUSE']._serialized_start=538
+  _globals['_MODELNAMEUSE']._serialized_end=676
   _globals['_RESOLVEBASEMODELREQUEST']._serialized_start=115
   _globals['_RESOLVEBASEMODELREQUEST']._serialized_end=158
   _globals['_RESOLVEBASEMODELRESPONSE']._serialized_start=161
@@ -42,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOOKUPMODELNAMEREQUEST']._serialized_end=379
   _globals['_LOOKUPMODELNAMERESPONSE']._serialized_start=381
   _globals['_LOOKUPMODELNAMERESPONSE']._serialized_end=456
-  _globals['_MODELARTIFACTSERVICE']._serialized_start=600
-  _globals['_MODELARTIFACTSERVICE']._serialized_end=853
+  _globals['_CLAIMPROJECTNAMESPACEREQUEST']._serialized_start=458
+  _globals['_CLAIMPROJECTNAMESPACEREQUEST']._serialized_end=502
+  _globals['_CLAIMPROJECTNAMESPACERESPONSE']._serialized_start=504
+  _globals['_CLAIMPROJECTNAMESPACERESPONSE']._serialized_end=535
+  _globals['_MODELARTIFACTSERVICE']._serialized_start=679
+  _globals['_MODELARTIFACTSERVICE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -151,3 +151,42 @@ class LookUpModelNameResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LookUpModelNameResponse: _TypeAlias = LookUpModelNameResponse  # noqa: Y015
+
+@_typing.final
+class ClaimProjectNamespaceRequest(_message.Message):
+    """Names the project's namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLUG_FIELD_NUMBER: _builtins.int
+    slug: _builtins.str
+    """The project's slug, for example `demo`."""
+    def __init__(
+        self,
+        *,
+        slug: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slug", b"slug"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimProjectNamespaceRequest: _TypeAlias = ClaimProjectNamespaceRequest  # noqa: Y015
+
+@_typing.final
+class ClaimProjectNamespaceResponse(_message.Message):
+    """The slug is the project's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimProjectNamespaceResponse: _TypeAlias = ClaimProjectNamespaceResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class ModelArtifactServiceStub:
                 request_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.SerializeToString,
                 response_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.FromString,
                 _registered_method=True)
+        self.ClaimProjectNamespace = channel.unary_unary(
+                '/finemesh.artifacts.v1.ModelArtifactService/ClaimProjectNamespace',
+                request_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceRequest.SerializeToString,
+                response_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceResponse.FromString,
+                _registered_method=True)
 
 
 class ModelArtifactServiceServicer:
@@ -66,6 +71,14 @@ class ModelArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimProjectNamespace(self, request, context):
+        """Takes a project's slug as the namespace of its models, so that no base model is imported under it.
+        ALREADY_EXISTS when base models have it. The same slug may be taken any number of times.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_ModelArtifactServiceServicer_to_server(servicer, server):
                     servicer.LookUpModelName,
                     request_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.FromString,
                     response_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.SerializeToString,
+            ),
+            'ClaimProjectNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimProjectNamespace,
+                    request_deserializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceRequest.FromString,
+                    response_serializer=finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class ModelArtifactService:
             '/finemesh.artifacts.v1.ModelArtifactService/LookUpModelName',
             finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameRequest.SerializeToString,
             finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.LookUpModelNameResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimProjectNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.artifacts.v1.ModelArtifactService/ClaimProjectNamespace',
+            finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceRequest.SerializeToString,
+            finemesh_dot_artifacts_dot_v1_dot_model__artifact__service__pb2.ClaimProjectNamespaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

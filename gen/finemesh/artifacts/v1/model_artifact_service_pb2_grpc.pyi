@@ -39,6 +39,10 @@ class ModelArtifactServiceStub:
     """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
     anything. Nothing is reserved: somebody else may take the name a moment later.
     """
+    ClaimProjectNamespace: _grpc.UnaryUnaryMultiCallable[_model_artifact_service_pb2.ClaimProjectNamespaceRequest, _model_artifact_service_pb2.ClaimProjectNamespaceResponse]
+    """Takes a project's slug as the namespace of its models, so that no base model is imported under it.
+    ALREADY_EXISTS when base models have it. The same slug may be taken any number of times.
+    """
 
 @_typing.type_check_only
 class ModelArtifactServiceAsyncStub(ModelArtifactServiceStub):
@@ -50,6 +54,10 @@ class ModelArtifactServiceAsyncStub(ModelArtifactServiceStub):
     LookUpModelName: _aio.UnaryUnaryMultiCallable[_model_artifact_service_pb2.LookUpModelNameRequest, _model_artifact_service_pb2.LookUpModelNameResponse]  # type: ignore[assignment]
     """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
     anything. Nothing is reserved: somebody else may take the name a moment later.
+    """
+    ClaimProjectNamespace: _aio.UnaryUnaryMultiCallable[_model_artifact_service_pb2.ClaimProjectNamespaceRequest, _model_artifact_service_pb2.ClaimProjectNamespaceResponse]  # type: ignore[assignment]
+    """Takes a project's slug as the namespace of its models, so that no base model is imported under it.
+    ALREADY_EXISTS when base models have it. The same slug may be taken any number of times.
     """
 
 class ModelArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +79,16 @@ class ModelArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_artifact_service_pb2.LookUpModelNameResponse, _abc.Awaitable[_model_artifact_service_pb2.LookUpModelNameResponse]]:
         """Says what a name that calls use means now, so that a job whose model could not have it is refused before it costs
         anything. Nothing is reserved: somebody else may take the name a moment later.
+        """
+
+    @_abc_1.abstractmethod
+    def ClaimProjectNamespace(
+        self,
+        request: _model_artifact_service_pb2.ClaimProjectNamespaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_artifact_service_pb2.ClaimProjectNamespaceResponse, _abc.Awaitable[_model_artifact_service_pb2.ClaimProjectNamespaceResponse]]:
+        """Takes a project's slug as the namespace of its models, so that no base model is imported under it.
+        ALREADY_EXISTS when base models have it. The same slug may be taken any number of times.
         """
 
 def add_ModelArtifactServiceServicer_to_server(servicer: ModelArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
