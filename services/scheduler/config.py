@@ -96,7 +96,10 @@ class SchedulerSettings(ChassisSettings):
     quotes_per_key_max: int = Field(
         default=20,
         ge=1,
-        description="Quotes and previews of one API key that wait for their analysis, or are analysed, at a replica.",
+        description="Of all replicas: quotes and previews of one API key that wait for their analysis or are analysed.",
+    )
+    quote_place_s: float = Field(
+        default=30.0, gt=0, description="So long after a replica died, the places of its quotes are free again."
     )
     metric_retention_s: float = Field(
         default=90 * 86_400.0, gt=0, description="A job's metric lines are deleted that long after its end."

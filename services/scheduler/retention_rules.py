@@ -23,6 +23,10 @@ def retention_rules(settings: SchedulerSettings) -> list[RetentionRule]:
             delete=lambda connection, batch_max: NodeStore(connection).prune(settings.node_retention_s, batch_max),
         ),
         RetentionRule(
+            name="quote_places",
+            delete=lambda connection, batch_max: AdmissionStore(connection).prune_quote_places(batch_max),
+        ),
+        RetentionRule(
             name="dataset_analyses",
             delete=lambda connection, batch_max: AdmissionStore(connection).prune_counts(
                 settings.analysis_retention_s, batch_max

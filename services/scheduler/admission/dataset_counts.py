@@ -91,8 +91,9 @@ class Analyzer:
             if for_job
             else dataset_service_pb2.ANALYSIS_PURPOSE_UNSPECIFIED,
         )
-        with nullcontext() if for_job else self._quotes.place(caller), acting_as(caller):
-            counted = await self._ask(request)
+        async with nullcontext() if for_job else self._quotes.place(caller):
+            with acting_as(caller):
+                counted = await self._ask(request)
         return await AdmissionStore(pool).insert_counts(key, counted, self._database.now())
 
     async def _ask(self, request: dataset_service_pb2.AnalyzeDatasetRequest) -> FileCounts:

@@ -75,7 +75,7 @@ class Previewer:
             tokens_shown_max=request.tokens_shown_max,
         )
         timeout_s = self._settings.analysis_deadline_s
-        with self._quotes.place(caller):
+        async with self._quotes.place(caller):
             answer = await first_answer(
                 self._database, self._peers, lambda trainer: trainer.PreviewDataset(wanted, timeout=timeout_s)
             )

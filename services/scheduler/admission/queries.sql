@@ -65,3 +65,31 @@ INSERT INTO dataset_analyses (
     :preparation_version, :rows_per_second, :now
 )
 ON CONFLICT (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version) DO NOTHING;
+
+-- name: lock_quotes_of_key(account, subject)!
+-- Lets the quotes of one API key take places one after the other, in all replicas.
+SELECT pg_advisory_xact_lock(hashtextextended('quotes of ' || :account::text || ' ' || :subject::text, 0));
+
+-- name: take_quote_place(place_id, account, subject, per_key_max, duration_s)!
+-- Takes a place unless the key has as many as it gets.
+INSERT INTO quote_places (place_id, account, subject, expire_time)
+SELECT :place_id, :account::text, :subject::text, now() + make_interval(secs => :duration_s)
+WHERE (
+    SELECT count(*) FROM quote_places
+    WHERE account = :account::text AND subject = :subject::text AND expire_time > now()
+) < :per_key_max::bigint;
+
+-- name: renew_quote_places(place_ids, duration_s)!
+-- Puts off the end of places whose calls go on.
+UPDATE quote_places SET expire_time = now() + make_interval(secs => :duration_s) WHERE place_id = ANY(:place_ids::uuid[]);
+
+-- name: release_quote_place(place_id)!
+-- Gives a place back.
+DELETE FROM quote_places WHERE place_id = :place_id;
+
+-- name: prune_quote_places(batch_max)!
+-- Deletes a bounded batch of places whose process died.
+DELETE FROM quote_places
+WHERE place_id IN (
+    SELECT place_id FROM quote_places WHERE expire_time < now() LIMIT :batch_max FOR UPDATE SKIP LOCKED
+);

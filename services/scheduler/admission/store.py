@@ -1,8 +1,11 @@
-"""What admission reads and keeps: jobs and checkpoints to continue from, and token counts of analysed files."""
+"""What admission reads and keeps: jobs and checkpoints to continue from, token counts of analysed files, and quotes in
+line."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 from chassis.db.pool import Connection, Pool
 from chassis.db.queries import affected, load_queries
@@ -97,3 +100,28 @@ class AdmissionStore:
         first = await self.get_counts(key, counts.preparation_version)
         assert first is not None
         return first
+
+    async def take_quote_place(
+        self, place_id: UUID, *, account: str, subject: str, per_key_max: int, duration_s: float
+    ) -> bool:
+        """In a transaction; False when the key has `per_key_max` places already."""
+        await _QUERIES.lock_quotes_of_key(self._connection, account=account, subject=subject)
+        status = await _QUERIES.take_quote_place(
+            self._connection,
+            place_id=place_id,
+            account=account,
+            subject=subject,
+            per_key_max=per_key_max,
+            duration_s=duration_s,
+        )
+        return affected(status) > 0
+
+    async def renew_quote_places(self, place_ids: Collection[UUID], duration_s: float) -> None:
+        await _QUERIES.renew_quote_places(self._connection, place_ids=sorted(place_ids), duration_s=duration_s)
+
+    async def release_quote_place(self, place_id: UUID) -> None:
+        await _QUERIES.release_quote_place(self._connection, place_id=place_id)
+
+    async def prune_quote_places(self, batch_max: int) -> int:
+        """Deletes places whose process died, at most so many; returns how many."""
+        return affected(await _QUERIES.prune_quote_places(self._connection, batch_max=batch_max))

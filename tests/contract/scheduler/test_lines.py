@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from chassis.errors import ResourceExhausted
 from chassis.identity import Caller, acting_as
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from tests.contract.scheduler.world import OWNER, STRANGER, World
+from tests.harness.polling import eventually
 
 _pb = tuning_service_pb2
 LARGE_BYTES = 1 << 30
@@ -76,7 +78,28 @@ async def test_a_key_has_so_many_quotes_and_previews_in_line_and_no_more(world: 
         name = await world.create()
         await world.when(name, lambda job: job.quoted_nanos_usd > 0)
         await cancelled(tasks[:1])
-        assert (await quote(world, world.spec())).total_nanos_usd > 0
+
+        async def has_a_place() -> bool:
+            try:
+                return bool((await quote(world, world.spec())).total_nanos_usd > 0)
+            except ResourceExhausted:
+                return False
+
+        await eventually(has_a_place)
+        await cancelled(tasks)
+
+
+async def test_a_second_replica_gives_a_key_no_further_places(world: World, tmp_path: Path) -> None:
+    places = world.settings.quotes_per_key_max
+    async with world.agent(), world.second_replica(tmp_path) as second:
+        tasks = [quote(world, hanging(world)) for _ in range(places)]
+        await world.script.until(lambda: len(world.script.at_work) == places)
+        with acting_as(OWNER), pytest.raises(ResourceExhausted) as refused:
+            await second.QuoteTuningJob(_pb.QuoteTuningJobRequest(spec=hanging(world)), timeout=10)
+        assert refused.value.metadata["limit"] == "quotes_per_key_max"
+        with acting_as(key(7)):
+            known = await second.QuoteTuningJob(_pb.QuoteTuningJobRequest(spec=world.spec()), timeout=10)
+        assert known.total_nanos_usd > 0
         await cancelled(tasks)
 
 

@@ -52,6 +52,20 @@ class World:
             **values,
         )
 
+    @asynccontextmanager
+    async def second_replica(self, folder: Path) -> AsyncIterator[Any]:
+        """Another scheduler on the same database and bus, for users; yields its tuning service."""
+        port_file = folder / "second"
+        files = {"port_file": port_file, "agents_port_file": folder / "second_agents"}
+        settings = self.settings.model_copy(update=files)
+        async with living(settings, lambda process: main(process, settings)):
+            target = f"127.0.0.1:{port_file.read_text().strip()}"
+            channel = open_channel(self.make_settings("gateway"), target, "scheduler")
+            try:
+                yield tuning_service_pb2_grpc.TuningServiceStub(channel)
+            finally:
+                await channel.close()
+
     def node_settings(self, node: str) -> ChassisSettings:
         """Of an agent with the certificate of this node."""
         return self.make_settings("trainer", tls_dir=node_tls_dir(self.settings.tls_dir, node))
