@@ -38,6 +38,7 @@ from services.billing.archive.archive_keeper import ArchiveKeeper
 from services.billing.archive.archive_watch import ArchiveWatch
 from services.billing.archive.archiver import Archiver
 from services.billing.audit.archive_audit import ArchiveAudit
+from services.billing.budgets.cap_refusals import CapRefusals
 from services.billing.config import MIGRATIONS, BillingSettings
 from services.billing.events import DURABLE, FAMILIES, Events
 from services.billing.holds.expiry import Expiry, OverdueWatch
@@ -71,6 +72,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     await collector.begin()
     keep("lease_collector", collector.run)
     recall = Recall(pool, settings, clock=clock)
+    refusals = CapRefusals(pool, outbox, clock=clock)
 
     expiry = Expiry(pool, catalogue, outbox, consumer=DURABLE, clock=clock)
     keep("overdue_watch", OverdueWatch(pool, settings, clock=clock).run)
@@ -94,13 +96,13 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         hold_service_pb2_grpc.add_HoldServiceServicer_to_server,
-        HoldService(pool, catalogue, settings, outbox, expiry, consumer, recall, clock=clock),
+        HoldService(pool, catalogue, settings, outbox, expiry, consumer, recall, refusals, clock=clock),
         "finemesh.holds.v1.HoldService",
         allow={"scheduler"},
     )
     server.add(
         credit_lease_service_pb2_grpc.add_CreditLeaseServiceServicer_to_server,
-        CreditLeaseService(pool, catalogue, settings, recall, clock=clock),
+        CreditLeaseService(pool, catalogue, settings, recall, refusals, clock=clock),
         "finemesh.credit.v1.CreditLeaseService",
         allow={"inference"},
     )

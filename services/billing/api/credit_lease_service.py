@@ -12,6 +12,7 @@ from chassis.names import is_id
 from finemesh.credit.v1 import credit_lease_service_pb2 as pb
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from services.billing.api.errors import typed_errors
+from services.billing.budgets.cap_refusals import CapRefusals
 from services.billing.budgets.caps import Spender
 from services.billing.config import BillingSettings
 from services.billing.leasing.credit_lease import CreditLease, Wish
@@ -23,12 +24,20 @@ from services.billing.prices.catalogue import Catalogue
 
 class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceServicer):
     def __init__(
-        self, pool: Pool, catalogue: Catalogue, settings: BillingSettings, recall: Recall, *, clock: Clock
+        self,
+        pool: Pool,
+        catalogue: Catalogue,
+        settings: BillingSettings,
+        recall: Recall,
+        cap_refusals: CapRefusals,
+        *,
+        clock: Clock,
     ) -> None:
         self._pool = pool
         self._catalogue = catalogue
         self._settings = settings
         self._recall = recall
+        self._cap_refusals = cap_refusals
         self._clock = clock
 
     async def GetTokenPrice(self, request: pb.GetTokenPriceRequest, context: Any) -> pb.GetTokenPriceResponse:
@@ -58,9 +67,10 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
                 wanted_nanos_usd=request.wanted_nanos_usd,
             ),
         )
-        granted = await self._recall.retrying(
-            lambda: self._grant(wanted), organization_id=wanted.organization_id, asking_lease_id=wanted.lease_id
-        )
+        async with self._cap_refusals.telling(wanted.organization_id, wanted.spender):
+            granted = await self._recall.retrying(
+                lambda: self._grant(wanted), organization_id=wanted.organization_id, asking_lease_id=wanted.lease_id
+            )
         return pb.GrantCreditResponse(granted_nanos_usd=granted.granted_nanos_usd)
 
     async def RenewCreditLeases(

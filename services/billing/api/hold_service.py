@@ -17,6 +17,8 @@ from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import price_to_proto, work_from_proto
 from services.billing.api.errors import typed_errors
+from services.billing.budgets.cap_refusals import CapRefusals
+from services.billing.budgets.caps import Spender
 from services.billing.budgets.review import review_spending
 from services.billing.config import BillingSettings
 from services.billing.holds import holding
@@ -39,6 +41,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         expiry: Expiry,
         consumer: Consumer,
         recall: Recall,
+        cap_refusals: CapRefusals,
         *,
         clock: Clock,
     ) -> None:
@@ -51,6 +54,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         self._expiry = expiry
         self._consumer = consumer
         self._recall = recall
+        self._cap_refusals = cap_refusals
         self._late_usage = settings.credit_late_usage
         self._clock = clock
 
@@ -76,10 +80,12 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         parse_name(identity_pb2.Organization, f"organizations/{request.organization_id}", "organization_id")
         with typed_errors("price."):
             book = self._current_book(request.price.price_book_version)
-            hold = await self._recall.retrying(
-                lambda: self._hold(request, format_name(tuning_job_pb2.TuningJob, **parts), book),
-                organization_id=request.organization_id,
-            )
+            whose = Spender(request.project_id, request.api_key_id)
+            async with self._cap_refusals.telling(request.organization_id, whose):
+                hold = await self._recall.retrying(
+                    lambda: self._hold(request, format_name(tuning_job_pb2.TuningJob, **parts), book),
+                    organization_id=request.organization_id,
+                )
         self._outbox.wake()
         made_by = self._catalogue.version(hold.price_book_version)
         return hold_service_pb2.CreateHoldResponse(

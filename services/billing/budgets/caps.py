@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 ALERT_PERCENTS_DEFAULT = (50, 80, 100)
 ALERT_PERCENTS_MAX = 10
+WHOLE_CAP_PERCENT = 100
 
 
 class Spender(NamedTuple):

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from chassis.bus.subjects import subject_of
 from chassis.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
+from finemesh.billing.v1.budget_service_pb2 import SetBudgetRequest
+from finemesh.billing.v1.budget_service_pb2_grpc import BudgetServiceStub
 from finemesh.credit.v1 import credit_lease_service_pb2 as pb
 from finemesh.credit.v1.credit_lease_service_pb2_grpc import CreditLeaseServiceStub
+from finemesh.events.v1.billing_events_pb2 import SpendThresholdReached as Reached
 from tests.contract.billing.conftest import Customer, Mesh
 
 MODEL = "finemesh/demo-llama"
@@ -68,6 +72,28 @@ async def test_a_job_gets_what_idle_leases_hold(leases: Any, holder: str, custom
     back = [pb.ReturnedCredit(lease_id=lease_id, revision=2) for lease_id in recalled]
     await leases.RenewCreditLeases(pb.RenewCreditLeasesRequest(holder=holder, returns=back))
     assert (await job).quote.total_nanos_usd == 5 * 10**9
+
+
+async def test_a_call_that_the_cap_stops_is_told_once_a_month(
+    mesh: Mesh, leases: Any, holder: str, customer: Customer
+) -> None:
+    """Calls stop short of a cap, so spending alone may never reach it."""
+    await customer.pay_in(100 * 10**9)
+    with customer.calling("admin"):
+        budgets = BudgetServiceStub(mesh.channels["gateway"])
+        await budgets.SetBudget(SetBudgetRequest(monthly_cap_nanos_usd=1000, alert_percents=[50]))
+    for number in range(3):
+        with pytest.raises(FailedPrecondition, match="SPEND_CAP_EXCEEDED"):
+            await leases.GrantCredit(wish(customer, holder, 1001 + number))
+    with pytest.raises(FailedPrecondition, match="SPEND_CAP_EXCEEDED"):
+        await customer.hold()
+    told = [
+        event
+        for row in await mesh.pool.fetch("SELECT payload FROM outbox WHERE subject = $1", subject_of(Reached))
+        if (event := Reached.FromString(row["payload"])).organization_id == customer.organization
+    ]
+    assert [(event.percent, event.spent_nanos_usd, event.cap_nanos_usd) for event in told] == [(100, 0, 1000)]
+    assert (told[0].refused_nanos_usd, told[0].project_id, told[0].api_key_id) == (1001, customer.project, "")
 
 
 async def test_the_price_is_told_for_the_hour_to_come(leases: Any) -> None:

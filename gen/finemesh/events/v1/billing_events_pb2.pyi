@@ -69,7 +69,9 @@ Global___CreditStateChanged: _TypeAlias = CreditStateChanged  # noqa: Y015
 
 @_typing.final
 class SpendThresholdReached(_message.Message):
-    """A project or key reached a share of its monthly cap that somebody wants to hear of. Once per budget, month and share."""
+    """A project or key reached a share of its monthly cap that somebody wants to hear of, or its cap refused a call or a job,
+    which counts as the whole of it. Once per budget, month and share.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -81,6 +83,7 @@ class SpendThresholdReached(_message.Message):
     SPENT_NANOS_USD_FIELD_NUMBER: _builtins.int
     CAP_NANOS_USD_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    REFUSED_NANOS_USD_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Id of the organization."""
     project_id: _builtins.str
@@ -95,6 +98,8 @@ class SpendThresholdReached(_message.Message):
     """Spent and held in the month so far, in nano-dollars."""
     cap_nanos_usd: _builtins.int
     """The cap in nano-dollars."""
+    refused_nanos_usd: _builtins.int
+    """What was refused because the cap left less, in nano-dollars; 0 when the share was reached by spending."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -110,10 +115,11 @@ class SpendThresholdReached(_message.Message):
         spent_nanos_usd: _builtins.int = ...,
         cap_nanos_usd: _builtins.int = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        refused_nanos_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "cap_nanos_usd", b"cap_nanos_usd", "event_time", b"event_time", "month", b"month", "organization_id", b"organization_id", "percent", b"percent", "project_id", b"project_id", "spent_nanos_usd", b"spent_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "cap_nanos_usd", b"cap_nanos_usd", "event_time", b"event_time", "month", b"month", "organization_id", b"organization_id", "percent", b"percent", "project_id", b"project_id", "refused_nanos_usd", b"refused_nanos_usd", "spent_nanos_usd", b"spent_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
