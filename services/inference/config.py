@@ -142,6 +142,12 @@ class InferenceSettings(ChassisSettings):
     credit_part_tokens: int = Field(
         default=4096, ge=2, description="Tokens that a streamed answer reserves at a time; shorter ones reserve all."
     )
+    endpoint_minutes_covered_min: int = Field(
+        default=10,
+        ge=0,
+        le=1440,
+        description="An endpoint starts when credit and caps cover so many of its minutes; 0 asks for nothing.",
+    )
     spending_poll_s: float = Field(
         default=2.0, gt=0, description="Pause between looks at what another process heard of credit and caps."
     )

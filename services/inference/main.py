@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+import grpc
 from google.protobuf.message import Message
 
 from chassis.bus import STREAMS_HEALTH
@@ -59,6 +60,7 @@ from services.inference.serving.shared_devices import SharedDevices
 from services.inference.serving.target import Targets
 from services.inference.serving.weights_cache import WeightsCache
 from services.inference.spending.credit_keeper import CreditKeeper
+from services.inference.spending.first_minutes import FirstMinutes
 from services.inference.spending.reservations import Reservations
 from services.inference.spending.spend_guard import SpendGuard
 from services.inference.spending.token_price import TokenPrices
@@ -93,7 +95,9 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     shared = SharedDevices(devices, holder=claims.owner, settings=settings, clock=clock)
     engines = EnginePool(open_engine=opener, engines_max=settings.engines_max, clock=clock, devices=shared)
     process.on_drain(DrainStage.RELEASE_LEASES, engines.close)
-    reservations = open_reservations(process, keep, settings, clock, ids)
+    billing = open_billing(process, settings)
+    reservations = open_reservations(process, keep, billing, settings, clock, ids)
+    first_minutes = FirstMinutes(billing, settings)
     serving = Serving(Targets(pool), engines, cache, meter, reservations, settings=settings, clock=clock)
     spend_guard = SpendGuard(pool, poll_s=settings.spending_poll_s, clock=clock)
     await spend_guard.load()
@@ -117,14 +121,16 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     leftovers = Leftovers(uploads, [imports], interval_s=settings.leftover_interval_s, clock=clock)
     keep("leftovers", leftovers.run)
     importer = BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
-    creation = Creation(pool, transitions, spend_guard, endpoints_max=settings.endpoints_max, clock=clock, ids=ids)
+    creation = Creation(
+        pool, transitions, spend_guard, first_minutes, endpoints_max=settings.endpoints_max, clock=clock, ids=ids
+    )
     local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})
     bus.report_to(server.component(STREAMS_HEALTH))
     add_services(
         server,
         models=ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
-        endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, clock=clock),
+        endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, first_minutes, clock=clock),
         inference=ForwardingService(local, owners, own_name=settings.service_name),
         artifacts=ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
     )
@@ -133,12 +139,22 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("endpoint_reconciler", reconciler.run, until=DrainStage.FINISH_CALLS)
 
 
-def open_reservations(
-    process: Process, keep: Callable[..., None], settings: InferenceSettings, clock: Clock, ids: Ids
-) -> Reservations:
-    """What calls reserve from leases of credit, which are kept alive and in the end given back."""
+def open_billing(process: Process, settings: InferenceSettings) -> grpc.aio.Channel:
+    """Billing as inference calls it."""
     billing = open_channel(settings, settings.billing_address, "billing")
     process.on_drain(DrainStage.CLOSE_BUS, billing.close)
+    return billing
+
+
+def open_reservations(
+    process: Process,
+    keep: Callable[..., None],
+    billing: grpc.aio.Channel,
+    settings: InferenceSettings,
+    clock: Clock,
+    ids: Ids,
+) -> Reservations:
+    """What calls reserve from leases of credit, which are kept alive and in the end given back."""
     credit = CreditKeeper(billing, settings=settings, clock=clock, ids=ids)
     keep("credit_keeper", credit.run, until=DrainStage.FINISH_CALLS)
     process.on_drain(DrainStage.RELEASE_LEASES, credit.close)

@@ -60,7 +60,6 @@ from services.scheduler.watching.store import notify
 
 async def main(process: Process, settings: SchedulerSettings) -> None:
     clock, ids = SystemClock(), SystemIds()
-
     pool, agents_pool = await open_pools(process, settings)
     await migrate(pool, [MIGRATIONS])
     bus = await connect(settings)

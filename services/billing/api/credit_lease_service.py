@@ -16,10 +16,13 @@ from services.billing.budgets.cap_refusals import CapRefusals
 from services.billing.budgets.caps import Spender
 from services.billing.config import BillingSettings
 from services.billing.leasing.credit_lease import CreditLease, Wish
-from services.billing.leasing.granting import GrantRequest, grant
+from services.billing.leasing.granting import GrantRequest, check_room, grant
 from services.billing.leasing.recall import Recall
 from services.billing.leasing.store import LeaseStore, Returned
 from services.billing.prices.catalogue import Catalogue
+
+# A day of minutes; also of devices, which is more than any endpoint has.
+MINUTES_CHECKED_MAX = 1440
 
 
 class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceServicer):
@@ -73,6 +76,31 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
             )
         return pb.GrantCreditResponse(granted_nanos_usd=granted.granted_nanos_usd)
 
+    async def CheckEndpointMinutes(
+        self, request: pb.CheckEndpointMinutesRequest, context: Any
+    ) -> pb.CheckEndpointMinutesResponse:
+        for field in ("organization_id", "project_id"):
+            self._check_id(field, getattr(request, field))
+        refuse_invalid(
+            [
+                FieldViolation(field, f"must be from 1 to {MINUTES_CHECKED_MAX}")
+                for field in ("device_count", "minutes")
+                if not 1 <= getattr(request, field) <= MINUTES_CHECKED_MAX
+            ]
+        )
+        book = self._catalogue.at(self._clock.now())
+        with typed_errors():
+            rate = book.hosting_rate(request.hardware_type) if request.hardware_type else book.cheapest_hosting_rate()
+        required_nanos_usd = request.minutes * request.device_count * rate.nanos_usd_per_device_minute
+        what = f"an endpoint for its first {request.minutes} minutes"
+        spender = Spender(request.project_id)
+        async with self._cap_refusals.telling(request.organization_id, spender):
+            await self._recall.retrying(
+                lambda: self._check_room(request.organization_id, spender, required_nanos_usd, what),
+                organization_id=request.organization_id,
+            )
+        return pb.CheckEndpointMinutesResponse(required_nanos_usd=required_nanos_usd)
+
     async def RenewCreditLeases(
         self, request: pb.RenewCreditLeasesRequest, context: Any
     ) -> pb.RenewCreditLeasesResponse:
@@ -109,6 +137,18 @@ class CreditLeaseService(credit_lease_service_pb2_grpc.CreditLeaseServiceService
                 share=self._settings.credit_lease_share,
                 late_usage=self._settings.credit_late_usage,
                 now=self._clock.now(),
+            )
+
+    async def _check_room(self, organization_id: str, spender: Spender, required_nanos_usd: int, what: str) -> None:
+        async with transaction(self._pool) as connection:
+            await check_room(
+                connection,
+                organization_id=organization_id,
+                spender=spender,
+                required_nanos_usd=required_nanos_usd,
+                late_usage=self._settings.credit_late_usage,
+                now=self._clock.now(),
+                what=what,
             )
 
     def _check(self, request: pb.GrantCreditRequest) -> None:

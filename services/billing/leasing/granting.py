@@ -54,10 +54,29 @@ async def grant(
     total = grown(room, request.wish, granted_nanos_usd=lease.granted_nanos_usd, share=share)
     required = request.wish.required_nanos_usd
     if total < required:
-        raise _refusal(room, required - lease.granted_nanos_usd, Month.of(now))
+        raise _refusal(room, required - lease.granted_nanos_usd, Month.of(now), what="the call")
     granted = replace(lease, granted_nanos_usd=total, revision=request.revision)
     await leases.save(granted)
     return granted
+
+
+async def check_room(
+    connection: Connection,
+    *,
+    organization_id: str,
+    spender: Spender,
+    required_nanos_usd: int,
+    late_usage: timedelta,
+    now: datetime,
+    what: str,
+) -> None:
+    """A typed error when credit or caps leave less than `what` needs, beside all leases and holds. It takes nothing."""
+    standings = await LedgerStore(connection).lock([organization_id])
+    budgets = await budgets_of(connection, organization_id, spender, now)
+    leased = await LeaseStore(connection).get_leased(organization_id, spender, late_usage)
+    room = room_of(standings[organization_id].balances.available_nanos_usd, budgets, leased)
+    if required_nanos_usd > room.nanos_usd:
+        raise _refusal(room, required_nanos_usd, Month.of(now), what=what)
 
 
 def balance_insufficient(error: BalanceInsufficient, *, what: str) -> FailedPrecondition:
@@ -92,10 +111,10 @@ def _owner(lease: CreditLease) -> tuple[str, str, Spender]:
     return lease.holder, lease.organization_id, Spender(lease.project_id, lease.api_key_id)
 
 
-def _refusal(room: Room, required_nanos_usd: int, month: Month) -> FailedPrecondition:
+def _refusal(room: Room, required_nanos_usd: int, month: Month, *, what: str) -> FailedPrecondition:
     if room.budget is None:
         error = BalanceInsufficient(required_nanos_usd=required_nanos_usd, available_nanos_usd=room.nanos_usd)
-        return balance_insufficient(error, what="the call")
+        return balance_insufficient(error, what=what)
     left = max(0, room.nanos_usd)
     exceeded = CapExceeded(room.budget, required_nanos_usd=required_nanos_usd, room_nanos_usd=left)
-    return cap_exceeded(exceeded, month, what="the call")
+    return cap_exceeded(exceeded, month, what=what)

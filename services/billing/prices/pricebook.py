@@ -163,6 +163,12 @@ class PriceBook:
             raise PriceUnknown(f"price book {self.version} has no price for hardware {hardware_type!r}")
         return entry
 
+    def cheapest_hosting_rate(self) -> HostingRate:
+        """Of the hardware that has a price, for a device of any type."""
+        if not self.hosting_rates:
+            raise PriceUnknown(f"price book {self.version} has no price for hardware")
+        return min(self.hosting_rates, key=lambda rate: rate.nanos_usd_per_device_hour)
+
     def cluster_rate(self, hardware_type: str) -> ClusterRate:
         entry = _best(self.cluster_rates, hardware_type, None)
         if entry is None:

@@ -21,6 +21,7 @@ from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
 from services.inference.models.domain import NameKind
 from services.inference.models.store import ModelStore
+from services.inference.spending.first_minutes import FirstMinutes
 from services.inference.spending.spend_guard import SpendGuard
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -38,6 +39,7 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         transitions: Transitions,
         reconciler: EndpointReconciler,
         spend_guard: SpendGuard,
+        first_minutes: FirstMinutes,
         *,
         clock: Clock,
     ) -> None:
@@ -46,6 +48,7 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         self._transitions = transitions
         self._reconciler = reconciler
         self._spend_guard = spend_guard
+        self._first_minutes = first_minutes
         self._clock = clock
 
     async def CreateEndpoint(
@@ -79,6 +82,14 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         self, request: endpoint_service_pb2.StartEndpointRequest, context: object
     ) -> endpoint_service_pb2.StartEndpointResponse:
         self._spend_guard.check(current_caller())
+        async with self._pool.acquire() as connection:
+            found = await self._find(connection, request.name)
+        await self._first_minutes.require(
+            organization_id=found.organization_id,
+            project_id=found.project_id,
+            hardware_type=found.hardware_type,
+            device_count=found.gpu_count,
+        )
         moved = await self._move(request.name, EndpointEvent.START)
         return endpoint_service_pb2.StartEndpointResponse(endpoint=convert.endpoint_to_proto(moved))
 

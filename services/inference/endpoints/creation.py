@@ -14,6 +14,7 @@ from services.inference.endpoints.store import EndpointStore
 from services.inference.endpoints.transitions import Transitions
 from services.inference.models.domain import NameKind, name_taken, unknown_model
 from services.inference.models.store import ModelStore
+from services.inference.spending.first_minutes import FirstMinutes
 from services.inference.spending.spend_guard import SpendGuard
 
 
@@ -37,6 +38,7 @@ class Creation:
         pool: Pool,
         transitions: Transitions,
         spend_guard: SpendGuard,
+        first_minutes: FirstMinutes,
         *,
         endpoints_max: int,
         clock: Clock,
@@ -45,18 +47,29 @@ class Creation:
         self._pool = pool
         self._transitions = transitions
         self._spend_guard = spend_guard
+        self._first_minutes = first_minutes
         self._endpoints_max = endpoints_max
         self._clock = clock
         self._ids = ids
 
     async def create(self, caller: Caller, wanted: WantedEndpoint) -> Endpoint:
         """The new endpoint, or the one that the same request made before; a typed error says what is in its way."""
+        async with self._pool.acquire() as connection:
+            earlier = await _earlier(connection, caller, wanted)
+        if earlier is not None:
+            return earlier
+        self._spend_guard.check(caller)
+        await self._first_minutes.require(
+            organization_id=caller.account,
+            project_id=caller.tenant,
+            hardware_type=wanted.hardware_type,
+            device_count=max(1, wanted.gpu_count),
+        )
         async with transaction(self._pool) as connection:
-            if wanted.request_id:
-                earlier = await EndpointStore(connection).find_request(caller.tenant, wanted.request_id)
-                if earlier is not None:
-                    return await _repeated(connection, caller, earlier, wanted.fingerprint)
-            self._spend_guard.check(caller)
+            # The same request may have come twice at once.
+            earlier = await _earlier(connection, caller, wanted)
+            if earlier is not None:
+                return earlier
             await self._check_model_and_count(connection, caller, wanted.model)
             endpoint = self._endpoint(caller, wanted)
             named = await ModelStore(connection).claim_name(endpoint.endpoint_id, NameKind.ENDPOINT, owner=endpoint.id)
@@ -87,9 +100,14 @@ class Creation:
         )
 
 
-async def _repeated(connection: Connection, caller: Caller, earlier: tuple[str, str], fingerprint: str) -> Endpoint:
+async def _earlier(connection: Connection, caller: Caller, wanted: WantedEndpoint) -> Endpoint | None:
     """The endpoint that the same request made before."""
-    if earlier[1] != fingerprint:
+    earlier = None
+    if wanted.request_id:
+        earlier = await EndpointStore(connection).find_request(caller.tenant, wanted.request_id)
+    if earlier is None:
+        return None
+    if earlier[1] != wanted.fingerprint:
         raise AlreadyExists("REQUEST_ID_REUSED", "this request_id came before with a different request")
     found = await EndpointStore(connection).find(caller.tenant, id=earlier[0])
     if found is None:

@@ -96,6 +96,32 @@ async def test_a_call_that_the_cap_stops_is_told_once_a_month(
     assert (told[0].refused_nanos_usd, told[0].project_id, told[0].api_key_id) == (1001, customer.project, "")
 
 
+async def test_first_minutes_of_an_endpoint_have_to_be_covered(
+    mesh: Mesh, leases: Any, holder: str, customer: Customer
+) -> None:
+    """By what leases do not hold, and of any hardware by the cheapest."""
+    request = pb.CheckEndpointMinutesRequest(
+        organization_id=customer.organization, project_id=customer.project, device_count=2, minutes=10
+    )
+    await customer.pay_in(20 * 10**6)
+    assert (await leases.CheckEndpointMinutes(request)).required_nanos_usd == 20 * 10**6
+    request.hardware_type = "nvidia-h100-80gb"
+    with pytest.raises(FailedPrecondition, match="BALANCE_INSUFFICIENT") as refused:
+        await leases.CheckEndpointMinutes(request)
+    assert refused.value.metadata["shortfall_nanos_usd"] == str(20 * 56_000_000 - 20 * 10**6)
+    assert "an endpoint for its first 10 minutes needs 1.12 USD" in refused.value.message
+    request.hardware_type = "a-rock"
+    with pytest.raises(InvalidArgument, match="PRICE_UNKNOWN"):
+        await leases.CheckEndpointMinutes(request)
+    request.hardware_type = "cpu"
+    with customer.calling("admin"):
+        budgets = BudgetServiceStub(mesh.channels["gateway"])
+        await budgets.SetBudget(SetBudgetRequest(monthly_cap_nanos_usd=20 * 10**6 - 1))
+    with pytest.raises(FailedPrecondition, match="SPEND_CAP_EXCEEDED") as refused:
+        await leases.CheckEndpointMinutes(request)
+    assert refused.value.metadata["shortfall_nanos_usd"] == "1"
+
+
 async def test_the_price_is_told_for_the_hour_to_come(leases: Any) -> None:
     told = await leases.GetTokenPrice(pb.GetTokenPriceRequest(base_model=MODEL))
     assert (told.input_nanos_usd_per_million, told.output_nanos_usd_per_million) == (50_000_000, 100_000_000)

@@ -17,7 +17,7 @@ from finemesh.credit.v1 import credit_lease_service_pb2 as pb
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from tests.harness.living import living
 
-INPUT_NANOS_USD, OUTPUT_NANOS_USD = 50, 100
+INPUT_NANOS_USD, OUTPUT_NANOS_USD, MINUTE_NANOS_USD = 50, 100, 1_000_000
 PLENTY = 10**15
 
 
@@ -55,14 +55,22 @@ class ScriptedBilling(credit_lease_service_pb2_grpc.CreditLeaseServiceServicer):
         room = self.credit.get(request.organization_id, PLENTY)
         required = max(0, request.required_nanos_usd - before)
         if required > room:
-            told = {"required": required, "available": room, "shortfall": required - room}
-            metadata = {f"{name}_nanos_usd": str(amount) for name, amount in told.items()}
-            raise FailedPrecondition("BALANCE_INSUFFICIENT", "not enough", metadata=metadata)
+            raise _insufficient(required, room)
         ahead = min(request.wanted_nanos_usd - before, room // 8)
         grown = max(required, min(request.needed_nanos_usd - before, room), ahead)
         self.credit[request.organization_id] = room - grown
         self.leases[request.lease_id] = (request.organization_id, before + grown)
         return pb.GrantCreditResponse(granted_nanos_usd=before + grown)
+
+    async def CheckEndpointMinutes(
+        self, request: pb.CheckEndpointMinutesRequest, context: object
+    ) -> pb.CheckEndpointMinutesResponse:
+        self._look()
+        required = request.minutes * request.device_count * MINUTE_NANOS_USD
+        room = self.credit.get(request.organization_id, PLENTY)
+        if required > room:
+            raise _insufficient(required, room)
+        return pb.CheckEndpointMinutesResponse(required_nanos_usd=required)
 
     async def RenewCreditLeases(
         self, request: pb.RenewCreditLeasesRequest, context: object
@@ -81,6 +89,12 @@ class ScriptedBilling(credit_lease_service_pb2_grpc.CreditLeaseServiceServicer):
     def _look(self) -> None:
         if self.away:
             raise Unavailable("DEPENDENCY_UNAVAILABLE", "billing is away")
+
+
+def _insufficient(required: int, room: int) -> FailedPrecondition:
+    told = {"required": required, "available": room, "shortfall": required - room}
+    metadata = {f"{name}_nanos_usd": str(amount) for name, amount in told.items()}
+    return FailedPrecondition("BALANCE_INSUFFICIENT", "not enough", metadata=metadata)
 
 
 @asynccontextmanager

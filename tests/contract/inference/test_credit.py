@@ -12,12 +12,14 @@ import pytest
 import pytest_asyncio
 
 from chassis.errors import DomainError, FailedPrecondition, InvalidArgument, Unavailable
+from finemesh.endpoints.v1 import endpoint_service_pb2 as endpoints
+from finemesh.endpoints.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.inference.v1 import generation_pb2
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.contract.inference.conftest import BASE, World, running_world
-from tests.contract.inference.scripted_billing import INPUT_NANOS_USD, OUTPUT_NANOS_USD
+from tests.contract.inference.scripted_billing import INPUT_NANOS_USD, MINUTE_NANOS_USD, OUTPUT_NANOS_USD
 from tests.contract.inference.test_chat import HELLO, metered
 from tests.contract.inference.test_endpoints import create, reaches
 from tests.harness.fixtures import SettingsFactory
@@ -47,6 +49,32 @@ async def world(
 def project() -> str:
     """A project, and so an organization, that no other test has."""
     return f"proj_credit_{next(_numbers)}"
+
+
+async def test_an_endpoint_whose_first_minutes_cannot_be_paid_does_not_start(world: World, project: str) -> None:
+    stub = EndpointServiceStub(world.channel)
+    minutes_min = world.settings.endpoint_minutes_covered_min
+    with world.caller(project):
+        made = await create(world, request_id="r1")
+        await stub.StopEndpoint(endpoints.StopEndpointRequest(name=made.name))
+        await reaches(world, made.name, "STOPPED")
+        world.billing.credit[f"org_of_{project}"] = minutes_min * MINUTE_NANOS_USD - 1
+        for refusing in (stub.StartEndpoint(endpoints.StartEndpointRequest(name=made.name)), create(world)):
+            with pytest.raises(FailedPrecondition) as refused:
+                await refusing
+            assert (refused.value.reason, refused.value.metadata["shortfall_nanos_usd"]) == (
+                "BALANCE_INSUFFICIENT",
+                "1",
+            )
+        # What was asked for before is answered, not made again.
+        assert (
+            await create(world, endpoint_name=made.endpoint_id.rpartition("/")[2], request_id="r1")
+        ).name == made.name
+        world.billing.credit[f"org_of_{project}"] += 1
+        await stub.StartEndpoint(endpoints.StartEndpointRequest(name=made.name))
+        await reaches(world, made.name, "READY")
+        await stub.StopEndpoint(endpoints.StopEndpointRequest(name=made.name))
+        await reaches(world, made.name, "STOPPED")
 
 
 def price(input_tokens: int, output_tokens: int) -> int:
@@ -195,11 +223,11 @@ async def test_what_is_recalled_is_given_back_and_what_stops_gives_all(
 
 
 async def test_what_costs_nothing_or_by_the_minute_needs_no_credit(world: World, project: str) -> None:
-    world.billing.credit[f"org_of_{project}"] = 0
-    assert await outcome(world, project) == "BALANCE_INSUFFICIENT"
     with world.caller(project):
         endpoint = await create(world)
         await reaches(world, endpoint.name, "READY")
+        world.billing.credit[f"org_of_{project}"] = 0
+        assert await outcome(world, project) == "BALANCE_INSUFFICIENT"
         request = inference.ChatRequest(model=endpoint.endpoint_id, messages=HELLO, sampling=SHORT)
         await InferenceServiceStub(world.channel).Chat(request)
 

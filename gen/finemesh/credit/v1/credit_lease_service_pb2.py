@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-finemesh/credit/v1/credit_lease_service.proto\x12\x12\x66inemesh.credit.v1\x1a\x1egoogle/protobuf/duration.proto\"*\n\x14GetTokenPriceRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\"\x95\x01\n\x15GetTokenPriceResponse\x12#\n\x1binput_nanos_usd_per_million\x18\x01 \x01(\x03\x12$\n\x1coutput_nanos_usd_per_million\x18\x02 \x01(\x03\x12\x31\n\x0evalid_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd9\x01\n\x12GrantCreditRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x17\n\x0forganization_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x12\n\napi_key_id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x1a\n\x12required_nanos_usd\x18\x07 \x01(\x03\x12\x18\n\x10needed_nanos_usd\x18\x08 \x01(\x03\x12\x18\n\x10wanted_nanos_usd\x18\t \x01(\x03\"0\n\x13GrantCreditResponse\x12\x19\n\x11granted_nanos_usd\x18\x01 \x01(\x03\"p\n\x18RenewCreditLeasesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x33\n\x07returns\x18\x02 \x03(\x0b\x32\".finemesh.credit.v1.ReturnedCredit\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"_\n\x0eReturnedCredit\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x11granted_nanos_usd\x18\x03 \x01(\x03\x12\x0e\n\x06\x63losed\x18\x04 \x01(\x08\"y\n\x19RenewCreditLeasesResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12recalled_lease_ids\x18\x03 \x03(\t2\xcc\x02\n\x12\x43reditLeaseService\x12\x64\n\rGetTokenPrice\x12(.finemesh.credit.v1.GetTokenPriceRequest\x1a).finemesh.credit.v1.GetTokenPriceResponse\x12^\n\x0bGrantCredit\x12&.finemesh.credit.v1.GrantCreditRequest\x1a\'.finemesh.credit.v1.GrantCreditResponse\x12p\n\x11RenewCreditLeases\x12,.finemesh.credit.v1.RenewCreditLeasesRequest\x1a-.finemesh.credit.v1.RenewCreditLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-finemesh/credit/v1/credit_lease_service.proto\x12\x12\x66inemesh.credit.v1\x1a\x1egoogle/protobuf/duration.proto\"*\n\x14GetTokenPriceRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\"\x95\x01\n\x15GetTokenPriceResponse\x12#\n\x1binput_nanos_usd_per_million\x18\x01 \x01(\x03\x12$\n\x1coutput_nanos_usd_per_million\x18\x02 \x01(\x03\x12\x31\n\x0evalid_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd9\x01\n\x12GrantCreditRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x17\n\x0forganization_id\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\x12\x12\n\napi_key_id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x1a\n\x12required_nanos_usd\x18\x07 \x01(\x03\x12\x18\n\x10needed_nanos_usd\x18\x08 \x01(\x03\x12\x18\n\x10wanted_nanos_usd\x18\t \x01(\x03\"0\n\x13GrantCreditResponse\x12\x19\n\x11granted_nanos_usd\x18\x01 \x01(\x03\"\x88\x01\n\x1b\x43heckEndpointMinutesRequest\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x15\n\rhardware_type\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x65vice_count\x18\x04 \x01(\x05\x12\x0f\n\x07minutes\x18\x05 \x01(\x05\":\n\x1c\x43heckEndpointMinutesResponse\x12\x1a\n\x12required_nanos_usd\x18\x01 \x01(\x03\"p\n\x18RenewCreditLeasesRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x33\n\x07returns\x18\x02 \x03(\x0b\x32\".finemesh.credit.v1.ReturnedCredit\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"_\n\x0eReturnedCredit\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x19\n\x11granted_nanos_usd\x18\x03 \x01(\x03\x12\x0e\n\x06\x63losed\x18\x04 \x01(\x08\"y\n\x19RenewCreditLeasesResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12recalled_lease_ids\x18\x03 \x03(\t2\xc7\x03\n\x12\x43reditLeaseService\x12\x64\n\rGetTokenPrice\x12(.finemesh.credit.v1.GetTokenPriceRequest\x1a).finemesh.credit.v1.GetTokenPriceResponse\x12^\n\x0bGrantCredit\x12&.finemesh.credit.v1.GrantCreditRequest\x1a\'.finemesh.credit.v1.GrantCreditResponse\x12y\n\x14\x43heckEndpointMinutes\x12/.finemesh.credit.v1.CheckEndpointMinutesRequest\x1a\x30.finemesh.credit.v1.CheckEndpointMinutesResponse\x12p\n\x11RenewCreditLeases\x12,.finemesh.credit.v1.RenewCreditLeasesRequest\x1a-.finemesh.credit.v1.RenewCreditLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANTCREDITREQUEST']._serialized_end=515
   _globals['_GRANTCREDITRESPONSE']._serialized_start=517
   _globals['_GRANTCREDITRESPONSE']._serialized_end=565
-  _globals['_RENEWCREDITLEASESREQUEST']._serialized_start=567
-  _globals['_RENEWCREDITLEASESREQUEST']._serialized_end=679
-  _globals['_RETURNEDCREDIT']._serialized_start=681
-  _globals['_RETURNEDCREDIT']._serialized_end=776
-  _globals['_RENEWCREDITLEASESRESPONSE']._serialized_start=778
-  _globals['_RENEWCREDITLEASESRESPONSE']._serialized_end=899
-  _globals['_CREDITLEASESERVICE']._serialized_start=902
-  _globals['_CREDITLEASESERVICE']._serialized_end=1234
+  _globals['_CHECKENDPOINTMINUTESREQUEST']._serialized_start=568
+  _globals['_CHECKENDPOINTMINUTESREQUEST']._serialized_end=704
+  _globals['_CHECKENDPOINTMINUTESRESPONSE']._serialized_start=706
+  _globals['_CHECKENDPOINTMINUTESRESPONSE']._serialized_end=764
+  _globals['_RENEWCREDITLEASESREQUEST']._serialized_start=766
+  _globals['_RENEWCREDITLEASESREQUEST']._serialized_end=878
+  _globals['_RETURNEDCREDIT']._serialized_start=880
+  _globals['_RETURNEDCREDIT']._serialized_end=975
+  _globals['_RENEWCREDITLEASESRESPONSE']._serialized_start=977
+  _globals['_RENEWCREDITLEASESRESPONSE']._serialized_end=1098
+  _globals['_CREDITLEASESERVICE']._serialized_start=1101
+  _globals['_CREDITLEASESERVICE']._serialized_end=1556
 # @@protoc_insertion_point(module_scope)

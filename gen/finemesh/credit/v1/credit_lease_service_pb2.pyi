@@ -150,6 +150,66 @@ class GrantCreditResponse(_message.Message):
 Global___GrantCreditResponse: _TypeAlias = GrantCreditResponse  # noqa: Y015
 
 @_typing.final
+class CheckEndpointMinutesRequest(_message.Message):
+    """An endpoint that is about to start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    HARDWARE_TYPE_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    MINUTES_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """Id of the organization that pays."""
+    project_id: _builtins.str
+    """Id of the project whose spend cap applies; minutes belong to no key."""
+    hardware_type: _builtins.str
+    """The hardware that was asked for; empty when any will do, which is then priced as the cheapest."""
+    device_count: _builtins.int
+    """How many devices it has."""
+    minutes: _builtins.int
+    """How many minutes have to be covered."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        hardware_type: _builtins.str = ...,
+        device_count: _builtins.int = ...,
+        minutes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_count", b"device_count", "hardware_type", b"hardware_type", "minutes", b"minutes", "organization_id", b"organization_id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckEndpointMinutesRequest: _TypeAlias = CheckEndpointMinutesRequest  # noqa: Y015
+
+@_typing.final
+class CheckEndpointMinutesResponse(_message.Message):
+    """They are covered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_NANOS_USD_FIELD_NUMBER: _builtins.int
+    required_nanos_usd: _builtins.int
+    """What these minutes cost, in nano-dollars."""
+    def __init__(
+        self,
+        *,
+        required_nanos_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["required_nanos_usd", b"required_nanos_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckEndpointMinutesResponse: _TypeAlias = CheckEndpointMinutesResponse  # noqa: Y015
+
+@_typing.final
 class RenewCreditLeasesRequest(_message.Message):
     """A sign of life."""
 

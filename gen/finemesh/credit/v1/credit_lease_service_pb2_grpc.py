@@ -46,6 +46,11 @@ class CreditLeaseServiceStub:
                 request_serializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditRequest.SerializeToString,
                 response_deserializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditResponse.FromString,
                 _registered_method=True)
+        self.CheckEndpointMinutes = channel.unary_unary(
+                '/finemesh.credit.v1.CreditLeaseService/CheckEndpointMinutes',
+                request_serializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesRequest.SerializeToString,
+                response_deserializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesResponse.FromString,
+                _registered_method=True)
         self.RenewCreditLeases = channel.unary_unary(
                 '/finemesh.credit.v1.CreditLeaseService/RenewCreditLeases',
                 request_serializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.RenewCreditLeasesRequest.SerializeToString,
@@ -75,6 +80,14 @@ class CreditLeaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckEndpointMinutes(self, request, context):
+        """Says whether credit and caps cover the first minutes of an endpoint, beside what is leased and held. It reserves
+        nothing. BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED names what lacks; PRICE_UNKNOWN for hardware without a price.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewCreditLeases(self, request, context):
         """Says that a holder is alive, which renews its leases, and gives back what it does not need.
         """
@@ -94,6 +107,11 @@ def add_CreditLeaseServiceServicer_to_server(servicer, server):
                     servicer.GrantCredit,
                     request_deserializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditRequest.FromString,
                     response_serializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditResponse.SerializeToString,
+            ),
+            'CheckEndpointMinutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckEndpointMinutes,
+                    request_deserializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesRequest.FromString,
+                    response_serializer=finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesResponse.SerializeToString,
             ),
             'RenewCreditLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewCreditLeases,
@@ -157,6 +175,33 @@ class CreditLeaseService:
             '/finemesh.credit.v1.CreditLeaseService/GrantCredit',
             finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditRequest.SerializeToString,
             finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.GrantCreditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckEndpointMinutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.credit.v1.CreditLeaseService/CheckEndpointMinutes',
+            finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesRequest.SerializeToString,
+            finemesh_dot_credit_dot_v1_dot_credit__lease__service__pb2.CheckEndpointMinutesResponse.FromString,
             options,
             channel_credentials,
             insecure,

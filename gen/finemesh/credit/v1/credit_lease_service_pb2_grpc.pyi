@@ -43,6 +43,10 @@ class CreditLeaseServiceStub:
     LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
     leases of the holder are over.
     """
+    CheckEndpointMinutes: _grpc.UnaryUnaryMultiCallable[_credit_lease_service_pb2.CheckEndpointMinutesRequest, _credit_lease_service_pb2.CheckEndpointMinutesResponse]
+    """Says whether credit and caps cover the first minutes of an endpoint, beside what is leased and held. It reserves
+    nothing. BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED names what lacks; PRICE_UNKNOWN for hardware without a price.
+    """
     RenewCreditLeases: _grpc.UnaryUnaryMultiCallable[_credit_lease_service_pb2.RenewCreditLeasesRequest, _credit_lease_service_pb2.RenewCreditLeasesResponse]
     """Says that a holder is alive, which renews its leases, and gives back what it does not need."""
 
@@ -60,6 +64,10 @@ class CreditLeaseServiceAsyncStub(CreditLeaseServiceStub):
     BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
     LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
     leases of the holder are over.
+    """
+    CheckEndpointMinutes: _aio.UnaryUnaryMultiCallable[_credit_lease_service_pb2.CheckEndpointMinutesRequest, _credit_lease_service_pb2.CheckEndpointMinutesResponse]  # type: ignore[assignment]
+    """Says whether credit and caps cover the first minutes of an endpoint, beside what is leased and held. It reserves
+    nothing. BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED names what lacks; PRICE_UNKNOWN for hardware without a price.
     """
     RenewCreditLeases: _aio.UnaryUnaryMultiCallable[_credit_lease_service_pb2.RenewCreditLeasesRequest, _credit_lease_service_pb2.RenewCreditLeasesResponse]  # type: ignore[assignment]
     """Says that a holder is alive, which renews its leases, and gives back what it does not need."""
@@ -87,6 +95,16 @@ class CreditLeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED when less than `required_nanos_usd` can be granted; then nothing is.
         LEASE_STALE when the lease is over, or a later revision of it came before; with `holder` in the metadata when all
         leases of the holder are over.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckEndpointMinutes(
+        self,
+        request: _credit_lease_service_pb2.CheckEndpointMinutesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_lease_service_pb2.CheckEndpointMinutesResponse, _abc.Awaitable[_credit_lease_service_pb2.CheckEndpointMinutesResponse]]:
+        """Says whether credit and caps cover the first minutes of an endpoint, beside what is leased and held. It reserves
+        nothing. BALANCE_INSUFFICIENT or SPEND_CAP_EXCEEDED names what lacks; PRICE_UNKNOWN for hardware without a price.
         """
 
     @_abc_1.abstractmethod
