@@ -43,6 +43,7 @@ DURABLES: Mapping[str, tuple[Durable, ...]] = MappingProxyType(
             _archive("tuning.job.ended"),
             Durable(name="inference", subjects=("tuning.job.ended",)),
         ),
+        "MODEL": (Durable(name="scheduler", subjects=("model.deleted",)),),
         "BILLING": (
             Durable(name="inference", subjects=("billing.credit.state_changed", "billing.spend.cap_state_changed")),
         ),

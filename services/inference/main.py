@@ -129,7 +129,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     bus.report_to(server.component(STREAMS_HEALTH))
     add_services(
         server,
-        models=ModelService(pool, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
+        models=ModelService(pool, registry, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
         endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, first_minutes, clock=clock),
         inference=ForwardingService(local, owners, own_name=settings.service_name),
         artifacts=ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),

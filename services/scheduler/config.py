@@ -120,6 +120,12 @@ class SchedulerSettings(ChassisSettings):
         gt=0,
         description="Checkpoints that nobody asked to keep are deleted that long after the end of their job.",
     )
+    deleted_model_retention_s: float = Field(
+        default=7 * 86_400.0,
+        gt=0,
+        description="The files of a model stay that long after its owner deleted it, and until jobs that start from it "
+        "have ended.",
+    )
     folder_claim_s: float = Field(
         default=600.0, gt=0, description="How long a node may clean folders of jobs before others take them over."
     )

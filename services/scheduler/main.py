@@ -4,8 +4,11 @@ import functools
 import sys
 from collections.abc import Callable
 
+from google.protobuf.message import Message
+
 from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import connect
+from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
 from chassis.clock import Clock, SystemClock
@@ -17,6 +20,7 @@ from chassis.retention import RetentionKeeper
 from chassis.rounds import spawn_keeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
+from finemesh.events.v1 import model_events_pb2
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from finemesh.tuning.v1.tuning_service_pb2_grpc import add_TuningServiceServicer_to_server
 from services.scheduler.admission.admission import Admission
@@ -36,6 +40,7 @@ from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.reports import AttemptReports
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import MIGRATIONS, Database
+from services.scheduler.folders.deleted_models import DeletedModels
 from services.scheduler.folders.job_folders import JobFolders
 from services.scheduler.jobs.job_secrets import JobSecrets
 from services.scheduler.jobs.secret_box import SecretBox
@@ -71,13 +76,12 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     hub, limits = Hub(), load_limits()
     database = Database(pool, outbox, clock, hub.notify, notify)
     agents_database = Database(agents_pool, outbox, clock, hub.notify, notify)
-    jobs = JobTransitions(database)
+    jobs, quotes = JobTransitions(database), QuotesInLine(database, clock, settings)
     box = SecretBox(settings.secrets_key) if settings.secrets_key else None
     attempts, reports = Attempts(agents_database, jobs, settings), AttemptReports(agents_database, jobs, settings)
     nodes = NodeRegistry(agents_database, attempts)
     heartbeats = Heartbeats(agents_database, nodes, hub, settings)
     admission = Admission(database, peers, limits, settings)
-    quotes = QuotesInLine(database, clock, settings)
     analyzer = Analyzer(database, peers, quotes, settings)
     requests = JobRequests(database, jobs, admission, JobSecrets(database, box), ids)
     previewer = Previewer(database, peers, limits, quotes, settings)
@@ -97,6 +101,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     keep("job_feeds", feeds.run)
     keep("quote_places", quotes.run, until=DrainStage.RELEASE_LEASES)
     keep("placer", Placer(agents_database, jobs, hub, clock, settings).run)
+    hear(process, keep, Consumer(pool, bus, "scheduler", handlers(folders), clock=clock, outbox=outbox))
     keep("sweeper", Sweeper(agents_database, nodes, attempts, clock, settings).run)
     spawn_deleters(keep, database, clock, settings)
 
@@ -128,6 +133,16 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     await agents.start()
     # Last: whoever asks this door whether the scheduler is healthy learns that agents are served, too.
     await server.start()
+
+
+def handlers(folders: JobFolders) -> dict[type[Message], Handler]:
+    """What this service hears of others."""
+    return {model_events_pb2.ModelDeleted: DeletedModels(folders).model_deleted}
+
+
+def hear(process: Process, keep: Callable[..., None], consumer: Consumer) -> None:
+    keep("consumer", consumer.run)
+    process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
 
 def agents_server(process: Process, settings: SchedulerSettings) -> ServerBuilder:

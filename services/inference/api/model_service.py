@@ -10,7 +10,7 @@ from chassis.db.pool import Pool, transaction
 from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, parse_name
-from chassis.objects.object_store import ObjectStore
+from chassis.objects.object_store import ObjectMissing, ObjectStore
 from chassis.paging import read_page
 from chassis.rpc.request_stream import whole
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
@@ -18,6 +18,7 @@ from services.inference.api import convert
 from services.inference.api.pages import own_page
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.domain import TunedModel, unknown_model
+from services.inference.models.model_registry import Registry
 from services.inference.models.store import ModelStore
 
 
@@ -25,9 +26,17 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """The base catalogue and the registry of tuned models."""
 
     def __init__(
-        self, pool: Pool, importer: BaseImporter, objects: ObjectStore, *, chunk_bytes_max: int, clock: Clock
+        self,
+        pool: Pool,
+        registry: Registry,
+        importer: BaseImporter,
+        objects: ObjectStore,
+        *,
+        chunk_bytes_max: int,
+        clock: Clock,
     ) -> None:
         self._pool = pool
+        self._registry = registry
         self._importer = importer
         self._objects = objects
         self._chunk_bytes_max = chunk_bytes_max
@@ -84,7 +93,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.DeleteModelResponse:
         parts = own_name(model_pb2.Model, request.name, current_caller())
         async with transaction(self._pool) as connection:
-            if not await ModelStore(connection).delete(parts["project"], parts["model"], self._clock.now()):
+            if not await self._registry.delete(connection, parts["project"], parts["model"], self._clock.now()):
                 raise unknown_model(request.name)
         return model_service_pb2.DeleteModelResponse()
 
@@ -106,8 +115,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             offset_bytes=request.offset_bytes,
             chunk_bytes_max=self._chunk_bytes_max,
         )
-        async for chunk in chunks:
-            yield model_service_pb2.DownloadModelFileResponse(chunk=chunk)
+        try:
+            async for chunk in chunks:
+                yield model_service_pb2.DownloadModelFileResponse(chunk=chunk)
+        except ObjectMissing:
+            # Nothing is wrong with the store when the model was deleted since the call began.
+            await self._find(request.name)
+            raise
 
     async def _find(self, name: str) -> TunedModel:
         """A tuned model by resource name or by the id that chat calls use."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from chassis.names import format_name
 from chassis.timestamps import time_from_proto, time_to_proto
 from finemesh.events.v1 import model_events_pb2, tuning_events_pb2
@@ -31,6 +33,17 @@ def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> Tu
         tuning_job=event.tuning_job,
         lineage=dict(made.lineage),
         created_at=time_from_proto(event.end_time),
+    )
+
+
+def model_deleted_to_proto(model: TunedModel, now: datetime) -> model_events_pb2.ModelDeleted:
+    """What other services hear of a model that its owner deleted."""
+    return model_events_pb2.ModelDeleted(
+        model=model_name(model),
+        model_id=model.model_id,
+        revision=model.weights.revision,
+        tuning_job=model.tuning_job,
+        event_time=time_to_proto(now),
     )
 
 

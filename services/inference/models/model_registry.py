@@ -1,4 +1,4 @@
-"""Registers the models that jobs made, when the bus says that they ended. Not pure: database, events.
+"""Not pure: database, events. Which tuned models there are: jobs that ended add theirs, owners delete them.
 
 It refuses to know how a model is warmed up; whoever wires it says so.
 """
@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import datetime
 
 import structlog
 
@@ -59,6 +60,15 @@ class Registry:
             task = asyncio.create_task(self._warm(self._warm_up, model), context=contextvars.Context())
             self._warming.add(task)
             task.add_done_callback(self._warming.discard)
+
+    async def delete(self, connection: Connection, project_id: str, id: str, now: datetime) -> bool:
+        """Takes a model out, and tells it whoever keeps the files; False when there is none."""
+        model = await ModelStore(connection).delete(project_id, id, now)
+        if model is None:
+            return False
+        deleted = convert.model_deleted_to_proto(model, now)
+        await self._outbox.add(connection, deleted, subject_name=deleted.model, key=model.tuning_job)
+        return True
 
     @staticmethod
     async def _named(connection: Connection, model: TunedModel) -> TunedModel:

@@ -65,7 +65,8 @@ ORDER BY created_at DESC, id DESC LIMIT :page_size;
 -- name: delete_model(project_id, id, now)^
 -- Takes a tuned model out of the registry; no row when there is none.
 UPDATE models SET deleted_at = :now WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL
-RETURNING model_id, tuning_job;
+RETURNING id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank,
+    tuning_job, lineage, created_at;
 
 -- name: claim_name(name, kind, owner)!
 -- Takes a name for its owner; no row when it means something else already.

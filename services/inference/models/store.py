@@ -87,12 +87,13 @@ class ModelStore:
         )
         return [_tuned_of(row) async for row in rows]
 
-    async def delete(self, project_id: str, id: str, now: datetime) -> bool:
-        """Takes a tuned model out of the registry and frees its name; False when there is none."""
+    async def delete(self, project_id: str, id: str, now: datetime) -> TunedModel | None:
+        """Takes a tuned model out of the registry and frees its name; None when there is none."""
         row = await QUERIES.delete_model(self._connection, project_id=project_id, id=id, now=now)
-        if row is not None:
-            await self.free_name(row["model_id"], NameKind.TUNED, owner=row["tuning_job"])
-        return row is not None
+        if row is None:
+            return None
+        await self.free_name(row["model_id"], NameKind.TUNED, owner=row["tuning_job"])
+        return _tuned_of(row)
 
     async def claim_name(self, name: str, kind: NameKind, *, owner: str) -> bool:
         """Takes a name that chat calls use, also once more for the same owner; False when it means something else."""

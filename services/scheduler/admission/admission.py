@@ -69,6 +69,11 @@ class Admitted:
             return encoded(hub_start_to_proto(self.spec.from_hub))
         return None if self.origin is None else self.origin.start_weights
 
+    @property
+    def start_model_job_id(self) -> str | None:
+        """The job whose model is started from; None for a checkpoint, and for what no job of ours made."""
+        return None if self.origin is None or self.origin.step is not None else self.origin.job_id
+
 
 class Admission:
     def __init__(self, database: Database, peers: Peers, limits: LimitsTable, settings: SchedulerSettings) -> None:

@@ -30,6 +30,8 @@ async def find_origin(pool: Pool, project_id: str, name: OriginName) -> Origin:
             "STATE_CONFLICT",
             f"{job.job_id} is {job.state} and has shipped no model; name one of its checkpoints: {job.job_id}:<step>",
         )
+    if step is None and job.model_delete_time is not None:
+        raise _deleted(job.job_id)
     if step is None and job.output_artifact is not None:
         weights.revision = job.output_revision
         weights.artifact.CopyFrom(artifact_from_bytes(job.output_artifact))
@@ -60,8 +62,11 @@ async def base_model_of(pool: Pool, project_id: str, name: OriginName, field: st
 
 
 async def keep(connection: Connection, project_id: str, origin: Origin) -> None:
-    """From now on the checkpoint stays, whatever its job commits later. Raises NotFound when it was given up."""
+    """From now on the weights stay: a checkpoint whatever its job commits later, a model as long as the new job needs
+    it. Raises NotFound when the checkpoint was given up, or the model was deleted."""
     if origin.step is None:
+        if not await AdmissionStore(connection).keep_model(project_id, origin.job_id):
+            raise _deleted(origin.job_id)
         return
     if not await AdmissionStore(connection).keep_checkpoint(project_id, origin.job_id, origin.step):
         raise _refusal(
@@ -76,6 +81,15 @@ async def _origin_job(pool: Pool, project_id: str, name: OriginName, field: str)
     if job is None:
         raise _refusal(NotFound, "NOT_FOUND", "there is no such job or model in this project", field)
     return job
+
+
+def _deleted(job_id: str) -> DomainError:
+    return _refusal(
+        NotFound,
+        "NOT_FOUND",
+        f"the model of {job_id} was deleted; name another job or model, or a checkpoint of {job_id} that is kept "
+        f"(see ListCheckpoints): {job_id}:<step>",
+    )
 
 
 def _refusal(kind: type[DomainError], reason: str, description: str, field: str = FIELD) -> DomainError:

@@ -138,6 +138,7 @@ def _new_job(caller: Caller, job_id: str, admitted: Admitted, request_id: str, d
         validation_artifact=None if validation is None else encoded(validation),
         dataset_bytes=inputs.dataset_bytes,
         start_weights=admitted.start_weights,
+        start_model_job_id=admitted.start_model_job_id,
     )
 
 

@@ -1,6 +1,6 @@
 -- name: get_origin(project_id, job_id, output_name, namespace)^
 -- The job that a run continues from, by its id or by the model that it made or makes.
-SELECT job_id, state, spec, base_model, base_revision, output_revision, output_artifact
+SELECT job_id, state, spec, base_model, base_revision, output_revision, output_artifact, model_delete_time
 FROM jobs
 WHERE
     project_id = :project_id
@@ -27,6 +27,14 @@ LIMIT 1;
 UPDATE checkpoints
 SET asked = true
 WHERE project_id = :project_id AND job_id = :job_id AND step = :step AND obsolete_at IS NULL;
+
+-- name: keep_model(project_id, job_id)^
+-- Holds off the deletion of a job's model until this transaction has written who starts from it;
+-- no row when it was deleted already.
+SELECT job_id
+FROM jobs
+WHERE project_id = :project_id AND job_id = :job_id AND model_delete_time IS NULL
+FOR SHARE;
 
 -- name: get_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version)^
 -- The counts of a file under these settings, if it was analysed before by the same code.

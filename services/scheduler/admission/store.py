@@ -26,6 +26,7 @@ class OriginJob:
     base_revision: str
     output_revision: str
     output_artifact: bytes | None
+    model_delete_time: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ class AdmissionStore:
         """From now on it stays, whatever its job commits later; False when it was given up meanwhile."""
         status = await _QUERIES.keep_checkpoint(self._connection, project_id=project_id, job_id=job_id, step=step)
         return affected(status) > 0
+
+    async def keep_model(self, project_id: str, job_id: str) -> bool:
+        """Until this transaction ends nobody can delete the job's model; False when it was deleted meanwhile."""
+        return await _QUERIES.keep_model(self._connection, project_id=project_id, job_id=job_id) is not None
 
     async def prune_counts(self, retention_s: float, batch_max: int) -> int:
         """Deletes old counts, at most so many; returns how many."""

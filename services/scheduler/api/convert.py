@@ -29,6 +29,7 @@ def job_to_proto(job: Job, queue: Queue | None) -> tuning_job_pb2.TuningJob:
         start_time=time_to_proto(job.start_time),
         end_time=time_to_proto(job.end_time),
         update_time=time_to_proto(job.update_time),
+        model_delete_time=time_to_proto(job.model_delete_time),
     )
     message.spec.MergeFromString(job.spec)
     if job.counts is not None:

@@ -50,6 +50,44 @@ SELECT
 FROM jobs
 WHERE jobs.job_id = ANY(:job_ids::text[]);
 
+-- name: note_deleted_model(project_id, job_id, delete_time)!
+-- Notes on a job that its model was deleted; no row when that is known already.
+UPDATE jobs
+SET model_delete_time = :delete_time, update_time = greatest(update_time, :delete_time)
+WHERE project_id = :project_id AND job_id = :job_id AND model_delete_time IS NULL;
+
+-- name: add_deleted_model(project_id, job_id)!
+-- Notes that the files of a deleted model are to be removed.
+INSERT INTO deleted_models (job_id, project_id) VALUES (:job_id, :project_id) ON CONFLICT (job_id) DO NOTHING;
+
+-- name: claim_deleted_models(retention_s, node, claim, claim_s, page_size)
+-- Takes models that were deleted long enough ago, that no unfinished job starts from, that no other node holds,
+-- and whose job's folder was cleaned once.
+UPDATE deleted_models
+SET claim = :claim, claimed_by = :node, claimed_until = now() + make_interval(secs => :claim_s)
+WHERE job_id IN (
+    SELECT job_id
+    FROM deleted_models
+    WHERE
+        delete_time < now() - make_interval(secs => :retention_s)
+        AND (claimed_until IS NULL OR claimed_until < now())
+        AND NOT EXISTS (
+            SELECT FROM jobs WHERE jobs.start_model_job_id = deleted_models.job_id AND jobs.end_time IS NULL
+        )
+        AND NOT EXISTS (
+            SELECT FROM job_folders WHERE job_folders.job_id = deleted_models.job_id AND job_folders.stage = 0
+        )
+    ORDER BY delete_time
+    LIMIT :page_size
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING project_id, job_id;
+
+-- name: forget_deleted_model(project_id, job_id, node, claim)!
+-- The files of a deleted model are gone; no row when the claim was taken over, or is another node's.
+DELETE FROM deleted_models
+WHERE project_id = :project_id AND job_id = :job_id AND claim = :claim AND claimed_by = :node;
+
 -- name: advance_folder(project_id, job_id, node, claim)!
 -- Ends the first stage of a folder; no row when the claim was taken over, or is another node's.
 UPDATE job_folders

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -43,6 +44,23 @@ class FolderStore:
         """Those that nobody asked to keep."""
         await _QUERIES.give_up_checkpoints(self._connection, job_ids=[ref.job_id for ref in refs])
 
+    async def note_deleted_model(self, ref: JobRef, delete_time: datetime) -> bool:
+        """The job's model is to be removed; False when that is known already, or there is no such job."""
+        named = {"project_id": ref.project_id, "job_id": ref.job_id}
+        if not affected(await _QUERIES.note_deleted_model(self._connection, **named, delete_time=delete_time)):
+            return False
+        await _QUERIES.add_deleted_model(self._connection, **named)
+        return True
+
+    async def claim_deleted_models(
+        self, retention_s: float, node: str, claim: UUID, claim_s: float, page_size: int
+    ) -> list[JobRef]:
+        """Jobs whose model was deleted so long ago, and that no unfinished job starts from."""
+        rows = _QUERIES.claim_deleted_models(
+            self._connection, retention_s=retention_s, node=node, claim=claim, claim_s=claim_s, page_size=page_size
+        )
+        return [JobRef(**row) async for row in rows]
+
     async def kept(self, refs: Sequence[JobRef]) -> dict[str, Kept]:
         """By job."""
         rows = _QUERIES.list_kept(self._connection, job_ids=[ref.job_id for ref in refs])
@@ -52,8 +70,11 @@ class FolderStore:
         }
 
     async def finish(self, ref: JobRef, node: str, claim: UUID) -> bool:
-        """Ends the stage that the folder is at; False when the claim was taken over, or is another node's."""
+        """Ends what was claimed: the stage that the folder is at, or the removal of its model. False when the claim was
+        taken over, or is another node's."""
         named = {"project_id": ref.project_id, "job_id": ref.job_id, "node": node, "claim": claim}
+        if affected(await _QUERIES.forget_deleted_model(self._connection, **named)):
+            return True
         # The last stage first: the other way round, one call would end both.
         forgotten = affected(await _QUERIES.forget_folder(self._connection, **named))
         return forgotten > 0 or affected(await _QUERIES.advance_folder(self._connection, **named)) > 0

@@ -64,6 +64,8 @@ class Job(JobRef):
     start_time: datetime | None
     end_time: datetime | None
     update_time: datetime
+    # When the owner deleted the model that the job made.
+    model_delete_time: datetime | None = None
     # The number of the history's last line, and what changes whenever the row does; of one job alone, not of lists.
     last_sequence: int = 0
     row_version: int = 0
@@ -117,6 +119,8 @@ class NewJob(JobRef):
     dataset_bytes: int = 0
     # Encoded finemesh.nodes.v1.StartWeights of a run that continues another one.
     start_weights: bytes | None = None
+    # The job whose model those weights are; none for a checkpoint.
+    start_model_job_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

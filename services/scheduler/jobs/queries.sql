@@ -4,7 +4,7 @@ SELECT
     project_id, job_id, organization_id, namespace, state, spec, base_model, base_revision, output_name, gpu_count,
     memory_bytes_min, counts, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
     attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time,
-    last_sequence, xmin::text::bigint AS row_version
+    model_delete_time, last_sequence, xmin::text::bigint AS row_version
 FROM jobs
 WHERE job_id = :job_id AND project_id = :project_id;
 
@@ -17,7 +17,8 @@ SELECT job_id, request_sha256 FROM jobs WHERE project_id = :project_id AND reque
 SELECT
     project_id, job_id, organization_id, namespace, state, spec, base_model, base_revision, output_name, gpu_count,
     memory_bytes_min, counts, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
-    attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time
+    attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time,
+    model_delete_time
 FROM jobs
 WHERE project_id = :project_id AND (:before_job_id::text = '' OR job_id < :before_job_id::text)
 ORDER BY job_id DESC
@@ -71,16 +72,16 @@ FROM jobs
 WHERE state IN ('STARTING', 'RUNNING', 'CANCELLING') AND remaining_s IS NOT NULL
 ORDER BY 1;
 
--- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, dataset_bytes, start_weights, now)!
+-- name: insert_job(job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model, base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact, validation_artifact, dataset_bytes, start_weights, start_model_job_id, now)!
 -- Stores an acknowledged job.
 INSERT INTO jobs (
     job_id, project_id, organization_id, api_key_id, namespace, request_id, request_sha256, state, spec, base_model,
     base_revision, parameter_count, output_name, gpu_count, memory_bytes_min, base_artifact, training_artifact,
-    validation_artifact, dataset_bytes, start_weights, wake_at, create_time, update_time
+    validation_artifact, dataset_bytes, start_weights, start_model_job_id, wake_at, create_time, update_time
 ) VALUES (
     :job_id, :project_id, :organization_id, :api_key_id, :namespace, :request_id, :request_sha256, :state, :spec,
     :base_model, :base_revision, :parameter_count, :output_name, :gpu_count, :memory_bytes_min, :base_artifact,
-    :training_artifact, :validation_artifact, :dataset_bytes, :start_weights, now(), :now, :now
+    :training_artifact, :validation_artifact, :dataset_bytes, :start_weights, :start_model_job_id, now(), :now, :now
 );
 
 -- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count, start_weights, lines_before)^

@@ -7,12 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from chassis.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
+from finemesh.events.v1 import model_events_pb2
 from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1.model_service_pb2_grpc import ModelServiceStub
-from tests.contract.inference.conftest import BASE, World, import_parts
+from tests.contract.inference.conftest import BASE, World, ended_job, handled, import_parts, publish
 
 
 async def base_ids(world: World) -> list[str]:
@@ -125,3 +127,26 @@ async def test_a_tuned_model_is_registered_once_downloaded_exactly_and_walled_of
             with pytest.raises(NotFound):
                 await stub.GetModel(models.GetModelRequest(name=name))
         assert not (await stub.ListModels(models.ListModelsRequest())).models
+
+
+async def test_a_deletion_is_told_once_and_nobody_downloads_the_model_any_more(world: World) -> None:
+    event = await ended_job(world, "demo/given-up", "ft-given-up")
+    await handled(world, await publish(world, event))
+    stub = ModelServiceStub(world.channel)
+    with world.caller():
+        model = (await stub.GetModel(models.GetModelRequest(name="demo/given-up"))).model
+        await stub.DeleteModel(models.DeleteModelRequest(name=model.name))
+        with pytest.raises(NotFound):
+            await stub.DeleteModel(models.DeleteModelRequest(name=model.name))
+        for name in (model.name, model.model_id):
+            download = models.DownloadModelFileRequest(name=name, path=model.files[0].path)
+            with pytest.raises(NotFound) as refused:
+                await anext(aiter(stub.DownloadModelFile(download)))
+            assert refused.value.reason == "MODEL_UNKNOWN"
+    # The bus may tell of the job again: that brings nothing back.
+    await handled(world, await publish(world, event))
+    connection = await asyncpg.connect(world.settings.database_url)
+    rows = await connection.fetch("SELECT payload FROM outbox WHERE subject = 'model.deleted'")
+    await connection.close()
+    (told,) = [model_events_pb2.ModelDeleted.FromString(row["payload"]) for row in rows]
+    assert (told.model, told.model_id, told.tuning_job) == (model.name, model.model_id, event.tuning_job)

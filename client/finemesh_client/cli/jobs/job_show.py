@@ -38,6 +38,7 @@ def show_job(job: tuning_job_pb2.TuningJob) -> None:
             ("pushed to", job.spec.integrations.hub_push.repository),
             ("output model", job.output_model),
             ("revision", job.output_revision),
+            ("model deleted", when(job.model_delete_time)),
             ("waits for", job.queue.waiting_for),
             ("progress", f"step {p.step} of {p.step_count}, loss {p.training_loss:.4f}" if p.step else ""),
             ("held-out loss", f"{p.validation_loss:.4f}" if p.HasField("validation_loss") else ""),

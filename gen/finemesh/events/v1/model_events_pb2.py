@@ -26,7 +26,7 @@ from finemesh.common.v1 import event_options_pb2 as finemesh_dot_common_dot_v1_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finemesh/events/v1/model_events.proto\x12\x12\x66inemesh.events.v1\x1a&finemesh/common/v1/event_options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x01\n\x0fModelRegistered\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\ntuning_job\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x14\xca\xcc%\x10model.registeredb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finemesh/events/v1/model_events.proto\x12\x12\x66inemesh.events.v1\x1a&finemesh/common/v1/event_options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x01\n\x0fModelRegistered\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\ntuning_job\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x14\xca\xcc%\x10model.registered\"\x98\x01\n\x0cModelDeleted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\ntuning_job\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x11\xca\xcc%\rmodel.deletedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELREGISTERED']._loaded_options = None
   _globals['_MODELREGISTERED']._serialized_options = b'\312\314%\020model.registered'
+  _globals['_MODELDELETED']._loaded_options = None
+  _globals['_MODELDELETED']._serialized_options = b'\312\314%\rmodel.deleted'
   _globals['_MODELREGISTERED']._serialized_start=135
   _globals['_MODELREGISTERED']._serialized_end=293
+  _globals['_MODELDELETED']._serialized_start=296
+  _globals['_MODELDELETED']._serialized_end=448
 # @@protoc_insertion_point(module_scope)

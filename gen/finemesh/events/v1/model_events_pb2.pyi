@@ -56,3 +56,45 @@ class ModelRegistered(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelRegistered: _TypeAlias = ModelRegistered  # noqa: Y015
+
+@_typing.final
+class ModelDeleted(_message.Message):
+    """The owner of a tuned model deleted it: nobody may call it, download it or continue from it any more. Emitted by
+    inference in the transaction of the deletion.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TUNING_JOB_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`projects/{project}/models/{model}`."""
+    model_id: _builtins.str
+    """Id for chat calls that it had."""
+    revision: _builtins.str
+    """Content-derived revision."""
+    tuning_job: _builtins.str
+    """The job that made it."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        tuning_job: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "model", b"model", "model_id", b"model_id", "revision", b"revision", "tuning_job", b"tuning_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDeleted: _TypeAlias = ModelDeleted  # noqa: Y015

@@ -144,6 +144,7 @@ class TuningJob(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `projects/{project}/tuningJobs/{tuning_job}`."""
     state: Global___TuningJobState.ValueType
@@ -200,6 +201,12 @@ class TuningJob(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """The last change of any field."""
 
+    @_builtins.property
+    def model_delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When the owner deleted the model that the job made: no run can start from it any more, and its files go after a
+        while. Unset while the model is there.
+        """
+
     def __init__(
         self,
         *,
@@ -221,10 +228,11 @@ class TuningJob(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        model_delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "model_delete_time", b"model_delete_time", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hold_id", b"hold_id", "name", b"name", "output_model", b"output_model", "output_revision", b"output_revision", "price_book_version", b"price_book_version", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "quoted_nanos_usd", b"quoted_nanos_usd", "spec", b"spec", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hold_id", b"hold_id", "model_delete_time", b"model_delete_time", "name", b"name", "output_model", b"output_model", "output_revision", b"output_revision", "price_book_version", b"price_book_version", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "quoted_nanos_usd", b"quoted_nanos_usd", "spec", b"spec", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,24 @@
+"""Hears from the bus of models that their owners deleted. Not pure: database, events."""
+
+import structlog
+
+from chassis.bus.envelope import EventInfo
+from chassis.db.pool import Connection
+from chassis.timestamps import time_from_proto
+from finemesh.events.v1 import model_events_pb2
+from services.scheduler.folders.job_folders import JobFolders
+from services.scheduler.jobs.convert import job_ref
+
+log = structlog.get_logger()
+
+
+class DeletedModels:
+    def __init__(self, folders: JobFolders) -> None:
+        self._folders = folders
+
+    async def model_deleted(
+        self, connection: Connection, event: model_events_pb2.ModelDeleted, info: EventInfo
+    ) -> None:
+        """In the transaction of the inbox row; the second time nothing happens."""
+        if await self._folders.delete_model(connection, job_ref(event.tuning_job), time_from_proto(event.event_time)):
+            log.info("model_deleted", model=event.model, job=event.tuning_job)
