@@ -1,6 +1,9 @@
 # Every command sets up what it needs: a fresh clone and one of these targets is enough.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Tests wait more than they compute, so one process more than there are cores to be sure of. 0: all in one process.
+PROCESSES ?= 3
+PYTEST := $(PY) -m pytest -q -n $(PROCESSES)
 BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -45,7 +48,7 @@ imports:
 	@$(VENV)/bin/lint-imports --no-cache >build/imports.log 2>&1 || { cat build/imports.log; exit 1; }
 
 unit:
-	@$(PY) -m pytest -q tests/unit tests/architecture
+	@$(PYTEST) tests/unit tests/architecture
 
 protos: $(VENV)/.ready ## Generate gen/ from protos/
 	@$(PY) scripts/gen_protos.py
