@@ -6,6 +6,7 @@ and the kernel kills it when its parent is gone.
 
 import asyncio
 import json
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import structlog
 
-from services.trainer.child.spawn import ENDING_S_MAX, LAST_WORDS_LINES_MAX, Spawned, spawn_module
+from chassis.spawn import ENDING_S_MAX, LAST_WORDS_LINES_MAX, Spawned, spawn_module
+from services.trainer.child.child_environment import child_environment
 
 log = structlog.get_logger()
 
@@ -58,8 +60,9 @@ class Child:
     ) -> "Child":
         """When this is cancelled, no process is left. `ending_s_max` is what a killed child gets to die."""
         arguments = ("--wait",) if workdir is None else ("--workdir", str(workdir))
+        seen = child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid)
         spawning = asyncio.ensure_future(
-            spawn_module(module, arguments, threads=threads, gpu_uuid=gpu_uuid, line_bytes_max=line_bytes_max)
+            spawn_module(module, arguments, environment=seen, line_bytes_max=line_bytes_max)
         )
         try:
             return cls(await asyncio.shield(spawning), job_id, ending_s_max)

@@ -3,20 +3,18 @@
 The code that feeds the training does the counting: nothing is rendered or tokenised in the agent.
 """
 
-import asyncio
-import contextlib
 import json
-import resource
-from collections import deque
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from chassis.bounded_program import ProgramEnded, ProgramLimits, TookTooLong, TookTooMuch, ask_program
 from chassis.errors import Internal, ResourceExhausted
 from finemesh.datasets.v1 import dataset_service_pb2
-from services.trainer.child.spawn import LAST_WORDS_LINES_MAX, Spawned, spawn_module
+from services.trainer.child.child_environment import child_environment
 from services.trainer.config import TrainerSettings
 from services.trainer.datasets.convert import (
     analysis_to_proto,
@@ -73,57 +71,23 @@ async def _ask(question: Mapping[str, Any], settings: TrainerSettings) -> Mappin
 
 
 async def _run(question: bytes, settings: TrainerSettings) -> Mapping[str, Any]:
-    process = await spawn_module(
-        settings.analysis_module,
-        (),
-        threads=settings.threads_per_child,
-        gpu_uuid="",
-        line_bytes_max=settings.analysis_answer_bytes_max,
+    limits = ProgramLimits(
+        seconds_max=settings.analysis_s_max,
+        memory_bytes_max=settings.analysis_memory_bytes_max,
+        answer_bytes_max=settings.analysis_answer_bytes_max,
+        ending_s_max=settings.child_ending_s_max,
     )
+    seen = child_environment(os.environ, threads=settings.threads_per_child, gpu_uuid="")
     try:
-        # Set from outside before the question is sent: nothing that costs memory happens before. Files that are mapped
-        # for reading do not count: the kernel takes their memory back when it needs it.
-        process.limit(resource.RLIMIT_DATA, settings.analysis_memory_bytes_max)
-        process.limit(resource.RLIMIT_CORE, 0)
-        async with asyncio.timeout(settings.analysis_s_max):
-            output, errors = await _communicate(process, question, settings.analysis_answer_bytes_max)
-            exit_code = await process.wait()
-    except TimeoutError:
+        answer = await ask_program(settings.analysis_module, question, limits, environment=seen, name="analysis")
+        return _parsed(answer)
+    except TookTooLong:
         raise _too_much(f"takes longer than {settings.analysis_s_max:g} s", "analysis_s_max") from None
-    finally:
-        await process.end(settings.child_ending_s_max)
-    if exit_code == 0:
-        return _parsed(output)
-    last_words = "\n".join(errors)
-    log.error("analysis_crashed", exit_code=exit_code, last_words=last_words)
-    if "MemoryError" in last_words or "memory allocation" in last_words:
-        raise _too_much(f"needs more than {settings.analysis_memory_bytes_max} bytes", "analysis_memory_bytes_max")
-    raise Internal("INTERNAL", "the analysis of the dataset crashed; the trainer's log has the details")
-
-
-async def _communicate(process: Spawned, question: bytes, answer_bytes_max: int) -> tuple[bytes, list[str]]:
-    # A process that ended before it read the question is told apart by its exit code.
-    with contextlib.suppress(BrokenPipeError):
-        await asyncio.to_thread(process.stdin.write, question)
-        process.stdin.close()
-    return await asyncio.gather(_read_at_most(process.stdout, answer_bytes_max), _hear_errors(process))
-
-
-async def _hear_errors(process: Spawned) -> list[str]:
-    """Its last words; meanwhile what it writes goes to the log, so that a long analysis can be watched."""
-    last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES_MAX)
-    async for text in process.error_lines():
-        last_words.append(text)
-        log.info("analysis_output", text=text)
-    return list(last_words)
-
-
-async def _read_at_most(stream: asyncio.StreamReader, bytes_max: int) -> bytes:
-    """All of `stream`; what goes beyond the limit is read and dropped, so that the writer can end."""
-    kept = bytearray()
-    while chunk := await stream.read(64 * 1024):
-        kept += chunk[: bytes_max - len(kept)]
-    return bytes(kept)
+    except TookTooMuch:
+        problem = f"needs more than {settings.analysis_memory_bytes_max} bytes"
+        raise _too_much(problem, "analysis_memory_bytes_max") from None
+    except ProgramEnded as crash:
+        raise Internal("INTERNAL", "the analysis of the dataset crashed; the trainer's log has the details") from crash
 
 
 def _parsed(output: bytes) -> Mapping[str, Any]:

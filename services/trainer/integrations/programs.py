@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from services.trainer.child.spawn import ENDING_S_MAX, Spawned, spawn_module
+from chassis.spawn import ENDING_S_MAX, Spawned, spawn_module
 
 LINE_BYTES_MAX = 64 * 1024
 # The home of the programs, below the work folder of an attempt.
@@ -59,10 +59,8 @@ async def running(module: str, home: Path) -> AsyncIterator[Program]:
     process = await spawn_module(
         module,
         (),
-        threads=1,
-        gpu_uuid="",
-        line_bytes_max=LINE_BYTES_MAX,
         environment=environment_of(os.environ, home),
+        line_bytes_max=LINE_BYTES_MAX,
     )
     drain = asyncio.create_task(_drop_all(process.stderr))
     try:

@@ -242,7 +242,7 @@ async def test_whoever_holds_a_dead_childs_output_open_is_not_waited_for(world: 
 
 async def test_a_child_that_does_not_die_is_reported_and_its_device_set_aside(world: AgentWorld) -> None:
     # As a process in the kernel's uninterruptible sleep: no signal of the agent ends it.
-    patch = "from services.trainer.child import spawn\nspawn._kill_group = lambda group: None\n"
+    patch = "from chassis import spawn\nspawn._kill_group = lambda group: None\n"
     (world.folder / "sitecustomize.py").write_text(patch)
     await world.start_agent(child_ending_s_max=0.5, child_silence_s_max=1.0)
     await world.scheduler.assign(world.assignment(world.script(steps=4, hang_at_step=1)))

@@ -8,7 +8,7 @@ import time
 
 import uvloop
 
-from services.trainer.child.spawn import spawn_module
+from chassis.spawn import harmless_environment, spawn_module
 
 ROUNDS = 40
 
@@ -31,7 +31,7 @@ def test_the_end_of_a_process_closes_no_file_of_another_thread() -> None:
 
 async def spawn_repeatedly() -> None:
     for _ in range(ROUNDS):
-        process = await spawn_module("this", [], threads=1, gpu_uuid="", line_bytes_max=1 << 16)
+        process = await spawn_module("this", [], environment=harmless_environment(os.environ), line_bytes_max=1 << 16)
         assert (await process.stdout.read()).startswith(b"The Zen of Python")
         assert await process.stderr.read() == b""
         assert await process.wait() == 0

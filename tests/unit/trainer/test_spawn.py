@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.child.spawn import child_environment
+from services.trainer.child.child_environment import child_environment
 from services.trainer.node.work_folders import NodeFolder
 
 

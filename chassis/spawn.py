@@ -27,7 +27,7 @@ log = structlog.get_logger()
 _ENVIRONMENT_NAMES = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"}
 )
-_ENVIRONMENT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "MKL_", "TRITON_", "XDG_")
+_ENVIRONMENT_PREFIXES = ("LC_",)
 
 LAST_WORDS_LINES_MAX = 20
 # What a killed process gets to end, and its output to arrive, unless settings say otherwise.
@@ -129,19 +129,15 @@ async def spawn_module(
     module: str,
     arguments: Sequence[str],
     *,
-    threads: int,
-    gpu_uuid: str,
+    environment: Mapping[str, str],
     line_bytes_max: int,
-    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Spawned:
-    """Runs `python -m module`.
+    """Runs `python -m module`, which sees this environment and nothing else of ours.
 
-    `gpu_uuid` names the GPUs that it sees, with commas; empty: none. `environment` is all that it sees of ours; None:
-    that of a training child. Call it from the main thread: the kernel ends a process that asked to die with its parent
-    when the thread that started it ends.
+    Call it from the main thread: the kernel ends a process that asked to die with its parent when the thread that
+    started it ends. `pass_fds` are descriptors that it gets under the same numbers.
     """
-    if environment is None:
-        environment = child_environment(os.environ, threads=threads, gpu_uuid=gpu_uuid)
     with contextlib.ExitStack() as unless_started:
         stdout, their_stdout = socket.socketpair()
         stderr, their_stderr = socket.socketpair()
@@ -157,6 +153,7 @@ async def spawn_module(
                 stderr=their_stderr.fileno(),
                 bufsize=0,
                 env=dict(environment),
+                pass_fds=pass_fds,
                 start_new_session=True,
             )
         unless_started.callback(process.wait)
@@ -166,21 +163,13 @@ async def spawn_module(
     return Spawned(process, *streams)
 
 
-def child_environment(environment: Mapping[str, str], *, threads: int, gpu_uuid: str) -> dict[str, str]:
-    """What a child is told of this machine, and that there is no hub to ask."""
-    kept = {
+def harmless_environment(environment: Mapping[str, str], prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    """What any program may see of it: where things lie and the language, no address and no credential."""
+    return {
         name: value
         for name, value in environment.items()
-        if name in _ENVIRONMENT_NAMES or name.startswith(_ENVIRONMENT_PREFIXES)
-    }
-    return kept | {
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": gpu_uuid,
-        "PYTHONUNBUFFERED": "1",
-    }
+        if name in _ENVIRONMENT_NAMES or name.startswith((*_ENVIRONMENT_PREFIXES, *prefixes))
+    } | {"PYTHONUNBUFFERED": "1"}
 
 
 def _kill_group(group: int) -> None:
