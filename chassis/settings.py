@@ -55,6 +55,13 @@ class ChassisSettings(BaseSettings):
     )
     streams_max: int = Field(default=2000, ge=1, description="Streams open on one server at a time.")
     streams_per_caller_max: int = Field(default=500, ge=1, description="Of them, those of one user's key.")
+    page_token_key: str = Field(
+        default="",
+        repr=False,
+        pattern=r"^(.{32,512})?$",
+        description="Random text that page tokens are signed with, the same for all replicas of a service; empty: one "
+        "of the process's own, so that a list begins anew when the process does.",
+    )
     reconnect_backoff_s_min: float = Field(default=0.05, gt=0, description="First pause before a new connection.")
     reconnect_backoff_s_max: float = Field(default=1.0, gt=0, description="Longest pause before a new connection.")
     keepalive_s: float = Field(default=5.0, gt=0, description="Ping interval that finds a vanished or frozen peer.")

@@ -9,6 +9,8 @@ from graphlib import TopologicalSorter
 
 POSTGRES = "postgres"
 NATS = "nats"
+# Of each service that has lists; its replicas share it.
+PAGE_TOKEN_KEY = "PAGE_TOKEN_KEY"  # noqa: S105  # the name of a variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ SERVICES: tuple[Service, ...] = (
         module="services.gateway.main",
         needs=(POSTGRES, NATS),
         doors=("PUBLIC", "HTTP"),
+        secrets=(PAGE_TOKEN_KEY,),
         bootstrap="services.gateway.bootstrap",
     ),
     Service(
@@ -58,15 +61,16 @@ SERVICES: tuple[Service, ...] = (
         module="services.scheduler.main",
         needs=(POSTGRES, NATS),
         mesh_doors=("AGENTS",),
-        secrets=("SECRETS_KEY",),
+        secrets=("SECRETS_KEY", PAGE_TOKEN_KEY),
     ),
-    Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS)),
+    Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS), secrets=(PAGE_TOKEN_KEY,)),
     # It gives its devices back when it stops.
     Service(
         name="inference",
         module="services.inference.main",
         needs=(POSTGRES, NATS),
         reports_to=("scheduler",),
+        secrets=(PAGE_TOKEN_KEY,),
         on_first_node=True,
     ),
     # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.

@@ -20,10 +20,11 @@ from chassis.bus.outbox import Outbox
 from chassis.bus.relay import Relay
 from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
-from chassis.db.pool import open_pool
+from chassis.db.pool import Pool, open_pool
 from chassis.ids import Ids, SystemIds
 from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
+from chassis.paging import Pages
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
 from chassis.rounds import spawn_keeper
@@ -116,27 +117,39 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
-    uploads = BaseUploads(pool, objects, settings=settings, ids=ids)
-    imports = HeldFolders(settings.data_dir / "imports")
-    leftovers = Leftovers(uploads, [imports], interval_s=settings.leftover_interval_s, clock=clock)
-    keep("leftovers", leftovers.run)
-    importer = BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
+    importer = open_importer(keep, pool, objects, settings, clock, ids)
     creation = Creation(
         pool, transitions, spend_guard, first_minutes, endpoints_max=settings.endpoints_max, clock=clock, ids=ids
     )
     local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
+    pages = Pages(settings.page_token_key)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})
     bus.report_to(server.component(STREAMS_HEALTH))
     add_services(
         server,
-        models=ModelService(pool, registry, importer, objects, chunk_bytes_max=settings.chunk_bytes_max, clock=clock),
-        endpoints=EndpointService(pool, creation, transitions, reconciler, spend_guard, first_minutes, clock=clock),
+        models=ModelService(
+            pool, registry, importer, objects, pages, chunk_bytes_max=settings.chunk_bytes_max, clock=clock
+        ),
+        endpoints=EndpointService(
+            pool, creation, transitions, reconciler, spend_guard, first_minutes, pages, clock=clock
+        ),
         inference=ForwardingService(local, owners, own_name=settings.service_name),
         artifacts=ModelArtifactService(pool, adapter_rank_max=settings.adapter_rank_max),
     )
     await server.start()
     claims.address = server.address
     keep("endpoint_reconciler", reconciler.run, until=DrainStage.FINISH_CALLS)
+
+
+def open_importer(
+    keep: Callable[..., None], pool: Pool, objects: ObjectStore, settings: InferenceSettings, clock: Clock, ids: Ids
+) -> BaseImporter:
+    """What makes base models of uploads, and what removes the leftovers of those that broke off."""
+    uploads = BaseUploads(pool, objects, settings=settings, ids=ids)
+    imports = HeldFolders(settings.data_dir / "imports")
+    leftovers = Leftovers(uploads, [imports], interval_s=settings.leftover_interval_s, clock=clock)
+    keep("leftovers", leftovers.run)
+    return BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
 
 
 def open_billing(process: Process, settings: InferenceSettings) -> grpc.aio.Channel:

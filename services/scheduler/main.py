@@ -15,6 +15,7 @@ from chassis.clock import Clock, SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import Pool, open_pool
 from chassis.ids import SystemIds
+from chassis.paging import Pages
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
 from chassis.rounds import spawn_keeper
@@ -90,7 +91,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     view = JobView(database, QueueSnapshots(database, clock, settings))
     reader = JobReader(database, view, settings)
     feeds = JobFeeds(reader, hub, clock, settings)
-    follower = Follower(feeds, reader, settings)
+    follower, pages = Follower(feeds, reader, settings), Pages(settings.page_token_key)
 
     keep = functools.partial(spawn_keeper, process, clock)
     keep("relay", Relay(pool, bus, outbox, clock=clock).run, until=DrainStage.RELEASE_LEASES)
@@ -125,7 +126,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     bus.report_to(server.component(STREAMS_HEALTH))
     server.add(
         add_TuningServiceServicer_to_server,
-        TuningService(database, admission, analyzer, peers, requests, view, follower, previewer, templates),
+        TuningService(database, admission, analyzer, peers, requests, view, follower, previewer, templates, pages),
         "finemesh.tuning.v1.TuningService",
         allow={"gateway"},
         endless={"WatchTuningJob"},

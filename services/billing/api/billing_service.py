@@ -42,6 +42,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         self, pool: Pool, catalogue: Catalogue, settings: BillingSettings, outbox: Outbox, *, clock: Clock
     ) -> None:
         self._pool = pool
+        self._pages = paging.Pages(settings.page_token_key)
         self._catalogue = catalogue
         self._settings = settings
         self._outbox = outbox
@@ -90,7 +91,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
     async def ListUsageRecords(self, request: pb.ListUsageRecordsRequest, context: Any) -> pb.ListUsageRecordsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
         wanted = list_filter_from_proto(request, project_id)
-        page = paging.read_page(
+        page = self._pages.read(
             request, scope=f"usage:{wanted!r}", kinds=paging.TIME_KINDS, maximum=self._settings.page_size_max
         )
         async with self._pool.acquire() as connection:

@@ -46,6 +46,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
         clock: Clock,
     ) -> None:
         self._pool = pool
+        self._pages = paging.Pages(settings.page_token_key)
         self._catalogue = catalogue
         self._limits = settings.limits
         self._renewals_max = settings.hold_renewals_max
@@ -120,7 +121,7 @@ class HoldService(hold_service_pb2_grpc.HoldServiceServicer):
     async def ListOverdueHolds(
         self, request: hold_service_pb2.ListOverdueHoldsRequest, context: Any
     ) -> hold_service_pb2.ListOverdueHoldsResponse:
-        page = paging.read_page(request, scope="overdue holds", kinds=(str,), maximum=self._renewals_max)
+        page = self._pages.read(request, scope="overdue holds", kinds=(str,), maximum=self._renewals_max)
         async with self._pool.acquire() as connection:
             found = await HoldStore(connection).list_expired(after=page.after(""), row_max=page.row_max)
         resources, next_page_token = page.cut(found, lambda resource: (resource,))

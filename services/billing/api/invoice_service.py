@@ -40,6 +40,7 @@ OPERATOR, ADMIN = "operator", "admin"
 class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
     def __init__(self, pool: Pool, settings: BillingSettings, outbox: Outbox, *, clock: Clock) -> None:
         self._pool = pool
+        self._pages = paging.Pages(settings.page_token_key)
         self._settings = settings
         self._outbox = outbox
         self._clock = clock
@@ -49,7 +50,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, context: Any) -> pb.ListInvoicesResponse:
         account = requests.own_account(current_caller())
-        page = paging.read_page(
+        page = self._pages.read(
             request, scope=f"invoices:{account}", kinds=(str,), maximum=self._settings.page_size_max
         )
         before = requests.month_before(page.cursor)
@@ -97,7 +98,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
 
     async def ListCreditNotes(self, request: pb.ListCreditNotesRequest, context: Any) -> pb.ListCreditNotesResponse:
         account = requests.own_account(current_caller())
-        page = paging.read_page(
+        page = self._pages.read(
             request, scope=f"creditNotes:{account}", kinds=(int,), maximum=self._settings.page_size_max
         )
         async with self._pool.acquire() as connection:

@@ -45,6 +45,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         clock: Clock,
     ) -> None:
         self._pool = pool
+        self._pages = paging.Pages(settings.page_token_key)
         self._archive_audit = archive_audit
         self._consumer = consumer
         self._outbox = outbox
@@ -108,7 +109,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         current_caller().require_role(OPERATOR_ROLE)
-        page = paging.read_page(
+        page = self._pages.read(
             request,
             scope=f"dead letters, discarded: {request.discarded}",
             kinds=paging.TIME_KINDS,

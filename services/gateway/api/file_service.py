@@ -12,7 +12,7 @@ from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange, inval
 from chassis.identity import Caller, current_caller
 from chassis.names import format_name, own_name, own_parent
 from chassis.objects.object_store import ObjectStore
-from chassis.paging import read_page
+from chassis.paging import Pages
 from chassis.rpc.request_stream import whole
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
@@ -45,6 +45,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         self._collector = collector
         self._clock = clock
         self._settings = settings
+        self._pages = Pages(settings.page_token_key)
 
     async def UploadFile(self, request_iterator: Any, context: Any) -> file_service_pb2.UploadFileResponse:
         requests: AsyncIterator[file_service_pb2.UploadFileRequest] = aiter(request_iterator)
@@ -65,7 +66,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         self, request: file_service_pb2.ListFilesRequest, context: Any
     ) -> file_service_pb2.ListFilesResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        page = read_page(request, scope=f"files:{project_id}", kinds=(str,))
+        page = self._pages.read(request, scope=f"files:{project_id}", kinds=(str,))
         async with self._pool.acquire() as connection:
             found = await FileStore(connection).list_files(project_id, page.after(""), page.row_max)
         files, token = page.cut(found, lambda file: (file.file_id,))

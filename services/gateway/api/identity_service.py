@@ -8,7 +8,7 @@ from chassis.errors import AlreadyExists, FieldViolation, NotFound, PermissionDe
 from chassis.identity import Caller, current_caller
 from chassis.ids import Ids
 from chassis.names import format_name, parse_name
-from chassis.paging import read_page
+from chassis.paging import Pages
 from finemesh.identity.v1 import identity_pb2, identity_service_pb2, identity_service_pb2_grpc
 from services.gateway.api import convert
 from services.gateway.config import GatewaySettings
@@ -37,6 +37,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._clock = clock
         self._ids = ids
         self._settings = settings
+        self._pages = Pages(settings.page_token_key)
 
     async def GetCaller(
         self, request: identity_service_pb2.GetCallerRequest, context: Any
@@ -119,7 +120,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self, request: identity_service_pb2.ListProjectsRequest, context: Any
     ) -> identity_service_pb2.ListProjectsResponse:
         account = current_caller().account
-        page = read_page(request, scope=f"projects:{account}", kinds=(str,))
+        page = self._pages.read(request, scope=f"projects:{account}", kinds=(str,))
         async with self._pool.acquire() as connection:
             found = await IdentityStore(connection).list_projects(account, page.after(""), page.row_max)
         projects, token = page.cut(found, lambda project: (project.project_id,))
@@ -178,7 +179,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
     ) -> identity_service_pb2.ListApiKeysResponse:
         caller = current_caller()
         project_id = _project_of(request.parent, caller)
-        page = read_page(request, scope=f"keys:{project_id}", kinds=(str,))
+        page = self._pages.read(request, scope=f"keys:{project_id}", kinds=(str,))
         async with self._pool.acquire() as connection:
             await self._require_project(connection, project_id, caller, "parent")
             found = await IdentityStore(connection).list_keys(project_id, page.after(""), page.row_max)

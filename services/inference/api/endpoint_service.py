@@ -9,6 +9,7 @@ from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import FailedPrecondition, FieldViolation, NotFound, refuse_invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
+from chassis.paging import Pages
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2, endpoint_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.inference.api import convert
@@ -40,10 +41,12 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         reconciler: EndpointReconciler,
         spend_guard: SpendGuard,
         first_minutes: FirstMinutes,
+        pages: Pages,
         *,
         clock: Clock,
     ) -> None:
         self._pool = pool
+        self._pages = pages
         self._creation = creation
         self._transitions = transitions
         self._reconciler = reconciler
@@ -72,7 +75,11 @@ class EndpointService(endpoint_service_pb2_grpc.EndpointServiceServicer):
         self, request: endpoint_service_pb2.ListEndpointsRequest, context: object
     ) -> endpoint_service_pb2.ListEndpointsResponse:
         shown, token = await own_page(
-            self._pool, request, "endpoints", lambda connection, *wanted: EndpointStore(connection).page(*wanted)
+            self._pool,
+            self._pages,
+            request,
+            "endpoints",
+            lambda connection, *wanted: EndpointStore(connection).page(*wanted),
         )
         return endpoint_service_pb2.ListEndpointsResponse(
             endpoints=[convert.endpoint_to_proto(endpoint) for endpoint in shown], next_page_token=token

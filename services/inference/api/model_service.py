@@ -11,7 +11,7 @@ from chassis.errors import NotFound, invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, parse_name
 from chassis.objects.object_store import ObjectMissing, ObjectStore
-from chassis.paging import read_page
+from chassis.paging import Pages
 from chassis.rpc.request_stream import whole
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert
@@ -31,12 +31,14 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         registry: Registry,
         importer: BaseImporter,
         objects: ObjectStore,
+        pages: Pages,
         *,
         chunk_bytes_max: int,
         clock: Clock,
     ) -> None:
         self._pool = pool
         self._registry = registry
+        self._pages = pages
         self._importer = importer
         self._objects = objects
         self._chunk_bytes_max = chunk_bytes_max
@@ -45,7 +47,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     async def ListBaseModels(
         self, request: model_service_pb2.ListBaseModelsRequest, context: object
     ) -> model_service_pb2.ListBaseModelsResponse:
-        page = read_page(request, scope="baseModels", kinds=(str,))
+        page = self._pages.read(request, scope="baseModels", kinds=(str,))
         async with self._pool.acquire() as connection:
             found = await ModelStore(connection).list_bases(page.after(""), page.row_max)
         shown, token = page.cut(found, lambda model: (model.model_id,))
@@ -77,7 +79,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self, request: model_service_pb2.ListModelsRequest, context: object
     ) -> model_service_pb2.ListModelsResponse:
         shown, token = await own_page(
-            self._pool, request, "models", lambda connection, *wanted: ModelStore(connection).page(*wanted)
+            self._pool, self._pages, request, "models", lambda connection, *wanted: ModelStore(connection).page(*wanted)
         )
         return model_service_pb2.ListModelsResponse(
             models=[convert.model_to_proto(model) for model in shown], next_page_token=token

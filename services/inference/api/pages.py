@@ -10,7 +10,7 @@ from chassis.db.pool import Connection, Pool
 from chassis.errors import ResourceExhausted
 from chassis.identity import current_caller
 from chassis.names import own_parent
-from chassis.paging import TIME_KINDS, Cursor, ListRequest, read_page, time_cursor
+from chassis.paging import TIME_KINDS, Cursor, ListRequest, Pages, time_cursor
 from finemesh.identity.v1 import identity_pb2
 from services.inference.endpoints.domain import Endpoint
 from services.inference.models.domain import TunedModel
@@ -31,6 +31,7 @@ class ChildrenRequest(ListRequest, Protocol):
 
 async def own_page(
     pool: Pool,
+    pages: Pages,
     request: ChildrenRequest,
     collection: str,
     read: Callable[[Connection, str, tuple[datetime, str], int], Awaitable[Sequence[Row]]],
@@ -40,7 +41,7 @@ async def own_page(
     `read` takes a connection, the project's id, the time and id before which the rows lie, and how many to read.
     """
     project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-    page = read_page(request, scope=f"{collection}:{project_id}", kinds=TIME_KINDS)
+    page = pages.read(request, scope=f"{collection}:{project_id}", kinds=TIME_KINDS)
     async with pool.acquire() as connection:
         found = await read(connection, project_id, page.after_time(str) or NEWEST, page.row_max)
     return page.cut(found, cursor_of)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from chassis.errors import invalid
 from chassis.identity import current_caller
 from chassis.names import own_name, own_parent
-from chassis.paging import read_page
+from chassis.paging import Pages
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_service_pb2_grpc
@@ -41,7 +41,9 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         follower: Follower,
         previewer: Previewer,
         templates: TemplateFacts,
+        pages: Pages,
     ) -> None:
+        self._pages = pages
         self._database = database
         self._admission = admission
         self._analyzer = analyzer
@@ -104,7 +106,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
 
     async def ListTuningJobs(self, request: _pb.ListTuningJobsRequest, context: object) -> _pb.ListTuningJobsResponse:
         project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
-        page = read_page(request, scope=f"tuningJobs:{project_id}", kinds=(str,))
+        page = self._pages.read(request, scope=f"tuningJobs:{project_id}", kinds=(str,))
         jobs = await JobStore(self._database.pool).list_jobs(project_id, page.after(""), page.row_max)
         shown, token = page.cut(jobs, lambda job: (job.job_id,))
         return _pb.ListTuningJobsResponse(tuning_jobs=await self._view.many(shown), next_page_token=token)
@@ -129,7 +131,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         self, request: _pb.ListTuningJobEventsRequest, context: object
     ) -> _pb.ListTuningJobEventsResponse:
         ref = await self._existing(request.parent)
-        page = read_page(request, scope=f"tuningJobEvents:{ref.job_id}", kinds=(int,))
+        page = self._pages.read(request, scope=f"tuningJobEvents:{ref.job_id}", kinds=(int,))
         events = await JobStore(self._database.pool).list_events(ref, page.after(0), page.row_max)
         shown, token = page.cut(events, lambda event: (event.sequence,))
         return _pb.ListTuningJobEventsResponse(
@@ -140,7 +142,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         self, request: _pb.ListCheckpointsRequest, context: object
     ) -> _pb.ListCheckpointsResponse:
         ref = await self._existing(request.parent)
-        page = read_page(request, scope=f"checkpoints:{ref.job_id}", kinds=(int,))
+        page = self._pages.read(request, scope=f"checkpoints:{ref.job_id}", kinds=(int,))
         found = await JobStore(self._database.pool).list_checkpoints(ref, page.after(-1), page.row_max)
         shown, token = page.cut(found, lambda checkpoint: (checkpoint.step,))
         return _pb.ListCheckpointsResponse(

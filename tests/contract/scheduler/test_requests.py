@@ -1,6 +1,9 @@
 """What users ask and what they are told: quotes, refusals with every violation, idempotency, walls between projects."""
 
 import asyncio
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +387,19 @@ async def test_jobs_are_listed_in_pages(world: World) -> None:
     assert len(found) == len(set(found))
     for name in names:
         await world.cancel(name)
+
+
+@pytest.mark.parametrize("sequence", [2**63, -(2**63) - 1, 10**30])
+async def test_a_forged_page_token_reaches_no_query(world: World, sequence: int) -> None:
+    """As tokens once were: a digest that anybody can compute, and a cursor of anybody's choice."""
+    name = await world.create()
+    digest = hashlib.sha256(f"tuningJobEvents:{name.rpartition('/')[2]}".encode()).hexdigest()[:12]
+    forged = base64.urlsafe_b64encode(json.dumps([digest, sequence], separators=(",", ":")).encode()).decode()
+    with acting_as(OWNER), pytest.raises(InvalidArgument) as refused:
+        request = _pb.ListTuningJobEventsRequest(parent=name, page_token=forged.rstrip("="))
+        await world.tuning.ListTuningJobEvents(request)
+    assert [violation.field for violation in refused.value.violations] == ["page_token"]
+    await world.cancel(name)
 
 
 async def test_too_little_credit_fails_the_job_with_the_shortfall(world: World) -> None:

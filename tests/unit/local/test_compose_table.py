@@ -201,6 +201,6 @@ def test_env_file_is_private(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o077 == 0
     first = target.read_text()
     secrets = re.findall(r"^[A-Z_]+=([0-9a-f]{48})$", first, re.MULTILINE)
-    assert len(secrets) == len(set(secrets)) == 7
+    assert len(secrets) == len(set(secrets)) == 11
     compose_env.main(["--out", str(target)])
     assert target.read_text() == first

@@ -54,7 +54,7 @@ def _facts(tmp_path: Path) -> Facts:
     return Facts(
         ports={key: 20_000 + number for number, key in enumerate(dict.fromkeys(keys))},
         database_urls={name: f"postgresql://{name}" for name in ("gateway", "scheduler", "billing", "inference")},
-        secrets={"FINEMESH_SCHEDULER_SECRETS_KEY": "k" * 48},
+        secrets={name: "k" * 48 for service in SERVICES for name in service.secret_variables},
         nats_url="nats://token@127.0.0.1:1",
         tls_dir=tmp_path / "tls",
         artifacts_dir=tmp_path / "artifacts",
