@@ -5,6 +5,7 @@ cached, seconds. What is made depends on the recipe's digest alone, so a cached 
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -53,10 +54,13 @@ def make(recipe: Recipe, out: Path, cache: Path | None) -> bool:
         commit_folder(out, lambda folder: _write(recipe, folder), manifest=None)
         return False
     made = cache / f"{recipe.name}-{recipe.digest()[:16]}"
-    hit = made.is_dir()
-    if not hit:
-        cache.mkdir(parents=True, exist_ok=True)
-        commit_folder(made, lambda folder: _write(recipe, folder), manifest=None)
+    cache.mkdir(parents=True, exist_ok=True)
+    # Two stacks that start for the first time would clear each other's unfinished folder; the second one waits instead.
+    with (cache / f"{made.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hit = made.is_dir()
+        if not hit:
+            commit_folder(made, lambda folder: _write(recipe, folder), manifest=None)
     commit_folder(out, lambda folder: _copy(made, folder), manifest=None)
     return hit
 
