@@ -8,7 +8,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-upload bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and
 
 bench-edge: $(VENV)/.ready ## GetTuningJob through gateway and scheduler beside a bare grpc.aio echo
 	@$(PY) -m bench.edge
+
+bench-upload: $(VENV)/.ready ## An upload of 1 GiB with digest and checks beside cp and sync (about 1 minute, 4 GiB of disk)
+	@GRPC_VERBOSITY=ERROR $(PY) -m bench.upload
 
 bench-watchers: $(VENV)/.ready ## An agent's heartbeat beside 1,000 watchers and a full call cap (about 2 minutes)
 	@$(PY) -m bench.watchers

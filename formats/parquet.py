@@ -1,5 +1,8 @@
 """Reads a Parquet file of token ids row by row, in bounded memory, with every error. It knows no vocabulary.
 
+A few kilobytes can say that they are billions of values. What a file says of itself is judged before a page is read,
+and what really comes is counted while it does.
+
 Columns: `input_ids`, lists of integers; perhaps `attention_mask` (1 on the row, 0 on padding around it) and `labels`
 (the id itself, or -100 for a token without loss). Rows count from 1 in errors, 0 is the file as a whole.
 """
@@ -16,9 +19,12 @@ from numpy.typing import NDArray
 
 from formats.descriptions import describe, printable
 from formats.row_errors import LineFaults, RowErrors
-from formats.rows import ROW_TOKENS_MAX, ROWS_MAX, UNLABELLED, Tokens
+from formats.rows import ROW_TOKENS_MAX, UNLABELLED, Tokens
+from formats.work import TooMuchWork, Work, WorkLimits
 
-BATCH_ROWS = 256
+# Rows are decoded in batches of at most so many rows, and of about so many values where the file is honest.
+BATCH_ROWS_MAX = 4096
+BATCH_CELLS = 4 * 1024 * 1024
 # A group of rows is decompressed as a whole.
 ROW_GROUP_BYTES_MAX = 1024**3
 COLUMNS = ("input_ids", "attention_mask", "labels")
@@ -28,23 +34,62 @@ ID_MAX = 2**31 - 1
 class TokenRows:
     """Iterates over the sound rows. `count` is how many rows the file says it has, once the iteration began.
 
-    Raises OSError when the file cannot be read.
+    A file that is more work than `limits` allow has that as its error, and `excess` says it as well; `work` is what was
+    counted. Raises OSError when the file cannot be read.
     """
 
-    def __init__(self, source: Path | IO[bytes], errors: RowErrors, rows_max: int = ROWS_MAX) -> None:
+    def __init__(self, source: Path | IO[bytes], errors: RowErrors, limits: WorkLimits | None = None) -> None:
         self.count = 0
+        self.work = Work()
+        self.excess: TooMuchWork | None = None
         self._source = source
         self._errors = errors
-        self._rows_max = rows_max
+        self._limits = limits or WorkLimits()
 
     def __iter__(self) -> Iterator[Tokens]:
+        line = 1
+        for columns, row_count in self._batches():
+            is_sound = _is_sound(columns)
+            for index in range(row_count):
+                row = (
+                    _sound_row(columns, index, line + index)
+                    if is_sound
+                    else _row(columns, index, LineFaults(line + index, self._errors), line + index)
+                )
+                if row is not None:
+                    yield row
+            line += row_count
+
+    def check(self) -> None:
+        """As the iteration, for the errors alone: batches without any are seen as a whole."""
+        line = 1
+        for columns, row_count in self._batches():
+            if not _is_sound(columns):
+                for index in range(row_count):
+                    _row(columns, index, LineFaults(line + index, self._errors), line + index)
+            line += row_count
+
+    def _batches(self) -> "Iterator[tuple[dict[str, _Column], int]]":
         try:
             with pq.ParquetFile(self._source, memory_map=False, pre_buffer=False) as file:
                 self.count = int(file.metadata.num_rows)
                 whole = LineFaults(0, self._errors)
-                _check_schema(file, self._rows_max, whole)
-                if not whole.count:
-                    yield from _rows(file, self._errors)
+                _check_schema(file, whole)
+                if whole.count:
+                    return
+                stated = _stated_work(file)
+                self._limits.require(stated)
+                batch_rows = max(1, min(BATCH_ROWS_MAX, BATCH_CELLS * stated.rows // max(stated.cells, 1)))
+                names = [name for name in COLUMNS if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=batch_rows, columns=names, use_threads=False):
+                    columns = {name: _column(batch.column(name)) for name in names}
+                    cells = sum(len(column.values) for column in columns.values())
+                    self.work += Work(rows=batch.num_rows, cells=cells, expanded_bytes=batch.nbytes)
+                    self._limits.require(self.work)
+                    yield columns, batch.num_rows
+        except TooMuchWork as excess:
+            self.excess = excess
+            self._errors.add(0, "$", f"at most {excess.limit} {excess.unit}", f"{excess.found} {excess.unit}")
         except (pa.ArrowException, ValueError, TypeError) as error:
             self.count = 0
             add_unsound(self._errors, error)
@@ -55,7 +100,7 @@ def add_unsound(errors: RowErrors, error: Exception) -> None:
     errors.add(0, "$", "a sound Parquet file", describe(str(error)))
 
 
-def _check_schema(file: pq.ParquetFile, rows_max: int, faults: LineFaults) -> None:
+def _check_schema(file: pq.ParquetFile, faults: LineFaults) -> None:
     schema = file.schema_arrow
     for name in schema.names:
         if name not in COLUMNS:
@@ -67,12 +112,24 @@ def _check_schema(file: pq.ParquetFile, rows_max: int, faults: LineFaults) -> No
         elif count and not _is_integer_list(schema.field(name).type):
             faults.add(f"$.{name}", "a column of lists of integers", describe(str(schema.field(name).type)))
     metadata = file.metadata
-    if metadata.num_rows > rows_max:
-        faults.add("$", f"at most {rows_max} rows", f"{metadata.num_rows} rows")
     if any(metadata.row_group(index).total_byte_size > ROW_GROUP_BYTES_MAX for index in range(metadata.num_row_groups)):
         faults.add("$", f"row groups of at most {ROW_GROUP_BYTES_MAX} bytes", "a larger one")
     if not metadata.num_rows:
         faults.add("$", "at least one row", "an empty file")
+
+
+def _stated_work(file: pq.ParquetFile) -> Work:
+    """What the file says of itself; nothing of its pages is read."""
+    metadata, schema = file.metadata, file.schema_arrow
+    cells = expanded_bytes = 0
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for index in range(group.num_columns):
+            column = group.column(index)
+            name = column.path_in_schema.partition(".")[0]
+            cells += column.num_values
+            width_bits = schema.field(name).type.value_type.bit_width
+            expanded_bytes += max(column.total_uncompressed_size, column.num_values * width_bits // 8)
+    return Work(rows=metadata.num_rows, cells=cells, expanded_bytes=expanded_bytes)
 
 
 def _is_integer_list(kind: pa.DataType) -> bool:
@@ -85,8 +142,8 @@ class _Column:
     """The values of a batch and where each row begins in them; `bad` are rows without integers where some belong."""
 
     values: NDArray[np.int64]
-    offsets: list[int]
-    bad: list[bool]
+    offsets: NDArray[np.int64]
+    bad: NDArray[np.bool_]
 
     def row(self, index: int) -> NDArray[np.int64]:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
@@ -101,25 +158,54 @@ def _column(array: pa.Array) -> _Column:
         holes = np.flatnonzero(np.asarray(values.is_null()))
         bad[np.searchsorted(offsets, holes, side="right") - 1] = True
         values = values.fill_null(0)
-    return _Column(values.to_numpy(zero_copy_only=False).astype(np.int64), offsets.tolist(), bad.tolist())
+    return _Column(values.to_numpy(zero_copy_only=False).astype(np.int64), offsets, bad)
 
 
-def _rows(file: pq.ParquetFile, errors: RowErrors) -> Iterator[Tokens]:
-    names = [name for name in COLUMNS if name in file.schema_arrow.names]
-    line = 0
-    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
-        columns = {name: _column(batch.column(name)) for name in names}
-        # Looked at for the whole batch at once, for speed; a row only says where.
-        ids = columns["input_ids"].values
-        in_range = not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) <= ID_MAX)
-        for index in range(batch.num_rows):
-            line += 1
-            row = _row(columns, index, in_range, LineFaults(line, errors), line)
-            if row is not None:
-                yield row
+def _is_sound(columns: dict[str, _Column]) -> bool:
+    """Whether no row of the batch has an error; seen over all of it at once, for speed."""
+    ids = columns["input_ids"]
+    if not len(ids.bad):
+        return True
+    lengths = np.diff(ids.offsets)
+    if any(column.bad.any() or not np.array_equal(column.offsets, ids.offsets) for column in columns.values()):
+        return False
+    if int(lengths.min()) < 1 or int(lengths.max()) > ROW_TOKENS_MAX:
+        return False
+    if int(ids.values.min()) < 0 or int(ids.values.max()) > ID_MAX:
+        return False
+    mask, labels = columns.get("attention_mask"), columns.get("labels")
+    if mask is not None and not _is_sound_mask(mask):
+        return False
+    if labels is None:
+        return True
+    labelled = labels.values != UNLABELLED
+    wrong = labels.values != ids.values
+    if mask is not None:
+        wrong |= mask.values == 0
+    return not bool((labelled & wrong).any())
 
 
-def _row(columns: dict[str, _Column], index: int, in_range: bool, faults: LineFaults, line: int) -> Tokens | None:
+def _is_sound_mask(mask: _Column) -> bool:
+    """One unbroken run of 1 in every row; no row is empty."""
+    if int(mask.values.min()) < 0 or int(mask.values.max()) > 1:
+        return False
+    before = np.concatenate([[0], mask.values[:-1]])
+    before[mask.offsets[:-1]] = 0
+    begins = (mask.values == 1) & (before == 0)
+    return bool((np.add.reduceat(begins.astype(np.int64), mask.offsets[:-1]) == 1).all())
+
+
+def _sound_row(columns: dict[str, _Column], index: int, line: int) -> Tokens:
+    ids, mask, labels = columns["input_ids"].row(index), columns.get("attention_mask"), columns.get("labels")
+    row = slice(0, len(ids))
+    if mask is not None:
+        seen = np.flatnonzero(mask.row(index))
+        row = slice(int(seen[0]), int(seen[-1]) + 1)
+    labelled = None if labels is None else labels.row(index)[row] != UNLABELLED
+    return Tokens(line=line, ids=ids[row].astype(np.int32), labelled=labelled)
+
+
+def _row(columns: dict[str, _Column], index: int, faults: LineFaults, line: int) -> Tokens | None:
     cells = {name: column.row(index) for name, column in columns.items()}
     for name, column in columns.items():
         if column.bad[index]:
@@ -135,8 +221,7 @@ def _row(columns: dict[str, _Column], index: int, in_range: bool, faults: LineFa
             faults.add(f"$.{name}", f"as many entries as input_ids, which are {len(ids)}", f"{len(cell)} entries")
     if faults.count:
         return None
-    if not in_range:
-        _check_first("input_ids", ids, (ids < 0) | (ids > ID_MAX), f"ids from 0 to {ID_MAX}", faults)
+    _check_first("input_ids", ids, (ids < 0) | (ids > ID_MAX), f"ids from 0 to {ID_MAX}", faults)
     row = slice(0, len(ids)) if mask is None else _unpadded(mask, faults)
     labelled = None
     if labels is not None:

@@ -14,7 +14,7 @@ from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2, tuning_servic
 from finemesh_client.errors import DataLoss
 from finemesh_client.transport import Transport
 
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 1024 * 1024
 # A preview checks the whole file before it shows rows of it.
 PREVIEW_TIMEOUT_S = 600.0
 
@@ -25,13 +25,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-async def read_chunks(path: Path, on_bytes: Callable[[int], None] | None) -> AsyncIterator[bytes]:
-    """The file's bytes in chunks; reading happens off the event loop."""
+async def read_chunks(
+    path: Path, on_bytes: Callable[[int], None] | None, digest: hashlib._Hash | None = None
+) -> AsyncIterator[bytes]:
+    """The file's bytes in chunks, which go into `digest` as well; the next one is read while one is sent."""
+
+    def read() -> bytes:
+        chunk = source.read(CHUNK_BYTES)
+        if digest is not None:
+            digest.update(chunk)
+        return chunk
+
+    loop = asyncio.get_running_loop()
     with path.open("rb") as source:
-        while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
-            if on_bytes:
-                on_bytes(len(chunk))
-            yield chunk
+        reading = loop.run_in_executor(None, read)
+        try:
+            while chunk := await reading:
+                reading = loop.run_in_executor(None, read)
+                if on_bytes:
+                    on_bytes(len(chunk))
+                yield chunk
+        finally:
+            # The file stays open for whoever still reads.
+            await asyncio.wait({reading})
 
 
 class Files:
@@ -44,23 +60,32 @@ class Files:
     async def upload(
         self, path: Path, *, request_id: str | None = None, on_bytes: Callable[[int], None] | None = None
     ) -> file_pb2.File:
-        """Uploads a dataset; the answer carries the check of every line. `on_bytes` hears how many bytes were sent."""
-        digest = await asyncio.to_thread(sha256_of, path)
+        """Uploads a dataset; the answer carries the check of every line. `on_bytes` hears how many bytes were sent.
+
+        Raises DataLoss when the server stored something else than was read. With a `request_id` of the caller's own the
+        file is read once before, so that a repetition with other bytes is told apart.
+        """
+        announced = await asyncio.to_thread(sha256_of, path) if request_id else ""
         header = file_service_pb2.UploadFileHeader(
             display_name=path.name,
             purpose=file_pb2.FILE_PURPOSE_FINE_TUNE,
             size_bytes=(await asyncio.to_thread(path.stat)).st_size,
-            sha256=digest,
+            sha256=announced,
             request_id=request_id or uuid.uuid4().hex,
         )
 
         async def parts() -> AsyncIterator[file_service_pb2.UploadFileRequest]:
             yield file_service_pb2.UploadFileRequest(header=header)
-            async for chunk in read_chunks(path, on_bytes):
+            async for chunk in read_chunks(path, on_bytes, digest):
                 yield file_service_pb2.UploadFileRequest(chunk=chunk)
 
+        digest = hashlib.sha256()
         answer = await self._transport.upload(self._stub.UploadFile, parts)
-        return cast(file_service_pb2.UploadFileResponse, answer).file
+        file = cast(file_service_pb2.UploadFileResponse, answer).file
+        if file.sha256 != (announced or digest.hexdigest()):
+            message = f"{file.name}: the stored bytes are not those of {path.name}; delete it and upload again"
+            raise DataLoss(message=message, reason="DATA_CORRUPT")
+        return file
 
     async def get(self, name: str) -> file_pb2.File:
         """One file's description."""

@@ -52,9 +52,16 @@ class GatewaySettings(ChassisSettings):
     file_size_bytes_max: int = Field(default=10 * 1024 * MIB, ge=1, description="Largest uploaded file.")
     chunk_bytes_max: int = Field(default=MIB, ge=1024, description="Largest chunk of an upload or a download.")
     uploads_max: int = Field(default=16, ge=1, description="Uploads in flight at a time; each holds parts in memory.")
+    uploads_per_organization_max: int = Field(default=8, ge=1, description="Of them, those of one organization.")
+    uploads_per_key_max: int = Field(default=4, ge=1, description="Of them, those of one API key.")
     upload_part_bytes: int = Field(default=5 * MIB, ge=5 * MIB, description="Part of a multipart upload.")
     upload_parts_in_flight_max: int = Field(default=3, ge=1, description="Parts of one upload written at a time.")
-    upload_idle_s_max: float = Field(default=60.0, gt=0, description="Longest pause between two chunks of an upload.")
+    upload_idle_s_max: float = Field(
+        default=60.0, gt=0, description="An upload that is waited for longer without upload_idle_bytes_min ends."
+    )
+    upload_idle_bytes_min: int = Field(
+        default=65536, ge=1, description="Bytes that show that an upload is not idle; empty chunks never do."
+    )
     upload_s_max: float = Field(default=3600.0, gt=0, description="Longest upload; the stream ends after it.")
     # Jobs read their files when an attempt starts, which may be days after the file was deleted.
     deleted_file_retention_s: float = Field(default=7 * 86400.0, ge=0, description="Bytes outlive their file so long.")
@@ -69,9 +76,23 @@ class GatewaySettings(ChassisSettings):
     dataset_lines_max: int = Field(default=10_000_000, ge=1, description="Examples of one dataset.")
     dataset_messages_max: int = Field(default=1000, ge=1, description="Messages of one conversation.")
     dataset_errors_max: int = Field(default=100, ge=1, description="Errors of a file that are kept; all are counted.")
-    parquet_check_s_max: float = Field(default=600.0, gt=0, description="Longest check of one Parquet file.")
-    parquet_memory_bytes_max: int = Field(
-        default=4 * 1024 * MIB, ge=512 * MIB, description="Address space of one check of a Parquet file."
+    dataset_cells_max: int = Field(
+        default=3_000_000_000, ge=1, description="Values of a Parquet file, over all its columns."
+    )
+    dataset_expanded_bytes_max: int = Field(
+        default=32 * 1024 * MIB, ge=1, description="What they take without encoding and compression."
+    )
+    checks_concurrent_max: int = Field(
+        default=2, ge=1, description="Checks of Parquet files at a time; one organization gets all places but one."
+    )
+    check_inline_bytes_max: int = Field(
+        default=65536, ge=0, description="JSONL up to this size is checked without a process of its own."
+    )
+    check_s_max: float = Field(
+        default=600.0, gt=0, description="Longest check of one file, counted from its last byte."
+    )
+    check_memory_bytes_max: int = Field(
+        default=4 * 1024 * MIB, ge=512 * MIB, description="Address space of the process of one check."
     )
     parquet_spool_dir: Path | None = Field(
         default=None, description="Where the bytes of a Parquet upload wait for their check; none: the system's choice."

@@ -21,6 +21,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector
 from services.gateway.files.domain import StoredFile, artifact_key
 from services.gateway.files.store import FileStore
+from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced, size_limit
 from services.gateway.files.uploads import NewFile, Uploads
 from services.gateway.requests import audit
@@ -125,6 +126,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
             raise invalid("header.sha256", "must be 64 lower-case hex digits, or empty")
         return NewFile(
             project_id=project_id,
+            uploader=Uploader(organization_id=caller.account, key_id=caller.subject),
             display_name=convert.checked_display_name(header.display_name, "header.display_name"),
             announced=Announced(size_bytes=header.size_bytes, sha256=header.sha256),
             request=Request(

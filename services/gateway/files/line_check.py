@@ -3,49 +3,47 @@
 Bounded: it holds one line at a time and never the file. It knows no tokenizer, no store and no protobuf.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Protocol
 
 from formats.line_parser import LineParser
-from formats.row_errors import RowError
 from formats.row_formats import check_file
-from formats.rows import Features, Format
+from formats.rows import Format
+from formats.work import TooMuchWork, Work
+from services.gateway.files.dataset_report import DatasetLimits, DatasetReport
 
 _WHOLE = "$"
+# Lines are seen in groups of about these sizes, from the first to the last, before they are read one by one.
+_GROUP_BYTES = (64 * 1024, 8 * 1024)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetLimits:
-    """What one file may hold; errors past `errors_max` are counted but not kept."""
+class SoundLines(Protocol):
+    """Sees many lines at once; plain_lines.py has them."""
 
-    line_bytes_max: int
-    lines_max: int
-    messages_max: int
-    errors_max: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetReport:
-    """What is known of a file after its check. `line_count` is how many examples it has: lines that are not blank."""
-
-    format: Format | None
-    line_count: int
-    errors: tuple[RowError, ...]
-    error_count: int
-    features: Features
+    def rows_of(self, lines: bytes) -> int:
+        """How many rows whole lines are, 0 when they have to be read one by one."""
+        ...
 
 
 class LineCheck:
-    """`feed` the chunks in order, then `finish` once."""
+    """`feed` the chunks in order, then `finish` once. `feed` raises TooMuchWork for a row too many.
 
-    def __init__(self, limits: DatasetLimits) -> None:
+    `see` makes what sees many lines at once, of a format and with a limit of messages.
+    """
+
+    def __init__(self, limits: DatasetLimits, see: Callable[[Format, int], SoundLines] | None = None) -> None:
         self._limits = limits
+        self._see = see
         self._parser = LineParser(limits.errors_max, messages_max=limits.messages_max)
         self._partial = bytearray()
         self._skipping = False
         self._line = 0
         self._examples = 0
+        self._bytes = 0
+        self._plain: SoundLines | None = None
 
     def feed(self, chunk: bytes) -> None:
+        self._bytes += len(chunk)
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             if self._skipping:
@@ -54,7 +52,10 @@ class LineCheck:
                 self._add(chunk[start:end])
                 self._end_partial()
             else:
-                self._check(chunk[start:end])
+                whole = chunk.rfind(b"\n") + 1
+                self._check_whole(chunk[start:whole])
+                start = whole
+                break
             start = end + 1
         if start < len(chunk) and not self._skipping:
             self._add(chunk[start:])
@@ -72,6 +73,7 @@ class LineCheck:
             errors=tuple(errors.kept),
             error_count=errors.count,
             features=self._parser.features,
+            work=Work(rows=self._examples, expanded_bytes=self._bytes),
         )
 
     def _add(self, piece: bytes) -> None:
@@ -90,19 +92,38 @@ class LineCheck:
         self._partial.clear()
         self._check(line)
 
+    def _check_whole(self, lines: bytes, group_bytes: tuple[int, ...] = _GROUP_BYTES) -> None:
+        """Lines that end here. Groups of plain lines are seen at once, and others in smaller groups, or one by one."""
+        start = 0
+        while start < len(lines):
+            if self._plain is None or not group_bytes:
+                end = lines.find(b"\n", start)
+                self._check(lines[start:end])
+                start = end + 1
+                continue
+            end = (lines.find(b"\n", start + group_bytes[0]) + 1) or len(lines)
+            group = lines[start:end]
+            rows = self._plain.rows_of(group) if len(group) <= self._limits.line_bytes_max else 0
+            if rows and self._examples + rows <= self._limits.lines_max:
+                self._line += rows
+                self._examples += rows
+            else:
+                self._check_whole(group, group_bytes[1:])
+            start = end
+
     def _check(self, line: bytes) -> None:
         self._line += 1
-        if not line.strip():
+        if not line or line.isspace():
             return
         self._examples += 1
+        limit = self._limits.line_bytes_max
         if self._examples > self._limits.lines_max:
-            if self._examples == self._limits.lines_max + 1:
-                self._refuse(f"at most {self._limits.lines_max} examples in a file", "one more")
-        elif len(line) > self._limits.line_bytes_max:
-            limit = self._limits.line_bytes_max
-            self._refuse(f"a line of at most {limit} bytes", f"more than {limit} bytes")
+            raise TooMuchWork("rows", self._examples, self._limits.lines_max)
+        if len(line) > limit:
+            expectation = f"a line of at most {limit} bytes"
+            self._parser.errors.add(self._line, _WHOLE, expectation, f"more than {limit} bytes")
         else:
             self._parser.row(self._line, line)
-
-    def _refuse(self, expectation: str, found: str) -> None:
-        self._parser.errors.add(self._line, _WHOLE, expectation, found)
+            if self._plain is None and self._see is not None and self._parser.expected is not None:
+                # The first row says what the others look like.
+                self._plain = self._see(self._parser.expected, self._limits.messages_max)

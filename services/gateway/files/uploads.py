@@ -4,24 +4,25 @@ The bytes go into the artifact store first; then one transaction gives them a ro
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import Aborted, DeadlineExceeded, ResourceExhausted
+from chassis.errors import Aborted, DeadlineExceeded
 from chassis.ids import Ids
 from chassis.objects.object_store import ObjectStore
 from services.gateway.config import GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector, is_passing
-from services.gateway.files.content_check import ParquetLimits
+from services.gateway.files.content_check import ProcessLimits
+from services.gateway.files.dataset_report import DatasetLimits
 from services.gateway.files.domain import StoredFile, artifact_key
-from services.gateway.files.line_check import DatasetLimits
 from services.gateway.files.store import FileStore
-from services.gateway.files.upload_stream import Announced, Received, UploadLimits, UploadStream
+from services.gateway.files.upload_places import CheckPlaces, Uploader, UploadSlots
+from services.gateway.files.upload_stream import Announced, Received, UploadLimits, UploadStream, Workshop
 from services.gateway.requests import idempotency
 from services.gateway.requests.idempotency import Request
 
@@ -34,15 +35,19 @@ def upload_limits(settings: GatewaySettings) -> UploadLimits:
         size_bytes_max=settings.file_size_bytes_max,
         chunk_bytes_max=settings.chunk_bytes_max,
         idle_s_max=settings.upload_idle_s_max,
+        idle_bytes_min=settings.upload_idle_bytes_min,
         dataset=DatasetLimits(
             line_bytes_max=settings.dataset_line_bytes_max,
             lines_max=settings.dataset_lines_max,
             messages_max=settings.dataset_messages_max,
             errors_max=settings.dataset_errors_max,
+            cells_max=settings.dataset_cells_max,
+            expanded_bytes_max=settings.dataset_expanded_bytes_max,
         ),
-        parquet=ParquetLimits(
-            check_s_max=settings.parquet_check_s_max,
-            memory_bytes_max=settings.parquet_memory_bytes_max,
+        process=ProcessLimits(
+            inline_bytes_max=settings.check_inline_bytes_max,
+            check_s_max=settings.check_s_max,
+            memory_bytes_max=settings.check_memory_bytes_max,
             spool_dir=settings.parquet_spool_dir,
         ),
     )
@@ -57,13 +62,14 @@ class NewFile:
     """A checked header."""
 
     project_id: str
+    uploader: Uploader
     display_name: str
     announced: Announced
     request: Request
 
 
 class Uploads:
-    """Takes uploads in, at most `uploads_max` at a time."""
+    """Takes uploads in, as many at a time as there are slots."""
 
     def __init__(
         self,
@@ -80,7 +86,14 @@ class Uploads:
         self._clock = clock
         self._ids = ids
         self._settings = settings
-        self._in_flight = 0
+        self._slots = UploadSlots(
+            uploads_max=settings.uploads_max,
+            per_organization_max=settings.uploads_per_organization_max,
+            per_key_max=settings.uploads_per_key_max,
+        )
+        self._check_places = CheckPlaces(settings.checks_concurrent_max)
+        # Of their own: what waits for a slow check keeps nothing else of this process waiting.
+        self._threads = ThreadPoolExecutor(settings.uploads_max, thread_name_prefix="upload")
 
     async def take(self, new: NewFile, chunks: AsyncIterator[bytes]) -> str:
         """Id of the stored file; that of the earlier one when the same request was here before."""
@@ -88,7 +101,7 @@ class Uploads:
             file_id = await idempotency.earlier(connection, new.request)
         if file_id is not None:
             return file_id
-        with self._slot():
+        with self._slots.take(new.uploader):
             return await self._store_new(new, chunks)
 
     async def _store_new(self, new: NewFile, chunks: AsyncIterator[bytes]) -> str:
@@ -116,10 +129,21 @@ class Uploads:
         settings = self._settings
         try:
             async with asyncio.timeout(settings.upload_s_max):
-                return await UploadStream(new.announced, upload_limits(settings)).receive(chunks, self._artifacts, key)
+                stream = UploadStream(new.announced, upload_limits(settings), self._workshop(new))
+                return await stream.receive(chunks, self._artifacts, key)
         except TimeoutError as error:
             message = f"the upload took longer than upload_s_max, {settings.upload_s_max:g} seconds; nothing was kept"
             raise DeadlineExceeded("DEADLINE_TOO_SHORT", message, metadata={"limit": "upload_s_max"}) from error
+
+    def _workshop(self, new: NewFile) -> Workshop:
+        async def grow(size_bytes: int) -> None:
+            return
+
+        return Workshop(
+            threads=self._threads,
+            check_place=lambda: self._check_places.take(new.uploader.organization_id),
+            grow=grow,
+        )
 
     async def _keep(self, new: NewFile, received: Received, file_id: str, key: str) -> str:
         report, now = received.report, self._clock.now()
@@ -157,18 +181,3 @@ class Uploads:
             if not is_passing(error):
                 raise
             log.warning("artifact_left_to_gc", artifact_key=key, error=repr(error))
-
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if self._in_flight >= self._settings.uploads_max:
-            raise ResourceExhausted(
-                "CAPACITY_EXHAUSTED",
-                f"{self._in_flight} uploads are in flight, as many as uploads_max allows; try again in a moment",
-                metadata={"limit": "uploads_max"},
-                retry_after_s=1.0,
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1

@@ -13,6 +13,7 @@ from chassis.ids import SeededIds
 from chassis.objects.object_store import ObjectStore
 from services.gateway.config import MIGRATIONS, GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector
+from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced
 from services.gateway.files.uploads import NewFile, Uploads
 from services.gateway.requests.idempotency import Request
@@ -33,7 +34,13 @@ async def test_bytes_that_come_after_their_removal_are_removed(database_url: str
         await pool.execute("DELETE FROM removals")
 
     request = Request(project_id="p", method="m", request_id="", fingerprint=bytes(32))
-    new = NewFile(project_id="p", display_name="", announced=Announced(size_bytes=0, sha256=""), request=request)
+    new = NewFile(
+        project_id="p",
+        uploader=Uploader(organization_id="o", key_id="k"),
+        display_name="",
+        announced=Announced(size_bytes=0, sha256=""),
+        request=request,
+    )
     with pytest.raises(Aborted):
         await uploads.take(new, chunks())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

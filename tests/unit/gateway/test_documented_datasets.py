@@ -12,7 +12,8 @@ import pytest
 
 from formats import rows
 from services.gateway.config import GatewaySettings
-from services.gateway.files.line_check import DatasetLimits, LineCheck
+from services.gateway.files.line_check import LineCheck
+from services.gateway.files.uploads import upload_limits
 from services.scheduler.config import SchedulerSettings
 from services.trainer.config import TrainerSettings
 from services.trainer.train.analysis import row_preview as preview
@@ -43,13 +44,7 @@ def test_both_checkers_take_every_example(kind: str, content: bytes, tmp_path: P
     reader, count = read(tmp_path, content)
     assert (reader.errors.kept, reader.format, count) == ([], kind, content.count(b"\n"))
     settings = GatewaySettings(service_name="gateway")
-    limits = DatasetLimits(
-        line_bytes_max=settings.dataset_line_bytes_max,
-        lines_max=settings.dataset_lines_max,
-        messages_max=settings.dataset_messages_max,
-        errors_max=settings.dataset_errors_max,
-    )
-    check = LineCheck(limits)
+    check = LineCheck(upload_limits(settings).dataset)
     check.feed(content)
     report = check.finish()
     assert (list(report.errors), report.format) == ([], kind)
@@ -82,7 +77,7 @@ def test_the_table_of_token_ids_is_a_sound_file(tmp_path: Path) -> None:
 
 def test_every_limit_is_the_one_in_force() -> None:
     listed = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", TEXT, re.MULTILINE)
-    assert len(listed) == 31
+    assert len(listed) == 42
     services = {
         "FINEMESH_GATEWAY_": GatewaySettings(service_name="gateway"),
         "FINEMESH_SCHEDULER_": SchedulerSettings(service_name="scheduler"),

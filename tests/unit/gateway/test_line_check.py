@@ -7,15 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.files.line_check import DatasetLimits, DatasetReport, LineCheck
+from formats.line_parser import LineParser
+from formats.work import TooMuchWork
+from services.gateway.files.dataset_report import DatasetLimits, DatasetReport
+from services.gateway.files.line_check import LineCheck
+from services.gateway.files.plain_lines import PlainLines
 
-LIMITS = DatasetLimits(line_bytes_max=4096, lines_max=1000, messages_max=5, errors_max=10)
+LIMITS = DatasetLimits(
+    line_bytes_max=4096, lines_max=1000, messages_max=5, errors_max=10, cells_max=1, expanded_bytes_max=1
+)
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 PAIR = {"prompt": "One plus one is", "completion": " two"}
 
 
 def check(content: bytes, limits: DatasetLimits = LIMITS, chunk_bytes: int = 1 << 20) -> DatasetReport:
-    checker = LineCheck(limits)
+    checker = LineCheck(limits, PlainLines)
     for start in range(0, len(content), chunk_bytes):
         checker.feed(content[start : start + chunk_bytes])
     return checker.finish()
@@ -76,7 +82,6 @@ def message(**changes: object) -> dict:
         (lines({"prompt": "x", "completion": ""}), (1, "$.completion"), "not empty"),
         (lines({"prompt": 3, "completion": "x"}), (1, "$.prompt"), "a string"),
         (lines(GOOD, {**PAIR, "prompt": "x" * 5000}, GOOD), (2, "$"), "at most 4096 bytes"),
-        (lines(*[PAIR] * 1002), (1001, "$"), "at most 1000 examples"),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 1 << 20])
@@ -86,6 +91,14 @@ def test_each_fault_is_one_error_with_its_place(content, place, expectation, chu
     assert report.error_count == 1
     assert expectation in report.errors[0].expectation
     assert report.errors[0].found
+
+
+@pytest.mark.parametrize("row", [GOOD, PAIR, {}])
+def test_rows_are_bounded_and_the_refusal_says_how_many_there_may_be(row):
+    assert check(lines(*[row] * 1000)).line_count == 1000
+    with pytest.raises(TooMuchWork) as told:
+        check(lines(*[row] * 5000))
+    assert (told.value.unit, told.value.found, told.value.limit) == ("rows", 1001, 1000)
 
 
 def test_every_error_comes_at_once():
@@ -113,7 +126,7 @@ def test_errors_are_capped_and_all_are_counted():
 
 def test_memory_stays_with_one_line_of_a_long_file():
     chunk = b"x" * (1 << 20)
-    checker = LineCheck(LIMITS)
+    checker = LineCheck(LIMITS, PlainLines)
     tracemalloc.start()
     try:
         for _ in range(64):
@@ -140,6 +153,41 @@ DOCUMENTS = st.recursive(
     max_leaves=20,
 )
 FILES = st.lists(st.binary(max_size=60) | DOCUMENTS.map(lambda document: json.dumps(document).encode()), max_size=8)
+
+
+TRICKY = st.text(st.sampled_from(list('ab:"{}\n\\\u00e9\ud800\x00 \u003a')), max_size=6)
+PLAIN = st.one_of(
+    st.fixed_dictionaries({"text": TRICKY}),
+    st.fixed_dictionaries({"prompt": TRICKY, "completion": TRICKY}),
+    st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": TRICKY}),
+        min_size=1,
+        max_size=6,
+    ).map(lambda messages: {"messages": messages}),
+)
+TWICE = ['"role":"user",', '"content" :"x:",', '"text"\t: "a",', '"messages":[],', '"prompt":"\\u003a",', "", "", ""]
+
+
+@given(st.lists(st.tuples(PLAIN, st.booleans(), st.sampled_from(TWICE), st.integers(0, 40)), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_what_is_seen_at_once_is_what_the_parser_says_line_by_line(rows):
+    """Also of keys that come twice, of texts that look like keys, and of line breaks in odd places."""
+    found = []
+    for document, ascii_only, twice, place in rows:
+        text = json.dumps(document, ensure_ascii=ascii_only, separators=(",", ":" if place % 2 else " : "))
+        at = [index for index, char in enumerate(text) if char == "{"]
+        where = at[place % len(at)] + 1
+        found.append((text[:where] + twice + text[where:]).encode("utf-8", "surrogatepass"))
+    content = b"\n".join(found)
+    parser = LineParser(LIMITS.errors_max, messages_max=LIMITS.messages_max)
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            parser.row(number, line)
+    # The first line is read alone; the others at once.
+    report = check(content + b"\n")
+    assert report.errors == tuple(parser.errors.kept)
+    assert (report.error_count, report.format) == (parser.errors.count, parser.expected)
+    assert report.features == parser.features
 
 
 @given(FILES, st.integers(1, 50))
