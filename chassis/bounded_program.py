@@ -30,11 +30,13 @@ class ProgramLimits:
 
 
 class ProgramEnded(Exception):
-    """It ended without an answer; `last_words` are its last lines on standard error."""
+    """It ended without an answer; `last_words` are its last lines on standard error. `exit_code` is negative for a
+    signal, None when it was killed here."""
 
-    def __init__(self, problem: str, last_words: list[str]) -> None:
+    def __init__(self, problem: str, last_words: list[str], exit_code: int | None = None) -> None:
         super().__init__(problem)
         self.last_words = last_words
+        self.exit_code = exit_code
 
 
 class TookTooLong(ProgramEnded):
@@ -67,8 +69,8 @@ async def ask_program(
     said = list(last_words)
     log.error(f"{name}_crashed", exit_code=exit_code, last_words="\n".join(said))
     if any("MemoryError" in line or "memory allocation" in line for line in said):
-        raise TookTooMuch(f"it took more than {limits.memory_bytes_max} bytes", said)
-    raise ProgramEnded(f"it ended with {exit_code}", said)
+        raise TookTooMuch(f"it took more than {limits.memory_bytes_max} bytes", said, exit_code)
+    raise ProgramEnded(f"it ended with {exit_code}", said, exit_code)
 
 
 async def _communicate(

@@ -79,6 +79,20 @@ class InferenceSettings(ChassisSettings):
         default=300.0, gt=0, description="A removal of such files that was not finished is tried again after it."
     )
     leftovers_batch_max: int = Field(default=20, ge=1, description="Uploads that one such look removes.")
+    import_check: Literal["auto", "full", "files"] = Field(
+        default="auto",
+        description="full: also load each import as an engine does, and run small ones; auto: unless the stub serves.",
+    )
+    import_check_s_max: float = Field(default=3600.0, gt=0, description="Longest look at the files of an import.")
+    import_check_memory_bytes_max: int = Field(
+        default=16 * GIB, ge=GIB, description="Memory of the process that looks at the files of an import."
+    )
+    import_prompts_s_max: float = Field(
+        default=60.0, gt=0, description="Longest look at tokenizer and chat template of an import."
+    )
+    import_run_bytes_max: int = Field(
+        default=2 * GIB, ge=0, description="Models with weights of more bytes are not run at their import."
+    )
     imports_max: int = Field(default=2, ge=1, description="Imports in flight at a time.")
 
     usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")
@@ -157,6 +171,11 @@ class InferenceSettings(ChassisSettings):
         description="Longest time between two confirmations of an endpoint's devices that is billed.",
     )
     endpoint_minute_s: float = Field(default=60.0, gt=0, description="Length of a billed minute.")
+
+    @property
+    def checks_models_fully(self) -> bool:
+        """Whether an import is loaded as an engine loads it, which takes seconds and torch."""
+        return self.import_check == "full" or (self.import_check == "auto" and self.engine != "stub")
 
     def engine_settings(self, *, adapters: bool, gpu_indices: tuple[int, ...] = ()) -> EngineSettings:
         """What an engine is given; without adapters for models that are tuned as a whole."""

@@ -23,6 +23,7 @@ from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
 from services.inference.models.base_uploads import BaseUploads, is_passing
 from services.inference.models.domain import BaseModel, NameKind, NamespaceKind, Weights, name_taken, namespace_taken
+from services.inference.models.import_check import check_files
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
@@ -93,6 +94,7 @@ class BaseImporter:
                 raise _is_a_projects(header.model_id)
         spool = await self._spool(parts, folder)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
+        await check_files(folder, self._settings)
         revision = revision_of(spool.files)
         key = f"base/{header.model_id}/{revision}/"
         model = BaseModel(

@@ -21,6 +21,8 @@ import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as models_of_tokens
 
 from chassis.bus.connection import connect
 from chassis.bus.subjects import stream_of, subject_of
@@ -149,9 +151,18 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_hidden_layers": 1,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
+    write_tokenizer(folder / "tokenizer.json")
     save_file({"model.embed_tokens.weight": np.zeros((16, 8), dtype=np.float32)}, folder / "model.safetensors")
     return folder
+
+
+def write_tokenizer(path: Path) -> None:
+    """A token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models_of_tokens.BPE(vocab={char: id for id, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path))
 
 
 async def import_parts(

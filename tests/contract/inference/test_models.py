@@ -8,13 +8,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from chassis.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
 from finemesh.events.v1 import model_events_pb2
 from finemesh.models.v1 import model_service_pb2 as models
 from finemesh.models.v1.model_service_pb2_grpc import ModelServiceStub
 from tests.contract.inference.conftest import BASE, World, ended_job, handled, import_parts, publish
+
+NO_NUMBERS = np.full((16, 8), np.nan, dtype=np.float16)
+LOSSY = json.dumps(
+    {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}}
+).encode()
 
 
 async def base_ids(world: World) -> list[str]:
@@ -72,6 +79,15 @@ async def test_a_wrong_digest_leaves_nothing(world: World, base_folder: Path) ->
         ("config.json", json.dumps({"architectures": ["A"], "auto_map": {"AutoModel": "x.y"}}).encode(), "auto_map"),
         ("config.json", b"{", "is not JSON"),
         ("model.safetensors", b"\xff" * 64, "is no safetensors file"),
+        (
+            "model.safetensors",
+            save({"model.embed_tokens.weight": NO_NUMBERS}),
+            "model.embed_tokens.weight holds values",
+        ),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model-2.safetensors"}}', "names files that are not"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors"}}', "names tensors that"),
+        ("tokenizer.json", b"{}", "tokenizer.json: is no tokenizer"),
+        ("tokenizer.json", LOSSY, "tokenizer.json: does not give a text back"),
     ],
 )
 async def test_files_that_could_carry_code_or_are_broken_are_refused(

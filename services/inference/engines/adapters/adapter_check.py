@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.inference.engines.adapters.safetensors_file import FileProblem, Matrix, check_finite, read_header
+from services.inference.engines.adapters.safetensors_file import FileProblem, Tensor, check_finite, read_header
 from services.inference.engines.base import AdapterInvalid, EngineSettings
 
 CONFIG_NAME = "adapter_config.json"
@@ -196,7 +196,7 @@ def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _check_shapes(
-    matrices: Sequence[Matrix], config: Mapping[str, Any], base_config: Mapping[str, Any]
+    matrices: Sequence[Tensor], config: Mapping[str, Any], base_config: Mapping[str, Any]
 ) -> AdapterFacts:
     try:
         shapes = module_shapes(base_config)
