@@ -7,6 +7,7 @@ the messages answers them.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import nats.errors
 import structlog
@@ -26,6 +27,13 @@ _DRAIN_POLL_S = 0.05
 _log = structlog.get_logger(__name__)
 
 
+class ReaderSettings(TypedDict, total=False):
+    """What a service may set of its own reader; see Durable."""
+
+    ack_wait_s: float
+    pending_max: int
+
+
 class DurableReader:
     """`subjects` are those of each stream. `on_messages` raises one of BUS_FAILURES to begin anew after a pause."""
 
@@ -38,14 +46,13 @@ class DurableReader:
         *,
         clock: Clock,
         batch_max: int | None = None,
-        ack_wait_s: float | None = None,
+        **settings: Unpack[ReaderSettings],
     ) -> None:
-        """`ack_wait_s` takes the place of the declared one."""
+        """`settings` take the place of what is declared."""
         self._bus = bus
         self._durable = durable
-        self._durables = {stream: find_durable(bus.durables, stream, durable, subjects[stream]) for stream in subjects}
-        if ack_wait_s is not None:
-            self._durables = {stream: replace(each, ack_wait_s=ack_wait_s) for stream, each in self._durables.items()}
+        declared = {stream: find_durable(bus.durables, stream, durable, subjects[stream]) for stream in subjects}
+        self._durables = {stream: replace(each, **settings) for stream, each in declared.items()}
         self._on_messages = on_messages
         self._clock = clock
         self._settings = bus.settings

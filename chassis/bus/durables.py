@@ -26,7 +26,7 @@ class Durable:
 ARCHIVE = "billing-archive"
 # What health is asked for: do events wait too long for it?
 ARCHIVE_HEALTH = "finemesh.billing.archive"
-# Until billing comes, which has a setting for it.
+# Until billing comes, which has settings for both.
 ARCHIVE_ACK_WAIT_S = 300.0
 ARCHIVE_PENDING_MAX = 20_000
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from chassis.bus.durables import ARCHIVE_ACK_WAIT_S
+from chassis.bus.durables import ARCHIVE_ACK_WAIT_S, ARCHIVE_PENDING_MAX
 from chassis.settings import ChassisSettings
 from services.billing.limits import FactLimits, Limits
 from services.billing.terms import InvoiceTerms, Party
@@ -90,6 +90,11 @@ class BillingSettings(ChassisSettings):
     archive_ack_wait_s: float = Field(
         default=ARCHIVE_ACK_WAIT_S, ge=1, description="Events that are not archived come again after it."
     )
+    archive_pending_max: int = Field(
+        default=ARCHIVE_PENDING_MAX,
+        ge=1,
+        description="Events of a stream, at all replicas, that wait for their file; more stay on the bus.",
+    )
     archive_fetch_max: int = Field(default=200, ge=1, description="Events fetched for the archive at a time.")
     archive_file_events_max: int = Field(default=5000, ge=1, le=10_000, description="Events of one file.")
     archive_file_bytes_max: int = Field(default=16 * 1024**2, ge=1024**2, description="Payloads of one file, about.")
@@ -118,6 +123,8 @@ class BillingSettings(ChassisSettings):
             raise ValueError(
                 f"archive_interval_s may be {ARCHIVE_GATHERING_SHARE_MAX:.0%} of archive_ack_wait_s at most"
             )
+        if self.archive_pending_max < self.archive_file_events_max:
+            raise ValueError("archive_pending_max must be archive_file_events_max at least: no file would be full")
         if self.archive_late_s <= self.archive_ack_wait_s:
             raise ValueError(
                 "archive_late_s must be more than archive_ack_wait_s: a dead replica's events wait for that"

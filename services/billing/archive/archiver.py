@@ -61,6 +61,7 @@ class Archiver:
             clock=clock,
             batch_max=settings.archive_fetch_max,
             ack_wait_s=settings.archive_ack_wait_s,
+            pending_max=settings.archive_pending_max,
         )
 
     async def run(self) -> None:

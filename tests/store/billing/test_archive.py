@@ -274,16 +274,17 @@ async def test_a_crash_between_the_file_and_the_answer_loses_and_doubles_nothing
     assert (await office.verify()).difference is None
 
 
-async def test_unanswered_events_come_again_after_the_archives_own_setting(office: Office) -> None:
-    """Also where another service made the reader before, which does not know the setting."""
+async def test_the_archives_reader_has_the_archives_own_settings(office: Office) -> None:
+    """Also where another service made the reader before, which does not know the settings."""
     await office.bus.ensure_stream("USAGE")
-    office.settings = office.settings.model_copy(update={"archive_ack_wait_s": 450.0})
+    office.settings = office.settings.model_copy(update={"archive_ack_wait_s": 450.0, "archive_pending_max": 9000})
     office.archive()
 
-    async def wait_s() -> float | None:
-        return (await office.bus.jetstream.consumer_info("USAGE", ARCHIVE)).config.ack_wait
+    async def reader() -> tuple[float | None, int | None]:
+        config = (await office.bus.jetstream.consumer_info("USAGE", ARCHIVE)).config
+        return config.ack_wait, config.max_ack_pending
 
-    assert await eventually(wait_s, lambda found: found != ARCHIVE_ACK_WAIT_S, within_s=20) == 450
+    assert await eventually(reader, lambda found: found[0] != ARCHIVE_ACK_WAIT_S, within_s=20) == (450, 9000)
 
 
 async def test_a_store_that_is_away_holds_the_events_and_two_replicas_share_the_chain(office: Office) -> None:

@@ -1,4 +1,4 @@
-"""The times of the archive fit together: billing does not start where events would be filed again and again."""
+"""The settings of the archive fit together: billing does not start where events would be filed again and again."""
 
 from typing import Any
 
@@ -9,17 +9,18 @@ from services.billing.config import BillingSettings
 
 
 @pytest.mark.parametrize(
-    ("times", "wrong"),
+    ("settings", "wrong"),
     [
         ({"archive_ack_wait_s": 60}, "archive_interval_s"),
         ({"archive_interval_s": 121}, "archive_interval_s"),
         ({"archive_late_s": 300}, "archive_late_s"),
         ({"archive_ack_wait_s": 3600}, "archive_late_s"),
+        ({"archive_pending_max": 4999}, "archive_pending_max"),
     ],
 )
-def test_times_that_do_not_fit_are_refused(times: dict[str, Any], wrong: str) -> None:
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ValidationError, match=wrong):
-        BillingSettings(**times)
+        BillingSettings(**settings)
 
 
 def test_longer_times_fit_together() -> None:
