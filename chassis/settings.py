@@ -78,6 +78,12 @@ class ChassisSettings(BaseSettings):
     transaction_idle_s_max: float = Field(
         default=30.0, gt=0, description="A transaction in which its process does nothing for longer is rolled back."
     )
+    transaction_s_max: float = Field(
+        default=60.0,
+        gt=0,
+        description="A transaction that is open for longer is rolled back, whatever its process does; more than "
+        "statement_timeout_s and transaction_idle_s_max. Migrations and verifications are exempt.",
+    )
 
     outbox_batch_max: int = Field(default=200, ge=1, description="Outbox rows that one claim takes.")
     outbox_poll_s: float = Field(default=0.5, gt=0, description="Pause between claims when nothing wakes the relay.")

@@ -15,6 +15,8 @@ from chassis.db.pool import Connection, Pool
 
 CHASSIS_MIGRATIONS = Path(__file__).parent / "migrations"
 
+# What the pool bounds, and a migration may exceed.
+_LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 _FILE_NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
 _log = structlog.get_logger(__name__)
 
@@ -55,13 +57,13 @@ async def migrate(pool: Pool, dirs: Sequence[Path]) -> list[str]:
     files = [file for folder in (CHASSIS_MIGRATIONS, *dirs) for file in read_folder(folder)]
     async with pool.acquire() as connection:
         # Waiting for another process's migration, or a long one of our own, must not hit the statement timeout.
-        await connection.execute("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+        await connection.execute("; ".join(f"SET {limit} = 0" for limit in _LIMITS))
         await connection.execute("SELECT pg_advisory_lock(hashtext('migrations'), hashtext(current_schema()))")
         try:
             return await _apply_missing(connection, files)
         finally:
             await connection.execute("SELECT pg_advisory_unlock(hashtext('migrations'), hashtext(current_schema()))")
-            await connection.execute("RESET statement_timeout; RESET idle_in_transaction_session_timeout")
+            await connection.execute("; ".join(f"RESET {limit}" for limit in _LIMITS))
 
 
 def read_folder(folder: Path) -> list[MigrationFile]:

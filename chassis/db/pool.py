@@ -32,6 +32,7 @@ _TROUBLES: tuple[type[Exception], ...] = (
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.PostgresIOError,
 )
@@ -114,7 +115,10 @@ async def _create_pool(settings: ChassisSettings) -> Pool:
             "statement_timeout": str(statement_timeout_ms),
             # A transaction that was forgotten, or left open by a frozen process, must not hold row locks for ever.
             "idle_in_transaction_session_timeout": str(int(settings.transaction_idle_s_max * 1000)),
-            # Neither limit ends a transaction whose client vanished in the middle of what it sent; the kernel can tell.
+            # One whose client froze or vanished in the middle of what it sent is neither idle nor in a statement to the
+            # server: this ends it.
+            "transaction_timeout": str(int(settings.transaction_s_max * 1000)),
+            # The kernel can tell a client that vanished, and sooner.
             "tcp_keepalives_idle": str(probe_s),
             "tcp_keepalives_interval": str(probe_s),
             "tcp_keepalives_count": str(PROBES_MAX),

@@ -1,7 +1,9 @@
 -- name: allow_long_statements(timeout_ms)$
 -- Lets the statements of this transaction, and the reader between them, take as long as a large ledger needs.
+-- Its own time is without a limit: a new one would not move the end that was set when it began.
 SELECT
-    set_config('statement_timeout', :timeout_ms::text, true)
+    set_config('transaction_timeout', '0', true)
+    || set_config('statement_timeout', :timeout_ms::text, true)
     || set_config('idle_in_transaction_session_timeout', :timeout_ms::text, true);
 
 -- name: list_heads(organization_id)

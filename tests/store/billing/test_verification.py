@@ -15,6 +15,7 @@ import pytest_asyncio
 from chassis.db.pool import Connection, Pool
 from finemesh.billing.v1 import invoice_pb2
 from services.billing.audit.difference import Difference
+from services.billing.audit.store import AuditStore
 from services.billing.audit.verification import Progress, Verification
 from tests.harness.servers import PostgresServer
 from tests.store.billing.conftest import fresh_world
@@ -164,6 +165,13 @@ async def test_a_verification_changes_nothing_and_leaves_no_setting(copy: Copy) 
     before = await copy.pool.fetchval("SELECT current_setting('statement_timeout')")
     await copy.verify()
     assert await copy.pool.fetchval("SELECT current_setting('statement_timeout')") == before
+
+
+async def test_a_verification_may_last_longer_than_other_transactions(copy: Copy) -> None:
+    async with copy.pool.acquire() as connection, connection.transaction():
+        await AuditStore(connection, None, batch_rows=1, timeout_s=1800).begin()
+        assert await connection.fetchval("SHOW transaction_timeout") == "0"
+        assert await connection.fetchval("SHOW statement_timeout") == "30min"
 
 
 def _line(invoice: invoice_pb2.Invoice) -> invoice_pb2.InvoiceLine:

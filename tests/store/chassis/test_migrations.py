@@ -15,7 +15,10 @@ from tests.harness.servers import PostgresServer
 def _folder(root: Path) -> Path:
     folder = root / "things" / "migrations"
     folder.mkdir(parents=True)
-    (folder / "0001_things.sql").write_text("CREATE TABLE things (id bigint PRIMARY KEY);")
+    (folder / "0001_things.sql").write_text(
+        "CREATE TABLE things (id bigint PRIMARY KEY);"
+        "CREATE TABLE limits AS SELECT current_setting('transaction_timeout') AS transaction_limit;"
+    )
     # Would fail if two processes applied it.
     (folder / "0002_more.sql").write_text("ALTER TABLE things ADD COLUMN name text; SELECT pg_sleep(0.2);")
     return folder
@@ -30,6 +33,9 @@ async def test_twice_is_once(postgres: PostgresServer, make_settings: SettingsFa
         assert len(first) == 2 + len(list(CHASSIS_MIGRATIONS.glob("*.sql")))
         assert await migrate(pool, [folder]) == []
         assert await pool.fetchval("SELECT count(*) FROM schema_migrations") == len(first)
+        # A large table may take longer than any other transaction.
+        assert await pool.fetchval("SELECT transaction_limit FROM limits") == "0"
+        assert await pool.fetchval("SHOW transaction_timeout") == "1min"
         await pool.close()
 
 

@@ -1,9 +1,11 @@
 """The pool on a real database: named limits, JSON columns, transactions, and every query of the chassis prepares."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -13,6 +15,7 @@ from chassis.bus import outbox
 from chassis.db.bounded_pool import PoolExhausted, SecondConnection
 from chassis.db.pool import Pool, database_is_away, open_pool, transaction
 from chassis.db.queries import statements
+from chassis.settings import ChassisSettings
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.parties import as_another
 from tests.store.chassis.world import World
@@ -42,11 +45,55 @@ async def test_statement_timeout_is_the_settings(make_settings: SettingsFactory)
 
 
 async def test_the_servers_kernel_gives_up_a_client_that_vanished(make_settings: SettingsFactory) -> None:
-    """Whatever it held: no limit of the server ends a transaction in the middle of a message."""
+    """Whatever it held, and long before its transaction may take no longer."""
     pool = await open_pool(make_settings(keepalive_s=7.0))
     names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
     assert [await pool.fetchval(f"SHOW {name}") for name in names] == ["7", "7", "3"]
     await pool.close()
+
+
+async def test_a_process_that_freezes_in_the_middle_of_its_rows_gives_its_locks_back(
+    make_settings: SettingsFactory,
+) -> None:
+    """The server waits for more of a message then, which is neither a statement nor an idle transaction to it."""
+    settings = make_settings(transaction_s_max=0.5, statement_timeout_s=5.0)
+    pool = await open_pool(settings)
+    await pool.execute("DROP TABLE IF EXISTS counted; CREATE TABLE counted AS SELECT 1 AS id, 0 AS amount")
+    locked, thawed = threading.Event(), threading.Event()
+    frozen = asyncio.create_task(asyncio.to_thread(_freeze, settings, locked, thawed))
+    await asyncio.to_thread(locked.wait)
+    try:
+        # Whoever waits for the row gets it, before the end of the time that a statement may take.
+        assert await pool.execute("UPDATE counted SET amount = 7 WHERE id = 1") == "UPDATE 1"
+    finally:
+        thawed.set()
+        (woken,) = await asyncio.gather(frozen, return_exceptions=True)
+        await pool.close()
+    assert isinstance(woken, Exception)
+    assert database_is_away(woken)
+    assert database_is_away(asyncpg.TransactionTimeoutError())
+
+
+def _freeze(settings: ChassisSettings, locked: threading.Event, thawed: threading.Event) -> None:
+    """A process in small: its loop stands still after so many rows that the server has some of them."""
+
+    def rows() -> Iterator[tuple[str]]:
+        for _ in range(2000):
+            yield ("x" * 1000,)
+        locked.set()
+        thawed.wait()
+
+    async def work() -> None:
+        pool = await open_pool(settings)
+        try:
+            async with transaction(pool) as connection:
+                # Not by the pool's own way, which makes all rows before it sends one.
+                send = partial(asyncpg.Connection.executemany, connection._con)  # type: ignore[union-attr]
+                await send("UPDATE counted SET amount = length($1) WHERE id = 1", rows())
+        finally:
+            pool.terminate()
+
+    asyncio.run(work())
 
 
 async def test_transaction_rolls_back_and_json_is_python(world: World) -> None:
