@@ -134,6 +134,22 @@ class Files:
         answer = await self._transport.unary(call, request, safe=True, timeout_s=PREVIEW_TIMEOUT_S)
         return cast(tuning_service_pb2.PreviewDatasetResponse, answer).preview
 
+    async def storage(self) -> file_service_pb2.Storage:
+        """What the project stores and may store."""
+        request = file_service_pb2.GetStorageRequest()
+        answer = await self._transport.unary(self._stub.GetStorage, request, safe=True)
+        return cast(file_service_pb2.GetStorageResponse, answer).storage
+
+    async def set_quota(
+        self, project: str, *, size_bytes_max: int | None = None, file_count_max: int | None = None
+    ) -> file_service_pb2.Storage:
+        """Sets what a project may store; None is what the platform's settings say. Needs the operator role."""
+        request = file_service_pb2.SetStorageQuotaRequest(
+            parent=project, size_bytes_max=size_bytes_max, file_count_max=file_count_max
+        )
+        answer = await self._transport.unary(self._stub.SetStorageQuota, request, safe=True)
+        return cast(file_service_pb2.SetStorageQuotaResponse, answer).storage
+
     async def delete(self, name: str) -> None:
         """Deletes a file."""
         await self._transport.unary(self._stub.DeleteFile, file_service_pb2.DeleteFileRequest(name=name), safe=True)

@@ -63,6 +63,15 @@ class GatewaySettings(ChassisSettings):
         default=65536, ge=1, description="Bytes that show that an upload is not idle; empty chunks never do."
     )
     upload_s_max: float = Field(default=3600.0, gt=0, description="Longest upload; the stream ends after it.")
+    upload_reserve_bytes: int = Field(
+        default=64 * MIB, ge=MIB, description="An upload that does not announce its size reserves this much at a time."
+    )
+    project_bytes_max: int = Field(
+        default=200 * 1024 * MIB, ge=0, description="Stored bytes of a project without a quota of its own."
+    )
+    project_files_max: int = Field(
+        default=10_000, ge=0, le=1_000_000, description="Files of a project without a quota of its own."
+    )
     # Jobs read their files when an attempt starts, which may be days after the file was deleted.
     deleted_file_retention_s: float = Field(default=7 * 86400.0, ge=0, description="Bytes outlive their file so long.")
     deleted_file_record_retention_s: float = Field(

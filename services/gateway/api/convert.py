@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from google.protobuf.message import Message
 
@@ -9,9 +10,9 @@ from chassis.errors import invalid
 from chassis.names import format_name
 from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, file_artifact_service_pb2
-from finemesh.files.v1 import file_pb2
+from finemesh.files.v1 import file_pb2, file_service_pb2
 from finemesh.identity.v1 import identity_pb2
-from services.gateway.files.domain import StoredFile, artifact_key
+from services.gateway.files.domain import Storage, StoredFile, artifact_key
 from services.gateway.identity.domain import ApiKey, Organization, Project
 
 _STATES = {"ready": file_pb2.FILE_STATE_READY, "invalid": file_pb2.FILE_STATE_INVALID}
@@ -44,6 +45,10 @@ def file_to_proto(file: StoredFile) -> file_pb2.File:
         create_time=time_to_proto(file.create_time),
         features=file_pb2.DatasetFeatures(**dict.fromkeys(file.features, True)),
     )
+
+
+def storage_to_proto(storage: Storage) -> file_service_pb2.Storage:
+    return file_service_pb2.Storage(**asdict(storage))
 
 
 def resolved_file_to_proto(file: StoredFile) -> file_artifact_service_pb2.ResolveFileResponse:

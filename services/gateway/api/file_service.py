@@ -10,7 +10,7 @@ from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
 from chassis.errors import DataLoss, FieldViolation, NotFound, OutOfRange, invalid
 from chassis.identity import Caller, current_caller
-from chassis.names import format_name, own_name, own_parent
+from chassis.names import format_name, own_name, own_parent, parse_name
 from chassis.objects.object_store import ObjectStore
 from chassis.paging import Pages
 from chassis.rpc.request_stream import whole
@@ -20,6 +20,7 @@ from services.gateway.api import convert
 from services.gateway.config import GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector
 from services.gateway.files.domain import StoredFile, artifact_key
+from services.gateway.files.reservation import default_quota
 from services.gateway.files.store import FileStore
 from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced, size_limit
@@ -112,6 +113,38 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
             await audit.record(connection, caller, now, "file.delete", request.name)
         self._collector.wake()
         return file_service_pb2.DeleteFileResponse()
+
+    async def GetStorage(
+        self, request: file_service_pb2.GetStorageRequest, context: Any
+    ) -> file_service_pb2.GetStorageResponse:
+        project_id = own_parent(identity_pb2.Project, request.parent, current_caller())["project"]
+        return file_service_pb2.GetStorageResponse(storage=await self._storage(project_id))
+
+    async def SetStorageQuota(
+        self, request: file_service_pb2.SetStorageQuotaRequest, context: Any
+    ) -> file_service_pb2.SetStorageQuotaResponse:
+        caller = current_caller()
+        caller.require_role("operator")
+        project_id = parse_name(identity_pb2.Project, request.parent, "parent")["project"]
+        for field in ("size_bytes_max", "file_count_max"):
+            if getattr(request, field) < 0:
+                raise invalid(field, "must not be negative")
+        async with transaction(self._pool) as connection:
+            quota = (
+                request.size_bytes_max if request.HasField("size_bytes_max") else None,
+                request.file_count_max if request.HasField("file_count_max") else None,
+            )
+            if not await FileStore(connection).set_quota(project_id, *quota):
+                raise _not_found(request.parent)
+            await audit.record(connection, caller, self._clock.now(), "project.quota", request.parent)
+        return file_service_pb2.SetStorageQuotaResponse(storage=await self._storage(project_id))
+
+    async def _storage(self, project_id: str) -> file_service_pb2.Storage:
+        async with self._pool.acquire() as connection:
+            storage = await FileStore(connection).storage(project_id, default_quota(self._settings))
+        if storage is None:
+            raise _not_found(format_name(identity_pb2.Project, project=project_id))
+        return convert.storage_to_proto(storage)
 
     def _new_file(self, header: file_service_pb2.UploadFileHeader, caller: Caller) -> NewFile:
         project_id = own_parent(identity_pb2.Project, header.parent, caller, "header.parent")["project"]

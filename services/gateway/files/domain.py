@@ -32,6 +32,22 @@ class StoredFile:
     create_time: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class StorageQuota:
+    size_bytes_max: int
+    file_count_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """What a project stores, with what its uploads under way have reserved, and how much that may be."""
+
+    size_bytes: int
+    file_count: int
+    size_bytes_max: int
+    file_count_max: int
+
+
 def artifact_key(project_id: str, file_id: str) -> str:
     """Where a file's bytes lie in the artifact store."""
     return f"files/{project_id}/{file_id}"

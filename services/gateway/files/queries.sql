@@ -49,6 +49,48 @@ WHERE file_id IN (
     FOR UPDATE SKIP LOCKED
 );
 
+-- name: lock_storage(project_id)$
+-- Makes uploads of the project that want to reserve wait until the transaction ends.
+SELECT project_id FROM projects WHERE project_id = :project_id FOR NO KEY UPDATE;
+
+-- name: get_storage(project_id)^
+-- What the project stores and has reserved by the database's clock, and what an operator allows it.
+SELECT
+    projects.stored_bytes_max,
+    projects.stored_files_max,
+    (stored.size_bytes + reserved.size_bytes)::bigint AS size_bytes,
+    stored.file_count + reserved.file_count AS file_count
+FROM
+    projects,
+    LATERAL (
+        SELECT coalesce(sum(size_bytes), 0) AS size_bytes, count(*) AS file_count
+        FROM files
+        WHERE files.project_id = projects.project_id AND delete_time IS NULL
+    ) AS stored,
+    LATERAL (
+        SELECT coalesce(sum(reserved_bytes), 0) AS size_bytes, count(*) AS file_count
+        FROM removals
+        WHERE removals.project_id = projects.project_id AND claim_time IS NULL AND due_time > now()
+    ) AS reserved
+WHERE projects.project_id = :project_id;
+
+-- name: set_quota(project_id, stored_bytes_max, stored_files_max)!
+-- What the project may store from now on; NULL is what the settings say.
+UPDATE projects
+SET stored_bytes_max = :stored_bytes_max, stored_files_max = :stored_files_max
+WHERE project_id = :project_id;
+
+-- name: add_reservation(artifact_key, delay_s, project_id, reserved_bytes)!
+-- Notes the bytes of an upload before they come: they go after a while unless it ends well, and are reserved until then.
+INSERT INTO removals (artifact_key, due_time, project_id, reserved_bytes)
+VALUES (:artifact_key, now() + make_interval(secs => :delay_s), :project_id, :reserved_bytes);
+
+-- name: grow_reservation(artifact_key, reserved_bytes)!
+-- Reserves more for an upload; no row updated means that its time is over.
+UPDATE removals
+SET reserved_bytes = :reserved_bytes
+WHERE artifact_key = :artifact_key AND claim_time IS NULL AND due_time > now();
+
 -- name: add_removal(artifact_key, delay_s)!
 -- Notes bytes that are to go after a while, by the database's clock.
 INSERT INTO removals (artifact_key, due_time)
@@ -56,8 +98,8 @@ VALUES (:artifact_key, now() + make_interval(secs => :delay_s))
 ON CONFLICT (artifact_key) DO UPDATE SET due_time = excluded.due_time;
 
 -- name: take_back_removal(artifact_key)!
--- Keeps the bytes after all; no row deleted means that a sweep has claimed them and they may be gone.
-DELETE FROM removals WHERE artifact_key = :artifact_key AND claim_time IS NULL;
+-- Keeps the bytes after all; no row deleted means that their time is over, and a sweep may have removed them.
+DELETE FROM removals WHERE artifact_key = :artifact_key AND claim_time IS NULL AND due_time > now();
 
 -- name: claim_removal(artifact_key)!
 -- Claims one removal before its time; no row updated means that it was taken back or claimed elsewhere.

@@ -8,7 +8,7 @@ from typing import Any
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from formats.row_errors import RowError
-from services.gateway.files.domain import StoredFile
+from services.gateway.files.domain import Storage, StorageQuota, StoredFile
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -40,11 +40,50 @@ class FileStore:
         """Forgets files that were deleted long ago, at most so many; returns how many."""
         return affected(await QUERIES.prune_files(self._connection, retention_s=retention_s, batch_max=batch_max))
 
+    async def lock_storage(self, project_id: str) -> None:
+        await QUERIES.lock_storage(self._connection, project_id=project_id)
+
+    async def storage(self, project_id: str, default: StorageQuota) -> Storage | None:
+        """None when there is no such project; `default` counts where it has no quota of its own."""
+        row = await QUERIES.get_storage(self._connection, project_id=project_id)
+        if row is None:
+            return None
+        own_bytes, own_files = row["stored_bytes_max"], row["stored_files_max"]
+        return Storage(
+            size_bytes=row["size_bytes"],
+            file_count=row["file_count"],
+            size_bytes_max=default.size_bytes_max if own_bytes is None else own_bytes,
+            file_count_max=default.file_count_max if own_files is None else own_files,
+        )
+
+    async def set_quota(self, project_id: str, size_bytes_max: int | None, file_count_max: int | None) -> bool:
+        """None is what the settings say. False when there is no such project."""
+        status = await QUERIES.set_quota(
+            self._connection, project_id=project_id, stored_bytes_max=size_bytes_max, stored_files_max=file_count_max
+        )
+        return affected(status) == 1
+
+    async def add_reservation(self, artifact_key: str, delay_s: float, project_id: str, reserved_bytes: int) -> None:
+        await QUERIES.add_reservation(
+            self._connection,
+            artifact_key=artifact_key,
+            delay_s=delay_s,
+            project_id=project_id,
+            reserved_bytes=reserved_bytes,
+        )
+
+    async def grow_reservation(self, artifact_key: str, reserved_bytes: int) -> bool:
+        """False when its time is over."""
+        status = await QUERIES.grow_reservation(
+            self._connection, artifact_key=artifact_key, reserved_bytes=reserved_bytes
+        )
+        return affected(status) == 1
+
     async def add_removal(self, artifact_key: str, delay_s: float) -> None:
         await QUERIES.add_removal(self._connection, artifact_key=artifact_key, delay_s=delay_s)
 
     async def take_back_removal(self, artifact_key: str) -> bool:
-        """False when a removal was claimed, whose bytes may be gone."""
+        """False when the time is over and the bytes may be gone."""
         return affected(await QUERIES.take_back_removal(self._connection, artifact_key=artifact_key)) == 1
 
     async def claim_removal(self, artifact_key: str) -> bool:

@@ -20,6 +20,7 @@ from services.gateway.files.artifact_gc import ArtifactCollector, is_passing
 from services.gateway.files.content_check import ProcessLimits
 from services.gateway.files.dataset_report import DatasetLimits
 from services.gateway.files.domain import StoredFile, artifact_key
+from services.gateway.files.reservation import Reservation, ReservationOver
 from services.gateway.files.store import FileStore
 from services.gateway.files.upload_places import CheckPlaces, Uploader, UploadSlots
 from services.gateway.files.upload_stream import Announced, Received, UploadLimits, UploadStream, Workshop
@@ -107,13 +108,14 @@ class Uploads:
     async def _store_new(self, new: NewFile, chunks: AsyncIterator[bytes]) -> str:
         file_id = self._ids.new("file")
         key = artifact_key(new.project_id, file_id)
-        # Noted before the first byte: whatever happens to this process, the garbage collection finds what it left.
-        delay_s = self._settings.upload_s_max + self._settings.sweep_claim_s
+        reservation = Reservation(self._pool, new.project_id, key, self._settings)
         try:
-            async with self._pool.acquire() as connection:
-                await FileStore(connection).add_removal(key, delay_s)
-            received = await self._receive(new, chunks, key)
+            await reservation.begin(new.announced.size_bytes)
+            received = await self._receive(new, chunks, key, reservation)
             kept_id = await self._keep(new, received, file_id, key)
+        except ReservationOver as error:
+            await self._discard(key, is_forgotten=True)
+            raise _removed_meanwhile() from error
         except RemovedMeanwhile:
             # The removal ended before the last byte came: nobody else will look for what was stored after it.
             await self._discard(key, is_forgotten=True)
@@ -125,24 +127,23 @@ class Uploads:
             await self._discard(key)
         return kept_id
 
-    async def _receive(self, new: NewFile, chunks: AsyncIterator[bytes], key: str) -> Received:
+    async def _receive(
+        self, new: NewFile, chunks: AsyncIterator[bytes], key: str, reservation: Reservation
+    ) -> Received:
         settings = self._settings
         try:
             async with asyncio.timeout(settings.upload_s_max):
-                stream = UploadStream(new.announced, upload_limits(settings), self._workshop(new))
+                stream = UploadStream(new.announced, upload_limits(settings), self._workshop(new, reservation))
                 return await stream.receive(chunks, self._artifacts, key)
         except TimeoutError as error:
             message = f"the upload took longer than upload_s_max, {settings.upload_s_max:g} seconds; nothing was kept"
             raise DeadlineExceeded("DEADLINE_TOO_SHORT", message, metadata={"limit": "upload_s_max"}) from error
 
-    def _workshop(self, new: NewFile) -> Workshop:
-        async def grow(size_bytes: int) -> None:
-            return
-
+    def _workshop(self, new: NewFile, reservation: Reservation) -> Workshop:
         return Workshop(
             threads=self._threads,
             check_place=lambda: self._check_places.take(new.uploader.organization_id),
-            grow=grow,
+            grow=reservation.grow,
         )
 
     async def _keep(self, new: NewFile, received: Received, file_id: str, key: str) -> str:
@@ -168,8 +169,7 @@ class Uploads:
                 assert first_id is not None
                 return first_id
             if not await FileStore(connection).take_back_removal(key):
-                message = "the upload took too long and its bytes were removed; send it again"
-                raise RemovedMeanwhile("STATE_CONFLICT", message)
+                raise _removed_meanwhile()
             await FileStore(connection).add(file)
         return file_id
 
@@ -181,3 +181,7 @@ class Uploads:
             if not is_passing(error):
                 raise
             log.warning("artifact_left_to_gc", artifact_key=key, error=repr(error))
+
+
+def _removed_meanwhile() -> RemovedMeanwhile:
+    return RemovedMeanwhile("STATE_CONFLICT", "the upload took too long and its bytes were removed; send it again")

@@ -17,7 +17,7 @@ import pytest
 from chassis.identity import Caller, acting_as
 from finemesh.artifacts.v1 import file_artifact_service_pb2
 from finemesh.files.v1 import file_pb2, file_service_pb2
-from tests.contract.gateway.world import CONVERSATION, World, gateway_world, refused
+from tests.contract.gateway.world import CONVERSATION, World, add_tenant, gateway_world, refused
 
 CONTENT = CONVERSATION * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -235,6 +235,54 @@ async def test_a_foreign_or_deleted_file_is_not_there(world: World):
         world.acme.project_id,
     )
     assert len(entry["trace_id"]) == 32
+
+
+async def storage_of(world: World, tenant: Any = None) -> file_service_pb2.Storage:
+    answer = await world.files.GetStorage(file_service_pb2.GetStorageRequest(), metadata=world.bearer(tenant))
+    return answer.storage
+
+
+async def test_a_project_has_a_quota_that_an_operator_sets(world: World):
+    file = await world.upload(CONTENT)
+    size_bytes_max, file_count_max = world.settings.project_bytes_max, world.settings.project_files_max
+    whole = file_service_pb2.Storage(
+        size_bytes=len(CONTENT), size_bytes_max=size_bytes_max, file_count=1, file_count_max=file_count_max
+    )
+    assert await storage_of(world) == whole
+    request = file_service_pb2.SetStorageQuotaRequest(
+        parent=f"projects/{world.acme.project_id}", size_bytes_max=2 * len(CONTENT) - 1
+    )
+    # Also of another organization's project.
+    operator = world.bearer(world.other)
+    answer = await world.files.SetStorageQuota(request, metadata=operator)
+    assert (answer.storage.size_bytes_max, answer.storage.file_count_max) == (2 * len(CONTENT) - 1, file_count_max)
+    for announced_bytes in (len(CONTENT), 0):
+        async with refused("QUOTA_EXCEEDED", "RESOURCE_EXHAUSTED") as told:
+            await world.upload(CONTENT, size_bytes=announced_bytes)
+        assert told[0].metadata["limit"] == "project_bytes_max"
+        assert told[0].metadata["size_bytes_max"] == str(2 * len(CONTENT) - 1)
+    await world.upload(CONTENT, tenant=world.other)
+    await world.files.DeleteFile(file_service_pb2.DeleteFileRequest(name=file.name), metadata=world.bearer())
+    # At once, although the bytes may still be there.
+    assert (await storage_of(world)).size_bytes == 0
+    await world.upload(CONTENT, size_bytes=len(CONTENT))
+    await world.files.SetStorageQuota(file_service_pb2.SetStorageQuotaRequest(parent=request.parent), metadata=operator)
+    assert await storage_of(world) == whole
+    assert await world.pool.fetchval("SELECT count(*) FROM audit_log WHERE action = 'project.quota'") == 2
+
+
+async def test_only_an_operator_sets_a_quota_and_strangers_learn_nothing(world: World):
+    member = await add_tenant(world.pool, "member", roles=("member", "admin"))
+    request = file_service_pb2.SetStorageQuotaRequest(parent=f"projects/{member.project_id}", file_count_max=1)
+    async with refused("ROLE_MISSING"):
+        await world.files.SetStorageQuota(request, metadata=world.bearer(member))
+    for wrong in ({"parent": "projects/none"}, {"parent": request.parent, "size_bytes_max": -1}, {"parent": "x"}):
+        async with refused("NOT_FOUND" if wrong == {"parent": "projects/none"} else "INVALID_FIELD"):
+            message = file_service_pb2.SetStorageQuotaRequest(**wrong)
+            await world.files.SetStorageQuota(message, metadata=world.bearer())
+    async with refused("NOT_FOUND"):
+        foreign = file_service_pb2.GetStorageRequest(parent=request.parent)
+        await world.files.GetStorage(foreign, metadata=world.bearer())
 
 
 async def test_deleted_bytes_go_after_their_retention(database_url: str, tls_dir: Path, tmp_path: Path):

@@ -16,13 +16,23 @@ from services.gateway.files.artifact_gc import ArtifactCollector
 from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced
 from services.gateway.files.uploads import NewFile, Uploads
+from services.gateway.identity.domain import Organization, Project
+from services.gateway.identity.store import IdentityStore
 from services.gateway.requests.idempotency import Request
+
+NOW = SystemClock().now()
 
 
 async def test_bytes_that_come_after_their_removal_are_removed(database_url: str, tmp_path: Path) -> None:
     settings = GatewaySettings(database_url=database_url)
     pool = await open_pool(settings)
     await migrate(pool, [MIGRATIONS])
+    async with pool.acquire() as connection:
+        await IdentityStore(connection).add_organization(
+            Organization(organization_id="o", display_name="", create_time=NOW)
+        )
+        project = Project(project_id="p", organization_id="o", slug="acme", display_name="", create_time=NOW)
+        await IdentityStore(connection).add_project(project)
     store = ObjectStore(f"file://{tmp_path}", part_bytes=settings.upload_part_bytes, parts_in_flight_max=1)
     clock = SystemClock()
     collector = ArtifactCollector(pool, store, clock, settings)

@@ -95,7 +95,9 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
     )
     tables = {row["table_name"]: row["columns"] for row in rows}
     assert tables["organizations"] == "organization_id display_name create_time"
-    assert tables["projects"] == "project_id organization_id slug display_name create_time namespace_told"
+    assert tables["projects"] == (
+        "project_id organization_id slug display_name create_time namespace_told stored_bytes_max stored_files_max"
+    )
     assert tables["api_keys"] == (
         "key_id project_id display_name secret_sha256 secret_prefix roles create_time revoke_time"
     )
@@ -103,7 +105,7 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
         "file_id project_id display_name purpose state size_bytes sha256 format line_count error_count errors"
         " create_time delete_time features"
     )
-    assert tables["removals"] == "artifact_key due_time claim_time"
+    assert tables["removals"] == "artifact_key due_time claim_time project_id reserved_bytes"
     assert tables["idempotency"] == "project_id method request_id fingerprint resource_id create_time"
     assert tables["audit_log"] == ("entry_id create_time organization_id project_id actor action resource trace_id")
 

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from finemesh.files.v1 import file_pb2
+from finemesh.files.v1 import file_pb2, file_service_pb2
 from finemesh_client.cli.datasets.preview_command import features_of, preview
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, state, table, when
 from finemesh_client.cli.runtime import EXIT_REFUSED, AsJson, Limit, with_client
@@ -49,6 +49,16 @@ def show(file: file_pb2.File) -> None:
         for error in report.errors:
             found = f", found {error.found}" if error.found else ""
             console.print(f"  line {error.line} {error.path}: expected {error.expectation}{found}")
+
+
+def show_storage(storage: file_service_pb2.Storage) -> None:
+    """What is stored, of what may be."""
+    fields(
+        [
+            ("stored", f"{size(storage.size_bytes)} of {size(storage.size_bytes_max)}"),
+            ("files", f"{storage.file_count:,} of {storage.file_count_max:,}"),
+        ]
+    )
 
 
 @app.command()
@@ -129,5 +139,32 @@ def delete(name: Name, as_json: AsJson = False) -> None:
     async def work(mesh: Client) -> None:
         await mesh.files.delete(name)
         print_json({"deleted": name}) if as_json else console.print(f"deleted {name}")
+
+    with_client(work, as_json)
+
+
+@app.command()
+def usage(as_json: AsJson = False) -> None:
+    """Show how much the project stores, and how much it may."""
+
+    async def work(mesh: Client) -> None:
+        storage = await mesh.files.storage()
+        print_json(storage) if as_json else show_storage(storage)
+
+    with_client(work, as_json)
+
+
+@app.command()
+def quota(
+    project: Annotated[str, typer.Argument(help="projects/...")],
+    size_bytes: Annotated[int | None, typer.Option("--bytes", min=0, help="Most stored bytes.")] = None,
+    files: Annotated[int | None, typer.Option("--files", min=0, help="Most files.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set how much a project may store; what is not given is what the platform says. Needs the operator role."""
+
+    async def work(mesh: Client) -> None:
+        storage = await mesh.files.set_quota(project, size_bytes_max=size_bytes, file_count_max=files)
+        print_json(storage) if as_json else show_storage(storage)
 
     with_client(work, as_json)

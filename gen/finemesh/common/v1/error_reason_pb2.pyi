@@ -102,6 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
     ERROR_REASON_NODE_NOT_CERTIFIED: _ErrorReason.ValueType  # 39
     """The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 40
+    """The project's quota of files or stored bytes does not allow one more; metadata carries what it has and may have."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -190,4 +192,6 @@ ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 38
 """The caller took nothing of a streamed answer for too long; what was computed until then is metered."""
 ERROR_REASON_NODE_NOT_CERTIFIED: ErrorReason.ValueType  # 39
 """The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 40
+"""The project's quota of files or stored bytes does not allow one more; metadata carries what it has and may have."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

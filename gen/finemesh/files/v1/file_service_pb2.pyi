@@ -305,3 +305,144 @@ class DeleteFileResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteFileResponse: _TypeAlias = DeleteFileResponse  # noqa: Y015
+
+@_typing.final
+class Storage(_message.Message):
+    """What a project stores, and how much that may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Stored bytes, with those that uploads under way have reserved."""
+    size_bytes_max: _builtins.int
+    """Most of them."""
+    file_count: _builtins.int
+    """Files, with uploads under way."""
+    file_count_max: _builtins.int
+    """Most of them."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        size_bytes_max: _builtins.int = ...,
+        file_count: _builtins.int = ...,
+        file_count_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "file_count_max", b"file_count_max", "size_bytes", b"size_bytes", "size_bytes_max", b"size_bytes_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Storage: _TypeAlias = Storage  # noqa: Y015
+
+@_typing.final
+class GetStorageRequest(_message.Message):
+    """Names the project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`; empty for the caller's own."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageRequest: _TypeAlias = GetStorageRequest  # noqa: Y015
+
+@_typing.final
+class GetStorageResponse(_message.Message):
+    """The project's storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def storage(self) -> Global___Storage:
+        """What it stores."""
+
+    def __init__(
+        self,
+        *,
+        storage: Global___Storage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageResponse: _TypeAlias = GetStorageResponse  # noqa: Y015
+
+@_typing.final
+class SetStorageQuotaRequest(_message.Message):
+    """Names the project and its quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    size_bytes_max: _builtins.int
+    """Most stored bytes; not set for what the settings of the platform say."""
+    file_count_max: _builtins.int
+    """Most files; not set for what the settings of the platform say."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        size_bytes_max: _builtins.int | None = ...,
+        file_count_max: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_file_count_max", b"_file_count_max", "_size_bytes_max", b"_size_bytes_max", "file_count_max", b"file_count_max", "size_bytes_max", b"size_bytes_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_file_count_max", b"_file_count_max", "_size_bytes_max", b"_size_bytes_max", "file_count_max", b"file_count_max", "parent", b"parent", "size_bytes_max", b"size_bytes_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__file_count_max: _TypeAlias = _typing.Literal["file_count_max"]  # noqa: Y015
+    _WhichOneofArgType__file_count_max: _TypeAlias = _typing.Literal["_file_count_max", b"_file_count_max"]  # noqa: Y015
+    _WhichOneofReturnType__size_bytes_max: _TypeAlias = _typing.Literal["size_bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes_max: _TypeAlias = _typing.Literal["_size_bytes_max", b"_size_bytes_max"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file_count_max) -> _WhichOneofReturnType__file_count_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes_max) -> _WhichOneofReturnType__size_bytes_max | None: ...
+
+Global___SetStorageQuotaRequest: _TypeAlias = SetStorageQuotaRequest  # noqa: Y015
+
+@_typing.final
+class SetStorageQuotaResponse(_message.Message):
+    """The project's storage under the new quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def storage(self) -> Global___Storage:
+        """What it stores."""
+
+    def __init__(
+        self,
+        *,
+        storage: Global___Storage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetStorageQuotaResponse: _TypeAlias = SetStorageQuotaResponse  # noqa: Y015

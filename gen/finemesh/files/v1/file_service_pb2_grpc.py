@@ -61,6 +61,16 @@ class FileServiceStub:
                 request_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileRequest.SerializeToString,
                 response_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileResponse.FromString,
                 _registered_method=True)
+        self.GetStorage = channel.unary_unary(
+                '/finemesh.files.v1.FileService/GetStorage',
+                request_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageRequest.SerializeToString,
+                response_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageResponse.FromString,
+                _registered_method=True)
+        self.SetStorageQuota = channel.unary_unary(
+                '/finemesh.files.v1.FileService/SetStorageQuota',
+                request_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaRequest.SerializeToString,
+                response_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaResponse.FromString,
+                _registered_method=True)
 
 
 class FileServiceServicer:
@@ -107,6 +117,21 @@ class FileServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStorage(self, request, context):
+        """Says what a project stores and may store. A deleted file is not counted from the moment of its deletion on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetStorageQuota(self, request, context):
+        """Sets what a project may store. Needs the role operator, which may do so for every project. What is stored already
+        stays, also when it is more than that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +159,16 @@ def add_FileServiceServicer_to_server(servicer, server):
                     servicer.DeleteFile,
                     request_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileRequest.FromString,
                     response_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileResponse.SerializeToString,
+            ),
+            'GetStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorage,
+                    request_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageRequest.FromString,
+                    response_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageResponse.SerializeToString,
+            ),
+            'SetStorageQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetStorageQuota,
+                    request_deserializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaRequest.FromString,
+                    response_serializer=finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +308,60 @@ class FileService:
             '/finemesh.files.v1.FileService/DeleteFile',
             finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileRequest.SerializeToString,
             finemesh_dot_files_dot_v1_dot_file__service__pb2.DeleteFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.files.v1.FileService/GetStorage',
+            finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageRequest.SerializeToString,
+            finemesh_dot_files_dot_v1_dot_file__service__pb2.GetStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetStorageQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finemesh.files.v1.FileService/SetStorageQuota',
+            finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaRequest.SerializeToString,
+            finemesh_dot_files_dot_v1_dot_file__service__pb2.SetStorageQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,12 @@ class FileServiceStub:
     """Returns the stored bytes as a stream of chunks, starting at an offset."""
     DeleteFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.DeleteFileRequest, _file_service_pb2.DeleteFileResponse]
     """Deletes a file. Jobs that were created from it keep what they need."""
+    GetStorage: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.GetStorageRequest, _file_service_pb2.GetStorageResponse]
+    """Says what a project stores and may store. A deleted file is not counted from the moment of its deletion on."""
+    SetStorageQuota: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.SetStorageQuotaRequest, _file_service_pb2.SetStorageQuotaResponse]
+    """Sets what a project may store. Needs the role operator, which may do so for every project. What is stored already
+    stays, also when it is more than that.
+    """
 
 @_typing.type_check_only
 class FileServiceAsyncStub(FileServiceStub):
@@ -73,6 +79,12 @@ class FileServiceAsyncStub(FileServiceStub):
     """Returns the stored bytes as a stream of chunks, starting at an offset."""
     DeleteFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.DeleteFileRequest, _file_service_pb2.DeleteFileResponse]  # type: ignore[assignment]
     """Deletes a file. Jobs that were created from it keep what they need."""
+    GetStorage: _aio.UnaryUnaryMultiCallable[_file_service_pb2.GetStorageRequest, _file_service_pb2.GetStorageResponse]  # type: ignore[assignment]
+    """Says what a project stores and may store. A deleted file is not counted from the moment of its deletion on."""
+    SetStorageQuota: _aio.UnaryUnaryMultiCallable[_file_service_pb2.SetStorageQuotaRequest, _file_service_pb2.SetStorageQuotaResponse]  # type: ignore[assignment]
+    """Sets what a project may store. Needs the role operator, which may do so for every project. What is stored already
+    stays, also when it is more than that.
+    """
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     """Uploads, checks and returns datasets. Streams in both directions move a file
@@ -123,5 +135,23 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_file_service_pb2.DeleteFileResponse, _abc.Awaitable[_file_service_pb2.DeleteFileResponse]]:
         """Deletes a file. Jobs that were created from it keep what they need."""
+
+    @_abc_1.abstractmethod
+    def GetStorage(
+        self,
+        request: _file_service_pb2.GetStorageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.GetStorageResponse, _abc.Awaitable[_file_service_pb2.GetStorageResponse]]:
+        """Says what a project stores and may store. A deleted file is not counted from the moment of its deletion on."""
+
+    @_abc_1.abstractmethod
+    def SetStorageQuota(
+        self,
+        request: _file_service_pb2.SetStorageQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.SetStorageQuotaResponse, _abc.Awaitable[_file_service_pb2.SetStorageQuotaResponse]]:
+        """Sets what a project may store. Needs the role operator, which may do so for every project. What is stored already
+        stays, also when it is more than that.
+        """
 
 def add_FileServiceServicer_to_server(servicer: FileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
