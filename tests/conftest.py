@@ -3,6 +3,10 @@
 import os
 from typing import Any
 
+# Read by OpenMP when torch is loaded, which tests of several folders do: spinning threads crawl when other processes
+# want the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from tests.harness.fixtures import database_url, make_settings, nats_server, postgres, tls_dir

@@ -1,5 +1,5 @@
-"""How the processes of one run of pytest share the tests: each takes whole files, whose fixtures start servers,
-and whole folders that share one mesh. It knows no test.
+"""How the processes of one run of pytest share the tests: each takes whole files, whose fixtures start servers, and the
+files that stand on one mesh together. It knows no test.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-# The tests of such a folder stand on one mesh of the package.
-TOGETHER = ("tests/faults/",)
+# The files that stand on the mesh of tests/faults/conftest.py. One that is missing here starts a second one.
+ON_ONE_MESH = frozenset(
+    f"tests/faults/test_{name}.py" for name in ("cancellations", "events_twice", "frozen_node", "kills")
+)
 # What takes longest for its number of tests comes first, so that no process is left alone with it at the end.
 FIRST = ("tests/faults/", "tests/mesh/", "tests/storm/", "tests/train/", "tests/unit/train/")
 
 
 class FileTurns(LoadScopeScheduling):
-    """Hands out files and folders in the order in which they are collected."""
+    """Hands out files in the order in which they are collected."""
 
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         super().__init__(config, log)
@@ -23,7 +25,7 @@ class FileTurns(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, _ = nodeid.partition("::")
-        return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+        return "tests/faults" if file in ON_ONE_MESH else file
 
 
 def longest_first(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from chassis.bus.outbox import Outbox
 from chassis.clock import ManualClock
 from chassis.db.migrations import migrate
-from chassis.db.pool import Pool, open_pool
+from chassis.db.pool import Connection, Pool, open_pool
 from chassis.ids import SeededIds
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.events.v1 import tuning_events_pb2, usage_events_pb2
@@ -124,6 +124,10 @@ class World:
             await NodeStore(self.pool).open_heartbeat(node, incarnation, self.ids.uuid())
 
     async def new_job(self, gpu_count: int = 1, project: str = PROJECT, **values: Any) -> JobRef:
+        async with self.database.writing() as connection:
+            return await self._create(connection, gpu_count, project, values)
+
+    async def _create(self, connection: Connection, gpu_count: int, project: str, values: dict[str, Any]) -> JobRef:
         job_id = self.ids.new("ft")
         given: dict[str, Any] = {
             "project_id": project,
@@ -144,15 +148,15 @@ class World:
             "training_artifact": artifact("files/t"),
             "validation_artifact": None,
         }
-        async with self.database.writing() as connection:
-            await self.jobs.create(connection, NewJob(**(given | values)))
+        await self.jobs.create(connection, NewJob(**(given | values)))
         return JobRef(project_id=project, job_id=job_id)
 
-    async def queued_job(self, gpu_count: int = 1, **values: Any) -> JobRef:
-        ref = await self.new_job(gpu_count, **values)
+    async def queued_job(self, gpu_count: int = 1, project: str = PROJECT, **values: Any) -> JobRef:
+        """In one transaction: a scheduler that runs would claim the job in between."""
         claim = self.ids.uuid()
-        await self.pool.execute("UPDATE jobs SET claim_token = $1 WHERE job_id = $2", claim, ref.job_id)
         async with self.database.writing() as connection:
+            ref = await self._create(connection, gpu_count, project, values)
+            await connection.execute("UPDATE jobs SET claim_token = $1 WHERE job_id = $2", claim, ref.job_id)
             change = await self.jobs.transition(
                 connection,
                 JobTransition.HELD,
