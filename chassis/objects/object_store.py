@@ -18,8 +18,45 @@ from chassis.errors import DataLoss, Unavailable
 
 # S3 refuses smaller parts of a multipart upload, but for the last one.
 PART_BYTES_MIN = 5 * 1024**2
+# How long an upload that its caller gave up may take to remove its parts; what is left is for the bucket's rule.
+ABORT_S_MAX = 5.0
 # A local upload under way: `<name>#<n>`.
 _STAGED = re.compile(r".+#\d+")
+
+
+class _Source:
+    """Chunks that can be ended before their time, by an error."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._next: asyncio.Future[bytes | None] | None = None
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            raise InterruptedError("the upload was given up")
+        self._next = asyncio.ensure_future(_next_of(self._chunks))
+        try:
+            chunk = await self._next
+        except asyncio.CancelledError:
+            if self._ended:
+                raise InterruptedError("the upload was given up") from None
+            raise
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def end(self) -> None:
+        self._ended = True
+        if self._next is not None:
+            self._next.cancel()
+
+
+async def _next_of(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
 
 
 class ObjectMissing(DataLoss):
@@ -37,7 +74,23 @@ class ObjectStore:
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Stores the stream as a multipart upload. When `chunks` raises or the caller is cancelled, the upload is
-        aborted and nothing is stored."""
+        aborted and nothing is stored, unless all of it was there by then."""
+        source = _Source(chunks)
+        upload = asyncio.ensure_future(self._put(key, source))
+        try:
+            await asyncio.shield(upload)
+        except asyncio.CancelledError:
+            # obstore aborts an upload whose chunks fail. One that is cancelled it only forgets, and a bucket keeps its
+            # parts.
+            source.end()
+            try:
+                await asyncio.wait([upload], timeout=ABORT_S_MAX)
+            finally:
+                upload.cancel()
+                await asyncio.gather(upload, return_exceptions=True)
+            raise
+
+    async def _put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         with _away(key):
             await obstore.put_async(
                 self._store,

@@ -2,16 +2,19 @@
 
 import asyncio
 import hashlib
+import http.server
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss, InvalidArgument, Unavailable
 from chassis.objects.object_keys import checked_path, key_of
-from chassis.objects.object_store import ObjectMissing, ObjectStore
+from chassis.objects.object_store import PART_BYTES_MIN, ObjectMissing, ObjectStore
 from chassis.objects.transfer import FileTransfer
 
 
@@ -173,3 +176,66 @@ async def test_a_store_that_is_away_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as refused:
         await client.put("file/below", chunks_of(b"x"))
     assert refused.value.reason == "DEPENDENCY_UNAVAILABLE"
+
+
+class _Bucket(http.server.BaseHTTPRequestHandler):
+    """As much of S3 as an upload needs; `asked` notes what came."""
+
+    asked: ClassVar[list[str]] = []
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self, code: int, body: str = "") -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.asked.append(f"{self.command} {self.path}")
+        self.send_response(code)
+        self.send_header("ETag", "e")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_POST(self) -> None:
+        self._answer(
+            200,
+            "<InitiateMultipartUploadResult><Bucket>b</Bucket><Key>k</Key><UploadId>u1</UploadId>"
+            "</InitiateMultipartUploadResult>",
+        )
+
+    def do_PUT(self) -> None:
+        self._answer(200)
+
+    def do_DELETE(self) -> None:
+        self._answer(204)
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("by", ["its caller", "its chunks"])
+async def test_an_upload_that_is_given_up_leaves_no_parts_in_a_bucket(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    values = {"ENDPOINT": f"http://127.0.0.1:{server.server_port}", "ALLOW_HTTP": "true", "REGION": "r"}
+    for name, value in {**values, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    _Bucket.asked.clear()
+    waiting = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield bytes(PART_BYTES_MIN)
+        waiting.set()
+        if by == "its chunks":
+            raise ZeroDivisionError
+        await asyncio.Event().wait()
+
+    store = ObjectStore("s3://bucket", part_bytes=PART_BYTES_MIN, parts_in_flight_max=1)
+    upload = asyncio.create_task(store.put("k", chunks()))
+    await waiting.wait()
+    if by == "its caller":
+        upload.cancel()
+    with pytest.raises((asyncio.CancelledError, ZeroDivisionError)):
+        await upload
+    server.shutdown()
+    server.server_close()
+    assert any(each.startswith("PUT") for each in _Bucket.asked)
+    assert [each for each in _Bucket.asked if each.startswith("DELETE")] == ["DELETE /bucket/k?uploadId=u1"]
