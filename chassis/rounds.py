@@ -122,6 +122,11 @@ class FailingItems:
         failing = self._failing.get(item)
         return failing is not None and failing.until_s > self._clock.monotonic()
 
+    def left_alone(self) -> list[str]:
+        """All items whose pause goes on, for a query that passes over them."""
+        now_s = self._clock.monotonic()
+        return [item for item, failing in self._failing.items() if failing.until_s > now_s]
+
     def failures(self, item: str) -> int:
         """How often it failed in a row, as far as this process knows."""
         failing = self._failing.get(item)

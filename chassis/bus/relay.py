@@ -1,6 +1,7 @@
 """Carries outbox rows to JetStream until the bus has acknowledged each of them. It never looks into an event.
 
-Each stream is served apart: one that is full or away is left alone for a while, and the others go on.
+Each stream is served apart: one that is full or away is left alone for a while, and the others go on. So is an event
+that can never be published as it is.
 
 Load (claim, one short transaction), publish (no transaction), apply (mark, one statement). A relay that dies between
 the last two publishes again after its claim ran out: the event id makes that harmless.
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import nats.errors
 import structlog
 from nats.js import api
 from opentelemetry import metrics
@@ -27,6 +29,8 @@ from chassis.db.pool import Pool, database_is_away, transaction
 
 _log = structlog.get_logger(__name__)
 _DAWN = datetime.min.replace(tzinfo=UTC)
+# The bus says them of one event; it takes all others.
+_EVENT_DEFECTS = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError)
 _published = metrics.get_meter(__name__).create_counter("outbox.published", unit="{event}")
 
 
@@ -36,6 +40,10 @@ class _Block:
 
     backoff: Backoff
     until: float = 0.0
+
+
+class _Defect(Exception):
+    """Why one event cannot be published as it is, whatever its stream does."""
 
 
 class Relay:
@@ -125,13 +133,15 @@ class Relay:
         errors = await asyncio.gather(*(self._publish(row, unready) for row in rows))
         failed = {row["id"]: error for row, error in zip(rows, errors, strict=True) if error is not None}
         published = [row for row in rows if row["id"] not in failed]
+        refused = {id: error for id, error in failed.items() if not isinstance(error, _Defect)}
         if rows:
-            await self._mark(published, list(failed))
+            # A defective event stays claimed, so that it is tried again only when its claim is over.
+            await self._mark(published, list(refused))
         _published.add(len(published))
-        self._block({family_of(row["subject"]): failed[row["id"]] for row in rows if row["id"] in failed}, blocked)
+        self._block({family_of(row["subject"]): refused[row["id"]] for row in rows if row["id"] in refused}, blocked)
         if self._since == _DAWN and not failed and not self._blocked:
             self._look_less(min([at, *(row["created_at"] for row in rows)]))
-        if failed:
+        if refused:
             self._ready.clear()
             await self._bus.recover()
         return len(rows), len(published)
@@ -161,6 +171,11 @@ class Relay:
                 self._look_from(await self._keeper.look(stream))
             except BUS_FAILURES as error:
                 unready[stream] = error
+            except Exception as error:
+                if database_is_away(error):
+                    raise
+                _log.error("stream_look_failed", stream=stream, exc_info=error)
+                unready[stream] = error
             else:
                 self._ready.add(stream)
         return unready
@@ -184,8 +199,11 @@ class Relay:
         headers = {**row["headers"], api.Header.MSG_ID.value: str(row["id"])}
         try:
             answer = await self._bus.jetstream.publish(row["subject"], row["payload"], stream=stream, headers=headers)
-        except BUS_FAILURES as error:
-            return error
+        except Exception as error:
+            if isinstance(error, BUS_FAILURES) and not isinstance(error, _EVENT_DEFECTS):
+                return error
+            _log.error("event_not_published", event_id=str(row["id"]), subject=row["subject"], exc_info=error)
+            return _Defect(repr(error))
         if not answer.duplicate and self._keeper.is_behind(stream, answer.seq):
             self._look_at = self._clock.monotonic()
         return None

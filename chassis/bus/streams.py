@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from chassis.bus.connection import BUS_FAILURES, Bus
 from chassis.bus.outbox import QUERIES
 from chassis.bus.subjects import stream_of
-from chassis.db.pool import Pool, transaction
+from chassis.db.pool import Pool, database_is_away, transaction
 from chassis.db.queries import affected
 
 _log = structlog.get_logger(__name__)
@@ -72,6 +72,11 @@ class StreamKeeper:
             except BUS_FAILURES as error:
                 _log.warning("stream_look_postponed", family=family, error=repr(error))
                 break
+            except Exception as error:
+                if database_is_away(error):
+                    raise
+                # A defect with one stream leaves the others flat.
+                _log.error("stream_look_failed", family=family, exc_info=error)
         return publish_again
 
     async def look(self, stream: str) -> bool:

@@ -1,6 +1,7 @@
 """Not pure: database. Thins what is kept of ended jobs: first metric lines go, later all but the transitions.
 
-A job's row and its transitions stay. Each step is one bounded batch of one job.
+A job's row and its transitions stay. Each step is one bounded batch of one job; one that fails by a defect is left alone
+for a growing pause.
 """
 
 from datetime import timedelta
@@ -8,7 +9,7 @@ from datetime import timedelta
 import structlog
 
 from chassis.clock import Clock
-from chassis.rounds import run_rounds
+from chassis.rounds import FailingItems, run_rounds
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.jobs.job import EventKind
@@ -25,6 +26,7 @@ class HistoryKeeper:
         self._database = database
         self._clock = clock
         self._settings = settings
+        self._failing = FailingItems("history_keeper", clock)
 
     async def run(self) -> None:
         await run_rounds(
@@ -44,20 +46,27 @@ class HistoryKeeper:
         before = self._database.now() - timedelta(seconds=retention_s)
         async with self._database.writing() as connection:
             history = HistoryStore(connection)
-            job_id = await history.lock_oldest(stage, before)
+            job_id = await history.lock_oldest(stage, before, self._failing.left_alone())
             if job_id is None:
                 return False
-            batch_max = self._settings.history_batch_max
-            if stage == WHOLE:
-                deleted = [await history.prune_lines(job_id, [EventKind.METRICS], batch_max)]
-            else:
-                deleted = [
-                    await history.prune_lines(job_id, DETAILS, batch_max),
-                    await history.prune_usage(job_id, batch_max),
-                    await history.prune_checkpoints(job_id, batch_max),
-                    await history.prune_attempts(job_id, batch_max),
-                ]
-            if max(deleted) < batch_max:
-                await history.finish(job_id, stage + 1)
-        log.info("history_pruned", job=job_id, stage=stage + 1, rows=sum(deleted))
+            # A failure takes back what was done for this job, and no more.
+            with self._failing.trying(job_id):
+                async with connection.transaction():
+                    rows = await self._thin(history, job_id, stage)
+                log.info("history_pruned", job=job_id, stage=stage + 1, rows=rows)
         return True
+
+    async def _thin(self, history: HistoryStore, job_id: str, stage: int) -> int:
+        batch_max = self._settings.history_batch_max
+        if stage == WHOLE:
+            deleted = [await history.prune_lines(job_id, [EventKind.METRICS], batch_max)]
+        else:
+            deleted = [
+                await history.prune_lines(job_id, DETAILS, batch_max),
+                await history.prune_usage(job_id, batch_max),
+                await history.prune_checkpoints(job_id, batch_max),
+                await history.prune_attempts(job_id, batch_max),
+            ]
+        if max(deleted) < batch_max:
+            await history.finish(job_id, stage + 1)
+        return sum(deleted)

@@ -43,6 +43,8 @@ class Placer:
         self._clock = clock
         self._settings = settings
         self._failing = FailingItems("placer", clock)
+        # How often in a row, one round after the other, the placement of a job collided with rows of others.
+        self._collisions: dict[str, int] = {}
 
     async def run(self) -> None:
         with self._hub.listening(QUEUE_TOPIC) as signal:
@@ -59,9 +61,10 @@ class Placer:
         fleet = await AllocationStore(self._database.pool).load_fleet(settings.node_memory_s, settings.nodes_max)
         if fleet.nodes_left_out:
             log.error("fleet_cut_off", nodes_max=settings.nodes_max, nodes_left_out=fleet.nodes_left_out)
+        before, self._collisions = self._collisions, {}
         placing, placed, seen = policy.Placing(fleet.groups), 0, 0
         while page:
-            placed += await self._place(page, placing, fleet.incarnations)
+            placed += await self._place(page, placing, fleet.incarnations, before)
             seen += len(page)
             if len(page) < settings.placements_batch_max or page[-1].queue_time is None or not placing.has_room:
                 break
@@ -71,8 +74,17 @@ class Placer:
             page = await JobStore(self._database.pool).list_queued(page[-1], settings.placements_batch_max)
         return placed > 0
 
-    async def _place(self, jobs: Sequence[QueuedJob], placing: policy.Placing, incarnations: Mapping[str, str]) -> int:
-        """Places what fits of these jobs, after those before them in the queue; returns how many."""
+    async def _place(
+        self,
+        jobs: Sequence[QueuedJob],
+        placing: policy.Placing,
+        incarnations: Mapping[str, str],
+        collided: Mapping[str, int],
+    ) -> int:
+        """Places what fits of these jobs, after those before them in the queue; returns how many.
+
+        `collided` are the collisions of the rounds before.
+        """
         queue = {job_name(job.ref): job for job in jobs if not self._failing.leaves_alone(job_name(job.ref))}
         needs = [
             policy.job_need(owner, job.gpu_count, job.memory_bytes_min, job.failed_nodes)
@@ -85,15 +97,25 @@ class Placer:
                 try:
                     await self.apply(queue[placement.owner].ref, placement, incarnations)
                     placed += 1
-                except (Overtaken, asyncpg.UniqueViolationError) as error:
-                    log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
+                except Overtaken:
+                    log.info("placement_overtaken", job=placement.owner, node=placement.node)
                 except Exception as error:
+                    if self._is_passing_collision(error, placement.owner, collided):
+                        log.info("placement_overtaken", job=placement.owner, node=placement.node, error=repr(error))
+                        continue
                     failures = self._failing.failures(placement.owner) + 1
                     if database_is_away(error) or failures < self._settings.placement_defects_max:
                         raise
                     log.error("placement_given_up", job=placement.owner, failures=failures, exc_info=error)
                     await self._give_up(queue[placement.owner].ref, failures, error)
         return placed
+
+    def _is_passing_collision(self, error: Exception, owner: str, collided: Mapping[str, int]) -> bool:
+        """Another scheduler was faster. Without end it is a defect: the rows themselves contradict each other."""
+        if not isinstance(error, asyncpg.UniqueViolationError) or self._failing.failures(owner):
+            return False
+        self._collisions[owner] = collided.get(owner, 0) + 1
+        return self._collisions[owner] <= self._settings.placement_defects_max
 
     async def _give_up(self, ref: JobRef, failures: int, error: Exception) -> None:
         """Ends a job that waits, as the platform's fault; one that was cancelled meanwhile is left as it is."""

@@ -111,11 +111,11 @@ WHERE state IN ('QUEUED', 'STARTING', 'RUNNING', 'CANCELLING') AND job_id > :aft
 ORDER BY job_id
 LIMIT :page_size;
 
--- name: lock_old_history(stage, before)$
--- Takes the job that ended first among those at this stage, if what the next stage leaves out is past keeping.
+-- name: lock_old_history(stage, before, left_alone)$
+-- Takes the job that ended first at this stage, if what the next one leaves out is past keeping, but those left alone.
 SELECT job_id
 FROM jobs
-WHERE end_time < :before AND history_stage = :stage AND history_stage < 2
+WHERE end_time < :before AND history_stage = :stage AND history_stage < 2 AND job_id <> ALL(:left_alone::text[])
 ORDER BY end_time
 LIMIT 1
 FOR NO KEY UPDATE SKIP LOCKED;

@@ -117,9 +117,12 @@ class HistoryStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def lock_oldest(self, stage: int, before: datetime) -> str | None:
-        """The job at this stage that ended first, and before then; None when there is none."""
-        job_id: str | None = await _QUERIES.lock_old_history(self._connection, stage=stage, before=before)
+    async def lock_oldest(self, stage: int, before: datetime, left_alone: Sequence[str]) -> str | None:
+        """The job at this stage that ended first, and before then, but none of `left_alone`; None when there is
+        none."""
+        job_id: str | None = await _QUERIES.lock_old_history(
+            self._connection, stage=stage, before=before, left_alone=list(left_alone)
+        )
         return job_id
 
     async def prune_lines(self, job_id: str, kinds: Sequence[EventKind], batch_max: int) -> int:

@@ -16,7 +16,7 @@ from chassis.db.pool import Pool, open_pool, transaction
 from chassis.errors import ResourceExhausted
 from chassis.ids import SeededIds
 from tests.harness.parties import as_another
-from tests.store.chassis.world import Counted, World
+from tests.store.chassis.world import Counted, Elsewhere, World
 
 WAITING = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
 
@@ -98,6 +98,44 @@ async def test_event_of_a_slower_transaction_is_not_skipped(world: World) -> Non
         await as_another(world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 1))
     await world.until("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL", 2)
     assert await _stream_size(world) == 2
+
+
+async def test_an_event_that_can_never_be_published_holds_up_no_other(world: World) -> None:
+    """Larger than the server takes, or with a header that is no text."""
+    bad = (
+        "INSERT INTO outbox (id, subject, payload, headers, created_at)"
+        " VALUES (gen_random_uuid(), 'probe.counted', $1, $2, now() - interval '1 hour')"
+    )
+    await world.pool.execute(bad, b"x" * 1_100_000, {"ce-id": "1"})
+    await world.pool.execute(bad, b"x", {"ce-id": 5})
+    await world.add(Counted(name="good"))
+    await world.add(Elsewhere(name="good"))
+    world.bus.settings = world.settings.model_copy(update={"outbox_lease_s": 3600.0})
+    relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    assert await relay.publish_batch() == (4, 2)
+    await world.add(Counted(name="good, too"))
+    assert await relay.publish_batch() == (1, 1), "the bad ones are left alone, and their stream is not"
+    assert await _stream_size(world) == 2
+    assert await world.pool.fetchval(WAITING) == 2
+    # Tried again at the next look at all, in case that a new release or another server can.
+    await world.pool.execute("UPDATE outbox SET claimed_until = now() - interval '1 ms'")
+    assert await Relay(world.pool, world.bus, world.outbox, clock=SystemClock()).publish_batch() == (2, 0)
+
+
+async def test_a_stream_that_fails_by_a_defect_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = Relay(world.pool, world.bus, world.outbox, clock=SystemClock())
+    honest = relay._keeper.look
+
+    async def look(stream: str) -> bool:
+        if stream == "ELSEWHERE":
+            raise ZeroDivisionError
+        return await honest(stream)
+
+    monkeypatch.setattr(relay._keeper, "look", look)
+    await world.add(Counted(name="good"))
+    await world.add(Elsewhere(name="good"))
+    assert await relay.publish_batch() == (2, 1)
+    assert await _stream_size(world) == 1
 
 
 async def test_crash_between_publish_and_mark_publishes_one_event_once(world: World) -> None:

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 
 from finemesh.events.v1 import tuning_events_pb2
 from finemesh.holds.v1 import hold_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.jobs.convert import job_name
-from services.scheduler.jobs.job import JobRef
+from services.scheduler.jobs.job import EventKind, JobRef
 from services.scheduler.jobs.lifecycle import JobState, JobTransition
+from services.scheduler.pipelines.history_keeper import HistoryKeeper
 from services.scheduler.pipelines.hold_renewer import Renewer
+from services.scheduler.pipelines.store import HistoryStore
 from tests.store.scheduler.test_resume import sweep_for
 from tests.store.scheduler.world import World
 
@@ -85,6 +88,57 @@ async def test_a_job_that_can_never_be_placed_fails_and_owes_nothing(
     good = await world.queued_job()
     assert await world.placer.place_round()
     assert (await world.job(good)).state is JobState.STARTING
+
+
+async def test_a_job_whose_placement_collides_without_end_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once or twice means that another replica was faster; without end, that rows contradict each other."""
+    await world.add_node()
+    bad = await world.queued_job()
+    settings = world.settings.model_copy(update={"placement_defects_max": 3})
+    monkeypatch.setattr(world.placer, "_settings", settings)
+    collisions = 0
+
+    async def apply(*_: Any) -> int:
+        nonlocal collisions
+        collisions += 1
+        raise asyncpg.UniqueViolationError("a device has an owner already")
+
+    monkeypatch.setattr(world.placer, "apply", apply)
+    for _ in range(3):
+        assert not await world.placer.place_round()
+    assert ((await world.job(bad)).state, collisions) == (JobState.QUEUED, 3)
+    for _ in range(4):
+        await world.placer.place_round()
+        world.clock.jump(300.0)
+    job = await world.job(bad)
+    assert (job.state, collisions) == (JobState.FAILED, 6)
+    assert job.error is not None
+    error = tuning_job_pb2.JobError.FromString(job.error)
+    assert error.message == "placement failed 3 times (UniqueViolationError); nothing is charged"
+
+
+async def test_a_history_that_cannot_be_thinned_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, young = await world.new_job(), await world.new_job()
+    for ref in (old, young):
+        async with world.database.writing() as connection:
+            await world.jobs.add_lines(connection, ref, JobState.QUEUED, [(EventKind.METRICS, "step 1", None)])
+        async with world.database.writing() as connection:
+            assert await world.jobs.transition(connection, JobTransition.CANCEL_WAITING, ref, "cancelled") is not None
+        world.clock.jump(1.0)
+    world.clock.jump(world.settings.metric_retention_s)
+    poison = Poison(monkeypatch, HistoryStore, "prune_lines", lambda store, job_id, *_: job_id == old.job_id)
+    keeper = HistoryKeeper(world.database, world.clock, world.settings)
+    while await keeper.prune_one():
+        pass
+    kept = "SELECT job_id FROM job_events WHERE kind = 'METRICS'"
+    assert ([row["job_id"] for row in await world.pool.fetch(kept)], poison.tries) == ([old.job_id], 1)
+    poison.cured = True
+    world.clock.jump(2.0)
+    while await keeper.prune_one():
+        pass
+    assert await world.pool.fetch(kept) == []
 
 
 async def test_a_job_that_is_cancelled_before_its_placement_is_given_up_stays_cancelled(
