@@ -8,7 +8,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak bench-start bench-edge bench-upload bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak soak-year bench-start bench-edge bench-upload bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-load: $(VENV)/.ready ## A mesh under 200 organizations, 2,000 queued jobs,
 
 soak: $(VENV)/.ready ## The same for as long as wanted: MINUTES=600
 	@GRPC_VERBOSITY=ERROR $(PY) -m bench.soak --minutes $(or $(MINUTES),60)
+
+soak-year: $(VENV)/.ready ## A year of events in virtual time: tables, streams and archive each quarter: MINUTES=15
+	@GRPC_VERBOSITY=ERROR $(PY) -m bench.year --minutes $(or $(MINUTES),15)
 
 bench-start: $(VENV)/.ready ## Start of the whole stack beside bare postgres and nats-server
 	@$(PY) -m bench.start

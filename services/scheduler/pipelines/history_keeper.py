@@ -1,7 +1,7 @@
 """Not pure: database. Thins what is kept of ended jobs: first metric lines go, later all but the transitions.
 
-A job's row and its transitions stay. Each step is one bounded batch of one job; one that fails by a defect is left alone
-for a growing pause.
+A job's row and its transitions stay. Each step is one bounded batch of one job; one that fails by a defect is left
+alone for a growing pause.
 """
 
 from datetime import timedelta
