@@ -6,6 +6,8 @@ from formats.rows import ROWS_MAX
 
 # A billion tokens with mask and labels, and what 64-bit columns of them take.
 CELLS_MAX = 3_000_000_000
+# What a row costs beside its values, as bytes of JSON.
+ROW_WORK_BYTES = 256
 EXPANDED_BYTES_MAX = 32 * 1024**3
 
 
@@ -16,6 +18,11 @@ class Work:
     rows: int = 0
     cells: int = 0
     expanded_bytes: int = 0
+
+    @property
+    def in_bytes(self) -> int:
+        """As the bytes of JSON that take about as long to read: a row costs something, however short it is."""
+        return max(self.expanded_bytes, self.rows * ROW_WORK_BYTES)
 
     def __add__(self, other: "Work") -> "Work":
         return Work(

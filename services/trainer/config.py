@@ -117,7 +117,7 @@ class TrainerSettings(ChassisSettings):
         default=2, ge=1, description="Places of these for large datasets, at most all but one."
     )
     large_analysis_bytes_min: int = Field(
-        default=16 * 1024**2, ge=1, description="From this size on a dataset is large: its analysis takes minutes."
+        default=16 * 1024**2, ge=1, description="From so much work on a dataset is large: its analysis takes minutes."
     )
     quote_analyses_per_key_max: int = Field(
         default=1, ge=1, description="Quotes and previews of one API key that are worked on at the same time."

@@ -54,7 +54,9 @@ def storage_to_proto(storage: Storage) -> file_service_pb2.Storage:
 def resolved_file_to_proto(file: StoredFile) -> file_artifact_service_pb2.ResolveFileResponse:
     """A READY file as other services see it."""
     assert file.format is not None
-    entry = artifact_pb2.ArtifactFile(path="", size_bytes=file.size_bytes, sha256=file.sha256)
+    entry = artifact_pb2.ArtifactFile(
+        path="", size_bytes=file.size_bytes, sha256=file.sha256, work_bytes=file.work_bytes
+    )
     return file_artifact_service_pb2.ResolveFileResponse(
         artifact=artifact_pb2.Artifact(key=artifact_key(file.project_id, file.file_id), files=[entry]),
         format=file.format,

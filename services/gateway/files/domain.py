@@ -14,7 +14,7 @@ FileState = Literal["ready", "invalid"]
 class StoredFile:
     """`sha256` is lower-case hex; `errors` are the first ones, `error_count` counts all.
 
-    `features` are the names of those that the dataset uses, in alphabetical order.
+    `work_bytes` is how much work reading it is, 0 where that is its size. `features` are the names of those that the dataset uses, in alphabetical order.
     """
 
     file_id: str
@@ -30,6 +30,7 @@ class StoredFile:
     errors: tuple[RowError, ...]
     features: tuple[str, ...]
     create_time: datetime
+    work_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

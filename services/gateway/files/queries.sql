@@ -1,19 +1,19 @@
--- name: add_file(file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features, create_time)!
+-- name: add_file(file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors, features, create_time, work_bytes)!
 -- Stores the description of an uploaded file.
 INSERT INTO files (
     file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
-    features, create_time
+    features, create_time, work_bytes
 )
 VALUES (
     :file_id, :project_id, :display_name, :purpose, :state, :size_bytes, :sha256, :format, :line_count, :error_count,
-    :errors, :features, :create_time
+    :errors, :features, :create_time, :work_bytes
 );
 
 -- name: get_file(project_id, file_id)^
 -- One file of the project that is not deleted.
 SELECT
     file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
-    features, create_time
+    features, create_time, work_bytes
 FROM files
 WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
 
@@ -21,7 +21,7 @@ WHERE project_id = :project_id AND file_id = :file_id AND delete_time IS NULL;
 -- Files of the project before one id, newest first; an empty id starts at the newest.
 SELECT
     file_id, project_id, display_name, purpose, state, size_bytes, sha256, format, line_count, error_count, errors,
-    features, create_time
+    features, create_time, work_bytes
 FROM files
 WHERE project_id = :project_id AND delete_time IS NULL AND (:before_id::text = '' OR file_id < :before_id)
 ORDER BY file_id DESC

@@ -162,6 +162,7 @@ class Uploads:
             errors=report.errors,
             features=report.features.used(),
             create_time=now,
+            work_bytes=report.work.in_bytes,
         )
         async with transaction(self._pool) as connection:
             if not await idempotency.claim(connection, new.request, file_id, now):

@@ -34,8 +34,9 @@ class Inputs:
 
     @property
     def dataset_bytes(self) -> int:
+        """How much work reading the files is, as bytes."""
         artifacts = [self.training_file, *([self.validation_file] if self.validation_file is not None else [])]
-        return sum(file.size_bytes for artifact in artifacts for file in artifact.files)
+        return sum(max(file.size_bytes, file.work_bytes) for artifact in artifacts for file in artifact.files)
 
 
 class Analyzer:

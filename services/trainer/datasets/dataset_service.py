@@ -131,8 +131,8 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             log.error("analysis_failed", exc_info=error)
 
     def _ticket(self, request: Request) -> Ticket:
-        size_bytes = sum(file.size_bytes for file in request.dataset.files)
-        return Ticket(is_large=size_bytes >= self._settings.large_analysis_bytes_min)
+        work_bytes = sum(max(file.size_bytes, file.work_bytes) for file in request.dataset.files)
+        return Ticket(is_large=work_bytes >= self._settings.large_analysis_bytes_min)
 
     async def _analyze(self, request: dataset_service_pb2.AnalyzeDatasetRequest, ticket: Ticket) -> Answer:
         async with self._line.place(ticket), self._fetched(request) as (folder, dataset):

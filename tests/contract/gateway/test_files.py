@@ -331,6 +331,15 @@ async def test_other_services_learn_where_a_sound_file_lies(world: World):
         await resolve(file_artifact_service_pb2.ResolveFileRequest(name=file.name))
 
 
+async def test_other_services_learn_how_much_work_a_file_is(world: World):
+    content = io.BytesIO()
+    pq.write_table(pa.table({"input_ids": pa.array([[7]] * 100_000, pa.list_(pa.int32()))}), content)
+    for dataset, work_bytes in ((content.getvalue(), 100_000 * 256), (CONVERSATION, 256)):
+        file = await world.upload(dataset)
+        answer = await world.file_artifacts.ResolveFile(file_artifact_service_pb2.ResolveFileRequest(name=file.name))
+        assert [part.work_bytes for part in answer.artifact.files] == [work_bytes]
+
+
 async def test_uploads_in_flight_are_bounded(database_url: str, tls_dir: Path, tmp_path: Path):
     async with gateway_world(database_url, tls_dir, tmp_path, uploads_max=1) as world:
         call = world.files.UploadFile(metadata=world.bearer())

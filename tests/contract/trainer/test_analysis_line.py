@@ -190,6 +190,22 @@ async def test_a_giants_validation_holds_up_no_small_one(world: AgentWorld) -> N
         await cancelled(giants)
 
 
+async def test_a_small_file_of_much_work_holds_up_nobodys_quote(world: AgentWorld) -> None:
+    """A few kilobytes may be millions of rows; whose they are, others of the same organization are served."""
+    await begin(world)
+    async with world.channel() as channel:
+        line = Line(world, dataset_service_pb2_grpc.DatasetServiceStub(channel))
+        questions = [line.question(f"rows-{number}") for number in range(3)]
+        for question in questions:
+            question.dataset.files[0].work_bytes = LARGE_BYTES
+        asked = [line.ask(question, key=f"key_{number}") for number, question in enumerate(questions)]
+        await eventually(lambda: bool(line.running))
+        async with asyncio.timeout(20):
+            assert (await line.ask(line.question("other", "quick"), key="other")).token_count == 2
+        assert len(line.running) == 1
+        await cancelled(asked)
+
+
 async def test_one_organization_never_has_all_places(world: AgentWorld) -> None:
     await begin(world)
     async with world.channel() as channel:

@@ -49,6 +49,7 @@ FILE = StoredFile(
     errors=(RowError(line=1, path="$", expectation="a JSON object", found='"übel\\ud800"'),),
     features=("reasoning", "tools"),
     create_time=NOW,
+    work_bytes=256,
 )
 
 
@@ -103,7 +104,7 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
     )
     assert tables["files"] == (
         "file_id project_id display_name purpose state size_bytes sha256 format line_count error_count errors"
-        " create_time delete_time features"
+        " create_time delete_time features work_bytes"
     )
     assert tables["removals"] == "artifact_key due_time claim_time project_id reserved_bytes"
     assert tables["idempotency"] == "project_id method request_id fingerprint resource_id create_time"

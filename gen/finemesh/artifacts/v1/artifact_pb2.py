@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/artifacts/v1/artifact.proto\x12\x15\x66inemesh.artifacts.v1\"K\n\x08\x41rtifact\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05\x66iles\x18\x02 \x03(\x0b\x32#.finemesh.artifacts.v1.ArtifactFile\"@\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finemesh/artifacts/v1/artifact.proto\x12\x15\x66inemesh.artifacts.v1\"K\n\x08\x41rtifact\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05\x66iles\x18\x02 \x03(\x0b\x32#.finemesh.artifacts.v1.ArtifactFile\"T\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nwork_bytes\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACT']._serialized_start=63
   _globals['_ARTIFACT']._serialized_end=138
   _globals['_ARTIFACTFILE']._serialized_start=140
-  _globals['_ARTIFACTFILE']._serialized_end=204
+  _globals['_ARTIFACTFILE']._serialized_end=224
 # @@protoc_insertion_point(module_scope)

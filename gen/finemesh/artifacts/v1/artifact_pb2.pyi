@@ -55,22 +55,28 @@ class ArtifactFile(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    WORK_BYTES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path below the artifact's key."""
     size_bytes: _builtins.int
     """Size of the file."""
     sha256: _builtins.str
     """Lower-case hex SHA-256 of the content."""
+    work_bytes: _builtins.int
+    """How much work reading it is, as the bytes of JSON that take about as long; 0 where that is its size. Unlike the size
+    it tells of a dataset that is packed: a few kilobytes may be millions of rows.
+    """
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        work_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes", "work_bytes", b"work_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
