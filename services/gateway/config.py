@@ -72,8 +72,13 @@ class GatewaySettings(ChassisSettings):
     project_files_max: int = Field(
         default=10_000, ge=0, le=1_000_000, description="Files of a project without a quota of its own."
     )
-    # Jobs read their files when an attempt starts, which may be days after the file was deleted.
-    deleted_file_retention_s: float = Field(default=7 * 86400.0, ge=0, description="Bytes outlive their file so long.")
+    # Long enough for a job that was being created from the file to be known to the scheduler.
+    deleted_file_retention_s: float = Field(
+        default=300.0, ge=0, description="Bytes outlive their file so long, and as long as a job reads them."
+    )
+    deleted_file_recheck_s: float = Field(
+        default=600.0, gt=0, description="Pause between looks whether jobs still read a deleted file."
+    )
     deleted_file_record_retention_s: float = Field(
         default=365 * 86400.0, gt=0, description="The record of a deleted file outlives its bytes so long."
     )

@@ -16,6 +16,7 @@ from chassis.rounds import spawn_keeper
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import add_FileArtifactServiceServicer_to_server
+from finemesh.artifacts.v1.file_use_service_pb2_grpc import FileUseServiceStub
 from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import ModelArtifactServiceStub
 from finemesh.billing.v1 import billing_service_pb2, budget_service_pb2, invoice_service_pb2, ledger_service_pb2
 from finemesh.endpoints.v1 import endpoint_service_pb2
@@ -31,6 +32,7 @@ from services.gateway.api.identity_service import IdentityService
 from services.gateway.api.proxy import Proxy
 from services.gateway.config import MIGRATIONS, GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector
+from services.gateway.files.file_uses import FileUses
 from services.gateway.files.uploads import Uploads
 from services.gateway.http.app import HttpApp
 from services.gateway.http.http_server import start_http
@@ -52,9 +54,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         part_bytes=settings.upload_part_bytes,
         parts_in_flight_max=settings.upload_parts_in_flight_max,
     )
-    collector = ArtifactCollector(pool, artifacts, clock, settings)
     keep = functools.partial(spawn_keeper, process, clock)
-    keep("artifact_gc", collector.run)
     keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
 
     limiter = RateLimiter(
@@ -69,6 +69,8 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     for channel in (scheduler, billing, inference):
         process.on_drain(DrainStage.RELEASE_LEASES, channel.close)
 
+    collector = ArtifactCollector(pool, artifacts, FileUses(FileUseServiceStub(scheduler)), clock, settings)
+    keep("artifact_gc", collector.run)
     uploads = Uploads(pool, artifacts, collector, clock, ids, settings)
     files = FileService(pool, artifacts, uploads, collector, clock, settings)
     namespaces = Namespaces(pool, ModelArtifactServiceStub(inference), clock, settings)

@@ -21,6 +21,7 @@ from chassis.retention import RetentionKeeper
 from chassis.rounds import spawn_keeper
 from chassis.rpc.server import ServerBuilder
 from finemesh.allocations.v1.allocation_service_pb2_grpc import add_AllocationServiceServicer_to_server
+from finemesh.artifacts.v1.file_use_service_pb2_grpc import add_FileUseServiceServicer_to_server
 from finemesh.events.v1 import model_events_pb2
 from finemesh.nodes.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from finemesh.tuning.v1.tuning_service_pb2_grpc import add_TuningServiceServicer_to_server
@@ -31,6 +32,7 @@ from services.scheduler.admission.job_requests import JobRequests
 from services.scheduler.admission.quotes_in_line import QuotesInLine
 from services.scheduler.admission.template_facts import TemplateFacts
 from services.scheduler.api.allocation_service import AllocationService
+from services.scheduler.api.file_use_service import FileUseService
 from services.scheduler.api.job_feed import JobFeeds, JobReader
 from services.scheduler.api.job_view import JobView
 from services.scheduler.api.job_watch import Follower
@@ -122,7 +124,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
         "finemesh.allocations.v1.AllocationService",
         allow={"inference"},
     )
-    server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    server = gateways_server(process, pool, settings)
     bus.report_to(server.component(STREAMS_HEALTH))
     server.add(
         add_TuningServiceServicer_to_server,
@@ -144,6 +146,14 @@ def handlers(folders: JobFolders) -> dict[type[Message], Handler]:
 def hear(process: Process, keep: Callable[..., None], consumer: Consumer) -> None:
     keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
+
+
+def gateways_server(process: Process, pool: Pool, settings: SchedulerSettings) -> ServerBuilder:
+    """The door of the gateway, with what it asks for itself."""
+    server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
+    name = "finemesh.artifacts.v1.FileUseService"
+    server.add(add_FileUseServiceServicer_to_server, FileUseService(pool), name, allow={"gateway"})
+    return server
 
 
 def agents_server(process: Process, settings: SchedulerSettings) -> ServerBuilder:

@@ -10,6 +10,7 @@ from chassis.errors import Unavailable
 from chassis.objects.object_store import ObjectStore
 from chassis.rounds import BACKOFF_S_FIRST, Signal, run_rounds
 from services.gateway.config import GatewaySettings
+from services.gateway.files.file_uses import FileUses
 from services.gateway.files.store import FileStore
 
 
@@ -19,9 +20,12 @@ class ArtifactCollector:
     A process that dies in between leaves a claim that is taken over later.
     """
 
-    def __init__(self, pool: Pool, artifacts: ObjectStore, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self, pool: Pool, artifacts: ObjectStore, uses: FileUses, clock: Clock, settings: GatewaySettings
+    ) -> None:
         self._pool = pool
         self._artifacts = artifacts
+        self._uses = uses
         self._clock = clock
         self._settings = settings
         self._due = Signal()
@@ -45,14 +49,26 @@ class ArtifactCollector:
         return await self.collect() >= self._settings.sweep_batch_max
 
     async def collect(self) -> int:
-        """Does what is due, one batch at most; returns how many objects went."""
+        """Does what is due, one batch at most; returns how many objects that were.
+
+        A deleted file that a job still reads is looked at again later.
+        """
         async with transaction(self._pool) as connection:
-            keys = await FileStore(connection).claim_removals(
+            due = await FileStore(connection).claim_removals(
                 claim_s=self._settings.sweep_claim_s, limit=self._settings.sweep_batch_max
             )
-        for key in keys:
-            await self._remove(key)
-        return len(keys)
+        for removal in due:
+            if not removal.was_file:
+                await self._remove(removal.artifact_key)
+        files = [removal.artifact_key for removal in due if removal.was_file]
+        used = await self._uses.used(files)
+        for key in files:
+            if key not in used:
+                await self._remove(key)
+        if used:
+            async with self._pool.acquire() as connection:
+                await FileStore(connection).postpone_removals(used, self._settings.deleted_file_recheck_s)
+        return len(due)
 
     async def discard(self, key: str, *, is_forgotten: bool = False) -> None:
         """Removes bytes at once that were never given to a file; does nothing when a file has them after all.

@@ -14,7 +14,8 @@ FileState = Literal["ready", "invalid"]
 class StoredFile:
     """`sha256` is lower-case hex; `errors` are the first ones, `error_count` counts all.
 
-    `work_bytes` is how much work reading it is, 0 where that is its size. `features` are the names of those that the dataset uses, in alphabetical order.
+    `features` are the names of those that the dataset uses, in alphabetical order. `work_bytes` is how much work
+    reading it is; 0 where that is its size.
     """
 
     file_id: str
@@ -47,6 +48,14 @@ class Storage:
     file_count: int
     size_bytes_max: int
     file_count_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueRemoval:
+    """Bytes that are to go; `was_file` when they were a file that jobs may still read."""
+
+    artifact_key: str
+    was_file: bool
 
 
 def artifact_key(project_id: str, file_id: str) -> str:

@@ -107,6 +107,12 @@ UPDATE removals
 SET due_time = now(), claim_time = now()
 WHERE artifact_key = :artifact_key AND claim_time IS NULL;
 
+-- name: postpone_removals(artifact_keys, delay_s)!
+-- Gives claimed removals back: their bytes are needed for longer.
+UPDATE removals
+SET due_time = now() + make_interval(secs => :delay_s), claim_time = NULL
+WHERE artifact_key = ANY(:artifact_keys::text[]);
+
 -- name: finish_removal(artifact_key)!
 -- Forgets a removal whose bytes are gone.
 DELETE FROM removals WHERE artifact_key = :artifact_key;
@@ -123,4 +129,4 @@ WHERE artifact_key IN (
     LIMIT :limit
     FOR UPDATE SKIP LOCKED
 )
-RETURNING artifact_key;
+RETURNING artifact_key, project_id IS NULL AS was_file;

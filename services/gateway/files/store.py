@@ -1,5 +1,6 @@
 """Reads and writes files and the removals of their bytes. It decides nothing."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from formats.row_errors import RowError
-from services.gateway.files.domain import Storage, StorageQuota, StoredFile
+from services.gateway.files.domain import DueRemoval, Storage, StorageQuota, StoredFile
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -93,10 +94,13 @@ class FileStore:
     async def finish_removal(self, artifact_key: str) -> None:
         await QUERIES.finish_removal(self._connection, artifact_key=artifact_key)
 
-    async def claim_removals(self, *, claim_s: float, limit: int) -> list[str]:
+    async def claim_removals(self, *, claim_s: float, limit: int) -> list[DueRemoval]:
         """Those whose time has come; a claim that is older than `claim_s` is taken over."""
         rows = QUERIES.claim_removals(self._connection, claim_s=claim_s, limit=limit)
-        return [row["artifact_key"] async for row in rows]
+        return [DueRemoval(**row) async for row in rows]
+
+    async def postpone_removals(self, artifact_keys: Collection[str], delay_s: float) -> None:
+        await QUERIES.postpone_removals(self._connection, artifact_keys=[*artifact_keys], delay_s=delay_s)
 
 
 def _file_of(row: Any) -> StoredFile:

@@ -40,6 +40,21 @@ WHERE job_id = :job_id AND project_id = :project_id AND obsolete_at IS NULL AND 
 ORDER BY step
 LIMIT :page_size;
 
+-- name: list_files_in_use(keys)
+-- Those of some artifact keys that a job which has not ended reads. A key stands in the encoded artifact as it is.
+SELECT key
+FROM unnest(:keys::text[]) AS key
+WHERE EXISTS (
+    SELECT FROM jobs
+    WHERE
+        jobs.project_id = split_part(key, '/', 2)
+        AND jobs.end_time IS NULL
+        AND (
+            position(convert_to(key, 'UTF8') IN training_artifact) > 0
+            OR position(convert_to(key, 'UTF8') IN validation_artifact) > 0
+        )
+);
+
 -- name: list_queue_times()$
 -- When each job of the one queue that all projects share came, in its order, as seconds since the epoch.
 SELECT coalesce(array_agg(date_part('epoch', queue_time) ORDER BY queue_time), '{}') FROM jobs WHERE state = 'QUEUED';

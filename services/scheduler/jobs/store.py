@@ -95,6 +95,11 @@ class JobStore:
         )
         return [StoredCheckpoint(**row) async for row in rows]
 
+    async def files_in_use(self, keys: Sequence[str]) -> list[str]:
+        """Those of these keys of the artifact store that jobs which have not ended read."""
+        rows = _QUERIES.list_files_in_use(self._connection, keys=[*keys])
+        return [row["key"] async for row in rows]
+
     async def queue_times(self) -> list[float]:
         """When each queued job came, in order, as `datetime.timestamp()` has it."""
         times: list[float] = await _QUERIES.list_queue_times(self._connection)

@@ -18,6 +18,7 @@ from chassis.identity import Caller, acting_as
 from finemesh.artifacts.v1 import file_artifact_service_pb2
 from finemesh.files.v1 import file_pb2, file_service_pb2
 from tests.contract.gateway.world import CONVERSATION, World, add_tenant, gateway_world, refused
+from tests.harness.polling import eventually
 
 CONTENT = CONVERSATION * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -298,6 +299,24 @@ async def test_deleted_bytes_go_after_their_retention(database_url: str, tls_dir
         await world.pool.execute("INSERT INTO removals (artifact_key, due_time) VALUES ($1, $2)", key, past)
         await world.removals_become(0)
         assert [path.name for path in world.stored()] == [kept.name.rsplit("/", 1)[1]]
+
+
+async def test_deleted_bytes_stay_as_long_as_a_job_reads_them(database_url: str, tls_dir: Path, tmp_path: Path):
+    timing = {"deleted_file_retention_s": 0, "deleted_file_recheck_s": 0.2, "sweep_interval_s": 0.1}
+    async with gateway_world(database_url, tls_dir, tmp_path, **timing) as world:
+        read, unread = [await world.upload(CONVERSATION) for _ in range(2)]
+        key = f"files/{world.acme.project_id}/{read.name.rsplit('/', 1)[1]}"
+        world.file_use.used.add(key)
+        for file in (read, unread):
+            await world.files.DeleteFile(file_service_pb2.DeleteFileRequest(name=file.name), metadata=world.bearer())
+        await world.removals_become(1)
+        world.file_use.asked.clear()
+        await eventually(lambda: asyncio.sleep(0, key in world.file_use.asked), bool)
+        assert [path.name for path in world.stored()] == [key.rsplit("/", 1)[1]]
+        # The job has ended.
+        world.file_use.used.clear()
+        await world.removals_become(0)
+        assert world.stored() == []
 
 
 async def test_changed_bytes_are_noticed(world: World):

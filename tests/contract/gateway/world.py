@@ -20,8 +20,12 @@ from chassis.rpc.channel import open_channel
 from chassis.rpc.request_stream import whole
 from chassis.rpc.server import ServerBuilder
 from chassis.settings import ChassisSettings
-from finemesh.artifacts.v1 import model_artifact_service_pb2
+from finemesh.artifacts.v1 import file_use_service_pb2, model_artifact_service_pb2
 from finemesh.artifacts.v1.file_artifact_service_pb2_grpc import FileArtifactServiceStub
+from finemesh.artifacts.v1.file_use_service_pb2_grpc import (
+    FileUseServiceServicer,
+    add_FileUseServiceServicer_to_server,
+)
 from finemesh.artifacts.v1.model_artifact_service_pb2_grpc import (
     ModelArtifactServiceServicer,
     add_ModelArtifactServiceServicer_to_server,
@@ -143,6 +147,20 @@ class Names(ModelArtifactServiceServicer):
         return model_artifact_service_pb2.ClaimProjectNamespaceResponse()
 
 
+class FileUse(FileUseServiceServicer):
+    """Says of the keys in `used` that jobs read them, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+        self.asked: set[str] = set()
+
+    async def ListFilesInUse(
+        self, request: file_use_service_pb2.ListFilesInUseRequest, context: Any
+    ) -> file_use_service_pb2.ListFilesInUseResponse:
+        self.asked |= set(request.keys)
+        return file_use_service_pb2.ListFilesInUseResponse(keys=self.used & set(request.keys))
+
+
 class Inference(InferenceServiceServicer):
     """A scripted engine: answers with `words`; waits for `gate` after the first one."""
 
@@ -236,6 +254,7 @@ class World:
     models: Models
     names: Names
     inference: Inference
+    file_use: FileUse
     artifacts: Path
     channel: grpc.aio.Channel
     mesh: grpc.aio.Channel
@@ -313,6 +332,7 @@ async def refused(reason: str, code: str = "") -> AsyncIterator[list[errors.Doma
 @contextlib.asynccontextmanager
 async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overrides: Any) -> AsyncIterator[World]:
     tuning, models, names, inference = Tuning(), Models(), Names(), Inference()
+    file_use = FileUse()
     ports: dict[str, int] = {}
 
     async def serve_scheduler(process: Process) -> None:
@@ -324,6 +344,7 @@ async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overri
             {"gateway"},
             endless={"WatchTuningJob"},
         )
+        server.add(add_FileUseServiceServicer_to_server, file_use, "finemesh.artifacts.v1.FileUseService", {"gateway"})
         ports["scheduler"] = await server.start()
 
     async def serve_inference(process: Process) -> None:
@@ -380,6 +401,7 @@ async def gateway_world(database_url: str, tls_dir: Path, folder: Path, **overri
             models=models,
             names=names,
             inference=inference,
+            file_use=file_use,
             artifacts=folder / "artifacts",
             channel=channel,
             mesh=mesh,

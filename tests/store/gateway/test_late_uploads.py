@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_bytes_that_come_after_their_removal_are_removed(database_url: str
         await IdentityStore(connection).add_project(project)
     store = ObjectStore(f"file://{tmp_path}", part_bytes=settings.upload_part_bytes, parts_in_flight_max=1)
     clock = SystemClock()
-    collector = ArtifactCollector(pool, store, clock, settings)
+    collector = ArtifactCollector(pool, store, Mock(), clock, settings)
     uploads = Uploads(pool, store, collector, clock, SeededIds(1), settings)
 
     async def chunks() -> AsyncIterator[bytes]:

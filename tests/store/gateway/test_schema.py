@@ -152,7 +152,7 @@ async def test_a_claimed_removal_cannot_be_taken_back(connection: Any):
     store = FileStore(connection)
 
     async def claimed() -> list[str]:
-        return await store.claim_removals(claim_s=600, limit=10)
+        return [removal.artifact_key for removal in await store.claim_removals(claim_s=600, limit=10)]
 
     async def pass_time(interval: str) -> None:
         # In a test's one transaction now() stands still; what it wrote ages instead.

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_asyncio
@@ -81,7 +82,7 @@ async def quotas(database_url: str, tmp_path: Path) -> AsyncIterator[Quotas]:
             Project(project_id="p", organization_id="o", slug="acme", display_name="", create_time=now)
         )
     artifacts = ObjectStore(f"file://{tmp_path}", part_bytes=settings.upload_part_bytes, parts_in_flight_max=1)
-    collector = ArtifactCollector(pool, artifacts, clock, settings)
+    collector = ArtifactCollector(pool, artifacts, Mock(), clock, settings)
     replicas = [Uploads(pool, artifacts, collector, clock, SystemIds(clock), settings) for _ in range(2)]
     yield Quotas(pool=pool, settings=settings, replicas=replicas)
     await pool.close()

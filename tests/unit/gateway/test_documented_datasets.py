@@ -77,7 +77,7 @@ def test_the_table_of_token_ids_is_a_sound_file(tmp_path: Path) -> None:
 
 def test_every_limit_is_the_one_in_force() -> None:
     listed = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", TEXT, re.MULTILINE)
-    assert len(listed) == 45
+    assert len(listed) == 47
     services = {
         "FINEMESH_GATEWAY_": GatewaySettings(service_name="gateway"),
         "FINEMESH_SCHEDULER_": SchedulerSettings(service_name="scheduler"),
