@@ -4,8 +4,10 @@ It knows when things stop, not what they are: servers, consumers and pools regis
 """
 
 import asyncio
+import contextlib
 import contextvars
 import enum
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -114,6 +116,7 @@ class Process:
 def run(main: Callable[[Process], Awaitable[None]], settings: ChassisSettings) -> int:
     """Runs a daemon to its end and gives the exit code: 0 after a clean stop, 1 after any failure."""
     logs.configure(settings)
+    _allow_files()
     stop_export: Callable[[], None] | None = None
     if settings.otlp_endpoint:
         # Here and not above: only a process that exports pays for importing the exporters.
@@ -126,6 +129,14 @@ def run(main: Callable[[Process], Awaitable[None]], settings: ChassisSettings) -
     finally:
         if stop_export is not None:
             stop_export()
+
+
+def _allow_files() -> None:
+    """As many open files as the system lets us have: the limits of connections are ours, and lower."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A system that names no most may refuse to hear so.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _live_with_signals(main: Callable[[Process], Awaitable[None]], settings: ChassisSettings) -> int:

@@ -53,8 +53,36 @@ class ChassisSettings(BaseSettings):
     concurrent_calls_max: int = Field(
         default=1000, ge=1, description="Calls in flight on one server at a time, without streams."
     )
+    calls_per_caller_max: int = Field(default=500, ge=1, description="Of them, those of one user's key.")
     streams_max: int = Field(default=2000, ge=1, description="Streams open on one server at a time.")
     streams_per_caller_max: int = Field(default=500, ge=1, description="Of them, those of one user's key.")
+    request_s_max: float = Field(
+        default=30.0, gt=0, le=600, description="How long the request of a call may take to arrive."
+    )
+    stalled_reader_s_max: float = Field(
+        default=30.0, gt=0, description="A client that takes nothing of its answer for longer is cut off."
+    )
+    # Health and reflection are open to anybody, so the limits of callers do not bound them.
+    open_calls_max: int = Field(
+        default=1000, ge=1, description="Calls of health and reflection at a time; the oldest gives way to the next."
+    )
+    open_calls_per_connection_max: int = Field(default=100, ge=1, description="Of them, those of one connection.")
+    open_call_s_max: float = Field(default=600.0, gt=0, description="Longest stream of health or reflection.")
+    # What one connection may open on a public server; in the mesh one connection carries the calls of all users.
+    connection_calls_max: int = Field(
+        default=1000,
+        ge=1,
+        description="Calls open on one connection to a public server; the client keeps more waiting.",
+    )
+    connections_max: int = Field(
+        default=4000, ge=1, description="Connections to one gRPC server at a time; more are closed at once."
+    )
+    connection_idle_s_max: float = Field(
+        default=300.0, gt=0, description="A public server closes a connection without calls after it."
+    )
+    handshake_s_max: float = Field(
+        default=10.0, gt=0, description="How long a new connection may take for TLS and its first frames."
+    )
     page_token_key: str = Field(
         default="",
         repr=False,

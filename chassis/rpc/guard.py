@@ -1,6 +1,7 @@
 """What stands around every served call: who calls, until when, under which trace, and how its failure is told.
 
-One wrapper per method, made when the method is registered, instead of a stack of interceptors that grpc.aio would walk
+Who calls is asked when the headers are here, before a place is taken and before the request is waited for. One wrapper
+per method, made when the method is registered, instead of a stack of interceptors that grpc.aio would walk
 anew for each call. It knows no method by name. Its own work per call is about 20 microseconds.
 """
 
@@ -18,12 +19,22 @@ import structlog
 from opentelemetry.trace import Span, SpanKind
 
 from chassis import errors, identity, pki
-from chassis.errors import DeadlineExceeded, DomainError, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
+from chassis.errors import (
+    DeadlineExceeded,
+    DomainError,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
 from chassis.identity import Caller
 from chassis.rpc import deadline
-from chassis.rpc.call_limits import CallLimits
+from chassis.rpc.call_limits import CallLimits, Place
+from chassis.rpc.open_calls import OpenCalls
 from chassis.rpc.request_gate import Read, admit, admit_each
 from chassis.rpc.untyped_errors import domain_error_of
+from chassis.rpc.watched_writes import WatchedWrites
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
 
@@ -53,35 +64,12 @@ class EndlessCalls:
     """The streams that end only by being told to; a drain tells them."""
 
     draining: bool = False
-    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    ends: set[Callable[[DomainError], None]] = field(default_factory=set)
 
     def end(self) -> None:
         self.draining = True
-        for task in self.tasks:
-            task.cancel()
-
-
-class _WholeWrites:
-    """The context of an endless stream. A write that began is ended before a drain ends the call: no status can be sent
-    in the middle of one."""
-
-    def __init__(self, inner: Any, calls: EndlessCalls) -> None:
-        self._inner = inner
-        self._calls = calls
-
-    async def write(self, message: Any) -> None:
-        writing = asyncio.ensure_future(self._inner.write(message))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            if self._calls.draining:
-                await asyncio.wait({writing})
-            else:
-                writing.cancel()
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        for end in self.ends:
+            end(_stopping())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,34 +84,40 @@ class Guard:
     # A public server's callers have no certificate.
     public: bool = False
     authenticate: Authenticate | None = None
-    # Methods, by their short names, without a default deadline.
+    # For calls of anybody, such as health: they take the places of these instead of those in `limits`.
+    open_calls: OpenCalls | None = None
+    # Methods, by their short names, that a drain ends at once, and their default deadline; None: they have none.
     endless: frozenset[str] = frozenset()
+    endless_s_max: float | None = None
     endless_calls: EndlessCalls = field(default_factory=EndlessCalls)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """`method` is the full name, `/package.Service/Method`."""
+        """`method` is the full name, `/package.Service/Method`.
+
+        To gRPC every call takes a stream of requests. It would wait for the one request of the others by itself: before
+        anybody is asked who calls, and for as long as the caller likes.
+        """
         # Without a deserializer: gRPC hands over bytes, and the gate reads them.
         coders = {"response_serializer": handler.response_serializer}
-        gate = partial(_gated_stream if handler.request_streaming else _gated, handler.request_deserializer)
-        if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler.stream_stream, gate), **coders)
+        single = not handler.request_streaming
+        gate = partial(_gated if single else _gated_stream, handler.request_deserializer)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(method, handler.unary_stream, gate), **coders)
-        if handler.request_streaming:
-            limit_s = self.settings.stream_deadline_s
-            answering = self._unary(method, handler.stream_unary, gate, limit_s, streams=True)
-            return grpc.stream_unary_rpc_method_handler(answering, **coders)
-        limit_s = self.settings.default_deadline_s
-        answering = self._unary(method, handler.unary_unary, gate, limit_s, streams=False)
-        return grpc.unary_unary_rpc_method_handler(answering, **coders)
+            behavior = handler.unary_stream if single else handler.stream_stream
+            answering = self._streaming(method, behavior, gate, single=single)
+            return grpc.stream_stream_rpc_method_handler(answering, **coders)
+        behavior = handler.unary_unary if single else handler.stream_unary
+        answering = self._unary(method, behavior, gate, single=single)
+        return grpc.stream_unary_rpc_method_handler(answering, **coders)
 
-    def _unary(self, method: str, behavior: Behavior | None, gate: Gate, limit_s: float, *, streams: bool) -> Behavior:
+    def _unary(self, method: str, behavior: Behavior | None, gate: Gate, *, single: bool) -> Behavior:
+        limit_s = self.settings.default_deadline_s if single else self.settings.stream_deadline_s
         answer = _asynchronous(behavior, method)
 
-        async def serve(request: Any, context: Any) -> Any:
-            call = _Call(self, method, limit_s, streams=streams)
+        async def serve(requests: Any, context: Any) -> Any:
+            call = _Call(self, method, limit_s, streams=not single)
             try:
                 async with await call.enter(context):
+                    request = await call.request(context) if single else requests
                     response = await answer(gate(request), context)
             except BaseException as error:
                 await call.fail(context, error)
@@ -133,27 +127,29 @@ class Guard:
 
         return serve
 
-    def _streaming(self, method: str, behavior: Behavior | None, gate: Gate) -> Behavior:
-        limit_s = None if method.rpartition("/")[2] in self.endless else self.settings.stream_deadline_s
+    def _streaming(self, method: str, behavior: Behavior | None, gate: Gate, *, single: bool) -> Behavior:
+        endless = method.rpartition("/")[2] in self.endless
+        limit_s = self.endless_s_max if endless else self.settings.stream_deadline_s
         answer = _asynchronous(behavior, method)
         generates = inspect.isasyncgenfunction(answer)
 
-        async def serve(request: Any, context: Any) -> None:
-            call = _Call(self, method, limit_s, streams=True)
-            if limit_s is None:
-                context = _WholeWrites(context, self.endless_calls)
+        async def serve(requests: Any, context: Any) -> None:
+            call = _Call(self, method, limit_s, streams=True, endless=endless)
+            answers = WatchedWrites(context, self.settings.stalled_reader_s_max, call.tell)
             try:
                 async with await call.enter(context):
-                    admitted = gate(request)
+                    request = gate(await call.request(context) if single else requests)
                     if not generates:
-                        await answer(admitted, context)
+                        await answer(request, answers)
                     else:
-                        async with aclosing(answer(admitted, context)) as responses:
+                        async with aclosing(answer(request, answers)) as responses:
                             async for response in responses:
-                                await context.write(response)
+                                await answers.write(response)
             except BaseException as error:
-                await call.fail(context, error)
+                await call.fail(context, error, answers)
                 raise
+            finally:
+                answers.close()
             call.end("OK")
 
         return serve
@@ -164,37 +160,38 @@ class _Call:
 
     __slots__ = (
         "_began_s",
-        "_counted",
-        "_counted_caller",
         "_endless",
         "_guard",
         "_limit_s",
         "_method",
+        "_place",
         "_span",
         "_streams",
         "_task",
         "_timeout",
+        "_told",
     )
 
-    def __init__(self, guard: Guard, method: str, limit_s: float | None, *, streams: bool) -> None:
+    def __init__(
+        self, guard: Guard, method: str, limit_s: float | None, *, streams: bool, endless: bool = False
+    ) -> None:
         self._guard = guard
         self._streams = streams
-        self._counted = False
-        self._counted_caller = ""
+        self._endless = endless
         self._method = method
         self._limit_s = limit_s
-        self._endless = limit_s is None
         self._began_s = time.monotonic()
         self._span: Span | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._place: Place | None = None
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._told: DomainError | None = None
         self._timeout: asyncio.Timeout | None = None
 
     async def enter(self, context: Any) -> AbstractAsyncContextManager[object]:
-        """Establishes trace, deadline and caller, or raises a typed refusal before any work is done."""
+        """Establishes trace, deadline, caller and place, or raises a typed refusal before any work is done."""
         guard = self._guard
         metadata = dict(context.invocation_metadata())
         self._begin_trace(metadata.get(telemetry.TRACEPARENT_KEY))
-        self._count()
         scope = self._begin_deadline(context)
         if guard.public:
             caller = Caller(service="")
@@ -203,24 +200,49 @@ class _Call:
         else:
             caller = self._peer(context, metadata)
         identity.set_caller(caller)
-        self._count_caller(caller)
+        self._take_place(caller, context)
         if self._endless:
-            self._join_endless()
+            if guard.endless_calls.draining:
+                raise _stopping()
+            guard.endless_calls.ends.add(self.tell)
         return scope
 
+    async def request(self, context: Any) -> Any:
+        """The one request of a call that takes no stream of them."""
+        limit_s = self._guard.settings.request_s_max
+        try:
+            async with asyncio.timeout(limit_s):
+                request = await context.read()
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "DEADLINE_TOO_SHORT", f"the request of this call did not arrive within {limit_s:g} s (request_s_max)"
+            ) from error
+        if request is grpc.aio.EOF:
+            raise InvalidArgument("INVALID_FIELD", "this call ended without its request; send one message")
+        return request
+
+    def tell(self, error: DomainError) -> None:
+        """Ends the call from outside, with this status."""
+        if self._task is not None and self._told is None:
+            self._told = error
+            self._task.cancel()
+
     def end(self, code: str, error_type: str | None = None) -> None:
-        if self._task is not None:
-            self._guard.endless_calls.tasks.discard(self._task)
-        self._uncount()
+        # From here on nobody may cancel what sends the status.
+        self._task = None
+        if self._endless:
+            self._guard.endless_calls.ends.discard(self.tell)
+        if self._place is not None:
+            self._place.leave()
         if self._span is not None:
             telemetry.end_span(self._span, error_type)
             telemetry.record_call(self._method, code, time.monotonic() - self._began_s)
 
-    async def fail(self, context: Any, error: BaseException) -> None:
+    async def fail(self, context: Any, error: BaseException, answers: WatchedWrites | None = None) -> None:
         """Sends `error` as a typed status by aborting; returns when there is nobody left to tell."""
-        if isinstance(error, asyncio.CancelledError) and self._task is not None and self._guard.endless_calls.draining:
+        if isinstance(error, asyncio.CancelledError) and self._told is not None and self._task is not None:
             self._task.uncancel()
-            error = Unavailable("DEPENDENCY_UNAVAILABLE", "this server is stopping; connect again", retry_after_s=0.5)
+            error = self._told
         if isinstance(error, _ENDED) or not isinstance(error, Exception):
             self.end("CANCELLED")
             return
@@ -232,6 +254,8 @@ class _Call:
         else:
             log.debug("call_refused", method=self._method, reason=typed.reason, message=typed.message)
         self.end(typed.code.name, typed.reason)
+        if answers is not None:
+            await answers.head_sent()
         await abort_with(context, typed)
 
     def _begin_trace(self, traceparent: str | None) -> None:
@@ -240,31 +264,16 @@ class _Call:
             self._span = telemetry.begin_span(self._method, SpanKind.SERVER, telemetry.current_traceparent())
             telemetry.attach_for_task(self._span)
 
-    def _count(self) -> None:
-        """Before anything is done for the call, such as finding out who calls."""
-        if self._streams:
-            self._guard.limits.take_stream()
+    def _take_place(self, caller: Caller, context: Any) -> None:
+        open_calls = self._guard.open_calls
+        if open_calls is not None:
+            place = open_calls.enter(context.peer(), self.tell)
         else:
-            self._guard.limits.take_call()
-        self._counted = True
-
-    def _count_caller(self, caller: Caller) -> None:
-        """The streams of a user. Peers that speak for themselves are few, and share what the server has."""
-        if self._streams and caller.subject:
-            self._guard.limits.take_stream_of(caller.subject)
-            self._counted_caller = caller.subject
-
-    def _uncount(self) -> None:
-        limits = self._guard.limits
-        if not self._counted:
-            return
-        self._counted = False
-        if self._counted_caller:
-            limits.give_stream_of(self._counted_caller)
-        if self._streams:
-            limits.give_stream()
-        else:
-            limits.give_call()
+            place = self._guard.limits.take(caller.subject, streams=self._streams)
+        self._place = place
+        # The caller's part of the places is given back when gRPC is done with the call: an answer that its caller does
+        # not take lies in memory until then.
+        context.add_done_callback(place.forget)
 
     def _begin_deadline(self, context: Any) -> AbstractAsyncContextManager[object]:
         remaining_s = context.time_remaining()
@@ -273,9 +282,10 @@ class _Call:
                 raise DeadlineExceeded(
                     "DEADLINE_TOO_SHORT", "too little of the deadline is left to begin; allow the call more time"
                 )
-            # gRPC itself ends the call when a deadline that came with it has passed.
-            deadline.set_remaining(remaining_s)
-            return _NO_SCOPE
+            if self._guard.open_calls is None or self._limit_s is None or remaining_s <= self._limit_s:
+                # gRPC itself ends the call when a deadline that came with it has passed.
+                deadline.set_remaining(remaining_s)
+                return _NO_SCOPE
         deadline.set_remaining(self._limit_s)
         if self._limit_s is None:
             return _NO_SCOPE
@@ -297,13 +307,6 @@ class _Call:
             return identity.caller_from(service, metadata)
         return Caller(service=service, instance=pki.instance_of(service, names))
 
-    def _join_endless(self) -> None:
-        if self._guard.endless_calls.draining:
-            raise Unavailable("DEPENDENCY_UNAVAILABLE", "this server is stopping; connect again", retry_after_s=0.5)
-        self._task = asyncio.current_task()
-        if self._task is not None:
-            self._guard.endless_calls.tasks.add(self._task)
-
 
 _NO_SCOPE: AbstractAsyncContextManager[object] = nullcontext()
 
@@ -315,6 +318,10 @@ def _gated(read: Read, content: bytes) -> Any:
 
 def _gated_stream(read: Read, contents: Any) -> Any:
     return admit_each(read, contents, from_user=identity.current_caller().is_user)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("DEPENDENCY_UNAVAILABLE", "this server is stopping; connect again", retry_after_s=0.5)
 
 
 async def abort_with(context: Any, error: DomainError) -> None:

@@ -3,6 +3,7 @@
 A service supplies implementations and says who may call them; this file knows neither.
 """
 
+import dataclasses
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from chassis.process import DrainStage, Process
 from chassis.rpc.call_limits import CallLimits
 from chassis.rpc.contracts import pool_of
 from chassis.rpc.guard import Authenticate, EndlessCalls, Guard, Handler
+from chassis.rpc.open_calls import OpenCalls
 from chassis.settings import ChassisSettings
 
 log = structlog.get_logger()
@@ -25,8 +27,6 @@ log = structlog.get_logger()
 # What is left of a drain stage for cancelling the calls that did not finish.
 _GRACE_SHARE = 0.8
 _GENERIC_METHODS_MAX = 1000
-# Calls that gRPC lets in beyond those that `CallLimits` allows: of health, and those that are being refused.
-_CALLS_BESIDE_LIMITS = 1000
 _EVERY_INTERFACE = ("", "0.0.0.0", "[::]")  # noqa: S104  # recognized, not bound
 
 
@@ -80,14 +80,14 @@ class ServerBuilder:
         """`register` is the generated add_XServicer_to_server; `allow` names the calling services (a public server has
         none and ignores it); `endless` names the streams that only end when told, such as `WatchThing`."""
         self._service_names.append(service_full_name)
-        guard = self._guard(self._limits, frozenset(allow), frozenset(endless), authenticate=self._authenticate)
+        guard = self._guard(frozenset(allow), frozenset(endless))
         self._declared.add(register, implementation, service_full_name, guard)
 
     def add_generic(
         self, handler: grpc.GenericRpcHandler, *, allow: Collection[str] = (), endless: Collection[str] = ()
     ) -> None:
         """A handler that answers for methods it does not declare, such as a proxy; asked after the declared ones."""
-        guard = self._guard(self._limits, frozenset(allow), frozenset(endless), authenticate=self._authenticate)
+        guard = self._guard(frozenset(allow), frozenset(endless))
         self._generic.append(_GuardedGeneric(handler, guard))
 
     def announce(self, *service_full_names: str) -> None:
@@ -102,11 +102,8 @@ class ServerBuilder:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = grpc.aio.server(
             handlers=[self._declared, *self._generic],
-            options=_options(self._settings),
-            # Only for what hangs before it reaches a handler, such as a request that never arrives whole.
-            maximum_concurrent_rpcs=(
-                self._settings.concurrent_calls_max + 2 * self._settings.streams_max + _CALLS_BESIDE_LIMITS
-            ),
+            # No limit of calls here: gRPC's own would count those of strangers, and the guard's do not.
+            options=_options(self._settings) + (_public_options(self._settings) if self._public else []),
         )
         self.port = self._bind(self._server)
         await self._server.start()
@@ -146,21 +143,14 @@ class ServerBuilder:
 
         return tell
 
-    def _guard(
-        self,
-        limits: CallLimits,
-        allow: frozenset[str] | None,
-        endless: frozenset[str],
-        *,
-        authenticate: Authenticate | None,
-    ) -> Guard:
+    def _guard(self, allow: frozenset[str], endless: frozenset[str]) -> Guard:
         return Guard(
             settings=self._settings,
-            limits=limits,
+            limits=self._limits,
             allow=allow,
             trusted_forwarders=self._trusted_forwarders,
             public=self._public,
-            authenticate=authenticate,
+            authenticate=self._authenticate,
             endless=endless,
             endless_calls=self._endless_calls,
         )
@@ -168,11 +158,18 @@ class ServerBuilder:
     def _add_open_services(self) -> None:
         """Health and reflection, for any peer: they say nothing about anybody's data.
 
-        A health check is never refused: who asks would take a server that is busy for one that is ill, and end it.
-        Streams of both have a cap of their own, which keep out nobody else.
+        Neither is refused: who asks would take a server that is busy for one that is ill, and end it.
         """
-        limits = CallLimits(self._settings, limit_calls=False)
-        guard = self._guard(limits, None, frozenset({"Watch", "ServerReflectionInfo"}), authenticate=None)
+        settings = self._settings
+        guard = dataclasses.replace(
+            self._guard(frozenset(), frozenset({"Watch", "ServerReflectionInfo"})),
+            allow=None,
+            authenticate=None,
+            open_calls=OpenCalls(
+                calls_max=settings.open_calls_max, per_connection_max=settings.open_calls_per_connection_max
+            ),
+            endless_s_max=settings.open_call_s_max,
+        )
         self._declared.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, health.SERVICE_NAME, guard)
         names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._declared.add(
@@ -264,8 +261,17 @@ def _options(settings: ChassisSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", int(settings.handshake_s_max * 1000)),
+        ("grpc.max_allowed_incoming_connections", settings.connections_max),
         ("grpc.http2.min_ping_interval_without_data_ms", int(settings.keepalive_s * 500)),
         ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _public_options(settings: ChassisSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_concurrent_streams", settings.connection_calls_max),
+        ("grpc.max_connection_idle_ms", int(settings.connection_idle_s_max * 1000)),
     ]
 
 

@@ -33,6 +33,11 @@ class GatewaySettings(ChassisSettings):
     artifacts_url: str = Field(default="file:///var/lib/finemesh/artifacts", description="Root of the artifact store.")
 
     key_cache_s: float = Field(default=2.0, ge=0, description="A key revoked elsewhere still works this long here.")
+    key_lookups_max: int = Field(
+        default=1000,
+        ge=1,
+        description="Calls that wait at a time to hear whether a key exists that was not used lately.",
+    )
     key_cache_size_max: int = Field(default=10_000, ge=1, description="Keys remembered at a time.")
     rate_calls_per_s: float = Field(default=2000.0, gt=0, description="Calls per second of one key, on average.")
     rate_burst_max: int = Field(default=4000, ge=1, description="Calls of one key at once.")
@@ -116,7 +121,15 @@ class GatewaySettings(ChassisSettings):
     http_messages_max: int = Field(default=1000, ge=1, description="Messages of one chat request.")
     http_body_s_max: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
     http_chat_s_max: float = Field(default=600.0, gt=0, description="Longest generation over HTTP.")
-    stalled_reader_s_max: float = Field(
-        default=30.0, gt=0, description="A client that takes nothing of its answer for longer loses the connection."
-    )
     http_connections_max: int = Field(default=1000, ge=1, description="HTTP requests in flight at a time.")
+    http_requests_per_key_max: int = Field(default=500, ge=1, description="Of them, those of one key.")
+    http_sockets_max: int = Field(
+        default=4000, ge=1, description="HTTP connections at a time; the one that waits longest gives way to the next."
+    )
+    # None: a proxy in front is one address, and limits those behind it itself.
+    http_sockets_per_address_max: int | None = Field(default=None, ge=1, description="Of them, those of one address.")
+    http_header_bytes_max: int = Field(default=32 * 1024, ge=1024, description="Largest header of an HTTP request.")
+    http_header_fields_max: int = Field(default=100, ge=8, description="Fields of one header and its trailer.")
+    http_header_s_max: float = Field(
+        default=10.0, gt=0, description="How long a connection may go without a whole header."
+    )

@@ -61,7 +61,12 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max
     )
     authenticator = Authenticator(
-        KeyFinder(pool), limiter, clock, cache_s=settings.key_cache_s, cache_size_max=settings.key_cache_size_max
+        KeyFinder(pool),
+        limiter,
+        clock,
+        cache_s=settings.key_cache_s,
+        cache_size_max=settings.key_cache_size_max,
+        lookups_max=settings.key_lookups_max,
     )
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     billing = open_channel(settings, settings.billing_address, "billing")
@@ -100,7 +105,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     process.on_drain(DrainStage.NOT_SERVING, edge.drain)
 
     await public.start()
-    await start_http(process, edge.asgi, settings)
+    await start_http(process, edge.asgi, clock, settings)
     # Last: whoever asks this door whether the gateway is healthy learns that the public doors are open.
     await mesh.start()
 

@@ -103,9 +103,6 @@ class InferenceSettings(ChassisSettings):
     usage_waiting_max: int = Field(
         default=10_000, ge=1, description="Usage records that wait for the database before calls are refused."
     )
-    stalled_reader_s_max: float = Field(
-        default=30.0, gt=0, description="How long a caller may take nothing of an answer while the engine goes on."
-    )
     endpoints_max: int = Field(default=100, ge=1, description="Endpoints of one project.")
     deleted_endpoint_retention_s: float = Field(
         default=365 * 86400.0, gt=0, description="How long the row of a deleted endpoint is kept."

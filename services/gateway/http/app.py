@@ -1,6 +1,6 @@
 """The routes of the HTTP edge. Not pure: protobuf, gRPC.
 
-Each authenticates, converts, calls the inference service and converts back.
+Each converts, calls the inference service and converts back; who calls is known by then.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +16,7 @@ from chassis.clock import Clock
 from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
 from chassis.identity import Caller, acting_as
 from chassis.rpc import deadline
+from chassis.rpc.call_limits import Limit, Place, Places
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.telemetry import trace as telemetry
 from finemesh.inference.v1 import inference_service_pb2
@@ -28,7 +29,7 @@ from services.gateway.identity.authenticator import Authenticator
 
 log = structlog.get_logger()
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request, Caller], Awaitable[Response]]
 
 
 class HttpApp:
@@ -40,7 +41,7 @@ class HttpApp:
         self._authenticator = authenticator
         self._clock = clock
         self._settings = settings
-        self._in_flight = 0
+        self._places = _places(settings)
         self._draining = False
         self.asgi = Starlette(
             routes=[
@@ -57,8 +58,7 @@ class HttpApp:
         """From now on health says that this process stops."""
         self._draining = True
 
-    async def _chat(self, request: Request) -> Response:
-        caller = await self._caller(request)
+    async def _chat(self, request: Request, caller: Caller) -> Response:
         settings = self._settings
         body = await read_body(request, bytes_max=settings.http_body_bytes_max, seconds_max=settings.http_body_s_max)
         call = read_chat(body, settings.http_messages_max)
@@ -87,65 +87,68 @@ class HttpApp:
         chunks = chat_answer.Chunks(call.model, created_s, include_usage=call.include_usage)
         return EventStream(_events(answer, first, parts, chunks), _headers())
 
-    async def _models(self, request: Request) -> Response:
-        served = await self._served(request)
+    async def _models(self, request: Request, caller: Caller) -> Response:
+        served = await self._served(caller)
         return JSONResponse({"object": "list", "data": [chat_answer.model(model) for model in served]})
 
-    async def _model(self, request: Request) -> Response:
+    async def _model(self, request: Request, caller: Caller) -> Response:
         model_id = request.path_params["model_id"]
-        for model in await self._served(request):
+        for model in await self._served(caller):
             if model.model_id == model_id:
                 return JSONResponse(chat_answer.model(model))
         raise NotFound("MODEL_UNKNOWN", f"there is no model {model_id[:200]}; /v1/models lists those that you can use")
 
-    async def _served(self, request: Request) -> list[inference_service_pb2.ServedModel]:
-        caller = await self._caller(request)
+    async def _served(self, caller: Caller) -> list[inference_service_pb2.ServedModel]:
         with acting_as(caller), deadline.limit(self._settings.default_deadline_s):
             answer = await self._inference.ListServedModels(inference_service_pb2.ListServedModelsRequest())
         return list(answer.models)
-
-    async def _caller(self, request: Request) -> Caller:
-        return await self._authenticator.caller(request.headers.get("authorization", ""))
 
     async def _healthz(self, request: Request) -> Response:
         if self._draining:
             return JSONResponse({"status": "stopping"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    def _shaped(self, endpoint: Endpoint) -> Endpoint:
-        """Counts the request, begins its trace, and answers every failure in OpenAI's shape."""
+    def _shaped(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """Begins the trace, finds out who calls, counts the request, and answers every failure in OpenAI's shape."""
 
         async def serve(request: Request) -> Response:
             telemetry.carry(request.headers.get(telemetry.TRACEPARENT_KEY))
-            if self._in_flight >= self._settings.http_connections_max:
-                return error_response(_full(self._settings.http_connections_max))
-            self._in_flight += 1
+            place: Place | None = None
             response: Response | None = None
             try:
-                response = await endpoint(request)
+                caller = await self._authenticator.caller(request.headers.get("authorization", ""))
+                # Not before: nobody without a key takes a place.
+                place = self._places.take(caller.subject)
+                response = await endpoint(request, caller)
             except Exception as error:
                 return error_response(_typed(error, request.url.path))
             else:
                 return response
             finally:
                 # An answer in parts is in flight until its last one.
-                if isinstance(response, EventStream):
-                    response.on_end = self._end_one
-                else:
-                    self._end_one()
+                if place is not None and isinstance(response, EventStream):
+                    response.on_end = place.forget
+                elif place is not None:
+                    place.forget()
 
         return serve
 
-    def _end_one(self) -> None:
-        self._in_flight -= 1
 
-
-def _full(connections_max: int) -> Unavailable:
-    return Unavailable(
-        "CONCURRENCY_LIMIT",
-        f"{connections_max} requests are in flight, the most here (http_connections_max); try again in a moment",
-        metadata={"limit": "http_connections_max", "limit_count": str(connections_max)},
-        retry_after_s=1,
+def _places(settings: GatewaySettings) -> Places:
+    whole, part = settings.http_connections_max, settings.http_requests_per_key_max
+    return Places(
+        Limit(
+            "http_connections_max",
+            whole,
+            f"{whole} requests are in flight, the most here (http_connections_max); try again in a moment",
+            Unavailable,
+        ),
+        Limit(
+            "http_requests_per_key_max",
+            part,
+            f"this key has {part} requests in flight, the most that one may (http_requests_per_key_max); wait for some"
+            " of them to end",
+        ),
     )
 
 

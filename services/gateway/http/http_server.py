@@ -1,19 +1,24 @@
 """Runs the HTTP edge inside the process's own TaskGroup. Not pure: sockets.
 
-Uvicorn gets a bound socket and no signals.
+Uvicorn gets a bound socket, connections with bounds, and no signals.
 """
 
 import asyncio
+import functools
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from chassis.clock import Clock
 from chassis.process import DrainStage, Process
 from services.gateway.config import GatewaySettings
+from services.gateway.http.bounded_connection import BoundedConnection
+from services.gateway.http.sockets import Sockets
 
 log = structlog.get_logger()
 
@@ -38,12 +43,15 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
-async def start_http(process: Process, app: ASGIApp, settings: GatewaySettings) -> int:
+async def start_http(process: Process, app: ASGIApp, clock: Clock, settings: GatewaySettings) -> int:
     """Serves until the drain; gives the bound port."""
     listener = _bind(settings.http_address, settings.stalled_reader_s_max)
     port: int = listener.getsockname()[1]
+    connection: Any = functools.partial(BoundedConnection, sockets=Sockets(settings, clock), settings=settings)
     config = uvicorn.Config(
         app,
+        http=connection,
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -23,13 +23,22 @@ class Authenticator:
     """Remembers found keys for `cache_s` seconds; a key revoked by this process is forgotten at once."""
 
     def __init__(
-        self, find_key: FindKey, limiter: RateLimiter, clock: Clock, *, cache_s: float, cache_size_max: int
+        self,
+        find_key: FindKey,
+        limiter: RateLimiter,
+        clock: Clock,
+        *,
+        cache_s: float,
+        cache_size_max: int,
+        lookups_max: int,
     ) -> None:
         self._find_key = find_key
         self._limiter = limiter
         self._clock = clock
         self._cache_s = cache_s
         self._cache_size_max = cache_size_max
+        self._lookups_max = lookups_max
+        self._waiting = 0
         self._cache: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
         # Counts revocations: a look-up that began before one must not be remembered after it.
@@ -48,7 +57,7 @@ class Authenticator:
         if remembered is not None and remembered[1] > now_s:
             caller = remembered[0]
         else:
-            caller = await self._look_up(slot, _secret_of(authorization))
+            caller = await self._wait(slot, _secret_of(authorization))
         wait_s = self._limiter.take(caller.subject, now_s)
         if wait_s > 0:
             raise ResourceExhausted(
@@ -61,6 +70,22 @@ class Authenticator:
         self._generation += 1
         self._cache.clear()
         self._lookups.clear()
+
+    async def _wait(self, slot: bytes, secret: str) -> Caller:
+        """Bounded, because anybody can make up keys. A key that was used lately is not refused for that."""
+        if self._waiting >= self._lookups_max and slot not in self._cache:
+            raise ResourceExhausted(
+                "CONCURRENCY_LIMIT",
+                f"{self._lookups_max} calls wait for their keys to be looked up, the most here (key_lookups_max); try"
+                " again in a moment",
+                metadata={"limit": "key_lookups_max", "limit_count": str(self._lookups_max)},
+                retry_after_s=1.0,
+            )
+        self._waiting += 1
+        try:
+            return await self._look_up(slot, secret)
+        finally:
+            self._waiting -= 1
 
     async def _look_up(self, slot: bytes, secret: str) -> Caller:
         # Many calls arrive with one key at once; the database is asked once for all of them.

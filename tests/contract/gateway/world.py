@@ -78,6 +78,7 @@ class Tuning(TuningServiceServicer):
         self.caller: Caller | None = None
         self.remaining_s = 0.0
         self.written = 0
+        self.watches_ended = 0
         self.watch_cancelled = asyncio.Event()
         self.payload = b""
         self.quoted = tuning_job_pb2.TuningSpec()
@@ -111,6 +112,8 @@ class Tuning(TuningServiceServicer):
         except (asyncio.CancelledError, GeneratorExit):
             self.watch_cancelled.set()
             raise
+        finally:
+            self.watches_ended += 1
 
 
 class Models(ModelServiceServicer):

@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import identity
-from chassis.errors import DomainError, ResourceExhausted
+from chassis.errors import DeadlineExceeded, DomainError, ResourceExhausted
 from chassis.identity import Caller
 from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
@@ -95,20 +95,35 @@ async def test_streams_keep_out_neither_calls_nor_health(tls_dir: Path) -> None:
 
 
 async def test_who_watches_health_keeps_out_nobody(tls_dir: Path) -> None:
-    async with limited(tls_dir) as (_, stub, health), AsyncExitStack() as ends:
+    """Not even who comes later: the oldest watch of the connection gives way."""
+    async with (
+        limited(tls_dir, open_calls_per_connection_max=3, open_calls_max=3) as (_, stub, health),
+        AsyncExitStack() as ends,
+    ):
 
-        async def watch() -> None:
+        async def watch() -> Any:
             watching = health.Watch(health_pb2.HealthCheckRequest())
             ends.callback(watching.cancel)
             await watching.read()
+            return watching
 
+        oldest = await watch()
         for _ in range(3):
             await watch()
-        with pytest.raises(ResourceExhausted):
-            await watch()
+        with pytest.raises(ResourceExhausted) as gave_way:
+            await oldest.read()
+        assert gave_way.value.metadata == {"limit": "open_calls_per_connection_max", "limit_count": "3"}
         assert await healthy(health)
         for caller in (ONE, ONE, TWO):
             await opened(stub, caller, ends)
+
+
+async def test_a_watch_of_health_ends_after_its_time(tls_dir: Path) -> None:
+    async with limited(tls_dir, open_call_s_max=0.05) as (_, _, health):
+        watching = health.Watch(health_pb2.HealthCheckRequest(), timeout=600)
+        await watching.read()
+        with pytest.raises(DeadlineExceeded):
+            await watching.read()
 
 
 async def test_one_caller_has_a_part_of_the_streams(tls_dir: Path) -> None:
@@ -152,6 +167,21 @@ async def test_calls_are_capped_and_health_is_not(tls_dir: Path) -> None:
         echo.gate.set()
         assert [answer.value for answer in await asyncio.gather(*calls)] == ["0", "1"]
         await stub.Say(StringValue())
+
+
+async def test_one_caller_has_a_part_of_the_calls(tls_dir: Path) -> None:
+    async with limited(tls_dir, calls_per_caller_max=1) as (echo, stub, _):
+        echo.gate.clear()
+        with identity.acting_as(ONE):
+            call = asyncio.ensure_future(stub.Say(StringValue(value="one")))
+        await eventually(lambda: asyncio.sleep(0, echo.waiting), lambda waiting: waiting == 1)
+        with identity.acting_as(ONE), pytest.raises(ResourceExhausted) as caught:
+            await stub.Say(StringValue())
+        assert caught.value.metadata == {"limit": "calls_per_caller_max", "limit_count": "1"}
+        echo.gate.set()
+        with identity.acting_as(TWO):
+            await stub.Say(StringValue())
+        assert (await call).value == "one"
 
 
 async def test_an_untyped_client_reads_the_limit_too(tls_dir: Path) -> None:

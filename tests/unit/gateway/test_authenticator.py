@@ -25,7 +25,9 @@ HOLDER = KeyHolder(
 
 
 class World:
-    def __init__(self, *, cache_s: float = 2.0, burst: int = 100, cache_size_max: int = 10) -> None:
+    def __init__(
+        self, *, cache_s: float = 2.0, burst: int = 100, cache_size_max: int = 10, lookups_max: int = 100
+    ) -> None:
         self.clock = ManualClock()
         self.holders = {HOLDER.secret_sha256: HOLDER}
         self.lookups = 0
@@ -34,7 +36,7 @@ class World:
         self.gate.set()
         limiter = RateLimiter(rate_per_s=10, burst=burst, keys_max=10)
         self.authenticator = Authenticator(
-            self.find, limiter, self.clock, cache_s=cache_s, cache_size_max=cache_size_max
+            self.find, limiter, self.clock, cache_s=cache_s, cache_size_max=cache_size_max, lookups_max=lookups_max
         )
 
     async def find(self, secret_sha256: bytes) -> KeyHolder | None:
@@ -128,10 +130,28 @@ async def test_a_failing_database_fails_the_call_and_is_not_remembered():
         raise ConnectionError
 
     authenticator = Authenticator(
-        broken, RateLimiter(rate_per_s=1, burst=1, keys_max=1), world.clock, cache_s=2, cache_size_max=1
+        broken, RateLimiter(rate_per_s=1, burst=1, keys_max=1), world.clock, cache_s=2, cache_size_max=1, lookups_max=1
     )
     with pytest.raises(ConnectionError):
         await authenticator.caller(f"Bearer {SECRET}")
+
+
+async def test_made_up_keys_do_not_keep_out_one_that_was_used_lately():
+    world = World(lookups_max=1)
+    await world.authenticator.caller(f"Bearer {SECRET}")
+    await world.clock.advance(3)
+    world.asked.clear()
+    world.gate.clear()
+    made_up = asyncio.create_task(world.authenticator.caller(f"Bearer {keys.new_secret()}"))
+    await world.asked.wait()
+    with pytest.raises(ResourceExhausted) as told:
+        await world.authenticator.caller(f"Bearer {keys.new_secret()}")
+    assert told.value.metadata["limit"] == "key_lookups_max"
+    known = asyncio.create_task(world.authenticator.caller(f"Bearer {SECRET}"))
+    world.gate.set()
+    assert (await known).subject == "key_1"
+    with pytest.raises(Unauthenticated, match="API_KEY_INVALID"):
+        await made_up
 
 
 async def test_the_cache_is_bounded():
