@@ -58,6 +58,16 @@ class InferenceSettings(ChassisSettings):
     prompt_chars_short_max: int = Field(
         default=16_384, ge=0, description="Prompts of more characters are tokenized apart and wait for each other only."
     )
+    prompt_workers: int = Field(
+        default=2, ge=2, le=64, description="Processes of each engine that run its model's tokenizer and chat template."
+    )
+    prompt_s_max: float = Field(
+        default=5.0, gt=0, description="Longest rendering of a short prompt; then its process is killed and replaced."
+    )
+    long_prompt_s_max: float = Field(default=60.0, gt=0, description="The same for longer prompts.")
+    prompt_memory_bytes_max: int = Field(
+        default=GIB, ge=64 * MIB, description="Memory that rendering a prompt may take beside the tokenizer's own."
+    )
     messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
 
@@ -185,6 +195,10 @@ class InferenceSettings(ChassisSettings):
             gpu_indices=gpu_indices,
             threads=self.engine_threads,
             prompt_chars_short_max=self.prompt_chars_short_max,
+            prompt_workers=self.prompt_workers,
+            prompt_s_max=self.prompt_s_max,
+            long_prompt_s_max=self.long_prompt_s_max,
+            prompt_memory_bytes_max=self.prompt_memory_bytes_max,
             adapters_resident_max=self.adapters_resident_max if adapters else 0,
             adapter_rank_max=self.adapter_rank_max,
             adapter_bytes_max=self.adapter_bytes_max,

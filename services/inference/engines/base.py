@@ -39,6 +39,20 @@ class RequestInvalid(EngineError):
         self.problem = problem
 
 
+class PromptTooCostly(EngineError):
+    """Tokenizer or chat template of this model took more for this prompt than they may, and were stopped."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(
+            f"the chat template and tokenizer of this model took more than {limit} for this prompt and were stopped; "
+            "send a shorter or another one, or have whoever imported the model mend its chat template"
+        )
+
+
+class PromptFailed(EngineError):
+    """Tokenizer or chat template of this model broke down on this prompt; others are served."""
+
+
 class ContextTooLong(EngineError):
     """Prompt and requested completion do not fit the context of the model."""
 
@@ -91,6 +105,10 @@ class EngineSettings:
         False  # on a GPU: neither compilation nor graphs, for an engine that answers a few requests; a CPU has none
     )
     prompt_chars_short_max: int = 16_384  # longer prompts are tokenized apart, so that these need not wait for them
+    prompt_workers: int = 2  # processes that tokenize and render; 0: this engine is asked for tokens only
+    prompt_s_max: float = 5.0  # for one of at most prompt_chars_short_max, with template and tokenizer
+    long_prompt_s_max: float = 60.0  # for one of more
+    prompt_memory_bytes_max: int = 1 << 30  # of each such process, beyond what the tokenizer itself takes
     dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
     adapters_in_batch_max: int = 4
     adapters_resident_max: int = 16  # 0 switches adapters off (a fully tuned model)

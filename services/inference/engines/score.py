@@ -68,6 +68,7 @@ def settings_for(
         gpu_indices=gpu_indices,
         threads=threads,
         eager=True,
+        prompt_workers=0,
         # Whole weights are float32 files and held to float32 scores; on a GPU "auto" would make 16 bits of them.
         dtype="float32" if request["kind"] == "full" else "auto",
         adapters_in_batch_max=1,

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -48,7 +48,8 @@ from services.inference.engines.base import (
 )
 from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
-from services.inference.engines.prompt import PromptRenderer
+from services.inference.engines.prompts.renderer import PromptLimits, PromptRenderer
+from services.inference.engines.prompts.workers import WorkerLimits
 
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -64,7 +65,7 @@ class VllmEngine(InProcessEngine):
 
     def __init__(self, model_path: Path, settings: EngineSettings) -> None:
         super().__init__(model_path, settings)
-        self._prompts = PromptRenderer(model_path, short_chars_max=settings.prompt_chars_short_max)
+        self._prompts = PromptRenderer(model_path, _prompt_limits(settings))
         self._sockets = Path()
         self._llm: AsyncLLM | None = None
         self._stopped = False
@@ -79,7 +80,7 @@ class VllmEngine(InProcessEngine):
         if not takes_adapters(self._config) or (current_platform.is_cpu() and has_experts(self._config)):
             # With adapters switched on, vLLM computes experts by a kernel that only GPUs have.
             self._settings = replace(self._settings, adapters_resident_max=0)
-        await self._prompts.start()
+        await self._prompts.start(self._context_tokens_max)
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_llm))
         try:
             self._llm = await asyncio.wait_for(asyncio.shield(starting), self._settings.start_timeout_s)
@@ -95,7 +96,7 @@ class VllmEngine(InProcessEngine):
 
     async def stop(self) -> None:
         self._stopped = True
-        self._prompts.stop()
+        await self._prompts.stop()
         llm, self._llm = self._llm, None
         if llm is not None:
             with suppress(EngineDeadError):
@@ -182,29 +183,16 @@ class VllmEngine(InProcessEngine):
                     text=part.text,
                     token_ids=tuple(part.token_ids),
                     usage=usage,
-                    logprobs=self._logprobs(part) if part.logprobs else (),
+                    logprobs=await self._logprobs(part) if part.logprobs else (),
                     finish_reason=_finish_reason(part.finish_reason),
                 )
                 if not output.finished:
                     await asyncio.sleep(max(0.0, sent_at + self._settings.chunk_interval_s - clock.time()))
 
-    def _logprobs(self, part: Any) -> tuple[TokenLogprob, ...]:
+    async def _logprobs(self, part: Any) -> tuple[TokenLogprob, ...]:
+        texts = await self._prompts.texts_of([token_id for ranked in part.logprobs for token_id in ranked])
         return tuple(
-            self._logprob(token_id, ranked) for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True)
-        )
-
-    def _logprob(self, chosen: int, ranked: dict[int, Any]) -> TokenLogprob:
-        # vLLM adds the chosen token to the most likely ones; it stays among them only where its rank says so.
-        size = len(ranked) if ranked[chosen].rank <= len(ranked) - 1 else len(ranked) - 1
-        best = sorted(ranked.items(), key=lambda item: item[1].rank)[:size] if size else []
-        return TokenLogprob(
-            token_id=chosen,
-            text=self._prompts.text_of(chosen),
-            logprob=ranked[chosen].logprob,
-            alternatives=tuple(
-                TokenLogprob(token_id=token_id, text=self._prompts.text_of(token_id), logprob=entry.logprob)
-                for token_id, entry in best
-            ),
+            _logprob(token_id, ranked, texts) for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True)
         )
 
     def _running(self) -> AsyncLLM:
@@ -297,6 +285,33 @@ def _engine_args(
         arguments["max_cpu_loras"] = settings.adapters_resident_max
         arguments["max_lora_rank"] = next(rank for rank in _RANKS if rank >= settings.adapter_rank_max)
     return AsyncEngineArgs(**arguments)
+
+
+def _prompt_limits(settings: EngineSettings) -> PromptLimits:
+    return PromptLimits(
+        short_chars_max=settings.prompt_chars_short_max,
+        short_s_max=settings.prompt_s_max,
+        long_s_max=settings.long_prompt_s_max,
+        workers=WorkerLimits(
+            count=settings.prompt_workers,
+            memory_bytes_max=settings.prompt_memory_bytes_max,
+            load_s_max=settings.start_timeout_s,
+        ),
+    )
+
+
+def _logprob(chosen: int, ranked: dict[int, Any], texts: Mapping[int, str]) -> TokenLogprob:
+    # vLLM adds the chosen token to the most likely ones; it stays among them only where its rank says so.
+    size = len(ranked) if ranked[chosen].rank <= len(ranked) - 1 else len(ranked) - 1
+    best = sorted(ranked.items(), key=lambda item: item[1].rank)[:size] if size else []
+    return TokenLogprob(
+        token_id=chosen,
+        text=texts[chosen],
+        logprob=ranked[chosen].logprob,
+        alternatives=tuple(
+            TokenLogprob(token_id=token_id, text=texts[token_id], logprob=entry.logprob) for token_id, entry in best
+        ),
+    )
 
 
 def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:

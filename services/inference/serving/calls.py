@@ -30,6 +30,8 @@ from services.inference.engines.base import (
     EngineError,
     EngineSettings,
     GenerateRequest,
+    PromptFailed,
+    PromptTooCostly,
     RequestInvalid,
     Sampling,
     completion_tokens_allowed,
@@ -83,7 +85,7 @@ def domain_error_of(error: EngineError) -> DomainError:
             return InvalidArgument(
                 "CONTEXT_TOO_LONG", str(error), metadata={"context_tokens_max": str(error.context_tokens_max)}
             )
-        case AdapterInvalid():
+        case AdapterInvalid() | PromptTooCostly() | PromptFailed():
             return FailedPrecondition("MODEL_INVALID", str(error))
         case EngineBusy() | AdapterNotLoaded():
             return ResourceExhausted("CAPACITY_EXHAUSTED", str(error), retry_after_s=BUSY_RETRY_S)
@@ -120,7 +122,7 @@ class Serving:
         self._reservations = reservations
         self._settings = settings
         self._clock = clock
-        self._long_prompts = Turns()
+        self._prompts = Turns()
         self._dedicated: dict[str, Target] = {}
 
     @contextlib.asynccontextmanager
@@ -217,10 +219,9 @@ class Serving:
                 yield chunk
 
     async def _render(self, call: Call, engine: Engine) -> tuple[int, ...]:
-        if call.prompt.chars <= self._settings.prompt_chars_short_max:
-            return await call.prompt.render(engine)
-        # Long prompts wait for each other: with one of each project in line, none waits for all of another's.
-        async with self._long_prompts.take(call.caller.tenant):
+        # With one of each project in line, none waits for all of another's, however long a template takes for them.
+        is_long = call.prompt.chars > self._settings.prompt_chars_short_max
+        async with self._prompts.take((call.caller.tenant, call.target.engine, is_long)):
             return await call.prompt.render(engine)
 
     def _reserved(self, call: Call) -> contextlib.AbstractAsyncContextManager[Reservation | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -18,10 +18,10 @@ class Turns:
     """A line for each owner, in the order in which they came; an owner without anybody in line takes no memory."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[Hashable, _Line] = {}
 
     @asynccontextmanager
-    async def take(self, owner: str) -> AsyncIterator[None]:
+    async def take(self, owner: Hashable) -> AsyncIterator[None]:
         """The owner's turn, for the length of the block."""
         line = self._lines.setdefault(owner, _Line())
         line.length += 1

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from services.inference.engines.base import Message
-from services.inference.engines.prompt import PromptRenderer
+from services.inference.engines.prompts.renderer import PromptRenderer
+from tests.contract.engines.prompting import limits
 from tests.contract.engines.tiny_llama import train_tokenizer
 
 SENTENCE = "Serialize the object as a JSON formatted stream. "
@@ -16,8 +17,8 @@ LONG = SENTENCE * 8_000
 
 async def test_short_prompts_do_not_wait_for_a_long_one(tmp_path: Path) -> None:
     train_tokenizer().save_pretrained(tmp_path)
-    prompts = PromptRenderer(tmp_path, short_chars_max=1000)
-    await prompts.start()
+    prompts = PromptRenderer(tmp_path, limits(short_chars_max=1000))
+    await prompts.start(1 << 20)
     alone = await prompts.render_chat([Message(role="user", content="hello")])
     long = asyncio.ensure_future(prompts.render_text(LONG))
     await asyncio.sleep(0)
@@ -27,4 +28,4 @@ async def test_short_prompts_do_not_wait_for_a_long_one(tmp_path: Path) -> None:
     # A sentence has the same tokens by whichever of the two tokenizers.
     short = await prompts.render_text(SENTENCE)
     assert (await long)[: len(short) - 1] == short[:-1]
-    prompts.stop()
+    await prompts.stop()

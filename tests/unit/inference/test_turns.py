@@ -1,4 +1,4 @@
-"""The long prompts of one project do not keep another project's waiting for all of them."""
+"""The prompts of one project do not keep another project's waiting for all of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import InvalidArgument
@@ -45,7 +47,8 @@ async def test_an_owner_has_one_turn_at_a_time_and_leaves_nothing() -> None:
     assert not turns._lines
 
 
-async def test_long_prompts_of_projects_take_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chars", "others"), [(100, 5), (5, 100)], ids=["long", "short"])
+async def test_prompts_of_projects_take_turns(tmp_path: Path, chars: int, others: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     settings = InferenceSettings(engine="stub", prompt_chars_short_max=10)
     rendered: list[str] = []
@@ -64,10 +67,10 @@ async def test_long_prompts_of_projects_take_turns(tmp_path: Path) -> None:
     async def open_engine(path: Path, engine_settings: EngineSettings) -> Engine:
         return StubEngine(path, engine_settings)
 
-    def call(project: str, number: int, chars: int) -> Call:
+    def call(project: str, number: int, size: int) -> Call:
         async def render(engine: Engine) -> tuple[int, ...]:
-            # Long prompts have one tokenizer, which takes them as they come.
-            async with tokenizer if chars > 10 else contextlib.nullcontext():
+            # Prompts of this length have one tokenizer, which takes them as they come.
+            async with tokenizer if size == chars else contextlib.nullcontext():
                 rendered.append(f"{project}{number}")
                 await asyncio.sleep(0.001)
             raise RequestInvalid("prompt", "has been seen")
@@ -77,7 +80,7 @@ async def test_long_prompts_of_projects_take_turns(tmp_path: Path) -> None:
             caller=Caller(service="gateway", tenant=project, account="o", subject="k"),
             model="base",
             target=base_target("base", Weights(revision="rv", key="base/", files=())),
-            prompt=Prompt(render=render, chars=chars),
+            prompt=Prompt(render=render, chars=size),
             output_tokens_max=1,
             sampling=lambda limit: Sampling(completion_tokens_max=limit),
             whole=True,
@@ -89,10 +92,10 @@ async def test_long_prompts_of_projects_take_turns(tmp_path: Path) -> None:
     cache: Any = around
     reservations: Any = around
     serving = Serving(targets, engines, cache, meter, reservations, settings=settings, clock=clock)
-    calls = [*(call("a", number, 100) for number in range(6)), call("b", 0, 100), call("a", 6, 5)]
+    calls = [*(call("a", number, chars) for number in range(6)), call("b", 0, chars), call("a", 6, others)]
     results = await asyncio.gather(*(anext(serving.generate(each)) for each in calls), return_exceptions=True)
     assert all(isinstance(result, InvalidArgument) for result in results), results
     assert rendered.index("b0") <= 2
-    assert rendered.index("a6") <= 2, "a short prompt waits for nobody's long one"
+    assert rendered.index("a6") <= 2, "long and short ones wait for their own kind only"
     assert [each for each in rendered if each.startswith("a") and each != "a6"] == [f"a{n}" for n in range(6)]
     await engines.close()
