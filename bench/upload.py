@@ -1,12 +1,12 @@
 """An upload of 1 GiB through a gateway with digest and check of every line, beside `cp` and `sync` of the same file.
 
 Run it: `make bench-upload`. Client, gateway and database are processes of their own on this machine; rounds are
-interleaved, and both sides write to the same disk. Ours ends when the answer with the report is there, and the peer
-when its bytes are on the disk.
+interleaved, and both sides write to the same disk and end when the bytes are on it; ours with the answer to its report.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -31,8 +31,7 @@ from tests.harness.servers import running_postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
-SIZE_BYTES = int(os.environ.get("BENCH_UPLOAD_MIB", "1024")) * MIB
-ROUNDS = int(os.environ.get("BENCH_UPLOAD_ROUNDS", "3"))
+ROUNDS = 5
 GROWTH_BYTES_MAX = 64 * MIB
 WORDS = ("river", "stone", "cloud", "ember", "meadow", "harbor", "lantern", "willow", "copper", "violet")
 BLOCK_LINES = 2000
@@ -53,7 +52,7 @@ class Gateway:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
 
-def write_dataset(path: Path) -> None:
+def write_dataset(path: Path, size_bytes: int) -> None:
     """Conversations of three to seven messages, 2 KB a line, with quotes, line breaks and letters beyond ASCII."""
     lines = []
     for number in range(BLOCK_LINES):
@@ -65,7 +64,7 @@ def write_dataset(path: Path) -> None:
         lines.append(json.dumps({"messages": messages}, ensure_ascii=bool(number % 2)).encode() + b"\n")
     block = b"".join(lines)
     with path.open("wb") as out:
-        for _ in range(SIZE_BYTES // len(block) + 1):
+        for _ in range(size_bytes // len(block) + 1):
             out.write(block)
         out.flush()
         os.fsync(out.fileno())
@@ -129,17 +128,17 @@ async def upload(gateway: Gateway, source: Path) -> tuple[float, int]:
     return took_s, grown
 
 
-async def main() -> None:
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_UPLOAD_DIR")) as name:
+async def main(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         source = folder / "train.jsonl"
-        write_dataset(source)
+        write_dataset(source, options.mib * MIB)
         size_mib = source.stat().st_size / MIB
         ours: list[float] = []
         peer: list[float] = []
         growths: list[int] = []
         async with running_gateway(folder) as gateway:
-            for number in range(ROUNDS):
+            for number in range(options.rounds):
                 took_s, grown = await upload(gateway, source)
                 ours.append(size_mib / took_s)
                 growths.append(grown)
@@ -156,4 +155,10 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(prog="python -m bench.upload")
+    parser.add_argument("--mib", type=int, default=1024, help="size of the file")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--folder", type=Path, help="where the bytes go; the system's folder for temporary files if not given"
+    )
+    asyncio.run(main(parser.parse_args()))

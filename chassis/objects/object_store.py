@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from chassis.errors import DataLoss, Unavailable
 PART_BYTES_MIN = 5 * 1024**2
 # How long an upload that its caller gave up may take to remove its parts; what is left is for the bucket's rule.
 ABORT_S_MAX = 5.0
+# Bytes of a local upload after which what came is written to the disk, and how many are at a time.
+_WRITE_BACK_BYTES = 64 * 1024**2
+_SYNCS_MAX = 4
 # A local upload under way: `<name>#<n>`.
 _STAGED = re.compile(r".+#\d+")
 
@@ -71,11 +75,14 @@ class ObjectStore:
         self._store: Any = LocalStore.from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
         self._part_bytes = part_bytes
         self._parts_in_flight_max = parts_in_flight_max
+        # Of their own: a disk that is slow to sync keeps nothing else of this process waiting.
+        self._syncing = ThreadPoolExecutor(_SYNCS_MAX, thread_name_prefix="sync")
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+    async def put(self, key: str, chunks: AsyncIterator[bytes], *, synced: bool = False) -> None:
         """Stores the stream as a multipart upload. When `chunks` raises or the caller is cancelled, the upload is
-        aborted and nothing is stored, unless all of it was there by then."""
-        source = _Source(chunks)
+        aborted and nothing is stored, unless all of it was there by then. With `synced` it survives a power failure
+        afterwards, as in `put_synced`."""
+        source = _Source(self._written_back(key, chunks) if synced and isinstance(self._store, LocalStore) else chunks)
         upload = asyncio.ensure_future(self._put(key, source))
         try:
             await asyncio.shield(upload)
@@ -89,6 +96,8 @@ class ObjectStore:
                 upload.cancel()
                 await asyncio.gather(upload, return_exceptions=True)
             raise
+        if synced:
+            await self._sync_local(key)
 
     async def _put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         with _away(key):
@@ -105,11 +114,7 @@ class ObjectStore:
         """Stores a small object whole. Afterwards it survives a power failure: a folder's files are synced to disk."""
         with _away(key):
             await obstore.put_async(self._store, key, content, use_multipart=False)
-        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
-            try:
-                await asyncio.to_thread(_sync, Path(self._store.prefix), key)
-            except OSError as error:
-                raise Unavailable("DEPENDENCY_UNAVAILABLE", f"{key} cannot be synced to disk") from error
+        await self._sync_local(key)
 
     async def read(self, key: str, *, offset_bytes: int = 0, chunk_bytes_max: int) -> AsyncIterator[bytes]:
         """The stored bytes from the offset on, in chunks of at most `chunk_bytes_max`; ObjectMissing without any."""
@@ -157,12 +162,47 @@ class ObjectStore:
         if isinstance(self._store, LocalStore) and self._store.prefix is not None:
             self._remove_staged(Path(self._store.prefix) / key)
 
+    async def _sync_local(self, key: str) -> None:
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._syncing, _sync, Path(self._store.prefix), key)
+            except OSError as error:
+                raise Unavailable("DEPENDENCY_UNAVAILABLE", f"{key} cannot be synced to disk") from error
+
+    async def _written_back(self, key: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The chunks. What is stored of them goes to the disk while more come, so the last sync has little left."""
+        loop, path = asyncio.get_running_loop(), Path(self._store.prefix) / key
+        unsynced_bytes = 0
+        syncing: asyncio.Future[None] | None = None
+        async for chunk in chunks:
+            yield chunk
+            unsynced_bytes += len(chunk)
+            if unsynced_bytes >= _WRITE_BACK_BYTES and (syncing is None or syncing.done()):
+                syncing = loop.run_in_executor(self._syncing, _sync_staged, path)
+                unsynced_bytes = 0
+
     @staticmethod
     def _remove_staged(path: Path) -> None:
         # A local multipart upload grows in `<key>#<n>` until it is renamed; a killed process leaves that behind.
         # Object stores drop theirs by a lifecycle rule on incomplete multipart uploads.
-        for staged in path.parent.glob(f"{glob.escape(path.name)}#*"):
+        for staged in _staged(path):
             staged.unlink(missing_ok=True)
+
+
+def _staged(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f"{glob.escape(path.name)}#*")
+
+
+def _sync_staged(path: Path) -> None:
+    """What is there of a local upload under way. It only saves time: who needs it on the disk syncs it at its end."""
+    with contextlib.suppress(OSError):
+        for staged in _staged(path):
+            descriptor = os.open(staged, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _sync(root: Path, key: str) -> None:

@@ -8,6 +8,7 @@ import grpc
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
 from chassis.db.pool import open_pool
+from chassis.heap import share_heaps
 from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
 from chassis.process import DrainStage, Process, run
@@ -41,6 +42,8 @@ from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.rate_limit import RateLimiter
 from services.gateway.identity.store import KeyFinder
 from services.gateway.retention_rules import retention_rules
+
+HEAPS_MAX = 2
 
 
 async def main(process: Process, settings: GatewaySettings) -> None:
@@ -127,6 +130,7 @@ def open_proxy(*, scheduler: grpc.aio.Channel, billing: grpc.aio.Channel, infere
 
 
 def start() -> int:
+    share_heaps(HEAPS_MAX)
     settings = GatewaySettings()
     return run(lambda process: main(process, settings), settings)
 

@@ -87,7 +87,7 @@ class UploadStream:
     ) -> Received:
         """`chunks` must raise when the sender is gone: a stream that broke is not one that ended."""
         try:
-            await artifacts.put(key, self._examined(chunks))
+            await artifacts.put(key, self._examined(chunks), synced=True)
             report = await self._report()
         except Exception:
             # The store may tell of a failed stream in its own words; the reason is what failed the stream.

@@ -123,10 +123,10 @@ async def test_an_import_that_fails_half_way_leaves_nothing(
     """Also not its spool folder."""
 
     class Failing(Store):
-        async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        async def put(self, key: str, chunks: AsyncIterator[bytes], *, synced: bool = False) -> None:
             if key.endswith("b.json"):
                 raise Unavailable("DEPENDENCY_UNAVAILABLE", "the store is away")
-            await super().put(key, chunks)
+            await super().put(key, chunks, synced=synced)
 
     async def parts() -> AsyncIterator[ImportPart]:
         yield ImportHeader(model_id="demo/llama", source="")

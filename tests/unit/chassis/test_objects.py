@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from chassis.clock import SystemClock
 from chassis.errors import DataLoss, InvalidArgument, Unavailable
+from chassis.objects import object_store
 from chassis.objects.object_keys import checked_path, key_of
 from chassis.objects.object_store import PART_BYTES_MIN, ObjectMissing, ObjectStore
 from chassis.objects.transfer import FileTransfer
@@ -159,6 +161,28 @@ async def test_a_stream_that_breaks_stores_nothing_and_raises_its_own_error(tmp_
     with pytest.raises(ConnectionResetError):
         await client.put("a", chunks_of(b"x" * 100_000, ConnectionResetError()))
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+async def test_a_synced_stream_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(object_store, "_WRITE_BACK_BYTES", 2 * PART_BYTES_MIN)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            # What is written while more comes is seen under its staged name.
+            await asyncio.sleep(0.02)
+            yield bytes(PART_BYTES_MIN)
+
+    store = make_client(tmp_path)
+    await store.put("a/b", chunks_of(b"x"))
+    assert synced == []
+    await store.put("a/b", chunks(), synced=True)
+    root = tmp_path / "store"
+    assert {str(root / "a" / "b"), str(root / "a"), str(root)} <= set(synced)
+    assert any("#" in path for path in synced)
+    assert (root / "a" / "b").stat().st_size == 8 * PART_BYTES_MIN
 
 
 async def test_what_a_killed_upload_left_goes_with_the_object(tmp_path: Path) -> None:
