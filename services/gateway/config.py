@@ -39,6 +39,9 @@ class GatewaySettings(ChassisSettings):
         description="Calls that wait at a time to hear whether a key exists that was not used lately.",
     )
     key_cache_size_max: int = Field(default=10_000, ge=1, description="Keys remembered at a time.")
+    stream_key_check_s: float = Field(
+        default=2.0, gt=0, description="Pause between looks whether the keys of open streams are still valid."
+    )
     rate_calls_per_s: float = Field(default=2000.0, gt=0, description="Calls per second of one key, on average.")
     rate_burst_max: int = Field(default=4000, ge=1, description="Calls of one key at once.")
     rate_keys_max: int = Field(default=10_000, ge=1, description="Keys whose calls are counted at a time.")

@@ -38,6 +38,7 @@ from services.gateway.files.uploads import Uploads
 from services.gateway.http.app import HttpApp
 from services.gateway.http.http_server import start_http
 from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.key_watch import KeyWatch
 from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.rate_limit import RateLimiter
 from services.gateway.identity.store import KeyFinder
@@ -63,14 +64,17 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     limiter = RateLimiter(
         rate_per_s=settings.rate_calls_per_s, burst=settings.rate_burst_max, keys_max=settings.rate_keys_max
     )
+    keys = KeyFinder(pool)
     authenticator = Authenticator(
-        KeyFinder(pool),
+        keys,
         limiter,
         clock,
         cache_s=settings.key_cache_s,
         cache_size_max=settings.key_cache_size_max,
         lookups_max=settings.key_lookups_max,
     )
+    key_watch = KeyWatch(keys.revoked, clock, pause_s=settings.stream_key_check_s)
+    keep("key_watch", key_watch.run)
     scheduler = open_channel(settings, settings.scheduler_address, "scheduler")
     billing = open_channel(settings, settings.billing_address, "billing")
     inference = open_channel(settings, settings.inference_address, "inference")
@@ -80,11 +84,11 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     collector = ArtifactCollector(pool, artifacts, FileUses(FileUseServiceStub(scheduler)), clock, settings)
     keep("artifact_gc", collector.run)
     uploads = Uploads(pool, artifacts, collector, clock, ids, settings)
-    files = FileService(pool, artifacts, uploads, collector, clock, settings)
+    files = FileService(pool, artifacts, uploads, collector, key_watch, clock, settings)
     namespaces = Namespaces(pool, ModelArtifactServiceStub(inference), clock, settings)
     keep("namespaces", namespaces.run)
-    identities = IdentityService(pool, authenticator, namespaces, clock, ids, settings)
-    proxy = open_proxy(scheduler=scheduler, billing=billing, inference=inference)
+    identities = IdentityService(pool, authenticator, key_watch, namespaces, clock, ids, settings)
+    proxy = open_proxy(key_watch, scheduler=scheduler, billing=billing, inference=inference)
     mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
     mesh.add(
         add_FileArtifactServiceServicer_to_server,
@@ -104,7 +108,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     public.add(add_IdentityServiceServicer_to_server, identities, "finemesh.identity.v1.IdentityService", allow=())
     public.add_generic(proxy, endless=proxy.endless)
     public.announce(*proxy.service_names)
-    edge = HttpApp(InferenceServiceStub(inference), authenticator, clock, settings)
+    edge = HttpApp(InferenceServiceStub(inference), authenticator, key_watch, clock, settings)
     process.on_drain(DrainStage.NOT_SERVING, edge.drain)
 
     await public.start()
@@ -113,7 +117,9 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     await mesh.start()
 
 
-def open_proxy(*, scheduler: grpc.aio.Channel, billing: grpc.aio.Channel, inference: grpc.aio.Channel) -> Proxy:
+def open_proxy(
+    key_watch: KeyWatch, *, scheduler: grpc.aio.Channel, billing: grpc.aio.Channel, inference: grpc.aio.Channel
+) -> Proxy:
     """Which services are forwarded, and where to."""
     return Proxy(
         {
@@ -125,7 +131,8 @@ def open_proxy(*, scheduler: grpc.aio.Channel, billing: grpc.aio.Channel, infere
             budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"]: billing,
             invoice_service_pb2.DESCRIPTOR.services_by_name["InvoiceService"]: billing,
             ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]: billing,
-        }
+        },
+        key_watch,
     )
 
 

@@ -25,6 +25,7 @@ from services.gateway.files.store import FileStore
 from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced, size_limit
 from services.gateway.files.uploads import NewFile, Uploads
+from services.gateway.identity.key_watch import KeyWatch, OpenStream
 from services.gateway.requests import audit
 from services.gateway.requests.idempotency import Request
 
@@ -38,6 +39,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         artifacts: ObjectStore,
         uploads: Uploads,
         collector: ArtifactCollector,
+        key_watch: KeyWatch,
         clock: Clock,
         settings: GatewaySettings,
     ) -> None:
@@ -45,6 +47,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         self._artifacts = artifacts
         self._uploads = uploads
         self._collector = collector
+        self._key_watch = key_watch
         self._clock = clock
         self._settings = settings
         self._pages = Pages(settings.page_token_key)
@@ -55,7 +58,8 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise invalid("header", "must be the first message of the stream")
         new = self._new_file(first.header, current_caller())
-        file_id = await self._uploads.take(new, _chunks(whole(requests, context)))
+        with self._key_watch.over(current_caller().subject) as stream:
+            file_id = await self._uploads.take(new, _chunks(whole(requests, context), stream))
         name = format_name(file_pb2.File, project=new.project_id, file=file_id)
         file = await self._file(new.project_id, file_id, name)
         return file_service_pb2.UploadFileResponse(file=convert.file_to_proto(file))
@@ -93,10 +97,12 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
             offset_bytes=offset_bytes,
             chunk_bytes_max=self._settings.chunk_bytes_max,
         )
-        async for chunk in chunks:
-            if not offset_bytes:
-                await asyncio.to_thread(digest.update, chunk)
-            yield file_service_pb2.DownloadFileResponse(chunk=chunk)
+        with self._key_watch.over(current_caller().subject) as stream:
+            async for chunk in chunks:
+                stream.check()
+                if not offset_bytes:
+                    await asyncio.to_thread(digest.update, chunk)
+                yield file_service_pb2.DownloadFileResponse(chunk=chunk)
         if not offset_bytes and digest.hexdigest() != file.sha256:
             raise DataLoss("DATA_CORRUPT", "the stored bytes do not match their digest; upload the file again")
 
@@ -182,11 +188,15 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
         return file
 
 
-async def _chunks(requests: AsyncIterator[file_service_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:
+async def _chunks(
+    requests: AsyncIterator[file_service_pb2.UploadFileRequest], stream: OpenStream
+) -> AsyncIterator[bytes]:
     async for request in requests:
+        stream.check()
         if request.WhichOneof("part") != "chunk":
             raise invalid("chunk", "must be the part of every message after the first")
         yield request.chunk
+    stream.check()
 
 
 def _not_found(name: str) -> NotFound:

@@ -1,5 +1,6 @@
 """The public IdentityService: who calls, projects of an organization, keys of a project."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from chassis.clock import Clock
@@ -15,6 +16,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.identity import keys
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.domain import RESERVED_SLUGS, SLUG, ApiKey, Project, roles_up_to
+from services.gateway.identity.key_watch import KeyWatch
 from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.store import IdentityStore
 from services.gateway.requests import audit, idempotency
@@ -26,6 +28,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self,
         pool: Pool,
         authenticator: Authenticator,
+        key_watch: KeyWatch,
         namespaces: Namespaces,
         clock: Clock,
         ids: Ids,
@@ -33,6 +36,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
     ) -> None:
         self._pool = pool
         self._authenticator = authenticator
+        self._key_watch = key_watch
         self._namespaces = namespaces
         self._clock = clock
         self._ids = ids
@@ -135,11 +139,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         caller.require_role("admin")
         project_id = _project_of(request.parent, caller)
         roles = roles_up_to(convert.roles_from_proto(request.roles))
-        for role in roles:
-            if role not in caller.roles:
-                raise PermissionDenied(
-                    "ROLE_MISSING", f"a key without the role {role!r} cannot give it", metadata={"role": role}
-                )
+        _require_roles(caller, roles, "give")
         secret = keys.new_secret()
         key = ApiKey(
             key_id=self._ids.new("key_"),
@@ -198,12 +198,16 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         async with transaction(self._pool) as connection:
             store = IdentityStore(connection)
             await self._require_project(connection, parts["project"], caller, "name")
+            key = await store.key(parts["project"], parts["key"])
+            if key is None:
+                raise _not_found("name")
+            _require_roles(caller, key.roles, "take away")
             if await store.revoke_key(parts["project"], parts["key"], now):
                 await audit.record(connection, caller, now, "key.revoke", request.name)
-            key = await store.key(parts["project"], parts["key"])
-        if key is None:
-            raise _not_found("name")
+                key = await store.key(parts["project"], parts["key"])
+                assert key is not None
         self._authenticator.forget_all()
+        self._key_watch.look()
         return identity_service_pb2.RevokeApiKeyResponse(key=convert.key_to_proto(key))
 
     async def _require_project(self, connection: Connection, project_id: str, caller: Caller, field: str) -> None:
@@ -219,6 +223,14 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
 
 def _project_of(parent: str, caller: Caller) -> str:
     return parse_name(identity_pb2.Project, parent, "parent")["project"] if parent else caller.tenant
+
+
+def _require_roles(caller: Caller, roles: Iterable[str], deed: str) -> None:
+    for role in roles:
+        if role not in caller.roles:
+            raise PermissionDenied(
+                "ROLE_MISSING", f"a key without the role {role!r} cannot {deed} it", metadata={"role": role}
+            )
 
 
 def _not_found(field: str) -> NotFound:

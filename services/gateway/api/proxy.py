@@ -9,9 +9,11 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from chassis.identity import current_caller
 from chassis.rpc.channel import NO_DEADLINE
 from chassis.rpc.guard import Handler
 from chassis.rpc.request_stream import whole
+from services.gateway.identity.key_watch import KeyWatch
 
 # A stream by this name lasts as long as what it watches.
 _WATCH = "Watch"
@@ -20,13 +22,15 @@ _WATCH = "Watch"
 class Proxy(grpc.GenericRpcHandler):
     """Serves every method of the given services by calling the same method on the service's channel."""
 
-    def __init__(self, upstreams: Mapping[ServiceDescriptor, grpc.aio.Channel]) -> None:
+    def __init__(self, upstreams: Mapping[ServiceDescriptor, grpc.aio.Channel], key_watch: KeyWatch) -> None:
         self.service_names = [service.full_name for service in upstreams]
         self.endless = frozenset(
             method.name for service in upstreams for method in service.methods if _is_endless(method)
         )
         self._handlers = {
-            f"/{service.full_name}/{method.name}": _forwarding(f"/{service.full_name}/{method.name}", method, channel)
+            f"/{service.full_name}/{method.name}": _forwarding(
+                f"/{service.full_name}/{method.name}", method, channel, key_watch
+            )
             for service, channel in upstreams.items()
             for method in service.methods
         }
@@ -39,15 +43,16 @@ def _is_endless(method: MethodDescriptor) -> bool:
     return method.server_streaming and method.name.startswith(_WATCH)
 
 
-def _forwarding(path: str, method: MethodDescriptor, channel: Any) -> Handler:
-    """A handler without serializers: gRPC then hands over and takes bytes."""
+def _forwarding(path: str, method: MethodDescriptor, channel: Any, key_watch: KeyWatch) -> Handler:
+    """A handler without serializers: gRPC then hands over and takes bytes. A call without a stream is answered even if
+    its key is revoked meanwhile."""
     options = {"timeout": NO_DEADLINE} if _is_endless(method) else {}
     if method.client_streaming and method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(_talking(channel.stream_stream(path), options))
+        return grpc.stream_stream_rpc_method_handler(_talking(channel.stream_stream(path), options, key_watch))
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_streaming(channel.unary_stream(path), options))
+        return grpc.unary_stream_rpc_method_handler(_streaming(channel.unary_stream(path), options, key_watch))
     if method.client_streaming:
-        return grpc.stream_unary_rpc_method_handler(_collecting(channel.stream_unary(path)))
+        return grpc.stream_unary_rpc_method_handler(_collecting(channel.stream_unary(path), key_watch))
     return grpc.unary_unary_rpc_method_handler(_unary(channel.unary_unary(path)))
 
 
@@ -58,11 +63,12 @@ def _unary(upstream: Any) -> Any:
     return forward
 
 
-def _collecting(upstream: Any) -> Any:
+def _collecting(upstream: Any, key_watch: KeyWatch) -> Any:
     async def forward(requests: Any, context: Any) -> Any:
         call = upstream(whole(requests, context))
         try:
-            return await call
+            with key_watch.over(current_caller().subject, call.cancel):
+                return await call
         finally:
             # A client that is gone must not leave its call running upstream; after an answer this does nothing.
             call.cancel()
@@ -70,25 +76,27 @@ def _collecting(upstream: Any) -> Any:
     return forward
 
 
-def _streaming(upstream: Any, options: Mapping[str, float]) -> Any:
+def _streaming(upstream: Any, options: Mapping[str, float], key_watch: KeyWatch) -> Any:
     async def forward(request: bytes, context: Any) -> None:
-        await _pass_on(upstream(request, **options), context)
+        await _pass_on(upstream(request, **options), context, key_watch)
 
     return forward
 
 
-def _talking(upstream: Any, options: Mapping[str, float]) -> Any:
+def _talking(upstream: Any, options: Mapping[str, float], key_watch: KeyWatch) -> Any:
     async def forward(requests: Any, context: Any) -> None:
         # Not confirmed as whole: responses may have begun, and a conversation has no effect that waits for its end.
-        await _pass_on(upstream(requests, **options), context)
+        await _pass_on(upstream(requests, **options), context, key_watch)
 
     return forward
 
 
-async def _pass_on(call: Any, context: Any) -> None:
+async def _pass_on(call: Any, context: Any, key_watch: KeyWatch) -> None:
     try:
-        # Reads the next message only once the client took the last: back-pressure reaches the upstream.
-        async for response in call:
-            await context.write(response)
+        # The call upstream is what a revocation ends, never a write that began: no status can be sent inside of one.
+        with key_watch.over(current_caller().subject, call.cancel):
+            # Reads the next message only once the client took the last: back-pressure reaches the upstream.
+            async for response in call:
+                await context.write(response)
     finally:
         call.cancel()

@@ -4,6 +4,7 @@ Each converts, calls the inference service and converts back; who calls is known
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from chassis.clock import Clock
 from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
-from chassis.identity import Caller, acting_as
+from chassis.identity import Caller, acting_as, current_caller
 from chassis.rpc import deadline
 from chassis.rpc.call_limits import Limit, Place, Places
 from chassis.rpc.untyped_errors import domain_error_of
@@ -26,6 +27,7 @@ from services.gateway.http.bodies import DONE, EventStream, event, read_body, un
 from services.gateway.http.chat_request import ChatCall, read_chat
 from services.gateway.http.openai_errors import error_body, error_response
 from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.key_watch import KeyWatch
 
 log = structlog.get_logger()
 
@@ -35,10 +37,18 @@ Endpoint = Callable[[Request, Caller], Awaitable[Response]]
 class HttpApp:
     """Holds what the routes need; `asgi` is the application."""
 
-    def __init__(self, inference: Any, authenticator: Authenticator, clock: Clock, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        inference: Any,
+        authenticator: Authenticator,
+        key_watch: KeyWatch,
+        clock: Clock,
+        settings: GatewaySettings,
+    ) -> None:
         # Any: the asynchronous twin of InferenceServiceStub exists only in the type stubs.
         self._inference = inference
         self._authenticator = authenticator
+        self._key_watch = key_watch
         self._clock = clock
         self._settings = settings
         self._places = _places(settings)
@@ -85,7 +95,8 @@ class HttpApp:
         if first is None:
             raise Internal("INTERNAL", "the answer ended before it began")
         chunks = chat_answer.Chunks(call.model, created_s, include_usage=call.include_usage)
-        return EventStream(_events(answer, first, parts, chunks), _headers())
+        watched = self._key_watch.over(current_caller().subject, answer.cancel)
+        return EventStream(_events(answer, first, parts, chunks, watched), _headers())
 
     async def _models(self, request: Request, caller: Caller) -> Response:
         served = await self._served(caller)
@@ -161,14 +172,16 @@ async def _events(
     first: inference_service_pb2.StreamChatResponse,
     rest: AsyncIterator[inference_service_pb2.StreamChatResponse],
     chunks: chat_answer.Chunks,
+    watched: AbstractContextManager[object],
 ) -> AsyncIterator[bytes]:
     try:
-        yield event(chunks.opening(first))
-        for chunk in chunks.of(first):
-            yield event(chunk)
-        async for part in rest:
-            # Everything that one message brought goes out in one write.
-            yield b"".join(event(chunk) for chunk in chunks.of(part))
+        with watched:
+            yield event(chunks.opening(first))
+            for chunk in chunks.of(first):
+                yield event(chunk)
+            async for part in rest:
+                # Everything that one message brought goes out in one write.
+                yield b"".join(event(chunk) for chunk in chunks.of(part))
         yield DONE
     except Exception as error:
         # The status is sent already; clients raise on a chunk with an error.

@@ -11,6 +11,7 @@ from chassis.errors import ResourceExhausted, Unauthenticated
 from chassis.identity import Caller
 from services.gateway.identity import keys
 from services.gateway.identity.domain import KeyHolder
+from services.gateway.identity.key_watch import revoked
 from services.gateway.identity.rate_limit import RateLimiter
 
 # Looks a key up by the SHA-256 of its secret.
@@ -110,7 +111,7 @@ class Authenticator:
         if holder is None or not hmac.compare_digest(holder.secret_sha256, secret_sha256):
             raise _invalid()
         if holder.revoked:
-            raise Unauthenticated("API_KEY_REVOKED", "this API key was revoked; create another one and use that")
+            raise revoked()
         caller = Caller(
             service="",
             tenant=holder.project_id,

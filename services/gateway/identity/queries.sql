@@ -5,6 +5,10 @@ FROM api_keys AS k
 JOIN projects AS p ON p.project_id = k.project_id
 WHERE k.secret_sha256 = :secret_sha256;
 
+-- name: list_revoked(key_ids)
+-- Of these keys, those that are revoked.
+SELECT key_id FROM api_keys WHERE key_id = ANY(:key_ids::text[]) AND revoke_time IS NOT NULL;
+
 -- name: get_organization(organization_id)^
 -- One organization.
 SELECT organization_id, display_name, create_time

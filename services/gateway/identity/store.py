@@ -32,6 +32,9 @@ class IdentityStore:
             revoked=row["revoke_time"] is not None,
         )
 
+    async def list_revoked(self, key_ids: list[str]) -> list[str]:
+        return [row["key_id"] async for row in QUERIES.list_revoked(self._connection, key_ids=key_ids)]
+
     async def organization(self, organization_id: str) -> Organization | None:
         row = await QUERIES.get_organization(self._connection, organization_id=organization_id)
         return None if row is None else Organization(**row)
@@ -110,7 +113,7 @@ class IdentityStore:
 
 
 class KeyFinder:
-    """What the authenticator asks: one key by the hash of its secret."""
+    """What the authenticator asks: one key by the hash of its secret; and what the key watch does."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -118,6 +121,10 @@ class KeyFinder:
     async def __call__(self, secret_sha256: bytes) -> KeyHolder | None:
         async with self._pool.acquire() as connection:
             return await IdentityStore(connection).find_key(secret_sha256)
+
+    async def revoked(self, key_ids: list[str]) -> list[str]:
+        async with self._pool.acquire() as connection:
+            return await IdentityStore(connection).list_revoked(key_ids)
 
 
 def _key_of(row: Any) -> ApiKey:

@@ -86,6 +86,21 @@ async def test_a_revoked_key_stops_at_once(world: World):
     assert [action for action, _ in await audit(world)] == ["key.create", "key.revoke"]
 
 
+async def test_no_key_revokes_one_with_a_role_that_it_lacks(world: World):
+    made = await make_key(world, roles=[identity_pb2.ROLE_ADMIN])
+    admin = Tenant(organization_id="", project_id="", secret=made.secret)
+    operators = (await who(world, world.acme.secret)).key.name
+    async with refused("ROLE_MISSING", "PERMISSION_DENIED") as told:
+        request = identity_service_pb2.RevokeApiKeyRequest(name=operators)
+        await world.identities.RevokeApiKey(request, metadata=world.bearer(admin))
+    assert told[0].metadata["role"] == "operator"
+    assert not (await who(world, world.acme.secret)).key.HasField("revoke_time")
+    other_admin = (await make_key(world, roles=[identity_pb2.ROLE_ADMIN])).key.name
+    request = identity_service_pb2.RevokeApiKeyRequest(name=other_admin)
+    await world.identities.RevokeApiKey(request, metadata=world.bearer(admin))
+    assert [action for action, _ in await audit(world)] == ["key.create", "key.create", "key.revoke"]
+
+
 async def test_a_key_revoked_elsewhere_stops_within_the_cache_time(world: World):
     made = await make_key(world)
     await who(world, made.secret)

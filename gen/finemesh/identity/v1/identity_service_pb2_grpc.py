@@ -107,7 +107,8 @@ class IdentityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Revokes a key. Calls with it fail from then on; revoking twice is the same as once. Needs the admin role.
+        """Revokes a key. Calls with it fail from then on, and its open streams end; revoking twice is the same as once. Needs
+        the admin role, and every role that the key has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

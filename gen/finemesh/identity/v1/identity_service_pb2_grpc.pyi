@@ -44,7 +44,9 @@ class IdentityServiceStub:
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ListApiKeysRequest, _identity_service_pb2.ListApiKeysResponse]
     """Lists the keys of a project, without secrets."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeApiKeyRequest, _identity_service_pb2.RevokeApiKeyResponse]
-    """Revokes a key. Calls with it fail from then on; revoking twice is the same as once. Needs the admin role."""
+    """Revokes a key. Calls with it fail from then on, and its open streams end; revoking twice is the same as once. Needs
+    the admin role, and every role that the key has.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -62,7 +64,9 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ListApiKeysRequest, _identity_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists the keys of a project, without secrets."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeApiKeyRequest, _identity_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
-    """Revokes a key. Calls with it fail from then on; revoking twice is the same as once. Needs the admin role."""
+    """Revokes a key. Calls with it fail from then on, and its open streams end; revoking twice is the same as once. Needs
+    the admin role, and every role that the key has.
+    """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Organizations, projects and API keys."""
@@ -113,6 +117,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_identity_service_pb2.RevokeApiKeyResponse]]:
-        """Revokes a key. Calls with it fail from then on; revoking twice is the same as once. Needs the admin role."""
+        """Revokes a key. Calls with it fail from then on, and its open streams end; revoking twice is the same as once. Needs
+        the admin role, and every role that the key has.
+        """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
