@@ -3,6 +3,7 @@
 It knows gRPC's codes and the shape of the details; what a reason means is in `finemesh/common/v1/error_reason.proto`.
 """
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "finemesh"
+# Of whoever cannot write because a disk has no room; nothing is known then about the work itself.
+DISK_FULL = "DISK_FULL"
 DETAILS_KEY = "grpc-status-details-bin"
 # The details travel base64-coded and the message percent-coded in one header block, and a stock client may refuse a
 # block of more than 8 KiB: 4/3 of the one and 3 times the other stay below.
@@ -129,6 +132,28 @@ class Cancelled(DomainError):
 
 class Internal(DomainError):
     code = grpc.StatusCode.INTERNAL
+
+
+# What a system says of a disk without room: for anybody, for this user, for a file of that size.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def disk_full(disk: str) -> ResourceExhausted:
+    """`disk` says whose, such as "the disk of the artifact store". Without a pause after which to repeat: how long it
+    stays full, only people know."""
+    cure = "nothing was kept; have space freed there, then repeat the call"
+    return ResourceExhausted(DISK_FULL, f"{disk} is full and {cure}")
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a part that the work needs is away, too slow or without room: this says nothing about the work, which may
+    succeed later."""
+    return isinstance(error, DomainError) and (error.code in _AWAY or error.reason == DISK_FULL)
 
 
 _CLASS_OF_CODE: dict[int, type[DomainError]] = {

@@ -128,6 +128,9 @@ class ChassisSettings(BaseSettings):
 
     event_size_bytes_max: int = Field(default=768 * 1024, ge=1024, description="Largest event; NATS takes 1 MiB.")
     publish_timeout_s: float = Field(default=5.0, gt=0, description="How long a publish waits to be acknowledged.")
+    publish_alarm_s: float = Field(
+        default=15.0, gt=0, description="After so long without a publish that worked health says that the bus is ill."
+    )
     stream_age_s_max: float = Field(default=21 * 86400.0, gt=0, description="Events leave a stream after it.")
     stream_size_bytes_max: int = Field(default=1024**3, ge=1024**2, description="Size at which a stream is full.")
     stream_replicas: int = Field(default=1, ge=1, le=5, description="Servers of a NATS cluster that keep a stream.")

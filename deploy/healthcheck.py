@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chassis import pki
-from chassis.bus import STREAMS_HEALTH
+from chassis.bus import PUBLISHING_HEALTH, STREAMS_HEALTH
 from chassis.bus.durables import ARCHIVE_HEALTH
 from deploy.local.health import wait_serving
 
@@ -20,6 +20,7 @@ PART_TIMEOUT_S = 1.0
 # Parts of a service that health can be asked for, and what it means when one is not well.
 PARTS = {
     STREAMS_HEALTH: "a stream that the service publishes to fills up; a reader of it is away or too slow",
+    PUBLISHING_HEALTH: "the bus takes no events; once its disk has room, restart nats",
     ARCHIVE_HEALTH: "events wait for the archive; the object store is away or too slow",
 }
 

@@ -14,7 +14,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
+from chassis.bus import PUBLISHING_HEALTH, STREAMS_HEALTH
 from chassis.bus.durables import DURABLES, Durable
+from chassis.bus.part_health import PartHealth, Tell
 from chassis.settings import ChassisSettings
 
 # Raised when the bus is away, restarting or overloaded: the same call, tried again, can succeed.
@@ -23,12 +25,18 @@ BUS_FAILURES: tuple[type[Exception], ...] = (nats.errors.Error, OSError, Timeout
 # JetStream drops a second publish with the same event id within this time: a convenience, the inbox is the guarantee.
 DUPLICATE_WINDOW_S = 120.0
 
-# What the server answers when a stream exists with other settings.
+# What the server answers when a stream exists with other settings, and when it cannot store an event.
 _STREAM_DIFFERS = 10058
+_NOT_STORED = 10077
 # What a process gives a stream that exists.
 _SETTINGS = ("subjects", "retention", "discard", "max_age", "max_bytes", "duplicate_window", "num_replicas")
 _PING_INTERVAL_S = 10
 _log = structlog.get_logger(__name__)
+
+
+def is_stream_full(error: Exception) -> bool:
+    """The server is well and keeps to the stream's limits."""
+    return isinstance(error, APIError) and error.err_code == _NOT_STORED and "maximum" in (error.description or "")
 
 
 class Bus:
@@ -47,8 +55,8 @@ class Bus:
         self._known_streams: set[str] = set()
         self._reopening = asyncio.Lock()
         self._closing = False
-        self._filling: set[str] = set()
-        self._listeners: list[Callable[[bool], Awaitable[None]]] = []
+        # Do the streams have room? Does the server take events?
+        self.room, self.publishing = PartHealth(), PartHealth()
         self._farewells: list[Callable[[], Awaitable[None]]] = []
 
     @property
@@ -137,17 +145,10 @@ class Bus:
                 _log.warning("bus_reopening")
                 self.client = await _open_client(self.settings)
 
-    def report_to(self, tell: Callable[[bool], Awaitable[None]]) -> None:
-        """`tell` hears when a stream fills up, and when all have room again."""
-        self._listeners.append(tell)
-
-    async def alarm(self, stream: str, fills_up: bool) -> None:
-        """Called by whoever looks after the streams."""
-        had_room = not self._filling
-        (self._filling.add if fills_up else self._filling.discard)(stream)
-        if had_room != (not self._filling):
-            for tell in self._listeners:
-                await tell(not self._filling)
+    def report_to(self, component: Callable[[str], Tell]) -> None:
+        """Tells a server's health how the bus is, part by part."""
+        self.room.report_to(component(STREAMS_HEALTH))
+        self.publishing.report_to(component(PUBLISHING_HEALTH))
 
     def before_close(self, farewell: Callable[[], Awaitable[None]]) -> None:
         """Registers what still has to use the connection when the process stops."""

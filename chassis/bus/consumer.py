@@ -21,11 +21,11 @@ from chassis.bus.durable_reader import DurableReader
 from chassis.bus.envelope import EventInfo, read_envelope
 from chassis.bus.outbox import QUERIES, Outbox
 from chassis.bus.subjects import stream_of, subject_of
-from chassis.bus.verdict import Verdict, dependency_is_away, judge
+from chassis.bus.verdict import Verdict, judge
 from chassis.clock import Clock
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
 from chassis.db.queries import affected
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, is_away
 from chassis.telemetry.trace import TRACEPARENT_KEY, span
 
 Handler = Callable[[Connection, Any, EventInfo], Awaitable[None]]
@@ -126,7 +126,7 @@ class Consumer:
                 with span(f"{self._durable} {event.type}", traceparent, kind=SpanKind.CONSUMER):
                     await self._apply(delivery)
             except Exception as error:
-                if database_is_away(error) or dependency_is_away(error):
+                if database_is_away(error) or is_away(error):
                     return self._postponed(error)
                 return await self._refused(delivery, error)
             _handled.add(1, {"durable": self._durable})

@@ -17,9 +17,8 @@ from opentelemetry import metrics
 from chassis.bus.envelope import EventInfo, stored_envelope
 from chassis.bus.outbox import QUERIES, Outbox
 from chassis.bus.subjects import subject_of
-from chassis.bus.verdict import dependency_is_away
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
-from chassis.errors import NotFound
+from chassis.errors import NotFound, is_away
 from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import dead_letter_events_pb2
 
@@ -233,7 +232,7 @@ async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed
             async with connection.transaction():
                 await _apply(connection, consumer, event_id, row["headers"], row["created_at"], row["payload"])
         except Exception as error:
-            if database_is_away(error) or dependency_is_away(error):
+            if database_is_away(error) or is_away(error):
                 raise
             problem = error_text(error)
             await QUERIES.keep_dead_letter(connection, consumer=consumer.durable, event_id=event_id, error=problem)

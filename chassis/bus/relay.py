@@ -20,7 +20,7 @@ from nats.js import api
 from opentelemetry import metrics
 
 from chassis.backoff import Backoff
-from chassis.bus.connection import BUS_FAILURES, Bus
+from chassis.bus.connection import BUS_FAILURES, Bus, is_stream_full
 from chassis.bus.outbox import QUERIES, Outbox, prune
 from chassis.bus.streams import StreamKeeper
 from chassis.bus.subjects import family_of, stream_of
@@ -39,6 +39,7 @@ class _Block:
     """A stream that refuses events is tried again at `until`."""
 
     backoff: Backoff
+    since: float
     until: float = 0.0
 
 
@@ -138,7 +139,9 @@ class Relay:
             # A defective event stays claimed, so that it is tried again only when its claim is over.
             await self._mark(published, list(refused))
         _published.add(len(published))
-        self._block({family_of(row["subject"]): refused[row["id"]] for row in rows if row["id"] in refused}, blocked)
+        await self._block(
+            {family_of(row["subject"]): refused[row["id"]] for row in rows if row["id"] in refused}, blocked
+        )
         if self._since == _DAWN and not failed and not self._blocked:
             self._look_less(min([at, *(row["created_at"] for row in rows)]))
         if refused:
@@ -180,14 +183,21 @@ class Relay:
                 self._ready.add(stream)
         return unready
 
-    def _block(self, failures: Mapping[str, Exception], still_blocked: Collection[str]) -> None:
+    async def _block(self, failures: Mapping[str, Exception], still_blocked: Collection[str]) -> None:
         """Leaves the streams that just refused events alone for a while, and forgets those that took theirs."""
         for family in self._blocked.keys() - failures.keys() - set(still_blocked):
             del self._blocked[family]
+            await self._bus.publishing.note(family, troubled=False)
+        now = self._clock.monotonic()
         for family, failure in failures.items():
-            block = self._blocked.setdefault(family, _Block(self._new_backoff()))
-            block.until = self._clock.monotonic() + block.backoff.next_s()
+            block = self._blocked.setdefault(family, _Block(self._new_backoff(), since=now))
+            block.until = now + block.backoff.next_s()
             _log.warning("publish_failed", family=family, error=repr(failure))
+            # A full stream is told of by its keeper: only its readers can cure it.
+            stalled = now - block.since >= self._settings.publish_alarm_s and not is_stream_full(failure)
+            if stalled:
+                _log.error("publishing_stalled", family=family, for_s=round(now - block.since, 1), error=repr(failure))
+            await self._bus.publishing.note(family, troubled=stalled)
 
     def _new_backoff(self) -> Backoff:
         return Backoff(first_s=self._settings.reconnect_backoff_s_min, last_s=self._settings.reconnect_backoff_s_max)

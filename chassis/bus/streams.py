@@ -176,7 +176,7 @@ class StreamKeeper:
         fills_up = share >= settings.stream_alarm_share and info.config.discard == api.DiscardPolicy.NEW
         if fills_up:
             _log.error("stream_fills_up", stream=stream, share=round(share, 3), size_bytes_max=size_max)
-        await self._bus.alarm(stream, fills_up)
+        await self._bus.room.note(stream, troubled=fills_up)
 
     async def _families(self) -> list[str]:
         async with self._pool.acquire() as connection:

@@ -21,9 +21,6 @@ _PERMANENT = frozenset(
     }
 )
 
-# Something that the handler needs is away; this tells nothing about the event and does not count against it.
-_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -40,10 +37,6 @@ class Verdict:
     @classmethod
     def retry(cls, in_s: float) -> "Verdict":
         return cls(retry_in_s=in_s)
-
-
-def dependency_is_away(error: Exception) -> bool:
-    return isinstance(error, DomainError) and error.code in _AWAY
 
 
 def judge(error: Exception, *, failures: int, settings: ChassisSettings) -> Verdict:

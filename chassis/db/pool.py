@@ -92,6 +92,11 @@ def database_is_in_trouble(error: BaseException) -> bool:
     return isinstance(error, _TROUBLES)
 
 
+def database_is_full(error: BaseException) -> bool:
+    """Its disk has no room for what a statement writes. One that also has none for its log stops, and is away."""
+    return isinstance(error, asyncpg.DiskFullError)
+
+
 async def _create_pool(settings: ChassisSettings) -> Pool:
     statement_timeout_ms = int(settings.statement_timeout_s * 1000)
     probe_s = max(1, round(settings.keepalive_s))

@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
-from chassis.errors import DataLoss, Unavailable
+from chassis.errors import DataLoss, DomainError, Unavailable, disk_full, is_disk_full
 
 # S3 refuses smaller parts of a multipart upload, but for the last one.
 PART_BYTES_MIN = 5 * 1024**2
@@ -26,6 +26,8 @@ _WRITE_BACK_BYTES = 64 * 1024**2
 _SYNCS_MAX = 4
 # A local upload under way: `<name>#<n>`.
 _STAGED = re.compile(r".+#\d+")
+# How obstore tells the error of a local file.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class _Source:
@@ -68,7 +70,8 @@ class ObjectMissing(DataLoss):
 
 
 class ObjectStore:
-    """One store below one root; keys are relative to it. Every method raises Unavailable while the store is away."""
+    """One store below one root; keys are relative to it. Every method raises Unavailable while the store is away,
+    and `disk_full` while a local one has no room."""
 
     def __init__(self, url: str, *, part_bytes: int, parts_in_flight_max: int) -> None:
         # Any, because each kind of store is a class of its own.
@@ -168,7 +171,7 @@ class ObjectStore:
             try:
                 await loop.run_in_executor(self._syncing, _sync, Path(self._store.prefix), key)
             except OSError as error:
-                raise Unavailable("DEPENDENCY_UNAVAILABLE", f"{key} cannot be synced to disk") from error
+                raise _failed(error, f"{key} cannot be synced to disk") from error
 
     async def _written_back(self, key: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The chunks. What is stored of them goes to the disk while more come, so the last sync has little left."""
@@ -227,10 +230,17 @@ def _tidy(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _away(key: str) -> Iterator[None]:
-    """The store's own errors as Unavailable; but a missing object is a FileNotFoundError, whichever store says so."""
+    """The store's own errors as typed ones; but a missing object is a FileNotFoundError, whichever store says so."""
     try:
         yield
     except NotFoundError as error:
         raise FileNotFoundError(key) from error
     except BaseError as error:
-        raise Unavailable("DEPENDENCY_UNAVAILABLE", f"the artifact store cannot be reached for {key}") from error
+        told = _OS_ERROR.search(str(error))
+        cause = OSError(int(told[1]), str(error)) if told else error
+        raise _failed(cause, f"the artifact store cannot be reached for {key}") from error
+
+
+def _failed(error: Exception, message: str) -> DomainError:
+    full = is_disk_full(error)
+    return disk_full("the disk of the artifact store") if full else Unavailable("DEPENDENCY_UNAVAILABLE", message)

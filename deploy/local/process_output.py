@@ -2,8 +2,10 @@
 
 import asyncio
 import zlib
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 FILE_BYTES_MAX = 32 * 1024 * 1024
 LINE_BYTES_MAX = 64 * 1024
@@ -12,7 +14,10 @@ _NAME_WIDTH = 12
 
 
 class Output:
-    """Where the lines of one process go. The file is turned over once at `FILE_BYTES_MAX`, so it stays bounded."""
+    """Where the lines of one process go. The file is turned over once at `FILE_BYTES_MAX`, so it stays bounded.
+
+    A line that cannot be written is dropped and counted: a process whose lines nobody takes would block in its pipe.
+    """
 
     def __init__(self, name: str, folder: Path, terminal: TextIO | None) -> None:
         self.path = folder / f"{name}.log"
@@ -21,7 +26,9 @@ class Output:
         coloured = terminal is not None and terminal.isatty()
         padded = f"{name:<{_NAME_WIDTH}}"
         self._prefix = f"\x1b[{colour}m{padded}\x1b[0m | " if coloured else f"{padded} | "
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+        self._dropped = 0
+        self._is_torn = False
 
     async def copy(self, reader: asyncio.StreamReader) -> None:
         """Copies until the process and everything that inherited its output have closed it."""
@@ -36,11 +43,11 @@ class Output:
             self.write(rest)
 
     def write(self, line: bytes) -> None:
-        file = self._open()
-        file.write(line + b"\n")
-        file.flush()
+        self._append(line)
         if self._terminal is not None:
-            print(self._prefix + line.decode(errors="replace"), file=self._terminal, flush=True)
+            # A terminal may be closed, or a pipe to a program that ended.
+            with suppress(OSError, ValueError):
+                print(self._prefix + line.decode(errors="replace"), file=self._terminal, flush=True)
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the file, for a person who has to find out why the process ended."""
@@ -53,13 +60,29 @@ class Output:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
-    def _open(self) -> BinaryIO:
+    def _append(self, line: bytes) -> None:
+        lost = f"[{self._dropped} lines were dropped here: they could not be written]\n" if self._dropped else ""
+        text = b"\n" * self._is_torn + lost.encode() + line + b"\n"
+        written = 0
+        try:
+            written = self._open().write(text) or 0
+        except OSError:
+            self.close()
+        if written < len(text):
+            self._dropped += 1
+            self._is_torn = self._is_torn or written > 0
+        else:
+            self._dropped, self._is_torn = 0, False
+
+    def _open(self) -> FileIO:
         if self._file is not None and self._file.tell() > FILE_BYTES_MAX:
             self.close()
             self.path.replace(self.path.with_suffix(".log.1"))
         if self._file is None:
-            self._file = self.path.open("ab")
+            # Without a buffer, which would keep what the disk refused and refuse to be closed.
+            self._file = FileIO(self.path, "ab")
         return self._file

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -17,10 +17,12 @@ from typing import Any, Self, TextIO
 from chassis import pki
 from deploy.certificates import hand_over
 from deploy.local.broker import Broker
+from deploy.local.bus_watch import BusWatch
 from deploy.local.child import Command
+from deploy.local.disk_room import has_room
 from deploy.local.environment import Facts, address, certificate_name, environment_of, listeners, process_name
 from deploy.local.folder import DataFolder, write_private
-from deploy.local.health import OPERATOR, wait_serving
+from deploy.local.health import OPERATOR, health_of, wait_serving
 from deploy.local.postgres import DATABASE, Postgres
 from deploy.local.process_output import Output
 from deploy.local.supervisor import ProcessFailed, Supervised
@@ -62,6 +64,7 @@ class Stack:
         self._processes: dict[str, Supervised] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
+        self._bus_watch: asyncio.Task[None] | None = None
         self._facts: Facts | None = None
 
     async def __aenter__(self) -> Self:
@@ -82,12 +85,16 @@ class Stack:
                 await self.wait_healthy()
                 await self._bootstrap()
             self._write_state()
+            self._bus_watch = asyncio.create_task(self._watch_bus())
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
         """Ends every process after those that need it or report to it, then frees the data folder."""
+        if self._bus_watch is not None:
+            self._bus_watch.cancel()
+            await asyncio.gather(self._bus_watch, return_exceptions=True)
         needed_by = {
             name: [other for other in self._processes if name in self._outlived_by(other)] for name in self._processes
         }
@@ -251,6 +258,23 @@ class Stack:
             wait_ready=lambda: wait_serving(credentials, address(facts, name), service.name),
         )
 
+    async def _watch_bus(self) -> None:
+        facts = self._facts
+        assert facts is not None
+        credentials = pki.load(facts.tls_dir, OPERATOR)
+        async with AsyncExitStack() as connections:
+            asks = [
+                await connections.enter_async_context(
+                    health_of(credentials, address(facts, process_name(service, number)), service.name)
+                )
+                for service, number in self._members()
+                if NATS in service.needs
+            ]
+            await BusWatch(self._processes[NATS], asks, has_room=self._has_room, tell=self._tell).run()
+
+    def _has_room(self) -> bool:
+        return has_room(self.folder.root)
+
     def _environment(self, service: Service, node: int, facts: Facts) -> dict[str, str]:
         told = environment_of(service, node, self._options.services, facts)
         # A checkout that nobody installed works too: the proto root and the client are Python roots of their own.
@@ -268,6 +292,7 @@ class Stack:
             Output(command.name, self.folder.logs, terminal),
             needs=[self._processes[need] for need in needs],
             tell=self._tell,
+            has_room=self._has_room,
             **callbacks,
         )
         self._processes[process.name] = process
@@ -318,4 +343,5 @@ class Stack:
 
     def _tell(self, text: str) -> None:
         if self._options.notices is not None:
-            print(f"finemesh     | {text}", file=self._options.notices, flush=True)
+            with suppress(OSError, ValueError):
+                print(f"finemesh     | {text}", file=self._options.notices, flush=True)

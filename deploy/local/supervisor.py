@@ -27,7 +27,8 @@ class ProcessFailed(Exception):
 
 
 class Supervised:
-    """`prepare` runs once, before the first start; `wait_ready` returns when the process can be used."""
+    """`prepare` runs once, before the first start; `wait_ready` returns when the process can be used. While there is
+    not `has_room` on its disk no number of deaths gives a process up that was healthy before."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Supervised:
         prepare: Callable[[], Awaitable[None]] | None = None,
         wait_ready: Callable[[], Awaitable[None]],
         tell: Callable[[str], None],
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = command.name
         self.healthy = asyncio.Event()
@@ -48,6 +50,7 @@ class Supervised:
         self._prepare = prepare
         self._wait_ready = wait_ready
         self._tell = tell
+        self._has_room = has_room
         self._was_healthy = asyncio.Event()
         self._stopping = asyncio.Event()
         self._child: Child | None = None
@@ -92,6 +95,17 @@ class Supervised:
         if self._child is not None:
             await self._child.stop(STOP_GRACE_S)
 
+    async def restart(self) -> None:
+        """Ends the process in good order, so that it is started again; returns once it is healthy or stopped."""
+        self.healthy.clear()
+        if self._child is not None and not self._stopping.is_set():
+            await self._child.stop(STOP_GRACE_S)
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(event.wait()) for event in (self.healthy, self._stopping)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
     def kill(self) -> None:
         """Ends the process at once, for good."""
         self._stopping.set()
@@ -117,13 +131,17 @@ class Supervised:
         backoff.reset()
 
     def _judge(self, deaths: deque[float], status: int) -> None:
+        full = "" if self._has_room() else "; its disk is full: free space there"
+        if self._was_healthy.is_set() and full:
+            self._tell(f"{self.name} ended ({_told(status)}){full}")
+            deaths.clear()
         if self._was_healthy.is_set():
             too_often = len(deaths) == RESTARTS_MAX and deaths[-1] - deaths[0] < RESTARTS_WINDOW_S
         else:
             too_often = len(deaths) >= FIRST_ATTEMPTS_MAX
         if too_often:
             raise ProcessFailed(
-                f"{self.name} ended {len(deaths)} times, the last time with {_told(status)}; "
+                f"{self.name} ended {len(deaths)} times, the last time with {_told(status)}{full}; "
                 f"the end of {self._output.path}:\n{self._output.tail()}"
             )
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import Bus, connect
 from chassis.bus.consumer import Consumer
 from chassis.bus.durables import ARCHIVE_HEALTH
@@ -80,7 +79,7 @@ async def main(process: Process, settings: BillingSettings) -> None:
     keep("closer", Closer(pool, outbox, settings, clock=clock).run)
 
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
-    bus.report_to(server.component(STREAMS_HEALTH))
+    bus.report_to(server.component)
     archive_audit = keep_archive(process, pool, bus, settings, clock, server.component(ARCHIVE_HEALTH))
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import grpc
 from google.protobuf.message import Message
 
-from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import connect
 from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
@@ -124,7 +123,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     local = InferenceService(pool, router, serving, spend_guard, settings=settings, ids=ids)
     pages = Pages(settings.page_token_key)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway", "scheduler", settings.service_name})
-    bus.report_to(server.component(STREAMS_HEALTH))
+    bus.report_to(server.component)
     add_services(
         server,
         models=ModelService(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from google.protobuf.message import Message
 
-from chassis.bus import STREAMS_HEALTH
 from chassis.bus.connection import connect
 from chassis.bus.consumer import Consumer, Handler
 from chassis.bus.outbox import Outbox
@@ -125,7 +124,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
         allow={"inference"},
     )
     server = gateways_server(process, pool, settings)
-    bus.report_to(server.component(STREAMS_HEALTH))
+    bus.report_to(server.component)
     server.add(
         add_TuningServiceServicer_to_server,
         TuningService(database, admission, analyzer, peers, requests, view, follower, previewer, templates, pages),

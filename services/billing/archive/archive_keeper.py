@@ -7,7 +7,7 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from chassis.errors import Unavailable
+from chassis.errors import is_away
 from chassis.objects.object_store import ObjectStore
 from chassis.rounds import run_rounds
 from services.billing.archive.store import ArchiveStore
@@ -31,7 +31,7 @@ class ArchiveKeeper:
             self.keep,
             wait=lambda: self._clock.sleep(self._settings.archive_keep_interval_s),
             clock=self._clock,
-            is_passing=lambda error: database_is_away(error) or isinstance(error, Unavailable),
+            is_passing=lambda error: database_is_away(error) or is_away(error),
         )
 
     async def keep(self) -> bool:

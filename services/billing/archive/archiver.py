@@ -20,7 +20,7 @@ from chassis.bus.durable_reader import DurableReader
 from chassis.bus.durables import ARCHIVE
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from chassis.errors import Unavailable
+from chassis.errors import is_away
 from chassis.objects.object_store import ObjectStore
 from services.billing.archive.archive_format import ArchivedEvent, pack
 from services.billing.archive.store import ArchiveStore
@@ -100,7 +100,7 @@ class Archiver:
             try:
                 await self._store(messages)
             except Exception as error:
-                if not (database_is_away(error) or isinstance(error, Unavailable)):
+                if not (database_is_away(error) or is_away(error)):
                     raise
                 _log.error("archive_waits", stream=stream, events=len(messages), error=repr(error))
                 if self._reader.is_stopping or self._clock.monotonic() >= give_up_at:

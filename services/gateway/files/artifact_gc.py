@@ -6,7 +6,7 @@ It serves nobody.
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.db.pool import Pool, database_is_away, transaction
-from chassis.errors import Unavailable
+from chassis.errors import is_away
 from chassis.objects.object_store import ObjectStore
 from chassis.rounds import BACKOFF_S_FIRST, Signal, run_rounds
 from services.gateway.config import GatewaySettings
@@ -88,4 +88,4 @@ class ArtifactCollector:
 
 def is_passing(error: Exception) -> bool:
     """Whether database or artifact store are away and the same work may succeed later."""
-    return isinstance(error, Unavailable) or database_is_away(error)
+    return is_away(error) or database_is_away(error)

@@ -29,7 +29,13 @@ _STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # Where the reason says more than the code; a lack of money is neither a wrong key nor something to retry.
-_STATUS_OF_REASON = {"SIZE_LIMIT": 413, "BALANCE_INSUFFICIENT": 402, "SPEND_CAP_EXCEEDED": 402, "MODEL_UNKNOWN": 404}
+_STATUS_OF_REASON = {
+    "SIZE_LIMIT": 413,
+    "BALANCE_INSUFFICIENT": 402,
+    "SPEND_CAP_EXCEEDED": 402,
+    "MODEL_UNKNOWN": 404,
+    "DISK_FULL": 507,
+}
 _TYPE = {
     401: "authentication_error",
     402: "insufficient_quota",

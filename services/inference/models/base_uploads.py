@@ -8,7 +8,7 @@ from __future__ import annotations
 import structlog
 
 from chassis.db.pool import Connection, Pool, database_is_away, transaction
-from chassis.errors import Unavailable
+from chassis.errors import Unavailable, is_away
 from chassis.ids import Ids
 from chassis.objects.object_store import ObjectStore
 from services.inference.config import InferenceSettings
@@ -78,4 +78,4 @@ class BaseUploads:
 
 def is_passing(error: Exception) -> bool:
     """Whether database or artifact store are away and the same work may succeed later."""
-    return isinstance(error, Unavailable) or database_is_away(error)
+    return is_away(error) or database_is_away(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chassis.db.pool import database_is_away
-from chassis.errors import Cancelled, DeadlineExceeded, DomainError, Internal, Unavailable
+from chassis.errors import DomainError, Internal, is_away
 
 ENGINE_FAILED = "ENGINE_FAILED"
 
@@ -15,7 +15,5 @@ def is_passing(error: Exception) -> bool:
     INTERNAL says nothing about what it was asked.
     """
     if isinstance(error, DomainError):
-        return (
-            isinstance(error, Unavailable | DeadlineExceeded | Cancelled | Internal) and error.reason != ENGINE_FAILED
-        )
+        return (is_away(error) or isinstance(error, Internal)) and error.reason != ENGINE_FAILED
     return database_is_away(error)

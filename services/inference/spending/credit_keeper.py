@@ -15,15 +15,7 @@ import grpc
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import (
-    Aborted,
-    Cancelled,
-    DeadlineExceeded,
-    DomainError,
-    FailedPrecondition,
-    Internal,
-    Unavailable,
-)
+from chassis.errors import Aborted, DomainError, FailedPrecondition, Internal, is_away
 from chassis.ids import Ids
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from services.inference.config import InferenceSettings
@@ -232,7 +224,9 @@ class CreditKeeper:
                 self._book.give_up(account)
             elif error.metadata["holder"] == self._book.holder:
                 self._lose_all()
-        except (Unavailable, DeadlineExceeded, Cancelled, Internal) as error:
+        except DomainError as error:
+            if not (is_away(error) or isinstance(error, Internal)):
+                raise
             raise billing_away(error.message) from error
         finally:
             asking.task, account.growing = None, False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from chassis.clock import Clock
-from chassis.errors import DeadlineExceeded, Unavailable
+from chassis.errors import DomainError, is_away
 from finemesh.credit.v1 import credit_lease_service_pb2 as pb
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from services.inference.spending.refusals import billing_away
@@ -76,7 +76,9 @@ class TokenPrices:
         asked_at, request = self._clock.monotonic(), pb.GetTokenPriceRequest(base_model=base_model)
         try:
             answer = await self._billing.GetTokenPrice(request, timeout=self._deadline_s)
-        except (Unavailable, DeadlineExceeded) as error:
+        except DomainError as error:
+            if not is_away(error):
+                raise
             raise billing_away(error.message) from error
         price = TokenPrice.of_million(answer.input_nanos_usd_per_million, answer.output_nanos_usd_per_million)
         valid_s = answer.valid_duration.ToTimedelta().total_seconds()

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from chassis.errors import Cancelled, DeadlineExceeded, DomainError, Unavailable
+from chassis.errors import DomainError, Unavailable, is_away
 from services.scheduler.database import Database
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.peers import DatasetStub, Peers
@@ -26,7 +26,9 @@ async def first_answer(database: Database, peers: Peers, call: Callable[[Dataset
     for address in await NodeStore(database.pool).list_analyzers(ANALYZERS_ASKED_MAX):
         try:
             return await call(peers.datasets(address))
-        except (Unavailable, DeadlineExceeded, Cancelled) as error:
+        except DomainError as error:
+            if not is_away(error):
+                raise
             log.warning("trainer_did_not_answer", address=address, error=str(error))
             last = error
         finally:

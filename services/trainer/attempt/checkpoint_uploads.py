@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from chassis.errors import Unavailable
+from chassis.errors import DomainError, is_away
 from chassis.objects.object_keys import checked_path, key_of
 from chassis.objects.transfer import FileTransfer
 from finemesh.artifacts.v1 import artifact_pb2
@@ -91,7 +91,9 @@ class CheckpointUploads:
         self._keys[staged.step] = [key_of(key, file) for file in staged.files]
         try:
             await self._store.upload_all(staged.folder, key, staged.files)
-        except Unavailable as error:
+        except DomainError as error:
+            if not is_away(error):
+                raise
             log.warning("checkpoint_not_stored", step=staged.step, error=str(error))
             return
         finally:
@@ -111,7 +113,9 @@ class CheckpointUploads:
                 continue
             try:
                 await self._store.delete([key_of(artifact.key, file) for file in digests_from_proto(artifact)])
-            except Unavailable as error:
+            except DomainError as error:
+                if not is_away(error):
+                    raise
                 # Left behind: it costs space, not correctness.
                 log.warning("obsolete_checkpoint_not_deleted", key=artifact.key, error=str(error))
 

@@ -3,11 +3,10 @@
 It decides whose fault a failure is and whether a new attempt may help.
 """
 
-import errno
 import json
 from collections.abc import Mapping
 
-from chassis.errors import DomainError
+from chassis.errors import DomainError, is_disk_full
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from formats.manifests import FileDigest
@@ -19,8 +18,6 @@ METADATA_ENTRIES_MAX = 20
 TEXT_CHARS_MAX = 500
 # Failures that a new attempt of the same work would meet again.
 _DETERMINISTIC = frozenset({"PARITY_FAILED", "NOT_OFFERED", "JOB_TOO_LARGE", "INVALID_FIELD", "MODEL_INVALID"})
-# No room on the device, beyond the quota, beyond the size that this process may write.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def usage_to_proto(kind: str, start: int, end: int, tokens: int) -> node_service_pb2.TrainingUsage:
@@ -61,7 +58,7 @@ def error_to_proto(error: DomainError, *, user_fault: bool = False) -> node_serv
 
 def disk_error_to_proto(error: OSError) -> node_service_pb2.AttemptFailed | None:
     """The node has no room for what the attempt needs; elsewhere or later there may be. None for any other error."""
-    if error.errno not in _FULL:
+    if not is_disk_full(error):
         return None
     return platform_fault_to_proto(
         f"the disk of the node is full: {error.filename or error.strerror}", cause="disk_full"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis.bus import STREAMS_HEALTH
+from chassis.bus import PUBLISHING_HEALTH, STREAMS_HEALTH
 from chassis.bus.durables import ARCHIVE_HEALTH
 from chassis.errors import AlreadyExists, DomainError, InvalidArgument, NotFound, PermissionDenied
 from chassis.identity import Caller, acting_as
@@ -17,7 +17,7 @@ USD = 10**9
 
 async def test_health_knows_the_parts_that_a_restart_would_not_cure(mesh: Mesh) -> None:
     check = health_pb2_grpc.HealthStub(mesh.channels["gateway"]).Check
-    for part in (STREAMS_HEALTH, ARCHIVE_HEALTH):
+    for part in (STREAMS_HEALTH, PUBLISHING_HEALTH, ARCHIVE_HEALTH):
         answer = await check(health_pb2.HealthCheckRequest(service=part))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, part
 

@@ -134,7 +134,7 @@ async def test_what_a_reader_still_has_to_handle_stays_and_is_warned_of(world: W
     async def tell(well: bool) -> None:
         told.append(well)
 
-    world.bus.report_to(tell)
+    world.bus.room.report_to(tell)
     world.spawn(reader(world, "here").run)
     with capture_logs() as logs:
         world.spawn(relay.run)

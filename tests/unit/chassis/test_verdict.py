@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 from google.protobuf.message import DecodeError
 
-from chassis.bus.verdict import Verdict, dependency_is_away, judge
+from chassis.bus.verdict import Verdict, judge
 from chassis.db.pool import database_is_away
 from chassis.errors import (
     Aborted,
@@ -15,6 +15,8 @@ from chassis.errors import (
     InvalidArgument,
     NotFound,
     Unavailable,
+    disk_full,
+    is_away,
 )
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
@@ -53,9 +55,10 @@ def test_wait_stays_bounded_after_very_many_failures() -> None:
 
 
 def test_only_a_dependency_that_is_away_excuses() -> None:
-    assert dependency_is_away(Unavailable("DEPENDENCY_UNAVAILABLE", "x"))
-    assert not dependency_is_away(FailedPrecondition("STATE_CONFLICT", "x"))
-    assert not dependency_is_away(ZeroDivisionError())
+    assert is_away(Unavailable("DEPENDENCY_UNAVAILABLE", "x"))
+    assert is_away(disk_full("the disk of the database")), "as a peer may answer"
+    assert not is_away(FailedPrecondition("STATE_CONFLICT", "x"))
+    assert not is_away(ZeroDivisionError())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chassis import pki
-from chassis.bus import STREAMS_HEALTH
+from chassis.bus import PUBLISHING_HEALTH, STREAMS_HEALTH
 from chassis.bus.durables import ARCHIVE_HEALTH
 from chassis.process import Process
 from chassis.rpc.server import ServerBuilder
@@ -82,7 +82,7 @@ async def test_health_is_the_servers_own_word(
     assert ("does not say SERVING" in capsys.readouterr().out) is not serving
 
 
-@pytest.mark.parametrize("part", [STREAMS_HEALTH, ARCHIVE_HEALTH])
+@pytest.mark.parametrize("part", [STREAMS_HEALTH, PUBLISHING_HEALTH, ARCHIVE_HEALTH])
 async def test_a_part_that_is_not_well_is_a_warning(
     part: str, tls_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 40
     """The project's quota of files or stored bytes does not allow one more; metadata carries what it has and may have."""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 41
+    """A disk of the platform is full and nothing was kept; who runs the platform has to free space, then the call can be
+    repeated.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons that an error of this platform can carry in
@@ -194,4 +198,8 @@ ERROR_REASON_NODE_NOT_CERTIFIED: ErrorReason.ValueType  # 39
 """The caller's certificate is not that of the node that it speaks for, or whose lease it names."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 40
 """The project's quota of files or stored bytes does not allow one more; metadata carries what it has and may have."""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 41
+"""A disk of the platform is full and nothing was kept; who runs the platform has to free space, then the call can be
+repeated.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
