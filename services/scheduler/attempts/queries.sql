@@ -47,13 +47,13 @@ SET end_time = now(), outcome = :outcome, message = :message, blames_node = :bla
 WHERE lease_token = :lease_token AND outcome IS NULL;
 
 -- name: list_expired(at, page_size)
--- Allocations whose time was over at this time of the database, with the job of each training lease.
+-- Allocations whose time was over at this time of the database, and still is, with the job of each training lease.
 SELECT
     allocations.lease_token, allocations.owner, allocations.kind, attempts.project_id, attempts.job_id,
     attempts.lease_token AS attempt_token
 FROM allocations
 LEFT JOIN attempts ON attempts.lease_token = coalesce(allocations.leader_token, allocations.lease_token)
-WHERE allocations.released_at IS NULL AND allocations.expires_at <= :at
+WHERE allocations.released_at IS NULL AND allocations.expires_at <= least(:at::timestamptz, clock_timestamp())
 ORDER BY allocations.expires_at
 LIMIT :page_size;
 

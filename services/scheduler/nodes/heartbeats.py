@@ -40,7 +40,7 @@ class Heartbeats:
             return
         await self._begin(first, stream)
         with self._hub.listening(node_topic(first.node)) as signal:
-            reader, raised = asyncio.create_task(self._read(beats, first, signal)), False
+            reader, raised = asyncio.create_task(self._read(beats, first, stream, signal)), False
             try:
                 while True:
                     yield await NodeStore(self._database.pool).list_assignments(first.node, first.incarnation)
@@ -62,7 +62,7 @@ class Heartbeats:
     async def _begin(self, first: Beat, stream: UUID) -> None:
         if not first.node or not first.incarnation:
             raise InvalidArgument("INVALID_FIELD", "a heartbeat needs node and incarnation")
-        await self._renew(first)
+        await self._renew(first, stream)
         async with self._database.writing() as connection:
             await NodeStore(connection).open_heartbeat(first.node, first.incarnation, stream)
             self._database.ring(QUEUE_TOPIC)
@@ -81,19 +81,19 @@ class Heartbeats:
         task.add_done_callback(self._closing.discard)
         return task
 
-    async def _read(self, beats: AsyncIterator[Beat], first: Beat, signal: Signal) -> None:
+    async def _read(self, beats: AsyncIterator[Beat], first: Beat, stream: UUID, signal: Signal) -> None:
         try:
             async for beat in beats:
                 if (beat.node, beat.incarnation) != (first.node, first.incarnation):
                     raise InvalidArgument("INVALID_FIELD", "one heartbeat stream is for one incarnation of one node")
-                await self._renew(beat)
+                await self._renew(beat, stream)
                 signal.send()
         finally:
             signal.send()
 
-    async def _renew(self, beat: Beat) -> None:
+    async def _renew(self, beat: Beat, stream: UUID) -> None:
         async with self._database.writing() as connection:
-            if not await self._nodes.see(connection, beat.node, beat.incarnation):
+            if not await self._nodes.see(connection, beat.node, beat.incarnation, stream):
                 raise Aborted(
                     "LEASE_STALE",
                     f"another incarnation is registered as {beat.node}, or none is; this one holds no lease",

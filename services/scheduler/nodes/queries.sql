@@ -38,10 +38,12 @@ SET
     set_aside_reason = excluded.set_aside_reason,
     present = true;
 
--- name: see_node(node, incarnation)^
--- Records a sign of life of a registered incarnation and says whether the node counted as lost.
+-- name: see_node(node, incarnation, stream)^
+-- Records a sign of life of a registered incarnation and says whether the node counted as lost, and then listens again.
 UPDATE nodes
-SET seen_at = now(), state = 'READY'
+SET
+    seen_at = now(), state = 'READY',
+    heartbeat_stream = CASE WHEN state = 'LOST' THEN :stream::uuid ELSE heartbeat_stream END
 WHERE node = :node AND incarnation = :incarnation
 RETURNING old.state AS from_state;
 
@@ -53,11 +55,13 @@ UPDATE nodes SET heartbeat_stream = :stream WHERE node = :node AND incarnation =
 -- Records that nobody listens, unless a newer stream was opened.
 UPDATE nodes SET heartbeat_stream = NULL WHERE node = :node AND heartbeat_stream = :stream;
 
--- name: lose_nodes(silent_since)
--- Declares the nodes lost that were silent for too long.
+-- name: lose_nodes(at, silence_s_max)
+-- Declares the nodes lost that were silent for too long: at this time of the database, and by the clock as it is now.
 UPDATE nodes
 SET state = 'LOST', heartbeat_stream = NULL
-WHERE state = 'READY' AND seen_at < :silent_since
+WHERE
+    state = 'READY'
+    AND seen_at < least(:at::timestamptz, clock_timestamp()) - make_interval(secs => :silence_s_max)
 RETURNING node, incarnation;
 
 -- name: quarantine_nodes(window_s, jobs_min, share_min, duration_s)

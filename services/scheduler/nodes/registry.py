@@ -3,7 +3,8 @@
 Whatever changes a node's state ends or keeps its leases in the same transaction.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
+from uuid import UUID
 
 import structlog
 
@@ -46,9 +47,9 @@ class NodeRegistry:
                         why = f"node {node} started anew"
                         await self._attempts.lose(connection, lease.ref, why, lease.lease_token, at=at, is_over=True)
 
-    async def see(self, connection: Connection, node: str, incarnation: str) -> bool:
-        """A sign of life; False when another incarnation holds the name, or nobody does."""
-        before = await NodeStore(connection).see(node, incarnation)
+    async def see(self, connection: Connection, node: str, incarnation: str, stream: UUID) -> bool:
+        """A sign of life on this stream; False when another incarnation holds the name, or nobody does."""
+        before = await NodeStore(connection).see(node, incarnation, stream)
         if before == LOST:
             await self._tell(connection, node, READY)
         return before is not None
@@ -56,7 +57,7 @@ class NodeRegistry:
     async def lose_silent(self, connection: Connection, *, at: datetime, silence_s_max: float) -> list[str]:
         """Declares nodes lost that were silent at a time of the database, and ends the time of their leases; the sweep
         then ends the leases."""
-        lost = await NodeStore(connection).lose_silent(at - timedelta(seconds=silence_s_max))
+        lost = await NodeStore(connection).lose_silent(at, silence_s_max)
         for node in lost:
             await AllocationStore(connection).expire_node_leases(node, at)
             await self._tell(connection, node, LOST)

@@ -42,9 +42,10 @@ class NodeStore:
             set_aside_reasons=[device.set_aside_reason for device in devices],
         )
 
-    async def see(self, node: str, incarnation: str) -> str | None:
-        """The state that the node had before this sign of life; None when the incarnation is not registered."""
-        row = await _QUERIES.see_node(self._connection, node=node, incarnation=incarnation)
+    async def see(self, node: str, incarnation: str, stream: UUID) -> str | None:
+        """The state that the node had before this sign of life on that stream; None when the incarnation is not
+        registered."""
+        row = await _QUERIES.see_node(self._connection, node=node, incarnation=incarnation, stream=stream)
         return None if row is None else row["from_state"]
 
     async def open_heartbeat(self, node: str, incarnation: str, stream: UUID) -> None:
@@ -54,9 +55,10 @@ class NodeStore:
         """Nothing when a newer stream was opened meanwhile."""
         await _QUERIES.close_heartbeat(self._connection, node=node, stream=stream)
 
-    async def lose_silent(self, silent_since: datetime) -> list[str]:
+    async def lose_silent(self, at: datetime, silence_s_max: float) -> list[str]:
         """The nodes that are lost from now on."""
-        return [row["node"] async for row in _QUERIES.lose_nodes(self._connection, silent_since=silent_since)]
+        rows = _QUERIES.lose_nodes(self._connection, at=at, silence_s_max=silence_s_max)
+        return [row["node"] async for row in rows]
 
     async def quarantine(
         self, *, window_s: float, jobs_min: int, share_min: float, duration_s: float

@@ -115,12 +115,15 @@ RETURNING lease_token;
 -- name: expire_node_leases(node, at)!
 -- Ends the time of every training lease of a node; the sweep then ends the leases themselves.
 UPDATE allocations
-SET expires_at = :at
-WHERE node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > :at;
+SET expires_at = least(:at::timestamptz, clock_timestamp())
+WHERE
+    node = :node AND kind = 'TRAINING' AND released_at IS NULL AND expires_at > least(:at, clock_timestamp());
 
 -- name: expire_lease(lease_token, at)!
 -- Ends the time of one lease; whoever locked its job then ends the lease itself.
-UPDATE allocations SET expires_at = :at WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at > :at;
+UPDATE allocations
+SET expires_at = least(:at::timestamptz, clock_timestamp())
+WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at > least(:at, clock_timestamp());
 
 -- name: release_allocation(lease_token, owner, kind, now)!
 -- Ends an allocation of this owner and kind.
@@ -129,10 +132,10 @@ SET released_at = :now
 WHERE lease_token = :lease_token AND owner = :owner AND kind = :kind AND released_at IS NULL;
 
 -- name: release_expired(lease_token, at, now)!
--- Ends an allocation whose time was over at this time of the database; one that was renewed meanwhile stays.
+-- Ends an allocation whose time was over at this time of the database, and still is; one that was renewed stays.
 UPDATE allocations
 SET released_at = :now
-WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= :at;
+WHERE lease_token = :lease_token AND released_at IS NULL AND expires_at <= least(:at::timestamptz, clock_timestamp());
 
 -- name: release_followers(leader_token, now)
 -- Ends the allocations of all nodes that follow this lease.

@@ -20,7 +20,7 @@ async def test_a_step_of_the_schedulers_own_clock_ends_no_lease(world: World, st
     await sweep_for(world, 12, silent=False)
     world.clock.stepped_s = step_s
     async with world.database.writing() as connection:
-        await world.nodes.see(connection, "n1", "i1")
+        await world.nodes.see(connection, "n1", "i1", world.ids.uuid())
         await AllocationStore(connection).renew_leases("n1", "i1", [lease.lease_token], **LIMITS)
     await world.sweeper.sweep()
     assert (await world.job(lease)).state is JobState.RUNNING
@@ -54,6 +54,29 @@ async def test_a_jump_of_the_databases_clock_begins_the_watch_anew(
     assert (await world.job(lease)).state is JobState.RUNNING
     await sweep_for(world, 12, silent=True)
     assert (await world.job(lease)).state is JobState.QUEUED
+
+
+async def test_a_clock_that_is_set_back_between_the_look_and_its_judgement_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time of the look all that was written after the jump is long over."""
+    await world.add_node()
+    lease = await world.running_job()
+
+    async def before_the_jump(store: AllocationStore) -> Any:
+        return await store._connection.fetchval("SELECT now() + interval '30 s'")
+
+    monkeypatch.setattr(AllocationStore, "time", before_the_jump)
+    for _ in range(12):
+        world.clock.jump(1.0)
+        await world.pool.execute("UPDATE nodes SET seen_at = now() + interval '30 s'")
+        await world.pool.execute("UPDATE allocations SET expires_at = now() + interval '40 s'")
+        await world.sweeper.sweep()
+    await beat(world)
+    world.clock.jump(1.0)
+    await world.sweeper.sweep()
+    assert await world.pool.fetchval("SELECT state FROM nodes") == "READY"
+    assert (await world.job(lease)).state is JobState.RUNNING
 
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])

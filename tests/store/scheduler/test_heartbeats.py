@@ -10,8 +10,10 @@ from structlog.testing import capture_logs
 
 from chassis.db.pool import Connection, transaction
 from chassis.errors import InvalidArgument
+from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.node import Beat
+from services.scheduler.placement.store import AllocationStore
 from tests.harness.polling import eventually
 from tests.store.scheduler.world import World
 
@@ -113,6 +115,33 @@ async def test_a_node_whose_call_is_cancelled_while_it_is_closed_listens_no_long
         call.cancel()
         await asyncio.wait([call])
     await eventually(lambda: listens_no_longer(world))
+
+
+async def test_a_node_that_was_lost_by_mistake_listens_again_on_the_stream_it_has(world: World) -> None:
+    """It beats as before and notices nothing; without its stream it would get no job until it connects anew."""
+    await world.add_node(listens=False)
+    again, stream = asyncio.Event(), world.ids.uuid()
+
+    async def beats() -> AsyncIterator[Beat]:
+        yield OWN
+        await again.wait()
+        yield OWN
+        await asyncio.Event().wait()
+
+    answers = heartbeats_of(world).converse(beats(), stream)
+    await anext(answers)
+    await world.pool.execute("UPDATE nodes SET seen_at = seen_at - interval '20 s'")
+    async with world.database.writing() as connection:
+        at = await AllocationStore(connection).time()
+        assert await world.nodes.lose_silent(connection, at=at, silence_s_max=10.0) == ["n1"]
+    ref = await world.queued_job()
+    assert not await world.placer.place_round()
+    again.set()
+    await anext(answers)
+    assert await world.pool.fetchval("SELECT heartbeat_stream FROM nodes WHERE state = 'READY'") == stream
+    await world.placer.place_round()
+    assert (await world.job(ref)).state is JobState.STARTING
+    await answers.aclose()  # type: ignore[attr-defined]
 
 
 async def somebody_waits(connection: Connection) -> bool:

@@ -136,6 +136,6 @@ async def test_a_heartbeat_writes_its_node_and_its_leases_once_and_no_index(lone
     beat = Beat(node="n1", incarnation="i1", lease_tokens=(lease.lease_token,))
     async with written(lone_world) as found:
         for _ in range(REPORTS):
-            await heartbeats._renew(beat)
+            await heartbeats._renew(beat, lone_world.ids.uuid())
     assert found.updates == {"nodes": REPORTS, "allocations": REPORTS}
     assert min(found.heap_only.values()) >= 0.9 * REPORTS
