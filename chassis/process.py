@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import contextvars
 import enum
+import os
 import resource
 import signal
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,8 @@ from chassis.settings import ChassisSettings
 from chassis.telemetry import logs
 
 log = structlog.get_logger()
+
+PRIVATE_UMASK = 0o077
 
 CoroutineFunction = Callable[[], Awaitable[None]]
 
@@ -114,7 +117,11 @@ class Process:
 
 
 def run(main: Callable[[Process], Awaitable[None]], settings: ChassisSettings) -> int:
-    """Runs a daemon to its end and gives the exit code: 0 after a clean stop, 1 after any failure."""
+    """Runs a daemon to its end and gives the exit code: 0 after a clean stop, 1 after any failure.
+
+    What it and its children make in files and folders is readable by its own user alone: most of it is tenants'.
+    """
+    os.umask(PRIVATE_UMASK)
     logs.configure(settings)
     _allow_files()
     stop_export: Callable[[], None] | None = None

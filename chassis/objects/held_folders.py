@@ -23,7 +23,7 @@ class HeldFolders:
         """Blocking. A new folder; a name is used once."""
         path = self._root / f"{self._prefix}{name}"
         while True:
-            path.mkdir(parents=True)
+            path.mkdir(mode=0o700, parents=True)
             held = lock_folder(path)
             if held is not None:
                 return HeldFolder(path, held)

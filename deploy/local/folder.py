@@ -44,6 +44,10 @@ class DataFolder:
         return self.root / "artifacts"
 
     @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
     def state_file(self) -> Path:
         return self.root / "stack.json"
 
@@ -58,8 +62,10 @@ class DataFolder:
     def acquire(self) -> None:
         """Takes the lock for the life of this process; StackRunning when another one has it."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.logs, self.artifacts, self.nats):
+        for folder in (self.logs, self.artifacts, self.cache, self.nats):
             folder.mkdir(mode=0o700, exist_ok=True)
+            # One that an earlier start made, or a service.
+            folder.chmod(0o700)
         lock = os.open(self.root / "stack.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -47,6 +47,7 @@ from services.inference.endpoints.reconciler import EndpointReconciler
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.transitions import Transitions
 from services.inference.engines.choice import open_engine
+from services.inference.engines.socket_folders import socket_folders
 from services.inference.metering.meter import Meter
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.base_uploads import BaseUploads
@@ -146,7 +147,7 @@ def open_importer(
     """What makes base models of uploads, and what removes the leftovers of those that broke off."""
     uploads = BaseUploads(pool, objects, settings=settings, ids=ids)
     imports = HeldFolders(settings.data_dir / "imports")
-    leftovers = Leftovers(uploads, [imports], interval_s=settings.leftover_interval_s, clock=clock)
+    leftovers = Leftovers(uploads, [imports, socket_folders()], interval_s=settings.leftover_interval_s, clock=clock)
     keep("leftovers", leftovers.run)
     return BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import shutil
-import tempfile
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -30,6 +28,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from chassis.objects.held_folders import HeldFolder
 from services.inference.engines.adapters.adapter_check import has_experts, module_shapes, takes_adapters
 from services.inference.engines.adapters.adapter_table import Adapter
 from services.inference.engines.adapters.lora_rows import RowGroup, expand, group_rows, shrink
@@ -50,6 +49,7 @@ from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompts.renderer import PromptLimits, PromptRenderer
 from services.inference.engines.prompts.workers import WorkerLimits
+from services.inference.engines.socket_folders import socket_folders
 
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -66,7 +66,7 @@ class VllmEngine(InProcessEngine):
     def __init__(self, model_path: Path, settings: EngineSettings) -> None:
         super().__init__(model_path, settings)
         self._prompts = PromptRenderer(model_path, _prompt_limits(settings))
-        self._sockets = Path()
+        self._sockets: HeldFolder | None = None
         self._llm: AsyncLLM | None = None
         self._stopped = False
         self._elder_children: frozenset[BaseProcess] | None = None
@@ -98,13 +98,16 @@ class VllmEngine(InProcessEngine):
         self._stopped = True
         await self._prompts.stop()
         llm, self._llm = self._llm, None
-        if llm is not None:
-            with suppress(EngineDeadError):
-                # Shutting down alone would leave their readers waiting for ever.
-                await llm.abort(tuple(self._unfinished))
-            await asyncio.to_thread(llm.shutdown, self._settings.stop_grace_s)
-        if self._sockets.name:
-            await asyncio.to_thread(shutil.rmtree, self._sockets, ignore_errors=True)
+        try:
+            if llm is not None:
+                with suppress(EngineDeadError):
+                    # Shutting down alone would leave their readers waiting for ever.
+                    await llm.abort(tuple(self._unfinished))
+                await asyncio.to_thread(llm.shutdown, self._settings.stop_grace_s)
+        finally:
+            sockets, self._sockets = self._sockets, None
+            if sockets is not None:
+                await asyncio.to_thread(sockets.close)
 
     async def health(self) -> None:
         self._running()
@@ -222,9 +225,9 @@ class VllmEngine(InProcessEngine):
 
     def _start_llm(self) -> AsyncLLM:
         with _STARTING:
-            self._sockets = Path(tempfile.mkdtemp(prefix="finemesh-engine-"))
-            deadline = self._deadline.share(self._sockets / "deadline")
-            os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
+            self._sockets = socket_folders().open(uuid.uuid4().hex[:16])
+            deadline = self._deadline.share(self._sockets.path / "deadline")
+            os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets.path)
             if current_platform.is_cpu():
                 os.environ["OMP_NUM_THREADS"] = str(self._settings.threads or len(os.sched_getaffinity(0)))
                 # Threads that spin while they wait take the cores from whatever else this machine runs, and then wait

@@ -6,8 +6,11 @@ It knows no message of the wire. Engine errors become the platform's typed error
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+
+import structlog
 
 from chassis.clock import Clock
 from chassis.errors import (
@@ -49,6 +52,7 @@ from services.inference.spending.reservations import Reservation, Reservations
 
 BUSY_RETRY_S = 1.0
 FAILED_RETRY_S = 2.0
+log = structlog.get_logger(__name__)
 Render = Callable[[Engine], Awaitable[tuple[int, ...]]]
 
 
@@ -76,8 +80,19 @@ class Call:
     whole: bool
 
 
+# Absolute paths of two names at least, the last of which says enough: in quotation marks, or up to a blank.
+_PATHS = (
+    re.compile(r"""(?P<mark>['"])/[^'"\n]*/(?P<name>[^'"/\n]+)(?P=mark)"""),
+    re.compile(r"""(?P<mark>)(?<![\w./])(?:[a-z]+://)?(?:/[^\s/'":;,()]+)+/(?P<name>[^\s/'":;,()]+)"""),
+)
+
+
 def domain_error_of(error: EngineError) -> DomainError:
-    """The typed error for something that an engine raised on purpose."""
+    """The typed error for something that an engine raised on purpose. Where this server keeps files is nobody's
+    business; the request's own words stay as they are."""
+    told = str(error)
+    for path in _PATHS:
+        told = path.sub(r"\g<mark>\g<name>\g<mark>", told)
     match error:
         case RequestInvalid():
             return invalid(error.field_name, error.problem, message=str(error))
@@ -86,10 +101,12 @@ def domain_error_of(error: EngineError) -> DomainError:
                 "CONTEXT_TOO_LONG", str(error), metadata={"context_tokens_max": str(error.context_tokens_max)}
             )
         case AdapterInvalid() | PromptTooCostly() | PromptFailed():
-            return FailedPrecondition("MODEL_INVALID", str(error))
+            return FailedPrecondition("MODEL_INVALID", told)
         case EngineBusy() | AdapterNotLoaded():
-            return ResourceExhausted("CAPACITY_EXHAUSTED", str(error), retry_after_s=BUSY_RETRY_S)
-    return Unavailable("ENGINE_FAILED", str(error), retry_after_s=FAILED_RETRY_S)
+            return ResourceExhausted("CAPACITY_EXHAUSTED", told, retry_after_s=BUSY_RETRY_S)
+    if told != str(error):
+        log.warning("engine_error_told_without_paths", error=str(error))
+    return Unavailable("ENGINE_FAILED", told, retry_after_s=FAILED_RETRY_S)
 
 
 @contextlib.contextmanager

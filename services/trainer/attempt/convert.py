@@ -5,6 +5,7 @@ It decides whose fault a failure is and whether a new attempt may help.
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from chassis.errors import DomainError, is_disk_full
 from finemesh.nodes.v1 import node_pb2, node_service_pb2
@@ -60,9 +61,9 @@ def disk_error_to_proto(error: OSError) -> node_service_pb2.AttemptFailed | None
     """The node has no room for what the attempt needs; elsewhere or later there may be. None for any other error."""
     if not is_disk_full(error):
         return None
-    return platform_fault_to_proto(
-        f"the disk of the node is full: {error.filename or error.strerror}", cause="disk_full"
-    )
+    # Whoever reads it owns the job, not the node: what could not be written, and not where.
+    what = PurePath(str(error.filename)).name if error.filename else error.strerror
+    return platform_fault_to_proto(f"the disk of the node is full: {what}", cause="disk_full")
 
 
 def name_bad_checkpoint(failed: node_service_pb2.AttemptFailed, checkpoint: node_pb2.CheckpointManifest) -> None:

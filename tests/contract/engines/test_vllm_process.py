@@ -11,14 +11,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from chassis.objects.held_folders import HeldFolders
 from services.inference.engines.base import EngineFailed, Message, Sampling
 from services.inference.engines.choice import open_engine
+from services.inference.engines.socket_folders import PREFIX
 from tests.contract.engines.asking import ask, request_for
 from tests.contract.engines.conftest import SETTINGS
 
@@ -48,19 +52,29 @@ PARENT = """
 """
 
 
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """Not pytest's own folder: the path of a socket has at most about a hundred characters."""
+    with tempfile.TemporaryDirectory(prefix="fm-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("moment", ["starting", "started"])
-def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path: Path, moment: str) -> None:
+def test_a_killed_service_leaves_no_computing_process(
+    base_model: Path, tmp_path: Path, sockets: Path, moment: str
+) -> None:
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(PARENT))
     parent = subprocess.Popen(
         [sys.executable, str(script), str(base_model), moment],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(sockets)},
         text=True,
     )
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    child, folders = int(parent.stdout.readline()), HeldFolders(sockets, prefix=PREFIX)
+    assert folders.sweep() == [], "they are in use"
     parent.kill()
     parent.wait()
     # A child whose parent is killed while it still imports its libraries notices when that is done.
@@ -69,6 +83,9 @@ def test_a_killed_service_leaves_no_computing_process(base_model: Path, tmp_path
         assert time.monotonic() < deadline, "the computing process outlived its service"
         # Its parent is dead: there is nobody whom the kernel would tell.
         time.sleep(0.1)
+    # Nobody was left to remove its sockets; the sweep of another process does.
+    (left,) = sockets.glob(f"{PREFIX}*")
+    assert folders.sweep() == [left.name]
 
 
 def _alive(pid: int) -> bool:

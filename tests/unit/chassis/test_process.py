@@ -49,6 +49,7 @@ async def main(process):
 
     for stage in reversed(DrainStage):
         process.on_drain(stage, lambda stage=stage: drain(stage))
+    (folder / "cache" / "artifacts").mkdir(parents=True)
     process.spawn("loop", lambda: work("loop"))
     process.spawn("relay", lambda: work("relay"), until=DrainStage.RELEASE_LEASES)
     with telemetry.span("wiring"):
@@ -184,3 +185,9 @@ async def test_a_failed_drain_is_a_failure_and_the_other_stages_still_run(tmp_pa
     assert sorted(story[:2]) == ["also health", "health"]
     assert story[2:] == ["pool"]
     assert isinstance(process.failure, OSError)
+
+
+async def test_what_a_daemon_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    await live("serve", tmp_path, signal.SIGTERM)
+    made = [tmp_path / name for name in ("story", "cache", "cache/artifacts")]
+    assert [path.stat().st_mode & 0o077 for path in made] == [0, 0, 0]

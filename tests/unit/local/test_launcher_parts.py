@@ -119,6 +119,19 @@ def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_folders_with_what_tenants_brought_are_private_also_those_of_an_earlier_start(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o755)
+    mode = tmp_path.stat().st_mode
+    folder = DataFolder(tmp_path)
+    folder.acquire()
+    try:
+        for name in ("artifacts", "cache", "logs", "nats"):
+            assert (tmp_path / name).stat().st_mode & 0o077 == 0, name
+        assert tmp_path.stat().st_mode == mode, "it may be somebody else's"
+    finally:
+        folder.release()
+
+
 def test_role_names_and_passwords_cannot_carry_sql() -> None:
     for role, password in (("a; drop", "x"), ("a", "x' OR")):
         with pytest.raises(AssertionError):
