@@ -16,9 +16,9 @@ from chassis.bus import PUBLISHING_HEALTH
 from deploy.local.supervisor import Supervised
 
 LOOK_INTERVAL_S = 2.0
-# Between two starts of the bus; longer and longer when they do not help.
+# Between two starts of the bus; longer and longer when they do not help, as on a disk too small for the streams.
 PAUSE_S_FIRST = 15.0
-PAUSE_S_LAST = 300.0
+PAUSE_S_LAST = 1800.0
 
 Ask = Callable[[str], Awaitable[int]]
 
@@ -40,15 +40,22 @@ class BusWatch:
         self._tell = tell
 
     async def run(self) -> None:
-        pauses = Backoff(first_s=PAUSE_S_FIRST, last_s=PAUSE_S_LAST)
+        pauses, clock, not_before_s = (
+            Backoff(first_s=PAUSE_S_FIRST, last_s=PAUSE_S_LAST),
+            asyncio.get_running_loop(),
+            0.0,
+        )
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
-            if not any(await asyncio.gather(*(_is_kept_from_publishing(ask) for ask in self._asks))):
+            has_room = self._has_room()
+            if not has_room or not any(await asyncio.gather(*(_is_kept_from_publishing(ask) for ask in self._asks))):
+                # What was tried before says nothing about a bus that gets its room back.
                 pauses.reset()
-            elif self._has_room() and self._bus.healthy.is_set():
+                not_before_s = 0.0
+            elif self._bus.healthy.is_set() and clock.time() >= not_before_s:
                 self._tell(f"{self._bus.name} takes no events and is started again")
                 await self._bus.restart()
-                await asyncio.sleep(pauses.next_s())
+                not_before_s = clock.time() + pauses.next_s()
 
 
 async def _is_kept_from_publishing(ask: Ask) -> bool:

@@ -73,6 +73,11 @@ class SchedulerSettings(ChassisSettings):
         default=900.0, gt=0, description="How long a node in quarantine gets no job; then it is tried again."
     )
     attempts_max: int = Field(default=10, ge=1, description="Failures in a row without a new checkpoint in between.")
+    disk_full_attempts_max: int = Field(
+        default=1000,
+        ge=1,
+        description="The same when the last of them met a full disk, which a person frees: a minute each.",
+    )
     checkpoints_kept_max: int = Field(default=3, ge=1, description="Newest checkpoints of a job that are kept.")
     obsolete_batch_max: int = Field(default=8, ge=1, description="Checkpoints that one commit tells to delete.")
     report_metrics_max: int = Field(default=1000, ge=1, description="Metrics and usage records in one report.")

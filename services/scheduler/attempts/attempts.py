@@ -24,6 +24,9 @@ from services.scheduler.placement.allocation import AllocationKind
 from services.scheduler.placement.store import AllocationStore
 from services.scheduler.watching.hub import node_topic
 
+# The cause, in the metadata of a failure, of an attempt that could not write.
+DISK_FULL = "disk_full"
+
 
 class Attempts:
     def __init__(self, database: Database, jobs: JobTransitions, settings: SchedulerSettings) -> None:
@@ -174,7 +177,9 @@ class Attempts:
     ) -> None:
         """What an attempt without a result means for its job: again, never again, or cancelled as it was asked."""
         failure_count = job.failure_count + int(counts)
-        after = leases.aftermath(job.state, failure_count, self._settings.attempts_max)
+        full = failure.metadata.get("cause") == DISK_FULL
+        attempts_max = self._settings.disk_full_attempts_max if full else self._settings.attempts_max
+        after = leases.aftermath(job.state, failure_count, attempts_max)
         if after is leases.Aftermath.CANCEL:
             change = await self._jobs.must(
                 connection, JobTransition.STOP, ref, "cancelled", before=before, lease_token=ref.lease_token

@@ -1,6 +1,7 @@
 """After an attempt is lost: back to the queue, on from the last committed checkpoint, metered once,
 given up at a limit."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -208,6 +209,20 @@ async def test_a_lease_that_was_renewed_in_the_last_moment_stays(world: World) -
         at = await AllocationStore(connection).time()
         assert not await world.attempts.lose(connection, lease, "too early", at=at)
     assert (await world.job(lease)).state is JobState.RUNNING
+
+
+async def test_a_full_disk_is_waited_out_for_hours(world: World) -> None:
+    """It says nothing about the job, and ten attempts are over in minutes."""
+    await world.add_node()
+    lease = await world.running_job()
+    full = replace(FAILURE, metadata={"cause": "disk_full"})
+    for _ in range(world.settings.attempts_max + 2):
+        await world.attempts.fail(lease, full, retryable=True)
+        assert (await world.job(lease)).state is JobState.QUEUED
+        lease = await world.place_again(lease)
+    await world.pool.execute("UPDATE jobs SET failure_count = $1", world.settings.disk_full_attempts_max - 1)
+    await world.attempts.fail(lease, full, retryable=True)
+    assert (await world.job(lease)).state is JobState.FAILED
 
 
 async def beat(world: World) -> None:
