@@ -103,6 +103,9 @@ class TrainerSettings(ChassisSettings):
 
     analysis_module: str = Field(default="services.trainer.train.analysis.main", description="What an analysis runs.")
     analysis_s_max: float = Field(default=3600.0, gt=0, description="Longest analysis of one dataset.")
+    description_s_max: float = Field(
+        default=120.0, gt=0, description="Longest description of what a model's chat template can render."
+    )
     analysis_memory_bytes_max: int = Field(
         default=8 * 1024**3, ge=256 * 1024**2, description="What its processes hold, each."
     )

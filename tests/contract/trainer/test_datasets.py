@@ -202,6 +202,27 @@ async def test_an_analysis_that_takes_too_long_is_ended(world: AgentWorld, tiny_
     assert refused.value.metadata["limit"] == "analysis_s_max"
 
 
+async def test_a_template_without_an_end_is_no_fault_of_the_mesh(world: AgentWorld, tiny_base: Path) -> None:
+    # What the program does to itself when it cannot interrupt a template.
+    settings = fake_analysis(world, "import os, signal, sys; sys.stdin.read(); os.kill(os.getpid(), signal.SIGPROF)")
+    await world.start_agent(**settings)
+    with pytest.raises(FailedPrecondition) as refused:
+        await ask(world, make_request(world, tiny_base, jsonl(GOOD_ROWS)))
+    assert refused.value.reason == "MODEL_INVALID"
+    assert "does not come to an end" in refused.value.message
+
+
+async def test_a_description_has_less_time_than_an_analysis(world: AgentWorld, tiny_base: Path) -> None:
+    settings = fake_analysis(world, "import time; time.sleep(600)")
+    await world.start_agent(**settings, description_s_max=0.5)
+    request = dataset_service_pb2.DescribeModelRequest(base_model=world.put_folder("base/tiny/rv_1/", tiny_base))
+    async with world.channel("scheduler") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await dataset_service_pb2_grpc.DatasetServiceStub(channel).DescribeModel(request, timeout=60)
+    told = unpack(refused.value)
+    assert (told.reason, told.metadata["limit"]) == ("MODEL_INVALID", "description_s_max")
+
+
 async def test_an_analysis_that_needs_too_much_memory_is_ended(world: AgentWorld, tiny_base: Path) -> None:
     settings = fake_analysis(world, "import sys; sys.stdin.read(); x = bytearray(2 * 1024**3)")
     await world.start_agent(**settings, analysis_memory_bytes_max=512 * 1024**2)

@@ -1,6 +1,8 @@
 """Analysis answers with counts or with every reason against, and starts without torch."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.trainer.train.analysis.main import answer_request
+from services.trainer.train.data.tokens import render_time
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(9)]
 
@@ -105,3 +108,36 @@ def test_the_process_loads_no_torch(model_directory: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"]
+
+
+@pytest.mark.parametrize("where", ["always", "for one row"])
+def test_a_template_that_loops_is_refused(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(render_time, "RENDER_S_MAX", 0.2)
+    base = tmp_path / "base"
+    shutil.copytree(model_directory, base)
+    when = "true" if where == "always" else "messages[0].content == 'forever'"
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (base / "chat_template.jinja").write_text(
+        f"{{% if {when} %}}{loop}{{% endif %}}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+    endless = [{"role": "user", "content": "forever"}, turns[1]]
+    train = write(tmp_path / "train.jsonl", [{"messages": turns}, {"messages": endless}])
+    answer = ask(base_model={"directory": str(base)}, train_file=train)
+    assert (answer["ok"], answer["reason"]) == (False, "MODEL_INVALID")
+    assert "took more than 0.2 s" in answer["message"]
+
+
+def test_what_cannot_be_interrupted_ends_the_process() -> None:
+    code = (
+        "from services.trainer.train.data.tokens import render_time\n"
+        "render_time.RENDER_S_MAX = 0.1\n"
+        "with render_time.bounded_rendering():\n"
+        "    sum(range(10**12))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
+    assert ended.returncode == -signal.SIGPROF

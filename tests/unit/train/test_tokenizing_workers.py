@@ -189,3 +189,11 @@ def test_the_version_of_the_preparation_covers_all_code_that_it_loads() -> None:
     # The package of data only says what it is.
     assert loaded - {"services/trainer/train/data"} == set(FOLDERS)
     assert len(preparation_version()) == 16
+
+
+def test_a_worker_whose_template_has_no_end_names_the_template() -> None:
+    ending = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
+    process = subprocess.Popen([sys.executable, "-c", ending], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process, pytest.raises(Failure, match="does not come to an end") as refused:
+        workers._asked(process, Chunk(lines=(), expected=None, tokens=True))
+    assert refused.value.reason == "MODEL_INVALID"

@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from formats.rows import Conversation, Message, ToolCall
+from services.trainer.train.data.tokens.render_time import bounded_rendering
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_answer, check_context
 from services.trainer.train.settings.failures import Failure, user_failure
 
@@ -54,15 +55,16 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
     ) -> str:
-        """Raises TemplateRefusal."""
+        """Raises TemplateRefusal, and Failure for a template that takes too long."""
         try:
-            text = (self._tools_template if tools else self._template).render(
-                messages=[_plain(message) for message in messages],
-                tools=list(tools) or None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            with bounded_rendering():
+                text = (self._tools_template if tools else self._template).render(
+                    messages=[_plain(message) for message in messages],
+                    tools=list(tools) or None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special_tokens,
+                )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise TemplateRefusal(
                 f"a conversation that the chat template accepts: {str(error)[:REFUSAL_LENGTH_MAX]}"
@@ -152,7 +154,9 @@ def _compiled(environment: ImmutableSandboxedEnvironment, source: str) -> Templa
     if len(source) > TEMPLATE_LENGTH_MAX:
         raise _broken(f"longer than {TEMPLATE_LENGTH_MAX} characters")
     try:
-        return environment.from_string(source)
+        # Constant expressions are computed while it is compiled.
+        with bounded_rendering():
+            return environment.from_string(source)
     except TemplateError as error:
         raise _broken(str(error)) from error
 

@@ -23,9 +23,12 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from services.trainer.train.data.tokens.chunks import Chunk, ChunkResult, ChunkRules, ChunkTokenizer
+from services.trainer.train.settings.failures import user_failure
 
 # Chunks read ahead for each worker: one in work, one waiting.
 CHUNKS_AHEAD = 2
+# As the agent says it of an analysis that ends so (`render_time.py`).
+ENDLESS = "the base model's chat template does not come to an end with one of the conversations"
 _LENGTH = struct.Struct("<Q")
 
 
@@ -117,6 +120,8 @@ def _asked(process: "subprocess.Popen[bytes]", chunk: Chunk) -> Any:
         answer = _receive(process.stdout)
     except (OSError, ValueError, EOFError) as error:
         raise WorkerLost(f"a process that tokenises is gone ({error})") from error
+    if answer is None and process.wait() == -signal.SIGPROF:
+        raise user_failure("MODEL_INVALID", ENDLESS)
     if answer is None:
         raise WorkerLost("a process that tokenises ended without an answer")
     return pickle.loads(answer)  # noqa: S301 - written by our own child
