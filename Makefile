@@ -28,7 +28,7 @@ up: $(VENV)/.ready ## Start the whole mesh on this machine; Ctrl-C stops it
 check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, types, import contracts, protos, unit tests (about two minutes on two cores)
 
 test: check ## Everything but GPU and compose tests
-	@$(PY) -m pytest -q -m "not gpu and not compose and not families" --ignore=tests/unit --ignore=tests/architecture tests
+	@$(PYTEST) -m "not gpu and not compose and not families" --ignore=tests/unit --ignore=tests/architecture tests
 
 test-families: $(VENV)/.ready ## Train, export and serve a tiny model of every family (18 starts of vLLM)
 	@$(PY) -m pytest -q tests/train/test_families.py

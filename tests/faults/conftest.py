@@ -29,6 +29,8 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
         nodes=2,
         FINEMESH_INFERENCE_STUB_TOKEN_S=str(TOKEN_S),
         FINEMESH_INFERENCE_SEQUENCES_MAX="1",
+        # A test waits twice until every reader has all events.
+        FINEMESH_BILLING_ARCHIVE_INTERVAL_S="0.5",
     ) as running:
         yield running
 

@@ -1,5 +1,5 @@
 """How the processes of one run of pytest share the tests: each takes whole files, whose fixtures start servers, and the
-files that stand on one mesh together. It knows no test.
+files that share a mesh or an engine together. It knows no test.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-# The files that stand on the mesh of tests/faults/conftest.py. One that is missing here starts a second one.
-ON_ONE_MESH = frozenset(
-    f"tests/faults/test_{name}.py" for name in ("cancellations", "events_twice", "frozen_node", "kills")
-)
+# Files whose tests share a mesh or an engine that takes long to start. One that is missing here starts its own.
+SHARING = {
+    "tests/faults/": ("cancellations", "events_twice", "frozen_node", "kills"),
+    "tests/contract/engines/": ("engine_contract", "vllm_numbers"),
+}
+TURNS = {f"{folder}test_{name}.py": folder for folder, names in SHARING.items() for name in names}
 # What takes longest for its number of tests comes first, so that no process is left alone with it at the end.
-FIRST = ("tests/faults/", "tests/mesh/", "tests/storm/", "tests/train/", "tests/unit/train/")
+FIRST = ("tests/faults/", "tests/mesh/", "tests/storm/", "tests/train/", "tests/contract/engines/", "tests/unit/train/")
 
 
 class FileTurns(LoadScopeScheduling):
@@ -25,7 +27,7 @@ class FileTurns(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, _ = nodeid.partition("::")
-        return "tests/faults" if file in ON_ONE_MESH else file
+        return TURNS.get(file, file)
 
 
 def longest_first(items: list[pytest.Item]) -> None:
