@@ -62,6 +62,8 @@ async def test_what_ended_the_reading_of_a_broken_stream_is_logged_once(
 ) -> None:
     await world.add_node(listens=False)
     agent, never_retrieved, loop = Agent(failure), list[dict[str, Any]](), asyncio.get_running_loop()
+    # What other tests left behind is told before this one listens.
+    gc.collect()
     loop.set_exception_handler(lambda _, context: never_retrieved.append(context))
     try:
         with capture_logs() as lines:
