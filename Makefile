@@ -8,7 +8,7 @@ BUF := node_modules/.bin/buf
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm bench-load soak soak-year bench-start bench-edge bench-upload bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
+.PHONY: help demo up test test-families check unit protos protos-check lint format types imports compose-env compose-test clean storm fuzz bench-load soak soak-year bench-start bench-edge bench-upload bench-billing bench-pruning bench-watchers bench-train bench-train-gpu
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ compose-test: $(VENV)/.ready ## The main job through docker compose (needs a Doc
 
 storm: $(VENV)/.ready ## Seeded faults over a whole mesh, then a checker: SEED=7, or SEEDS=1-100
 	@GRPC_VERBOSITY=ERROR $(PY) -m tests.storm $(or $(SEEDS),$(SEED),1)
+
+fuzz: $(VENV)/.ready ## Arbitrary input for every method, route and parser: EXAMPLES=500 SEED=7
+	@seed=$(or $(SEED),$$RANDOM); echo "fuzz: SEED=$$seed EXAMPLES=$(or $(EXAMPLES),500)"; \
+	FINEMESH_FUZZ_SEED=$$seed FINEMESH_FUZZ_EXAMPLES=$(or $(EXAMPLES),500) GRPC_VERBOSITY=ERROR \
+	$(PY) -m pytest -q --timeout=7200 tests/fuzz
 
 bench-load: $(VENV)/.ready ## A mesh under 200 organizations, 2,000 queued jobs, 500 chats and 1,000 usage events/s: MINUTES=10
 	@GRPC_VERBOSITY=ERROR $(PY) -m bench.soak --minutes $(or $(MINUTES),10)

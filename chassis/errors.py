@@ -189,6 +189,9 @@ _UNTYPED: dict[grpc.StatusCode, tuple[str, str]] = {
     grpc.StatusCode.PERMISSION_DENIED: ("CALLER_NOT_ALLOWED", "the service does not accept this caller"),
 }
 _INTERNAL = ("INTERNAL", "the call failed unexpectedly")
+# What grpc.aio says where a stream's answer came, or its connection ended, while a request was being written; it puts
+# that in the place of the status that came (grpc/grpc issue 36066).
+_BROKEN_WRITE = "Internal error from Core"
 _OVERSIZE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -250,6 +253,8 @@ def _untyped(error: grpc.aio.AioRpcError) -> DomainError:
             f"the message has {size} bytes and the limit is {limit}; send less at a time",
             metadata={"limit": "message_size_bytes_max", "limit_bytes": limit, "size_bytes": size},
         )
+    if code is grpc.StatusCode.INTERNAL and _BROKEN_WRITE in (error.details() or ""):
+        code = grpc.StatusCode.UNAVAILABLE
     if code not in _UNTYPED:
         return Internal(*_INTERNAL)
     return _CLASS_OF_CODE[code.value[0]](*_UNTYPED[code])

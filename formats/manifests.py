@@ -46,9 +46,11 @@ def read_manifest(content: bytes, actual: Iterable[Digested]) -> dict[str, Any]:
     """The fields of a manifest that lists exactly the `actual` files. Raises ValueError saying what is wrong."""
     try:
         manifest = json_object(content)
-        listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-    except (ValueError, KeyError, TypeError) as error:
+        listed = {str(entry["path"]): entry["sha256"] for entry in manifest["files"]}
+    except ValueError as error:
         raise ValueError(f"the manifest cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError("the manifest cannot be read: it lists no files with path and sha256") from error
     found = {file.path: file.sha256 for file in actual}
     if listed != found:
         wrong = sorted(path for path in listed.keys() | found.keys() if listed.get(path) != found.get(path))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 _KEY_CHARS_MAX = 60
@@ -19,6 +20,15 @@ def strict_json(text: str) -> Any:
 
 def json_value(content: bytes) -> Any:
     """A document in UTF-8. Raises ValueError saying what is wrong, also of brackets nested too deeply."""
+    return _parsed(content, strict_json)
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """As `json_value`, of an object."""
+    return _object(json_value(content))
+
+
+def _parsed(content: bytes, parse: Callable[[str], Any]) -> Any:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -26,17 +36,21 @@ def json_value(content: bytes) -> Any:
     if text.startswith("\ufeff"):
         raise ValueError("a byte order mark stands before the document; save it without")
     try:
-        return strict_json(text)
+        return parse(text)
     except RecursionError as error:
         raise ValueError("brackets nested too deeply") from error
 
 
-def json_object(content: bytes) -> dict[str, Any]:
-    """As `json_value`, of an object."""
-    document = json_value(content)
+def _object(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     return document
+
+
+def loose_object(content: bytes) -> dict[str, Any]:
+    """An object in UTF-8 as the authors of models write it and their libraries read it: what is dropped silently there
+    is dropped here. Raises ValueError as `json_object` does."""
+    return _object(_parsed(content, json.loads))
 
 
 def is_sound_json(value: Any) -> bool:

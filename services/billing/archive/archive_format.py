@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -102,8 +103,12 @@ def unpack(content: bytes, *, unpacked_bytes_max: int) -> tuple[FileHeader, list
         first, *rest = text.decode().splitlines()
         header = FileHeader(**json.loads(first))
         events = [_from_line(json.loads(line)) for line in rest]
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArchiveUnreadable(str(error)) from error
+    except ArchiveUnreadable:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArchiveUnreadable("it is no gzip, or was cut off") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise ArchiveUnreadable("its lines are no events of an archive") from error
     if header.format != FORMAT:
         raise ArchiveUnreadable(f"its format is {header.format!r}, not {FORMAT}")
     if header.event_count != len(events):
@@ -120,6 +125,8 @@ def _from_line(line: Mapping[str, object]) -> ArchivedEvent:
     headers, payload, sequence = line["headers"], line["payload"], line["sequence"]
     if not isinstance(headers, dict) or not isinstance(payload, str) or not isinstance(sequence, int):
         raise ArchiveUnreadable("a line is not an event")
+    if not all(isinstance(each, str) for each in headers.values()):
+        raise ArchiveUnreadable("the headers of a line are no texts")
     return ArchivedEvent(
         stream=str(line["stream"]),
         sequence=sequence,

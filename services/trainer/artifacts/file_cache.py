@@ -44,7 +44,9 @@ class FileCache:
         self, key: str, files: Sequence[FileDigest], folder: Path, *, wanted: Callable[[str], bool] = lambda path: True
     ) -> None:
         """The files of an artifact that are `wanted`, under `folder`; a single file keeps the last part of its key."""
-        works = [self._place(key_of(key, file), file, folder) for file in files if wanted(file.path)]
+        # A key that is refused is refused before any work is made.
+        keys = [(key_of(key, file), file) for file in files if wanted(file.path)]
+        works = [self._place(each, file, folder) for each, file in keys]
         await all_or_first_error(works)
 
     async def _place(self, key: str, file: FileDigest, folder: Path) -> None:

@@ -21,8 +21,6 @@ import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as models_of_tokens
 
 from chassis.bus.connection import connect
 from chassis.bus.subjects import stream_of, subject_of
@@ -41,6 +39,7 @@ from finemesh.models.v1 import model_service_pb2_grpc
 from services.inference.config import InferenceSettings
 from services.inference.main import main
 from tests.contract.inference.scripted_billing import ScriptedBilling, running_billing
+from tests.harness.base_model import write_base
 from tests.harness.fixtures import SettingsFactory
 from tests.harness.living import living
 from tests.harness.polling import eventually
@@ -140,29 +139,8 @@ class World:
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a base model; the stub engine needs no more."""
     folder = tmp_path_factory.mktemp("base")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "max_position_embeddings": 512,
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder / "tokenizer.json")
-    save_file({"model.embed_tokens.weight": np.zeros((16, 8), dtype=np.float32)}, folder / "model.safetensors")
+    write_base(folder)
     return folder
-
-
-def write_tokenizer(path: Path) -> None:
-    """A token for each byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models_of_tokens.BPE(vocab={char: id for id, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(path))
 
 
 async def import_parts(

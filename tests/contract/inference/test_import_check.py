@@ -10,7 +10,7 @@ import pytest
 from chassis.errors import InvalidArgument
 from services.inference.config import GIB, InferenceSettings
 from services.inference.models.import_check import check_files
-from tests.contract.inference.conftest import write_tokenizer
+from tests.harness.base_model import write_tokenizer
 
 
 @pytest.mark.parametrize(

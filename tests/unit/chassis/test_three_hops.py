@@ -172,6 +172,13 @@ async def test_a_status_without_details_becomes_a_typed_error(code: grpc.StatusC
     assert "10.0.0.7" not in typed.message
 
 
+def test_a_stream_that_was_answered_while_it_was_sent_may_be_tried_again() -> None:
+    bare = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
+    )
+    assert errors.unpack(bare).reason == "DEPENDENCY_UNAVAILABLE"
+
+
 def test_an_error_that_quotes_half_a_surrogate_pair_is_told_all_the_same() -> None:
     bad, told = "row 3: '\ud83d\0'", "row 3: '?\0'"
     error = errors.InvalidArgument(

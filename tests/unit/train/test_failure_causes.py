@@ -24,6 +24,20 @@ def same(one: Failure, other: Failure) -> bool:
     return failure_to_json(one) == failure_to_json(other)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[Errno 2] No such file or directory: '/data/work/analysis-1/base/config.json'", "'config.json'"),
+        ("No space left on device (/mnt/a/b)", "(b)"),
+        ("see https://host/docs/page and projects/p/files/f", "https://host/docs/page and projects/p/files/f"),
+    ],
+)
+def test_a_failure_names_no_folder_of_the_machine(said: str, told: str) -> None:
+    message = user_failure("MODEL_INVALID", said).message
+    assert told in message
+    assert not any(folder in message for folder in ("/data", "/mnt"))
+
+
 def torn() -> Failure:
     failure = user_failure(
         "MODEL_INVALID", "its file is damaged", [Violation(field="base_model", description="is torn")], {"node": "b"}

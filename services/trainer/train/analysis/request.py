@@ -91,8 +91,8 @@ def parse_request(request: bytes) -> Any:
         raise user_failure("SIZE_LIMIT", f"the request is larger than {REQUEST_BYTES_MAX} bytes")
     try:
         return json.loads(request)
-    except ValueError as error:
-        raise user_failure("INVALID_FIELD", f"the request is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise user_failure("INVALID_FIELD", "the request is not JSON") from error
 
 
 def _raise_if(violations: list[Violation]) -> None:

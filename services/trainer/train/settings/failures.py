@@ -1,10 +1,14 @@
 """How a run or an analysis fails: whose fault it is, a reason of the platform's closed list, and every broken field."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["user", "platform"]
+
+# The folders of an absolute path, up to its last name; not those of an address such as https://host/path.
+_FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s'\"/:,()]+/)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,11 @@ class Violation:
 
 class Failure(Exception):
     """Ends the run. `reason` is the name of an ErrorReason without its prefix. The loop adds how far the run had come.
-    `details` are short facts for those who look for the cause."""
+    `details` are short facts for those who look for the cause.
+
+    A message loses the folders of this machine, which errors of the system and of libraries name: users read it. The
+    log has them.
+    """
 
     def __init__(
         self,
@@ -27,6 +35,7 @@ class Failure(Exception):
         violations: Sequence[Violation] = (),
         details: Mapping[str, str] | None = None,
     ) -> None:
+        message = _FOLDERS.sub("", message)
         super().__init__(message)
         self.kind = kind
         self.reason = reason

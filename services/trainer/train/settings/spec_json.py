@@ -93,7 +93,7 @@ def load_spec(path: Path) -> Spec:
     """Raises Failure(user, INVALID_FIELD) with every violation."""
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise user_failure("INVALID_FIELD", f"the spec cannot be read: {error}") from error
     return parse_spec(document)
 

@@ -63,7 +63,9 @@ def prepare_dataset(
 
 
 def unreadable(name: str, error: OSError) -> Failure:
-    return user_failure("TRAINING_INPUT_INVALID", f"the {name} file cannot be read: {error.strerror}")
+    # Arrow's errors about damaged files have no words of the system.
+    why = error.strerror or "it is damaged"
+    return user_failure("TRAINING_INPUT_INVALID", f"the {name} file cannot be read: {why}")
 
 
 def _through_cache(

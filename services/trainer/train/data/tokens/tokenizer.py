@@ -5,7 +5,6 @@ transformers, so that training and serving always see the same ids.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 
+from formats.strict_json import loose_object
 from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.settings.failures import Failure, user_failure
 
@@ -90,8 +90,11 @@ def _tokenizer(directory: Path, class_name: str) -> Tokenizer:
         try:
             loaded = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
             tokenizer = loaded.backend_tokenizer
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise user_failure("MODEL_INVALID", f"the base model's tokenizer cannot be loaded: {error}") from error
+        except Exception as error:  # the library stumbles over a wrong value in any way
+            message = "the base model's tokenizer cannot be loaded: its files hold values of a wrong kind"
+            raise user_failure("MODEL_INVALID", message) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -101,12 +104,9 @@ def _json(path: Path, *, required: bool) -> dict[str, Any]:
     if not path.is_file() and not required:
         return {}
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return loose_object(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise user_failure("MODEL_INVALID", f"{path.name} of the base model is not a JSON object")
-    return document
 
 
 def _with_map(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +134,10 @@ def _templates(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[str |
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8"), None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            where = f"no UTF-8 at byte {error.start}"
+            raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {where}") from error
+        except OSError as error:
             raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
     named = {"default": template}
