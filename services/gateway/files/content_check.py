@@ -24,6 +24,8 @@ from services.gateway.files.line_check import LineCheck
 
 _LAST_WORDS_MAX = 2000
 _PROGRAM = "services.gateway.files.check_program"
+# Threads of libraries would take address space for each core of the machine, of which a check has a bounded amount.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 # The setting behind each limit of work.
 _SETTINGS = {
     "rows": "dataset_lines_max",
@@ -120,7 +122,7 @@ class CheckProcess:
             stderr=subprocess.PIPE,
             bufsize=0,
             pipesize=1024 * 1024,
-            env=harmless_environment(os.environ),
+            env=harmless_environment(os.environ) | _ONE_THREAD,
         )
         self._has_ended = False
 
