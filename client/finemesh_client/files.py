@@ -74,13 +74,17 @@ class Files:
             request_id=request_id or uuid.uuid4().hex,
         )
 
+        digest = hashlib.sha256()
+
         async def parts() -> AsyncIterator[file_service_pb2.UploadFileRequest]:
+            nonlocal digest
+            digest = hashlib.sha256()
             yield file_service_pb2.UploadFileRequest(header=header)
             async for chunk in read_chunks(path, on_bytes, digest):
                 yield file_service_pb2.UploadFileRequest(chunk=chunk)
 
-        digest = hashlib.sha256()
-        answer = await self._transport.upload(self._stub.UploadFile, parts)
+        # Its request_id makes it safe to repeat.
+        answer = await self._transport.upload(self._stub.UploadFile, parts, safe=True)
         file = cast(file_service_pb2.UploadFileResponse, answer).file
         if file.sha256 != (announced or digest.hexdigest()):
             message = f"{file.name}: the stored bytes are not those of {path.name}; delete it and upload again"

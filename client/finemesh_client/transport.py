@@ -15,6 +15,10 @@ from finemesh_client.paging import pages
 
 Response = TypeVar("Response")
 
+# What gRPC says instead of a server's refusal that comes while it sends.
+_ANSWER_LOST = "Internal error from Core"
+# A server that refuses a stream by its first message has done so by then.
+REFUSAL_S_MAX = 1.0
 BACKOFF_BASE_S = 0.2
 BACKOFF_CAP_S = 5.0
 
@@ -69,10 +73,20 @@ class Transport:
 
         return pages(fetch, field, limit)
 
-    async def upload(self, method: Callable[..., Any], requests: Callable[[], AsyncIterator[Any]]) -> Any:
-        """One answer to a stream of requests, without a deadline of its own: its length is the file's."""
+    async def upload(
+        self, method: Callable[..., Any], requests: Callable[[], AsyncIterator[Any]], *, safe: bool = False
+    ) -> Any:
+        """One answer to a stream of requests, without a deadline of its own: its length is the file's.
+
+        When gRPC loses the answer because it was sending, a `safe` stream is sent once more.
+        """
         try:
             return await method(requests(), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if not safe or error.details() != _ANSWER_LOST:
+                raise from_rpc_error(error) from None
+        try:
+            return await method(_with_a_pause(requests()), metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 
@@ -100,3 +114,11 @@ class Transport:
                 backoff_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
                 await asyncio.sleep(error.retry_after_s or backoff_s)
         raise AssertionError("attempts is at least 1")
+
+
+async def _with_a_pause(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests, with nothing under way when the answer to the first one comes."""
+    yield await anext(requests)
+    await asyncio.sleep(REFUSAL_S_MAX)
+    async for request in requests:
+        yield request

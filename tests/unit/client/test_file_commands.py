@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
 from finemesh.files.v1 import file_pb2, file_service_pb2, file_service_pb2_grpc
-from finemesh_client import Client, DataLoss
+from finemesh_client import Client, DataLoss, RateLimited
 from finemesh_client.cli.main import app
 from tests.unit.client.conftest import Serve
 
@@ -29,11 +30,14 @@ class Mesh(file_service_pb2_grpc.FileServiceServicer):
         self.stored = b""
         self.flipped = b""
         self.quota = file_service_pb2.SetStorageQuotaRequest()
+        self.is_full = False
 
     def UploadFile(
-        self, request_iterator: Iterator[file_service_pb2.UploadFileRequest], context: object
+        self, request_iterator: Iterator[file_service_pb2.UploadFileRequest], context: grpc.ServicerContext
     ) -> file_service_pb2.UploadFileResponse:
         self.header = next(request_iterator).header
+        if self.is_full:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the quota is used up")
         self.stored = b"".join(request.chunk for request in request_iterator) + self.flipped
         file = file_pb2.File(name=NAME, sha256=hashlib.sha256(self.stored).hexdigest())
         return file_service_pb2.UploadFileResponse(file=file)
@@ -75,6 +79,23 @@ def test_an_upload_is_read_once_and_its_answer_is_compared(mesh: Mesh, tmp_path:
     mesh.flipped = b"!"
     with pytest.raises(DataLoss, match=NAME):
         asyncio.run(upload())
+
+
+def test_a_refusal_that_comes_while_bytes_are_sent_is_told(mesh: Mesh, tmp_path: Path) -> None:
+    """Many times over: gRPC loses the refusal only now and then."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(CONTENT)
+    mesh.is_full = True
+
+    async def upload() -> None:
+        async with Client() as client:
+            with pytest.raises(RateLimited, match="the quota is used up"):
+                await client.files.upload(path)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(upload() for _ in range(16)))
+
+    asyncio.run(all_at_once())
 
 
 def test_what_is_stored_is_shown_with_what_may_be(mesh: Mesh) -> None:
