@@ -23,7 +23,8 @@ class Service:
     such listeners for other services, which are told of them, and not for the world. `bootstrap` is a module that runs
     once, after the first healthy start, and prints one line of JSON that is kept. `secrets` are random texts that only
     this service is told, by the suffix of their variable. `per_node` is one process for each node, `on_first_node` one
-    that works on the devices of the first; both are told the node's name.
+    that works on the devices of the first; both are told the node's name. `reads` and `writes` are the rooms of the
+    artifact store that it works in, by the first part of their keys; who writes in one also reads it.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Service:
     bootstrap: str | None = None
     per_node: bool = False
     on_first_node: bool = False
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
     @property
     def env_prefix(self) -> str:
@@ -55,6 +58,7 @@ SERVICES: tuple[Service, ...] = (
         doors=("PUBLIC", "HTTP"),
         secrets=(PAGE_TOKEN_KEY,),
         bootstrap="services.gateway.bootstrap",
+        writes=("files",),
     ),
     Service(
         name="scheduler",
@@ -63,7 +67,13 @@ SERVICES: tuple[Service, ...] = (
         mesh_doors=("AGENTS",),
         secrets=("SECRETS_KEY", PAGE_TOKEN_KEY),
     ),
-    Service(name="billing", module="services.billing.main", needs=(POSTGRES, NATS), secrets=(PAGE_TOKEN_KEY,)),
+    Service(
+        name="billing",
+        module="services.billing.main",
+        needs=(POSTGRES, NATS),
+        secrets=(PAGE_TOKEN_KEY,),
+        writes=("archive",),
+    ),
     # It gives its devices back when it stops.
     Service(
         name="inference",
@@ -72,6 +82,8 @@ SERVICES: tuple[Service, ...] = (
         reports_to=("scheduler",),
         secrets=(PAGE_TOKEN_KEY,),
         on_first_node=True,
+        reads=("jobs",),
+        writes=("base",),
     ),
     # The agent keeps nothing and comes back to its scheduler by itself, so nothing has to be there first.
     Service(
@@ -81,6 +93,8 @@ SERVICES: tuple[Service, ...] = (
         reports_to=("scheduler",),
         database=False,
         per_node=True,
+        reads=("base", "files"),
+        writes=("jobs",),
     ),
 )
 

@@ -18,6 +18,7 @@ from services.trainer.attempt.leader import Leader
 from services.trainer.attempt.reporter import AttemptOver, Ending, LeaseLostError, Reporter, ReportRefusedError
 from services.trainer.attempt.role import Role
 from services.trainer.child.training_child import Child, ChildProtocolError, ChildStuckError
+from services.trainer.inputs.attempt_keys import check_assignment
 from services.trainer.inputs.convert import job_id_of
 from services.trainer.inputs.fetch import fetch_hub_start, fetch_inputs
 from services.trainer.inputs.spec_file import write_spec
@@ -137,6 +138,7 @@ class Attempt:
     async def _prepare(self, folder: Path) -> tuple[list[LocalDevice], str]:
         """Puts all that the child needs into `folder`. The devices, and the hub's commit that the run starts from."""
         kit, assignment = self._kit, self._assignment
+        check_assignment(assignment)
         wanted = sorted(set(assignment.device_indices))
         devices = [kit.devices[index] for index in wanted if index in kit.devices]
         if not devices or len(devices) < len(wanted):

@@ -24,6 +24,7 @@ from services.trainer.datasets.analysis_line import AnalysisLine, LineLimits, Ti
 from services.trainer.datasets.analysis_program import analyze, describe, preview
 from services.trainer.datasets.convert import asker_from_proto
 from services.trainer.inputs import fetch
+from services.trainer.inputs.attempt_keys import check_base, check_dataset
 from services.trainer.node import work_folders
 from services.trainer.node.work_folders import NodeFolder
 
@@ -58,6 +59,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()
 
     async def AnalyzeDataset(self, request: dataset_service_pb2.AnalyzeDatasetRequest, context: object) -> Answer:
+        _check_keys(request)
         asker = asker_from_proto(request.purpose, current_caller())
         question = dataset_service_pb2.AnalyzeDatasetRequest()
         question.CopyFrom(request)
@@ -78,6 +80,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def PreviewDataset(
         self, request: dataset_service_pb2.PreviewDatasetRequest, context: object
     ) -> dataset_service_pb2.PreviewDatasetResponse:
+        _check_keys(request)
         ticket = self._ticket(request)
         asker = asker_from_proto(dataset_service_pb2.ANALYSIS_PURPOSE_UNSPECIFIED, current_caller())
         with self._line.asking(ticket, asker):
@@ -87,6 +90,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def DescribeModel(
         self, request: dataset_service_pb2.DescribeModelRequest, context: object
     ) -> dataset_service_pb2.DescribeModelResponse:
+        check_base(request.base_model)
         async with self._description_slots, self._with_base(request.base_model) as folder:
             return await describe(folder, fetch.BASE, self._settings)
 
@@ -154,6 +158,12 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             yield folder
         finally:
             await asyncio.to_thread(work_folders.remove, folder)
+
+
+def _check_keys(request: Request) -> None:
+    """For a user only files of the user's project are read, and base models for everybody."""
+    check_dataset(request.dataset, current_caller().tenant)
+    check_base(request.base_model)
 
 
 def _limits_of(settings: TrainerSettings) -> LineLimits:

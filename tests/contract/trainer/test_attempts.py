@@ -23,10 +23,10 @@ async def test_a_run_is_reported_in_order_and_its_model_is_stored(world: AgentWo
     assert finish.succeeded.lineage["train_sha256"] == "aa"
     assert json.loads(finish.succeeded.lineage["base_model"]) == {"id": "tiny"}
     assert finish.succeeded.lineage["parity.max_abs_difference"] == "0.0"
-    assert world.stored("models/proj_1") == [
+    assert world.stored("jobs/proj_1/ft-1/models") == [
         finish.succeeded.model.key + name for name in ("adapter_config.json", "adapter_model.safetensors")
     ]
-    assert finish.succeeded.model.key == f"models/proj_1/{finish.succeeded.revision}/"
+    assert finish.succeeded.model.key == f"jobs/proj_1/ft-1/models/{finish.succeeded.revision}/"
     assert world.scheduler.usage == ALL_USAGE
     assert world.scheduler.steps == [1, 2, 3, 4]
     assert next(kind for kind, _ in world.scheduler.reports) == "start"
@@ -70,11 +70,12 @@ async def test_an_attempt_goes_on_from_its_checkpoint(world: AgentWorld) -> None
 
 async def test_a_corrupt_checkpoint_is_not_run_from(world: AgentWorld) -> None:
     await world.start_agent()
-    files = [world.put("jobs/c/", b"{}", "manifest.json")]
+    key = "jobs/proj_1/ft-1/checkpoints/2-1/"
+    files = [world.put(key, b"{}", "manifest.json")]
     good = files[0].sha256
-    world.put("jobs/c/", b"[]", "manifest.json")
+    world.put(key, b"[]", "manifest.json")
     checkpoint = node_pb2.CheckpointManifest(
-        step=2, artifact=artifact_pb2.Artifact(key="jobs/c/", files=files), manifest_sha256=good
+        step=2, artifact=artifact_pb2.Artifact(key=key, files=files), manifest_sha256=good
     )
     await world.scheduler.assign(world.assignment(world.script(), resume_from=checkpoint))
     failed = (await world.scheduler.wait_for("finish")).failed
@@ -95,6 +96,19 @@ async def test_a_missing_input_fails_the_attempt(world: AgentWorld) -> None:
     assert not failed.HasField("bad_checkpoint")
 
 
+async def test_keys_outside_of_the_attempt_are_neither_read_nor_written(world: AgentWorld) -> None:
+    await world.start_agent()
+    foreign = artifact_pb2.Artifact(
+        key="files/proj_2/file-1", files=[world.put("files/proj_2/file-1", b'{"steps": 2}')]
+    )
+    await world.scheduler.assign(world.assignment(foreign))
+    failed = (await world.scheduler.wait_for("finish")).failed
+    assert failed.error.reason == "INVALID_FIELD"
+    assert "training_file.key must begin with files/proj_1/" in failed.error.message
+    assert failed.error.platform_fault
+    assert not list((world.folder / "data" / "cache").rglob("objects/*/*"))
+
+
 async def test_a_checkpoint_that_is_not_what_was_announced_is_refused(world: AgentWorld) -> None:
     await world.start_agent()
     script = world.script(steps=4, checkpoint_every=2, corrupt_checkpoint=4)
@@ -104,7 +118,7 @@ async def test_a_checkpoint_that_is_not_what_was_announced_is_refused(world: Age
     assert failed.retryable
     assert [commit.checkpoint.step for commit in world.scheduler.of("commit")] == [2]
     assert not [path for path in world.stored("jobs") if "/4-7/" in path and path.endswith("weights.safetensors")]
-    assert world.stored("models") == []
+    assert world.stored("jobs/proj_1/ft-1/models") == []
 
 
 async def test_an_attempt_cleans_up_when_a_heartbeat_overtakes_the_answer_to_its_ending(world: AgentWorld) -> None:

@@ -32,7 +32,7 @@ async def test_a_stale_lease_kills_the_child_and_nothing_is_stored_afterwards(wo
     assert len(world.scheduler.reports) == accepted
     committed = {commit.checkpoint.step for commit in world.scheduler.of("commit")}
     sent = committed | {request.checkpoint.step for kind, request in world.scheduler.refused if kind == "commit"}
-    steps = {int(path.split("/checkpoints/")[1].split("-")[0]) for path in world.stored("jobs")}
+    steps = {int(path.split("/checkpoints/")[1].split("-")[0]) for path in world.stored("jobs/proj_1/ft-1/checkpoints")}
     assert steps <= sent
     # The token is over for this agent, even while the scheduler still lists it.
     assert len(world.children()) == 1

@@ -107,7 +107,7 @@ class AgentWorld:
             training_file=training_file,
             device_indices=[0],
             checkpoint_key_prefix=f"jobs/{PROJECT}/{job}/checkpoints/",
-            model_key_prefix=f"models/{PROJECT}/",
+            model_key_prefix=f"jobs/{PROJECT}/{job}/models/",
             **fields,
         )
         assignment.lease.token = token

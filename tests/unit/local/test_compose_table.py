@@ -1,5 +1,6 @@
 """Compose runs the same mesh as the launcher: one table of services, one set of variables. No Docker is needed."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy import compose_env
+from deploy import bucket_policies, compose_env
 from deploy.local.broker import Broker
 from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service
@@ -118,6 +119,52 @@ def test_certificates_reach_their_owner_only(service: Service) -> None:
         name = f"{service.name}@{described(service)['environment'][f'{service.env_prefix}NODE_NAME']}"
     assert name in issued["command"]
     assert f"{volume}:/var/lib/finemesh/certificates/{name}" in issued["volumes"]
+
+
+@each_service
+def test_artifacts_are_mounted_room_by_room(service: Service) -> None:
+    """A service that is taken over reads and writes no room of the store but those that the table gives it."""
+    mounted = sorted(volume for volume in described(service)["volumes"] if "artifacts" in volume)
+    store = "/var/lib/finemesh/artifacts"
+    wanted = [f"artifacts-{room}:{store}/{room}:ro" for room in service.reads]
+    wanted += [f"artifacts-{room}:{store}/{room}" for room in service.writes]
+    assert mounted == sorted(wanted)
+
+
+def test_every_room_of_the_store_has_one_writer() -> None:
+    writers = [room for service in SERVICES for room in service.writes]
+    assert len(writers) == len(set(writers))
+    assert {room for service in SERVICES for room in service.reads} <= set(writers)
+    assert {f"artifacts-{room}" for room in writers} == {name for name in COMPOSE["volumes"] if "artifacts" in name}
+    # A fresh volume takes over the owner of the folder that the image has there.
+    made = re.search(r"for room in ([a-z ]+); do", (DEPLOY / "Dockerfile").read_text())
+    assert made is not None
+    assert made[1].split() == sorted(writers)
+
+
+@each_service
+def test_credentials_can_be_given_to_one_service_alone(service: Service) -> None:
+    files = [entry["path"] for entry in described(service)["env_file"]]
+    assert files == ["settings.env", f"settings.{service.name}.env"]
+    assert all(not entry["required"] for entry in described(service)["env_file"])
+
+
+def test_bucket_policies_follow_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bucket_policies.main(["s3://our-bucket/mesh/"]) == 0
+    policies = json.loads(capsys.readouterr().out)
+    assert set(policies) == {"gateway", "billing", "inference", "trainer"}
+    allowed = {entry["Sid"]: entry for entry in policies["trainer"]["Statement"]}
+    assert set(allowed) == {"List", "Read", "Write"}
+    mesh = "arn:aws:s3:::our-bucket/mesh"
+    assert allowed["Read"]["Resource"] == [f"{mesh}/base/*", f"{mesh}/files/*", f"{mesh}/jobs/*"]
+    assert allowed["Write"]["Resource"] == [f"{mesh}/jobs/*"]
+    assert "s3:DeleteObject" in allowed["Write"]["Action"]
+    assert allowed["Read"]["Action"] == ["s3:GetObject"]
+    assert bucket_policies.main(["s3://our-bucket"]) == 0
+    policies = json.loads(capsys.readouterr().out)
+    assert policies["billing"]["Statement"][-1]["Resource"] == ["arn:aws:s3:::our-bucket/archive/*"]
+    with pytest.raises(SystemExit):
+        bucket_policies.main(["file:///var/lib"])
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
