@@ -2,8 +2,8 @@
 
 The authority and all keys lie in A; O/<name>/ gets ca.pem, <service>.pem and <service>.key and nothing else, so that a
 service that is broken into can speak as itself only. `trainer@gpu-7` is the certificate of the node `gpu-7`: its agent
-can speak for no other node. Of `inference@gpu-7` the scheduler takes calls about devices of that node only. What is
-valid stays.
+can speak for no other node. Of `inference@gpu-7` the scheduler takes calls about devices of that node only. With
+`trainer@gpu-7=trainer` it goes into O/trainer/ instead. What is valid stays.
 """
 
 import argparse
@@ -19,12 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.certificates", description=__doc__)
     parser.add_argument("--authority", type=Path, required=True, help="folder of the authority and of all keys")
     parser.add_argument("--out", type=Path, required=True, help="folder with one folder per name")
-    parser.add_argument("names", nargs="+", help="service names, or service@node")
+    parser.add_argument("names", nargs="+", help="service or service@node, each with =folder if that is another")
     options = parser.parse_args(arguments)
     pki.create_authority(options.authority)
-    for name in options.names:
+    for given in options.names:
+        name, _, folder = given.partition("=")
         pki.issue(options.authority, name)
-        hand_over(options.authority, name, options.out / name)
+        hand_over(options.authority, name, options.out / (folder or name))
     return 0
 
 

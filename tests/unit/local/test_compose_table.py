@@ -116,9 +116,19 @@ def test_certificates_reach_their_owner_only(service: Service) -> None:
     name = service.name
     if service.per_node:
         # The certificate is that of the node that its agent says it is.
-        name = f"{service.name}@{described(service)['environment'][f'{service.env_prefix}NODE_NAME']}"
+        name = f"{service.name}@{described(service)['environment'][f'{service.env_prefix}NODE_NAME']}={service.name}"
     assert name in issued["command"]
-    assert f"{volume}:/var/lib/finemesh/certificates/{name}" in issued["volumes"]
+    assert f"{volume}:/var/lib/finemesh/certificates/{service.name}" in issued["volumes"]
+
+
+def test_fresh_volumes_get_the_owner_that_writes_them() -> None:
+    """Docker gives a fresh volume the owner of the folder that it covers, and to root what the image does not have."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    owned = set(re.findall(r"/(?:etc|var/lib)/finemesh[\w/]*(?=[\s\\])", dockerfile))
+    for names, folder in re.findall(r"for \w+ in ([a-z ]+); do.*?0700 (\S+)/\$\w+;", dockerfile, re.DOTALL):
+        owned |= {f"{folder}/{name}" for name in names.split()}
+    for container in (COMPOSE["services"][name] for name in (CERTIFICATES, *(peer.name for peer in SERVICES))):
+        assert {volume.split(":")[1] for volume in container["volumes"]} <= owned
 
 
 @each_service

@@ -63,6 +63,24 @@ def test_each_service_gets_its_own_key_and_nothing_else(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"ca.pem", "billing.pem", "billing.key"}
 
 
+def test_a_nodes_certificate_goes_where_it_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "--authority",
+        str(tmp_path / "authority"),
+        "--out",
+        str(out),
+        "trainer@gpu-7=trainer",
+        "trainer@gpu-8",
+    ]
+    assert certificates.main(arguments) == 0
+    assert {folder.name for folder in out.iterdir()} == {"trainer", "trainer@gpu-8"}
+    for folder in out.iterdir():
+        assert {file.name for file in folder.iterdir()} == {"ca.pem", "trainer.pem", "trainer.key"}
+    seventh = (tmp_path / "authority" / "trainer@gpu-7.key").read_bytes()
+    assert (out / "trainer" / "trainer.key").read_bytes() == seventh
+
+
 @pytest.mark.parametrize("serving", [True, False])
 async def test_health_is_the_servers_own_word(
     serving: bool, tls_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
