@@ -130,7 +130,7 @@ class Bus:
         try:
             await self.jetstream.update_stream(config)
         except APIError as error:
-            _log.error("stream_settings_refused", stream=config.name, error=repr(error))
+            _log.error("stream_settings_refused", stream=config.name, error=str(error))
         else:
             _log.warning("stream_settings_changed", stream=config.name, size_bytes_max=config.max_bytes)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from nats.js import api
-from nats.js.errors import NotFoundError
+from nats.js.errors import NotFoundError, ServerError
 from structlog.testing import capture_logs
 
 from chassis.bus.connection import Bus
@@ -266,3 +266,17 @@ async def test_a_stream_s_limits_retention_and_replicas_are_the_settings(world: 
     assert (await world.bus.jetstream.stream_info("ELSEWHERE")).config.discard == api.DiscardPolicy.OLD
     with pytest.raises(NotFoundError):
         await world.bus.jetstream.consumer_info("PROBE", "two")
+
+
+async def test_copies_in_a_cluster_are_asked_for(world: World) -> None:
+    """One server alone cannot keep three copies and says so: the setting reaches it, for streams new and old."""
+    narrow(world, "one", stream_replicas=3)
+    with pytest.raises(ServerError, match="replicas"):
+        await world.bus.ensure_stream("PROBE")
+    narrow(world, "one")
+    await world.bus.ensure_stream("PROBE")
+    narrow(world, "one", stream_replicas=3)
+    await world.bus.recover()
+    with capture_logs() as logs:
+        await world.bus.ensure_stream("PROBE")
+    assert "replicas" in next(entry["error"] for entry in logs if entry["event"] == "stream_settings_refused")
