@@ -47,6 +47,8 @@ from deploy.local.postgres_programs import system_user
 from deploy.local.process_output import Output
 from deploy.local.supervisor import ProcessFailed, Supervised
 from formats.manifests import FileDigest
+from formats.rows import PARQUET_MAGIC
+from services.gateway.files.content_check import ContentCheck, ProcessLimits
 from services.inference.config import InferenceSettings
 from services.inference.models.domain import Weights
 from services.inference.serving.weights_cache import WeightsCache
@@ -57,6 +59,7 @@ from tests.harness.polling import eventually
 from tests.harness.servers import SECRET, PostgresServer
 from tests.harness.small_disk import SmallDisk, small_disk
 from tests.store.chassis.world import Counted, World
+from tests.unit.gateway.test_content_check import LIMITS as DATASET_LIMITS
 
 MIB = 1024**2
 FULL_DISK = Path(__file__).parents[2] / "deploy/nats/full-disk.sh"
@@ -185,6 +188,20 @@ async def test_an_upload_without_room_is_refused_with_what_to_do_and_works_with_
         disk.free()
         assert (await world.upload(content)).size_bytes == len(content)
         assert len([path for path in store.rglob("*") if path.is_file()]) == 1
+
+
+def test_a_file_that_cannot_be_checked_for_want_of_room_is_not_called_broken(disk: SmallDisk) -> None:
+    content = PARQUET_MAGIC + os.urandom(4 * MIB)
+    limits = ProcessLimits(inline_bytes_max=1000, check_s_max=60, memory_bytes_max=4 << 30, spool_dir=disk.folder)
+    check = ContentCheck(DATASET_LIMITS, limits)
+    disk.fill()
+    try:
+        with pytest.raises(ResourceExhausted) as raised:
+            check.feed(content)
+            check.finish()
+    finally:
+        check.close()
+    assert (raised.value.reason, "is full" in raised.value.message) == ("DISK_FULL", True)
 
 
 async def test_a_database_without_room_is_told_as_such(disk: SmallDisk, postgres: PostgresServer) -> None:

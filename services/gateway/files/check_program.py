@@ -53,10 +53,14 @@ def _check(block: bytes, stream: IO[bytes], limits: DatasetLimits) -> dict[str, 
 
 def _check_parquet(block: bytes, stream: IO[bytes], limits: DatasetLimits, spool_dir: str | None) -> dict[str, Any]:
     with tempfile.TemporaryFile(dir=spool_dir) as spool:
-        while block:
-            spool.write(block)
-            block = stream.read(READ_BYTES)
-        spool.seek(0)
+        try:
+            while block:
+                spool.write(block)
+                block = stream.read(READ_BYTES)
+            spool.seek(0)
+        except OSError as error:
+            # Nothing about the file: the disk refused its bytes.
+            return {"unwritten": error.errno}
         errors = RowErrors(kept_max=limits.errors_max)
         rows_count, work, excess = check_tokens(spool, limits.work(), errors)
     if excess is not None:

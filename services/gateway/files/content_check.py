@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from chassis.errors import ResourceExhausted
+from chassis.errors import ResourceExhausted, disk_full, is_disk_full
 from chassis.spawn import harmless_environment
 from formats.row_errors import RowError
 from formats.rows import PARQUET_MAGIC, Features
@@ -126,6 +126,10 @@ class CheckProcess:
         )
         self._has_ended = False
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def feed(self, chunk: bytes) -> None:
         assert self._process.stdin is not None
         rest = memoryview(chunk)
@@ -147,6 +151,9 @@ class CheckProcess:
             log.warning("dataset_check_failed", exit_code=self._process.returncode, last_words=text)
             return _unreadable(f"a sound file, read within {limits.memory_bytes_max} bytes of memory", "another one")
         answer = json.loads(output)
+        if "unwritten" in answer:
+            error = OSError(answer["unwritten"], "the file could not be kept while it was checked")
+            raise disk_full("the disk on which files are checked") if is_disk_full(error) else error
         if "excess" in answer:
             raise TooMuchWork(**answer["excess"])
         return report_of(answer["report"])

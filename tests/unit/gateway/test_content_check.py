@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chassis.errors import ResourceExhausted
-from services.gateway.files.content_check import ContentCheck, ProcessLimits
+from services.gateway.files.content_check import CheckProcess, ContentCheck, ProcessLimits
 from services.gateway.files.dataset_report import DatasetLimits, DatasetReport
 from services.gateway.files.line_check import LineCheck
 
@@ -34,6 +34,17 @@ def check(content: bytes, limits: DatasetLimits = LIMITS, chunk_bytes: int = 1 <
         return checking.finish()
     finally:
         checking.close()
+
+
+def test_the_program_that_checks_sees_nothing_of_the_services_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINEMESH_GATEWAY_DATABASE_URL", "postgresql://gateway:secret@127.0.0.1/finemesh")
+    checking = CheckProcess(LIMITS, PROCESS)
+    try:
+        seen = Path(f"/proc/{checking.pid}/environ").read_bytes()
+    finally:
+        checking.close()
+    assert b"PYTHONUNBUFFERED" in seen
+    assert b"FINEMESH" not in seen
 
 
 def token_file(ids: Any, **options: Any) -> bytes:
