@@ -1,14 +1,17 @@
 """What the processes say: every line to the process's own file, and to the terminal behind a coloured name."""
 
 import asyncio
+import select
 import zlib
 from contextlib import suppress
-from io import FileIO
+from io import FileIO, UnsupportedOperation
 from pathlib import Path
 from typing import TextIO
 
 FILE_BYTES_MAX = 32 * 1024 * 1024
 LINE_BYTES_MAX = 64 * 1024
+# In UTF-8 no more than the 4 KiB that a pipe has room for when it says that it has some.
+SHOWN_CHARS_MAX = 1000
 _COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 _NAME_WIDTH = 12
 
@@ -45,9 +48,7 @@ class Output:
     def write(self, line: bytes) -> None:
         self._append(line)
         if self._terminal is not None:
-            # A terminal may be closed, or a pipe to a program that ended.
-            with suppress(OSError, ValueError):
-                print(self._prefix + line.decode(errors="replace"), file=self._terminal, flush=True)
+            show(self._prefix + line.decode(errors="replace"), self._terminal)
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the file, for a person who has to find out why the process ended."""
@@ -86,3 +87,21 @@ class Output:
             # Without a buffer, which would keep what the disk refused and refuse to be closed.
             self._file = FileIO(self.path, "ab")
         return self._file
+
+
+def show(text: str, terminal: TextIO) -> None:
+    """Prints a line, cut to what always fits, or drops it: a terminal that is stopped or closed, or a pipe that nobody
+    reads, would hold up the launcher and with it every process that it listens to."""
+    with suppress(OSError, ValueError):
+        if _takes_a_line(terminal):
+            print(text[:SHOWN_CHARS_MAX], file=terminal, flush=True)
+
+
+def _takes_a_line(terminal: TextIO) -> bool:
+    try:
+        number = terminal.fileno()
+    except UnsupportedOperation:
+        return True
+    room = select.poll()
+    room.register(number, select.POLLOUT)
+    return bool(room.poll(0))

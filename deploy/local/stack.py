@@ -24,7 +24,7 @@ from deploy.local.environment import Facts, address, certificate_name, environme
 from deploy.local.folder import DataFolder, write_private
 from deploy.local.health import OPERATOR, health_of, wait_serving
 from deploy.local.postgres import DATABASE, Postgres
-from deploy.local.process_output import Output
+from deploy.local.process_output import Output, show
 from deploy.local.supervisor import ProcessFailed, Supervised
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service, start_order
 
@@ -343,5 +343,4 @@ class Stack:
 
     def _tell(self, text: str) -> None:
         if self._options.notices is not None:
-            with suppress(OSError, ValueError):
-                print(f"finemesh     | {text}", file=self._options.notices, flush=True)
+            show(f"finemesh     | {text}", self._options.notices)

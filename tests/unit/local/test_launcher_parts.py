@@ -1,7 +1,10 @@
 """The parts of the launcher that need no server: table, ports, environment, data folder, output."""
 
 import asyncio
+import contextlib
+import os
 import socket
+import threading
 from graphlib import CycleError
 from io import StringIO
 from pathlib import Path
@@ -183,3 +186,27 @@ def test_programs_in_a_closed_folder_are_copied_once_where_anybody_can_run_them(
     (programs / "postgres").unlink()
     assert open_copy([programs.parent], copy) == copy, "it was made before"
     assert [path.name for path in copy.parent.iterdir()] == ["18.6"]
+
+
+def test_a_terminal_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    """As behind `| less`, or after Ctrl-S: its lines are in the file all the same."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, b"x" * 4096):
+            continue
+    os.set_blocking(writer, True)
+    with os.fdopen(writer, "w") as terminal:
+        output = Output("speaker", tmp_path, terminal)
+        speaking = threading.Thread(target=output.write, args=(b"hello",), daemon=True)
+        speaking.start()
+        speaking.join(5)
+        is_held_up = speaking.is_alive()
+        os.read(reader, 1 << 20)
+        speaking.join()
+        assert not is_held_up
+        output.write(b"x" * 100_000)
+        output.close()
+    assert os.read(reader, 1 << 20).startswith(b"speaker      | xxx")
+    os.close(reader)
+    assert (tmp_path / "speaker.log").read_bytes().startswith(b"hello\nxxx")
