@@ -1,6 +1,7 @@
 """An upload is checked as what its first bytes say: token ids by a process within bounds, all else as lines."""
 
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,9 @@ def test_the_program_that_checks_sees_nothing_of_the_services_environment(monkey
     monkeypatch.setenv("FINEMESH_GATEWAY_DATABASE_URL", "postgresql://gateway:secret@127.0.0.1/finemesh")
     checking = CheckProcess(LIMITS, PROCESS)
     try:
-        seen = Path(f"/proc/{checking.pid}/environ").read_bytes()
+        # The kernel shows it a moment after the program has begun.
+        while not (seen := Path(f"/proc/{checking.pid}/environ").read_bytes()):
+            time.sleep(0.01)
     finally:
         checking.close()
     assert b"PYTHONUNBUFFERED" in seen
