@@ -41,6 +41,7 @@ from tests.harness.servers import NatsServer, PostgresServer
 PORTS = ("gateway", "public", "http", "scheduler", "agents", "billing", "inference", "trainer")
 BASE = "finemesh/tiny"
 NODE = "local-0"
+_SECRET = "0123456789abcdef" * 3
 CONVERSATION = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Ho"}]}\n'
 # Inner services: the port that serves them, the certificate it shows, and the one that their callers show.
 INNER = {
@@ -100,7 +101,7 @@ async def running_mesh(
             "tls_dir": tls_dir,
             "artifacts_url": (folder / "artifacts").as_uri(),
             "drain_grace_s": 2.0,
-            "page_token_key": "0123456789abcdef" * 3,
+            "page_token_key": _SECRET,
             "scheduler_address": at["scheduler"],
             "scheduler_agents_address": at["agents"],
             "billing_address": at["billing"],
@@ -116,7 +117,9 @@ async def running_mesh(
             billing_main,
             BillingSettings(price_books_dir=write_books(folder / "books"), **own["billing"]),
         )
-        await serve(scheduler_main, SchedulerSettings(agents_address=at["agents"], **own["scheduler"]))
+        await serve(
+            scheduler_main, SchedulerSettings(agents_address=at["agents"], secrets_key=_SECRET, **own["scheduler"])
+        )
         await serve(inference_main, InferenceSettings(data_dir=folder / "inference", engine="stub", **own["inference"]))
         doors: dict[str, Any] = {"public_address": at["public"], "http_address": at["http"]}
         await serve(gateway_main, GatewaySettings(**doors, **own["gateway"]))
