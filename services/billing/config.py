@@ -23,6 +23,8 @@ class BillingSettings(ChassisSettings):
     )
     price_book: str = Field(default="default", description="Name of the book that prices new work.")
 
+    gateway_address: str = Field(default="127.0.0.1:7100", description="host:port of the gateways' mesh servers.")
+
     job_tokens_max: int = Field(default=10**14, ge=1, description="Largest token count of one epoch or evaluation.")
     job_epochs_max: int = Field(default=1000, ge=1, description="Most epochs of a priced job.")
     job_evaluations_max: int = Field(default=1000, ge=1, description="Most evaluations per epoch of a priced job.")

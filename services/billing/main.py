@@ -18,6 +18,7 @@ from chassis.objects.object_store import PART_BYTES_MIN, ObjectStore
 from chassis.process import DrainStage, Process, run
 from chassis.retention import RetentionKeeper
 from chassis.rounds import spawn_keeper
+from chassis.rpc.channel import open_channel
 from chassis.rpc.server import ServerBuilder
 from finemesh.billing.v1 import (
     billing_service_pb2_grpc,
@@ -27,12 +28,14 @@ from finemesh.billing.v1 import (
 )
 from finemesh.credit.v1 import credit_lease_service_pb2_grpc
 from finemesh.holds.v1 import hold_service_pb2_grpc
+from finemesh.organizations.v1.organization_service_pb2_grpc import OrganizationServiceStub
 from services.billing.api.billing_service import BillingService
 from services.billing.api.budget_service import BudgetService
 from services.billing.api.credit_lease_service import CreditLeaseService
 from services.billing.api.hold_service import HoldService
 from services.billing.api.invoice_service import InvoiceService
 from services.billing.api.ledger_service import LedgerService
+from services.billing.api.organizations import Organizations
 from services.billing.archive.archive_keeper import ArchiveKeeper
 from services.billing.archive.archive_watch import ArchiveWatch
 from services.billing.archive.archiver import Archiver
@@ -50,7 +53,6 @@ from services.billing.retention_rules import retention_rules
 
 async def main(process: Process, settings: BillingSettings) -> None:
     clock = SystemClock()
-
     pool = await open_pool(settings)
     process.on_drain(DrainStage.CLOSE_POOL, pool.close)
     await migrate(pool, [MIGRATIONS])
@@ -78,12 +80,13 @@ async def main(process: Process, settings: BillingSettings) -> None:
     keep("retention_keeper", RetentionKeeper(pool, retention_rules(settings), settings, clock=clock).run)
     keep("closer", Closer(pool, outbox, settings, clock=clock).run)
 
+    organizations = ask_gateway(process, settings)
     server = ServerBuilder(process, settings, trusted_forwarders={"gateway"})
     bus.report_to(server.component)
     archive_audit = keep_archive(process, pool, bus, settings, clock, server.component(ARCHIVE_HEALTH))
     server.add(
         billing_service_pb2_grpc.add_BillingServiceServicer_to_server,
-        BillingService(pool, catalogue, settings, outbox, clock=clock),
+        BillingService(pool, catalogue, settings, outbox, organizations, clock=clock),
         "finemesh.billing.v1.BillingService",
         allow={"gateway"},
     )
@@ -113,11 +116,18 @@ async def main(process: Process, settings: BillingSettings) -> None:
     )
     server.add(
         invoice_service_pb2_grpc.add_InvoiceServiceServicer_to_server,
-        InvoiceService(pool, settings, outbox, clock=clock),
+        InvoiceService(pool, settings, outbox, organizations, clock=clock),
         "finemesh.billing.v1.InvoiceService",
         allow={"gateway"},
     )
     await server.start()
+
+
+def ask_gateway(process: Process, settings: BillingSettings) -> Organizations:
+    """A channel connects at its first call, so start order does not matter."""
+    gateway = open_channel(settings, settings.gateway_address, "gateway")
+    process.on_drain(DrainStage.RELEASE_LEASES, gateway.close)
+    return Organizations(OrganizationServiceStub(gateway))
 
 
 def keep_archive(

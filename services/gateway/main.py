@@ -7,7 +7,7 @@ import grpc
 
 from chassis.clock import SystemClock
 from chassis.db.migrations import migrate
-from chassis.db.pool import open_pool
+from chassis.db.pool import Pool, open_pool
 from chassis.heap import share_heaps
 from chassis.ids import SystemIds
 from chassis.objects.object_store import ObjectStore
@@ -26,10 +26,12 @@ from finemesh.identity.v1.identity_service_pb2_grpc import add_IdentityServiceSe
 from finemesh.inference.v1 import inference_service_pb2
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from finemesh.models.v1 import model_service_pb2
+from finemesh.organizations.v1.organization_service_pb2_grpc import add_OrganizationServiceServicer_to_server
 from finemesh.tuning.v1 import tuning_service_pb2
 from services.gateway.api.file_artifact_service import FileArtifactService
 from services.gateway.api.file_service import FileService
 from services.gateway.api.identity_service import IdentityService
+from services.gateway.api.organization_service import OrganizationService
 from services.gateway.api.proxy import Proxy
 from services.gateway.config import MIGRATIONS, GatewaySettings
 from services.gateway.files.artifact_gc import ArtifactCollector
@@ -89,13 +91,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     keep("namespaces", namespaces.run)
     identities = IdentityService(pool, authenticator, key_watch, namespaces, clock, ids, settings)
     proxy = open_proxy(key_watch, scheduler=scheduler, billing=billing, inference=inference)
-    mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
-    mesh.add(
-        add_FileArtifactServiceServicer_to_server,
-        FileArtifactService(pool),
-        "finemesh.artifacts.v1.FileArtifactService",
-        allow={"scheduler", "trainer"},
-    )
+    mesh = mesh_server(process, settings, pool)
     public = ServerBuilder(
         process,
         settings,
@@ -115,6 +111,24 @@ async def main(process: Process, settings: GatewaySettings) -> None:
     await start_http(process, edge.asgi, clock, settings)
     # Last: whoever asks this door whether the gateway is healthy learns that the public doors are open.
     await mesh.start()
+
+
+def mesh_server(process: Process, settings: GatewaySettings, pool: Pool) -> ServerBuilder:
+    """The door for the other services."""
+    mesh = ServerBuilder(process, settings, trusted_forwarders={"scheduler"})
+    mesh.add(
+        add_FileArtifactServiceServicer_to_server,
+        FileArtifactService(pool),
+        "finemesh.artifacts.v1.FileArtifactService",
+        allow={"scheduler", "trainer"},
+    )
+    mesh.add(
+        add_OrganizationServiceServicer_to_server,
+        OrganizationService(pool),
+        "finemesh.organizations.v1.OrganizationService",
+        allow={"billing"},
+    )
+    return mesh
 
 
 def open_proxy(

@@ -16,11 +16,13 @@ from finemesh.identity.v1 import identity_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.billing.api.convert import balance_to_proto, price_to_proto, usage_record_to_proto, work_from_proto
 from services.billing.api.errors import typed_errors
+from services.billing.api.organizations import Organizations
 from services.billing.api.requests import (
     check_size,
     list_filter_from_proto,
     month_of,
     own_account,
+    whole_account,
 )
 from services.billing.budgets.review import review_spending
 from services.billing.budgets.store import BudgetStore
@@ -39,9 +41,17 @@ TOP_UP_ROLE = "operator"
 
 class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
     def __init__(
-        self, pool: Pool, catalogue: Catalogue, settings: BillingSettings, outbox: Outbox, *, clock: Clock
+        self,
+        pool: Pool,
+        catalogue: Catalogue,
+        settings: BillingSettings,
+        outbox: Outbox,
+        organizations: Organizations,
+        *,
+        clock: Clock,
     ) -> None:
         self._pool = pool
+        self._organizations = organizations
         self._pages = paging.Pages(settings.page_token_key)
         self._catalogue = catalogue
         self._settings = settings
@@ -72,6 +82,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         else:
             account = own_account(caller)
         self._check_top_up(request)
+        await self._organizations.require(account, caller)
         now = self._clock.now()
         async with transaction(self._pool) as connection:
             transaction_id, balances = await add_credit(
@@ -107,7 +118,7 @@ class BillingService(billing_service_pb2_grpc.BillingServiceServicer):
         )
 
     async def GetInvoice(self, request: pb.GetInvoiceRequest, context: Any) -> pb.GetInvoiceResponse:
-        account = own_account(current_caller())
+        account = whole_account(current_caller())
         month = month_of(request.name, account, self._clock.now())
         async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
             found = await invoicing.read(connection, self._settings.invoice_terms, account, month)

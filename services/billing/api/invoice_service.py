@@ -1,6 +1,7 @@
 """InvoiceService: invoices as documents, corrections and reports of cost, of the caller's own organization and project.
 
-Only an operator closes invoices and gives money back, for any organization. Money is decided in `invoices/`.
+What shows all projects of the organization needs an admin: the table is in docs/ledger.md. Only an operator closes
+invoices and gives money back, for any organization. Money is decided in `invoices/`.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from finemesh.billing.v1 import invoice_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api import requests
 from services.billing.api.convert import costs_to_proto, dimensions_from_proto, usage_record_to_proto
+from services.billing.api.organizations import Organizations
 from services.billing.calendar import Month
 from services.billing.config import BillingSettings
 from services.billing.invoices import crediting, invoicing
@@ -34,12 +36,15 @@ from services.billing.invoices.store import InvoiceStore
 from services.billing.usage.store import UsageStore
 from services.billing.usage.usage_pages import Position
 
-OPERATOR, ADMIN = "operator", "admin"
+OPERATOR = "operator"
 
 
 class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
-    def __init__(self, pool: Pool, settings: BillingSettings, outbox: Outbox, *, clock: Clock) -> None:
+    def __init__(
+        self, pool: Pool, settings: BillingSettings, outbox: Outbox, organizations: Organizations, *, clock: Clock
+    ) -> None:
         self._pool = pool
+        self._organizations = organizations
         self._pages = paging.Pages(settings.page_token_key)
         self._settings = settings
         self._outbox = outbox
@@ -49,7 +54,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="documents")
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, context: Any) -> pb.ListInvoicesResponse:
-        account = requests.own_account(current_caller())
+        account = requests.whole_account(current_caller())
         page = self._pages.read(
             request, scope=f"invoices:{account}", kinds=(str,), maximum=self._settings.page_size_max
         )
@@ -62,7 +67,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         return pb.ListInvoicesResponse(invoices=shown, next_page_token=token)
 
     async def RenderInvoice(self, request: pb.RenderInvoiceRequest, context: Any) -> pb.RenderInvoiceResponse:
-        account = requests.own_account(current_caller())
+        account = requests.whole_account(current_caller())
         requests.check_choice("format", request.format, pb.InvoiceFormat.values())
         month = requests.month_of(request.name, account, self._clock.now())
         async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
@@ -75,8 +80,10 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         )
 
     async def CloseInvoice(self, request: pb.CloseInvoiceRequest, context: Any) -> pb.CloseInvoiceResponse:
-        current_caller().require_role(OPERATOR)
+        caller = current_caller()
+        caller.require_role(OPERATOR)
         organization_id, month = requests.invoice_of(request.name)
+        await self._organizations.require(organization_id, caller)
         terms, now = self._settings.invoice_terms, self._clock.now()
         closed = await invoicing.close_at_once(
             self._pool, self._outbox, terms, organization_id=organization_id, month=month, now=now
@@ -87,8 +94,10 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         return pb.CloseInvoiceResponse(invoice=answer)
 
     async def CreateCreditNote(self, request: pb.CreateCreditNoteRequest, context: Any) -> pb.CreateCreditNoteResponse:
-        current_caller().require_role(OPERATOR)
+        caller = current_caller()
+        caller.require_role(OPERATOR)
         correction = requests.correction_from_proto(request, self._settings)
+        await self._organizations.require(correction.organization_id, caller)
         async with transaction(self._pool) as connection:
             note = await crediting.give_back(
                 connection, self._outbox, correction, now=self._clock.now(), limits=self._settings.limits
@@ -97,7 +106,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
         return pb.CreateCreditNoteResponse(credit_note=credit_note_to_proto(note))
 
     async def ListCreditNotes(self, request: pb.ListCreditNotesRequest, context: Any) -> pb.ListCreditNotesResponse:
-        account = requests.own_account(current_caller())
+        account = requests.whole_account(current_caller())
         page = self._pages.read(
             request, scope=f"creditNotes:{account}", kinds=(int,), maximum=self._settings.page_size_max
         )
@@ -113,7 +122,7 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
     async def GetBillingProfile(
         self, request: pb.GetBillingProfileRequest, context: Any
     ) -> pb.GetBillingProfileResponse:
-        account = requests.own_account(current_caller())
+        account = requests.whole_account(current_caller())
         async with self._pool.acquire() as connection:
             profile = await InvoiceStore(connection).get_profile(account)
         return pb.GetBillingProfileResponse(profile=party_to_proto(profile))
@@ -121,26 +130,26 @@ class InvoiceService(invoice_service_pb2_grpc.InvoiceServiceServicer):
     async def UpdateBillingProfile(
         self, request: pb.UpdateBillingProfileRequest, context: Any
     ) -> pb.UpdateBillingProfileResponse:
-        caller = current_caller()
-        account = requests.own_account(caller)
-        caller.require_role(ADMIN)
+        account = requests.whole_account(current_caller())
         profile = requests.profile_from_proto(request.profile, self._settings)
         async with self._pool.acquire() as connection:
             await InvoiceStore(connection).save_profile(account, profile, self._clock.now())
         return pb.UpdateBillingProfileResponse(profile=party_to_proto(profile))
 
     async def QueryCosts(self, request: pb.QueryCostsRequest, context: Any) -> pb.QueryCostsResponse:
-        account = requests.own_account(current_caller())
+        caller = current_caller()
+        account = requests.own_account(caller)
         rows_max = self._settings.cost_rows_max
         start_day, end_day = requests.days_of(
             request.start_day, request.end_day, self._clock.now(), self._settings.cost_days_max
         )
         dimensions = dimensions_from_proto(request.group_by)
         requests.check_text("project_id", request.project_id, NAME_CHARS_MAX)
+        project_id = requests.costs_project(request.project_id, caller)
         async with self._pool.acquire() as connection:
             rows = await UsageStore(connection).list_costs(
                 account,
-                project_id=request.project_id,
+                project_id=project_id,
                 start_day=start_day,
                 end_day=end_day,
                 dimensions=dimensions,

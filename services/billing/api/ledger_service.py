@@ -22,7 +22,7 @@ from finemesh.billing.v1 import ledger_service_pb2 as pb
 from finemesh.billing.v1 import ledger_service_pb2_grpc
 from finemesh.identity.v1 import identity_pb2
 from services.billing.api.convert import dead_letter_to_proto, journal_entry_to_proto, progress_to_proto
-from services.billing.api.requests import own_account
+from services.billing.api.requests import whole_account
 from services.billing.audit.archive_audit import ArchiveAudit
 from services.billing.audit.verification import Verification
 from services.billing.config import BillingSettings
@@ -169,14 +169,15 @@ def _event_id(value: str) -> uuid.UUID:
 
 
 def _organization(name: str) -> str | None:
-    """Id of the organization that the caller may ask about; None for all of them."""
+    """Id of the organization that the caller may ask about; None for all of them. Entries name all projects."""
     caller = current_caller()
     if not name:
-        return own_account(caller)
+        return whole_account(caller)
     if name == EVERY_ORGANIZATION:
         caller.require_role(OPERATOR_ROLE)
         return None
     organization_id = parse_name(identity_pb2.Organization, name, "organization")["organization"]
-    if organization_id != caller.account:
-        caller.require_role(OPERATOR_ROLE)
+    if organization_id == caller.account:
+        return whole_account(caller)
+    caller.require_role(OPERATOR_ROLE)
     return organization_id

@@ -25,6 +25,7 @@ from services.billing.terms import Party
 from services.billing.usage.records import UsageKind
 from services.billing.usage.usage_pages import EARLIEST, LATEST, UsageFilter
 
+ADMIN = "admin"
 _FRAME_BYTES = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,6 +35,23 @@ def own_account(caller: Caller) -> str:
     if not caller.account:
         raise PermissionDenied("CALLER_NOT_ALLOWED", "this call must be made for an organization")
     return caller.account
+
+
+def whole_account(caller: Caller) -> str:
+    """The caller's organization, for what shows all of its projects: for admins."""
+    account = own_account(caller)
+    caller.require_role(ADMIN)
+    return account
+
+
+def costs_project(project_id: str, caller: Caller) -> str:
+    """The project whose costs are summed: for an admin the named one or, if empty, all; for a member its own."""
+    if ADMIN in caller.roles:
+        return project_id
+    if not caller.tenant or project_id not in ("", caller.tenant):
+        # Alike whether the other project exists or not.
+        caller.require_role(ADMIN)
+    return caller.tenant
 
 
 def month_of(name: str, account: str, now: datetime) -> Month:

@@ -18,13 +18,21 @@ from google.protobuf.message import Message
 from chassis.bus.outbox import Outbox
 from chassis.clock import SystemClock
 from chassis.db.pool import Pool, open_pool, transaction
+from chassis.errors import NotFound
 from chassis.identity import Caller, acting_as
 from chassis.ids import SystemIds
+from chassis.process import Process
 from chassis.rpc.channel import open_channel
+from chassis.rpc.server import ServerBuilder
 from finemesh.billing.v1.billing_service_pb2 import EstimatePriceRequest, TopUpRequest
 from finemesh.billing.v1.billing_service_pb2_grpc import BillingServiceStub
 from finemesh.holds.v1.hold_service_pb2 import CreateHoldRequest, CreateHoldResponse
 from finemesh.holds.v1.hold_service_pb2_grpc import HoldServiceStub
+from finemesh.organizations.v1.organization_service_pb2 import FindOrganizationRequest, FindOrganizationResponse
+from finemesh.organizations.v1.organization_service_pb2_grpc import (
+    OrganizationServiceServicer,
+    add_OrganizationServiceServicer_to_server,
+)
 from services.billing.config import BillingSettings
 from services.billing.main import main
 from tests.harness.books import write_books
@@ -42,6 +50,19 @@ SERVICES = ("gateway", "scheduler", "inference")
 _numbers = count(1)
 
 
+class Organizations(OrganizationServiceServicer):
+    """The gateway's: knows those in `existing`."""
+
+    def __init__(self) -> None:
+        self.existing: set[str] = set()
+        self.port = 0
+
+    async def FindOrganization(self, request: FindOrganizationRequest, context: Any) -> FindOrganizationResponse:
+        if request.name not in self.existing:
+            raise NotFound("NOT_FOUND", f"there is no organization {request.name}")
+        return FindOrganizationResponse()
+
+
 @dataclass(kw_only=True)
 class Mesh:
     """`billing` calls as the gateway does, `holds` as the scheduler; `publish` sends events as they would."""
@@ -54,6 +75,7 @@ class Mesh:
     channels: dict[str, grpc.aio.Channel]
     pool: Pool
     outbox: Outbox
+    organizations: Organizations
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def publish(self, message: Message, key: str | None = None) -> None:
@@ -124,7 +146,22 @@ def price_books_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def organizations(make_settings: SettingsFactory) -> AsyncIterator[Organizations]:
+    known = Organizations()
+
+    async def wire(process: Process) -> None:
+        server = ServerBuilder(process, process.settings)
+        name = "finemesh.organizations.v1.OrganizationService"
+        server.add(add_OrganizationServiceServicer_to_server, known, name, {"billing"})
+        known.port = await server.start()
+
+    async with living(make_settings("gateway"), wire):
+        yield known
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def mesh(
+    organizations: Organizations,
     database_url: str,
     nats_server: NatsServer,
     tls_dir: Path,
@@ -133,6 +170,7 @@ async def mesh(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Mesh]:
     settings = BillingSettings(
+        gateway_address=f"127.0.0.1:{organizations.port}",
         price_books_dir=price_books_dir,
         database_url=database_url,
         nats_url=nats_server.url,
@@ -162,6 +200,7 @@ async def mesh(
             channels=channels,
             pool=pool,
             outbox=Outbox(settings, clock=SystemClock(), ids=SystemIds()),
+            organizations=organizations,
         )
         for channel in channels.values():
             await channel.close()

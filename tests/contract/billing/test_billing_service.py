@@ -10,6 +10,8 @@ from chassis.bus.durables import ARCHIVE_HEALTH
 from chassis.errors import AlreadyExists, DomainError, InvalidArgument, NotFound, PermissionDenied
 from chassis.identity import Caller, acting_as
 from finemesh.billing.v1 import billing_service_pb2 as pb
+from finemesh.billing.v1 import invoice_service_pb2
+from finemesh.billing.v1.invoice_service_pb2_grpc import InvoiceServiceStub
 from tests.contract.billing.conftest import Customer, Mesh, job_price
 
 USD = 10**9
@@ -63,6 +65,7 @@ async def test_top_up_and_balance(customer: Customer, stranger: Customer, mesh: 
             await mesh.billing.TopUp(pb.TopUpRequest(amount_nanos_usd=8 * USD, request_id="first"))
         # An operator pays in for others, by name.
         request.organization = f"organizations/{stranger.organization}"
+        mesh.organizations.existing.add(request.organization)
         await mesh.billing.TopUp(request)
     with customer.calling():
         balance = (await mesh.billing.GetBalance(pb.GetBalanceRequest())).balance
@@ -70,6 +73,26 @@ async def test_top_up_and_balance(customer: Customer, stranger: Customer, mesh: 
         assert (balance.available.units, balance.held_nanos_usd, balance.owed_nanos_usd) == (7, 0, 0)
     with stranger.calling():
         assert (await mesh.billing.GetBalance(pb.GetBalanceRequest())).balance.available_nanos_usd == 7 * USD
+
+
+async def test_nothing_is_booked_for_an_organization_that_does_not_exist(customer: Customer, mesh: Mesh) -> None:
+    nobody = "organizations/org_typo"
+    invoices = InvoiceServiceStub(mesh.channels["gateway"])
+    note = invoice_service_pb2.CreateCreditNoteRequest(
+        organization=nobody, amount_nanos_usd=1, reason="a gift", request_id="r"
+    )
+    month = invoice_service_pb2.CloseInvoiceRequest(name=f"{nobody}/invoices/2024-02")
+    with customer.calling("operator"):
+        for call in (
+            mesh.billing.TopUp(pb.TopUpRequest(organization=nobody, amount_nanos_usd=7 * USD, request_id="typo")),
+            invoices.CreateCreditNote(note),
+            invoices.CloseInvoice(month),
+        ):
+            with pytest.raises(NotFound, match=nobody):
+                await call
+    rows = "SELECT count(*) FROM {} WHERE organization_id = 'org_typo'"
+    for table in ("transactions", "accounts", "chains", "invoices", "credit_notes"):
+        assert await mesh.pool.fetchval(rows.format(table)) == 0, table
 
 
 async def test_top_up_needs_the_operator(customer: Customer, stranger: Customer, mesh: Mesh) -> None:
@@ -118,7 +141,7 @@ async def test_calls_without_an_organization_are_refused(mesh: Mesh) -> None:
 
 
 async def test_an_invoice_of_a_month_without_use_is_empty(customer: Customer, mesh: Mesh) -> None:
-    with customer.calling():
+    with customer.calling("admin"):
         running = (await mesh.billing.GetInvoice(pb.GetInvoiceRequest())).invoice
         assert running.open
         assert (len(running.lines), running.total_nanos_usd) == (0, 0)
@@ -132,7 +155,7 @@ async def test_an_invoice_of_a_month_without_use_is_empty(customer: Customer, me
 async def test_invoices_of_others_and_of_the_future_do_not_exist(
     customer: Customer, stranger: Customer, mesh: Mesh
 ) -> None:
-    with customer.calling():
+    with customer.calling("admin"):
         for name in (
             f"organizations/{stranger.organization}/invoices/2024-02",
             f"organizations/{customer.organization}/invoices/2099-01",

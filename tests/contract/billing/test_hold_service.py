@@ -88,7 +88,7 @@ async def test_release(customer: Customer, mesh: Mesh) -> None:
     request = ReleaseHoldRequest(resource=customer.job())
     assert (await mesh.holds.ReleaseHold(request)).released_nanos_usd == 5 * USD
     assert (await mesh.holds.ReleaseHold(request)).released_nanos_usd == 0
-    with customer.calling():
+    with customer.calling("admin"):
         charge = await mesh.billing.GetJobCharge(pb.GetJobChargeRequest(tuning_job=customer.job()))
         assert (charge.settled, charge.charged_nanos_usd, charge.released_nanos_usd) == (True, 0, 5 * USD)
     with pytest.raises(FailedPrecondition, match="STATE_CONFLICT"):
@@ -158,7 +158,7 @@ async def test_from_quote_to_invoice_over_the_bus(customer: Customer, mesh: Mesh
     await mesh.until("SELECT count(*) FROM job_endings WHERE resource = $1", 1, customer.job())
     await mesh.publish(second)
     await mesh.until("SELECT state FROM holds WHERE resource = $1", "settled", customer.job())
-    with customer.calling():
+    with customer.calling("admin"):
         charge = await mesh.billing.GetJobCharge(pb.GetJobChargeRequest(tuning_job=customer.job()))
         assert charge.quoted_nanos_usd == charge.held_nanos_usd == charge.charged_nanos_usd == quote.total_nanos_usd
         assert (charge.released_nanos_usd, charge.settled, len(charge.transaction_ids)) == (0, True, 2)
@@ -209,7 +209,7 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
     await mesh.until("SELECT count(*) FROM usage_records WHERE project_id = $1", 7, customer.project)
     pages: list[list[usage_record_pb2.UsageRecord]] = []
     request = pb.ListUsageRecordsRequest(page_size=3)
-    with customer.calling():
+    with customer.calling("admin"):
         while True:
             response = await mesh.billing.ListUsageRecords(request)
             pages.append(list(response.usage_records))
@@ -243,6 +243,6 @@ async def test_what_cannot_be_booked_is_set_aside_with_its_reason(customer: Cust
     await mesh.until(
         "SELECT count(*) FROM dead_letters WHERE reason = 'EVENT_INVALID' AND error LIKE '%tokens must be from 0%'", 1
     )
-    with customer.calling():
+    with customer.calling("admin"):
         charge = await mesh.billing.GetJobCharge(pb.GetJobChargeRequest(tuning_job=customer.job()))
     assert not charge.settled

@@ -106,14 +106,14 @@ async def test_a_closed_invoice_is_the_same_everywhere_and_for_good(
     used: Customer, mesh: Mesh, invoices: "InvoiceServiceAsyncStub"
 ) -> None:
     get = billing_service_pb2.GetInvoiceRequest(name=invoice_name(used))
-    with used.calling():
+    with used.calling("admin"):
         before = (await mesh.billing.GetInvoice(get)).invoice
     assert before.open
     assert [line.amount_nanos_usd for line in before.lines] == [280_000_000, 50_000_000, 100_000_000]
     closed = await close(used, invoices)
     assert await close(used, invoices) == closed
     assert closed.number.startswith("FM-")
-    with used.calling():
+    with used.calling("admin"):
         assert (await mesh.billing.GetInvoice(get)).invoice == closed
     assert closed.lines == before.lines
     assert closed.total_nanos_usd == before.total_nanos_usd == 430_000_000
@@ -139,7 +139,7 @@ async def test_an_invoice_as_documents(used: Customer, invoices: "InvoiceService
         assert first.filename.startswith(number)
         return first
 
-    with used.calling():
+    with used.calling("admin"):
         page = await render("HTML")
         assert page.content_type.startswith("text/html")
         assert "0.43" in page.content.decode()
@@ -157,7 +157,7 @@ async def test_an_invoice_as_documents(used: Customer, invoices: "InvoiceService
 async def test_the_list_has_closed_invoices_and_open_ones(used: Customer, invoices: "InvoiceServiceAsyncStub") -> None:
     closed = await close(used, invoices)
     running = f"{datetime.now(UTC):%Y-%m}"
-    with used.calling():
+    with used.calling("admin"):
         everything = (await invoices.ListInvoices(pb.ListInvoicesRequest())).invoices
         assert [invoice.name.rpartition("/")[2] for invoice in everything] == [running, MONTH]
         assert [invoice.open for invoice in everything] == [True, False]
@@ -185,9 +185,10 @@ async def test_a_month_that_runs_or_is_empty_is_not_closed(
 
 
 async def test_an_operator_acts_for_any_organization(
-    used: Customer, stranger: Customer, invoices: "InvoiceServiceAsyncStub"
+    used: Customer, stranger: Customer, mesh: Mesh, invoices: "InvoiceServiceAsyncStub"
 ) -> None:
-    with stranger.calling("operator"):
+    mesh.organizations.existing.add(f"organizations/{used.organization}")
+    with stranger.calling("operator", "admin"):
         invoice = (await invoices.CloseInvoice(pb.CloseInvoiceRequest(name=invoice_name(used)))).invoice
         request = pb.CreateCreditNoteRequest(
             organization=f"organizations/{used.organization}",
@@ -210,7 +211,7 @@ async def test_an_operator_acts_for_any_organization(
             assert refused.value.metadata[told] == str(expected[told])
         # It is the other organization's note.
         assert not (await invoices.ListCreditNotes(pb.ListCreditNotesRequest())).credit_notes
-    with used.calling():
+    with used.calling("admin"):
         assert list((await invoices.ListCreditNotes(pb.ListCreditNotesRequest())).credit_notes) == [note]
 
 
@@ -279,7 +280,7 @@ async def test_the_profile_stands_on_open_invoices(
         assert (await invoices.GetBillingProfile(pb.GetBillingProfileRequest())).profile == party
         get = billing_service_pb2.GetInvoiceRequest(name=invoice_name(used))
         assert (await mesh.billing.GetInvoice(get)).invoice.customer == party
-    with stranger.calling():
+    with stranger.calling("admin"):
         assert not (await invoices.GetBillingProfile(pb.GetBillingProfileRequest())).profile.legal_name
 
 
@@ -321,7 +322,7 @@ async def test_costs(used: Customer, stranger: Customer, invoices: "InvoiceServi
         )
         assert [list(row.keys) for row in (await invoices.QueryCosts(by_key)).rows] == [[""], ["key_7"]]
         assert not (await invoices.QueryCosts(pb.QueryCostsRequest())).rows
-    with stranger.calling():
+    with stranger.calling("admin"):
         assert not (await invoices.QueryCosts(request)).rows
         # Naming somebody else's project does not help.
         request.project_id = used.project

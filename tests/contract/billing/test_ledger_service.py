@@ -95,7 +95,7 @@ async def answers(call: Any) -> list[Any]:
 
 async def test_one_s_own_ledger_is_verified_with_progress(customer: Customer, ledger: "LedgerServiceAsyncStub") -> None:
     await spend(customer)
-    with customer.calling():
+    with customer.calling("admin"):
         told = await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest()))
     last = told[-1]
     assert (last.done, last.HasField("difference")) == (True, False)
@@ -117,7 +117,7 @@ async def test_a_difference_is_named_and_all_is_verified_by_operators(
     )
     async with superuser(postgres, mesh) as connection:
         await connection.execute(change, 5, stranger.organization)
-        with customer.calling("operator"):
+        with customer.calling("operator", "admin"):
             theirs = pb.VerifyLedgerRequest(organization=f"organizations/{stranger.organization}")
             outcomes = [
                 (await answers(ledger.VerifyLedger(request)))[-1]
@@ -135,7 +135,7 @@ async def test_a_difference_is_named_and_all_is_verified_by_operators(
         assert outcome.difference.check == "balances"
         assert outcome.difference.location == f"organizations/{stranger.organization} account prepaid"
         assert int(outcome.difference.found) - int(outcome.difference.expected) == 5
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         again = (await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest(organization="organizations/-"))))[-1]
     assert (again.done, again.HasField("difference")) == (True, False)
 
@@ -183,7 +183,7 @@ async def test_streams_name_the_field_that_is_wrong(
     customer: Customer, ledger: "LedgerServiceAsyncStub", request_type: Any, fields: dict[str, Any], field: str
 ) -> None:
     method = ledger.VerifyLedger if request_type is pb.VerifyLedgerRequest else ledger.ExportJournal
-    with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
+    with customer.calling("operator", "admin"), pytest.raises(InvalidArgument) as refused:
         await answers(method(request_type(**fields)))
     assert [violation.field for violation in refused.value.violations] == [field]
 
@@ -194,14 +194,14 @@ async def test_one_verification_at_a_time(
     await spend(customer)
     async with superuser(postgres, mesh) as connection, connection.transaction():
         await connection.execute("LOCK TABLE usage_sums IN ACCESS EXCLUSIVE MODE")
-        with customer.calling():
+        with customer.calling("admin"):
             first = aiter(ledger.VerifyLedger(pb.VerifyLedgerRequest()))
             assert (await anext(first)).check
             with pytest.raises(ResourceExhausted) as refused:
                 await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest()))
         assert refused.value.metadata["limit"] == "verifications_max"
     assert (await answers(first))[-1].done
-    with customer.calling():
+    with customer.calling("admin"):
         assert (await answers(ledger.VerifyLedger(pb.VerifyLedgerRequest())))[-1].done
 
 
@@ -209,7 +209,7 @@ async def test_a_verification_that_is_given_up_leaves_room_for_the_next(
     customer: Customer, ledger: "LedgerServiceAsyncStub"
 ) -> None:
     await spend(customer)
-    with customer.calling():
+    with customer.calling("admin"):
         left = ledger.VerifyLedger(pb.VerifyLedgerRequest())
         await left.read()
         left.cancel()
@@ -231,7 +231,7 @@ async def test_the_journal_recomputes_to_the_balance_and_beancount_finds_it_bala
 ) -> None:
     await spend(customer)
     await stranger.pay_in(3 * USD)
-    with customer.calling():
+    with customer.calling("admin"):
         parts = await answers(ledger.ExportJournal(pb.ExportJournalRequest()))
         rest = await answers(ledger.ExportJournal(pb.ExportJournalRequest(after_position=3)))
         balance = (await mesh.billing.GetBalance(billing_service_pb2.GetBalanceRequest())).balance
@@ -253,7 +253,7 @@ async def test_the_journal_recomputes_to_the_balance_and_beancount_finds_it_bala
     )
     said, _ = await checker.communicate()
     assert (checker.returncode, said) == (0, b"")
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         theirs = pb.ExportJournalRequest(organization=f"organizations/{stranger.organization}")
         (only,) = await answers(ledger.ExportJournal(theirs))
     assert [(entry.kind, entry.organization_id) for entry in only.entries] == [("top_up", stranger.organization)]
@@ -280,7 +280,7 @@ async def own_letters(
 ) -> list[pb.DeadLetter]:
     found: list[pb.DeadLetter] = []
     request = pb.ListDeadLettersRequest(page_size=page_size)
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         while True:
             page = await ledger.ListDeadLetters(request)
             assert len(page.dead_letters) <= page_size
@@ -321,7 +321,7 @@ async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cau
     await bus.close()
 
     request = pb.ReplayDeadLetterRequest(event_id=letter.event_id)
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         still = await ledger.ReplayDeadLetter(request)
         assert not still.booked
         assert "has no hold" in still.error
@@ -329,7 +329,7 @@ async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cau
         assert kept.failures == 4
     number = int(shown["tuning_job"].rpartition("-")[2])
     await customer.hold(number)
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         assert (await ledger.ReplayDeadLetter(request)).booked
         with pytest.raises(NotFound) as gone:
             await ledger.ReplayDeadLetter(request)
@@ -341,7 +341,7 @@ async def test_what_cannot_be_booked_is_listed_announced_and_booked_once_its_cau
     discarding = pb.DiscardDeadLetterRequest(event_id=waiting[0].event_id, reason=" the hold was a test's ")
     with customer.calling("member"), pytest.raises(PermissionDenied):
         await ledger.DiscardDeadLetter(discarding)
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         for broken in ({"event_id": "x", "reason": "y"}, {"event_id": waiting[0].event_id, "reason": " "}):
             with pytest.raises(InvalidArgument):
                 await ledger.DiscardDeadLetter(pb.DiscardDeadLetterRequest(**broken))
@@ -370,7 +370,7 @@ async def test_the_good_calls_of_a_message_are_booked_and_the_bad_ones_set_aside
     shown = json.loads(letter.event_json)
     assert [record["work_key"].rpartition("-")[2] for record in shown["records"]] == ["2", "4"]
     assert "2 of 4 calls cannot be booked" in letter.error
-    with customer.calling("operator"):
+    with customer.calling("operator", "admin"):
         outcome = await ledger.ReplayDeadLetter(pb.ReplayDeadLetterRequest(event_id=letter.event_id))
     assert not outcome.booked
     assert "input_tokens must be from 0" in outcome.error
@@ -381,7 +381,7 @@ async def test_the_good_calls_of_a_message_are_booked_and_the_bad_ones_set_aside
 async def test_a_replay_needs_the_id_of_an_event(
     customer: Customer, ledger: "LedgerServiceAsyncStub", event_id: str
 ) -> None:
-    with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
+    with customer.calling("operator", "admin"), pytest.raises(InvalidArgument) as refused:
         await ledger.ReplayDeadLetter(pb.ReplayDeadLetterRequest(event_id=event_id))
     assert [violation.field for violation in refused.value.violations] == ["event_id"]
 
@@ -390,6 +390,6 @@ async def test_a_replay_needs_the_id_of_an_event(
 async def test_a_page_token_of_another_list_is_refused(
     customer: Customer, ledger: "LedgerServiceAsyncStub", token: str
 ) -> None:
-    with customer.calling("operator"), pytest.raises(InvalidArgument) as refused:
+    with customer.calling("operator", "admin"), pytest.raises(InvalidArgument) as refused:
         await ledger.ListDeadLetters(pb.ListDeadLettersRequest(page_token=token))
     assert [violation.field for violation in refused.value.violations] == ["page_token"]

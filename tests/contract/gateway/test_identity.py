@@ -1,14 +1,20 @@
 """Projects and keys over the public door: who may make them, what they show, and when a revocation takes effect."""
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import pytest
 
+from chassis.errors import NotFound, PermissionDenied
+from chassis.rpc.channel import open_channel
 from finemesh.identity.v1 import identity_pb2, identity_service_pb2
+from finemesh.organizations.v1.organization_service_pb2 import FindOrganizationRequest
+from finemesh.organizations.v1.organization_service_pb2_grpc import OrganizationServiceStub
 from finemesh.tuning.v1 import tuning_service_pb2
 from services.gateway.identity import keys
 from tests.contract.gateway.world import Tenant, World, add_tenant, gateway_world, refused
+from tests.harness.fixtures import SettingsFactory
 from tests.harness.polling import eventually
 
 
@@ -179,6 +185,18 @@ async def test_a_secret_is_never_shown_twice(world: World):
     listed = await world.identities.ListApiKeys(identity_service_pb2.ListApiKeysRequest(), metadata=world.bearer())
     assert [key.name for key in listed.keys][:1] == [made.key.name]
     assert len(listed.keys) == 2
+
+
+async def test_billing_alone_asks_which_organizations_exist(world: World, make_settings: SettingsFactory):
+    known = FindOrganizationRequest(name=f"organizations/{world.acme.organization_id}")
+    target = (world.settings.port_file or Path()).read_text().strip()
+    async with open_channel(make_settings("billing"), f"127.0.0.1:{target}", "gateway") as billing:
+        await OrganizationServiceStub(billing).FindOrganization(known)
+        with pytest.raises(NotFound, match="org_typo"):
+            request = FindOrganizationRequest(name="organizations/org_typo")
+            await OrganizationServiceStub(billing).FindOrganization(request)
+    with pytest.raises(PermissionDenied):
+        await OrganizationServiceStub(world.mesh).FindOrganization(known)
 
 
 async def test_lists_come_in_pages(world: World):

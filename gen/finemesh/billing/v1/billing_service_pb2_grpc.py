@@ -86,7 +86,7 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TopUp(self, request, context):
-        """Adds prepaid credit to an organization. Idempotent by `request_id`. Needs the operator role.
+        """Adds prepaid credit to an organization that exists. Idempotent by `request_id`. Needs the operator role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +100,7 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInvoice(self, request, context):
-        """Returns the invoice of a month; the running month's is open.
+        """Returns the organization's invoice of a month; the running month's is open. Needs the admin role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

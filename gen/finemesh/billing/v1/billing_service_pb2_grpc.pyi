@@ -38,11 +38,11 @@ class BillingServiceStub:
     GetBalance: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBalanceRequest, _billing_service_pb2.GetBalanceResponse]
     """Returns the prepaid balance."""
     TopUp: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.TopUpRequest, _billing_service_pb2.TopUpResponse]
-    """Adds prepaid credit to an organization. Idempotent by `request_id`. Needs the operator role."""
+    """Adds prepaid credit to an organization that exists. Idempotent by `request_id`. Needs the operator role."""
     ListUsageRecords: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.ListUsageRecordsRequest, _billing_service_pb2.ListUsageRecordsResponse]
     """Lists usage records of the caller's project, newest first."""
     GetInvoice: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetInvoiceRequest, _billing_service_pb2.GetInvoiceResponse]
-    """Returns the invoice of a month; the running month's is open."""
+    """Returns the organization's invoice of a month; the running month's is open. Needs the admin role."""
     GetJobCharge: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetJobChargeRequest, _billing_service_pb2.GetJobChargeResponse]
     """Returns what a job was quoted, held, charged and released, with the ledger transactions behind it."""
 
@@ -56,11 +56,11 @@ class BillingServiceAsyncStub(BillingServiceStub):
     GetBalance: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBalanceRequest, _billing_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
     """Returns the prepaid balance."""
     TopUp: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.TopUpRequest, _billing_service_pb2.TopUpResponse]  # type: ignore[assignment]
-    """Adds prepaid credit to an organization. Idempotent by `request_id`. Needs the operator role."""
+    """Adds prepaid credit to an organization that exists. Idempotent by `request_id`. Needs the operator role."""
     ListUsageRecords: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListUsageRecordsRequest, _billing_service_pb2.ListUsageRecordsResponse]  # type: ignore[assignment]
     """Lists usage records of the caller's project, newest first."""
     GetInvoice: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetInvoiceRequest, _billing_service_pb2.GetInvoiceResponse]  # type: ignore[assignment]
-    """Returns the invoice of a month; the running month's is open."""
+    """Returns the organization's invoice of a month; the running month's is open. Needs the admin role."""
     GetJobCharge: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetJobChargeRequest, _billing_service_pb2.GetJobChargeResponse]  # type: ignore[assignment]
     """Returns what a job was quoted, held, charged and released, with the ledger transactions behind it."""
 
@@ -89,7 +89,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.TopUpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.TopUpResponse, _abc.Awaitable[_billing_service_pb2.TopUpResponse]]:
-        """Adds prepaid credit to an organization. Idempotent by `request_id`. Needs the operator role."""
+        """Adds prepaid credit to an organization that exists. Idempotent by `request_id`. Needs the operator role."""
 
     @_abc_1.abstractmethod
     def ListUsageRecords(
@@ -105,7 +105,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetInvoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.GetInvoiceResponse, _abc.Awaitable[_billing_service_pb2.GetInvoiceResponse]]:
-        """Returns the invoice of a month; the running month's is open."""
+        """Returns the organization's invoice of a month; the running month's is open. Needs the admin role."""
 
     @_abc_1.abstractmethod
     def GetJobCharge(

@@ -475,7 +475,9 @@ class QueryCostsRequest(_message.Message):
     end_day: _builtins.str
     """Last day, included; empty means today. At most 400 days after the first."""
     project_id: _builtins.str
-    """Only this project, its id; empty for all of the organization."""
+    """Only this project, its id; empty for all of the organization. Without the admin role empty is the caller's own, and
+    another one is refused.
+    """
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___CostDimension.ValueType]:
         """What to sum by, in this order; empty means one sum."""

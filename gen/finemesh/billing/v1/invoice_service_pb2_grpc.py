@@ -87,7 +87,7 @@ class InvoiceServiceServicer:
     """
 
     def ListInvoices(self, request, context):
-        """Lists the organization's invoices, newest first; the running month's is open.
+        """Lists the organization's invoices, newest first; the running month's is open. Needs the admin role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +95,7 @@ class InvoiceServiceServicer:
 
     def RenderInvoice(self, request, context):
         """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time.
+        Needs the admin role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,14 +117,14 @@ class InvoiceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCreditNotes(self, request, context):
-        """Lists the organization's credit notes, newest first.
+        """Lists the organization's credit notes, newest first. Needs the admin role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBillingProfile(self, request, context):
-        """Returns name and address of the organization as they stand on its open invoices.
+        """Returns name and address of the organization as they stand on its open invoices. Needs the admin role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +138,7 @@ class InvoiceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryCosts(self, request, context):
-        """Sums the organization's cost by project, model, day and more.
+        """Sums cost by project, model, day and more: of the caller's project, or for an admin of the organization.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

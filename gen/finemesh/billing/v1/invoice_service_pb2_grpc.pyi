@@ -34,9 +34,11 @@ class InvoiceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InvoiceServiceAsyncStub: ...
     ListInvoices: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.ListInvoicesRequest, _invoice_service_pb2.ListInvoicesResponse]
-    """Lists the organization's invoices, newest first; the running month's is open."""
+    """Lists the organization's invoices, newest first; the running month's is open. Needs the admin role."""
     RenderInvoice: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.RenderInvoiceRequest, _invoice_service_pb2.RenderInvoiceResponse]
-    """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time."""
+    """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time.
+    Needs the admin role.
+    """
     CloseInvoice: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.CloseInvoiceRequest, _invoice_service_pb2.CloseInvoiceResponse]
     """Closes the invoice of a month that is over. Idempotent. Needs the operator role; billing does it by itself after a
     time of grace.
@@ -44,13 +46,13 @@ class InvoiceServiceStub:
     CreateCreditNote: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.CreateCreditNoteRequest, _invoice_service_pb2.CreateCreditNoteResponse]
     """Gives money back by a new entry. Idempotent by `request_id`. Needs the operator role."""
     ListCreditNotes: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.ListCreditNotesRequest, _invoice_service_pb2.ListCreditNotesResponse]
-    """Lists the organization's credit notes, newest first."""
+    """Lists the organization's credit notes, newest first. Needs the admin role."""
     GetBillingProfile: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.GetBillingProfileRequest, _invoice_service_pb2.GetBillingProfileResponse]
-    """Returns name and address of the organization as they stand on its open invoices."""
+    """Returns name and address of the organization as they stand on its open invoices. Needs the admin role."""
     UpdateBillingProfile: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.UpdateBillingProfileRequest, _invoice_service_pb2.UpdateBillingProfileResponse]
     """Sets name and address of the organization for invoices that are not closed yet. Needs the admin role."""
     QueryCosts: _grpc.UnaryUnaryMultiCallable[_invoice_service_pb2.QueryCostsRequest, _invoice_service_pb2.QueryCostsResponse]
-    """Sums the organization's cost by project, model, day and more."""
+    """Sums cost by project, model, day and more: of the caller's project, or for an admin of the organization."""
     ExportUsage: _grpc.UnaryStreamMultiCallable[_invoice_service_pb2.ExportUsageRequest, _invoice_service_pb2.ExportUsageResponse]
     """Streams the project's usage records of a span of time, oldest first, for export."""
 
@@ -60,9 +62,11 @@ class InvoiceServiceAsyncStub(InvoiceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListInvoices: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.ListInvoicesRequest, _invoice_service_pb2.ListInvoicesResponse]  # type: ignore[assignment]
-    """Lists the organization's invoices, newest first; the running month's is open."""
+    """Lists the organization's invoices, newest first; the running month's is open. Needs the admin role."""
     RenderInvoice: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.RenderInvoiceRequest, _invoice_service_pb2.RenderInvoiceResponse]  # type: ignore[assignment]
-    """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time."""
+    """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time.
+    Needs the admin role.
+    """
     CloseInvoice: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.CloseInvoiceRequest, _invoice_service_pb2.CloseInvoiceResponse]  # type: ignore[assignment]
     """Closes the invoice of a month that is over. Idempotent. Needs the operator role; billing does it by itself after a
     time of grace.
@@ -70,13 +74,13 @@ class InvoiceServiceAsyncStub(InvoiceServiceStub):
     CreateCreditNote: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.CreateCreditNoteRequest, _invoice_service_pb2.CreateCreditNoteResponse]  # type: ignore[assignment]
     """Gives money back by a new entry. Idempotent by `request_id`. Needs the operator role."""
     ListCreditNotes: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.ListCreditNotesRequest, _invoice_service_pb2.ListCreditNotesResponse]  # type: ignore[assignment]
-    """Lists the organization's credit notes, newest first."""
+    """Lists the organization's credit notes, newest first. Needs the admin role."""
     GetBillingProfile: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.GetBillingProfileRequest, _invoice_service_pb2.GetBillingProfileResponse]  # type: ignore[assignment]
-    """Returns name and address of the organization as they stand on its open invoices."""
+    """Returns name and address of the organization as they stand on its open invoices. Needs the admin role."""
     UpdateBillingProfile: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.UpdateBillingProfileRequest, _invoice_service_pb2.UpdateBillingProfileResponse]  # type: ignore[assignment]
     """Sets name and address of the organization for invoices that are not closed yet. Needs the admin role."""
     QueryCosts: _aio.UnaryUnaryMultiCallable[_invoice_service_pb2.QueryCostsRequest, _invoice_service_pb2.QueryCostsResponse]  # type: ignore[assignment]
-    """Sums the organization's cost by project, model, day and more."""
+    """Sums cost by project, model, day and more: of the caller's project, or for an admin of the organization."""
     ExportUsage: _aio.UnaryStreamMultiCallable[_invoice_service_pb2.ExportUsageRequest, _invoice_service_pb2.ExportUsageResponse]  # type: ignore[assignment]
     """Streams the project's usage records of a span of time, oldest first, for export."""
 
@@ -89,7 +93,7 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invoice_service_pb2.ListInvoicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoice_service_pb2.ListInvoicesResponse, _abc.Awaitable[_invoice_service_pb2.ListInvoicesResponse]]:
-        """Lists the organization's invoices, newest first; the running month's is open."""
+        """Lists the organization's invoices, newest first; the running month's is open. Needs the admin role."""
 
     @_abc_1.abstractmethod
     def RenderInvoice(
@@ -97,7 +101,9 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invoice_service_pb2.RenderInvoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoice_service_pb2.RenderInvoiceResponse, _abc.Awaitable[_invoice_service_pb2.RenderInvoiceResponse]]:
-        """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time."""
+        """Writes an invoice as a document: JSON, CSV, a page to print, or PDF. A closed invoice gives the same bytes each time.
+        Needs the admin role.
+        """
 
     @_abc_1.abstractmethod
     def CloseInvoice(
@@ -123,7 +129,7 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invoice_service_pb2.ListCreditNotesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoice_service_pb2.ListCreditNotesResponse, _abc.Awaitable[_invoice_service_pb2.ListCreditNotesResponse]]:
-        """Lists the organization's credit notes, newest first."""
+        """Lists the organization's credit notes, newest first. Needs the admin role."""
 
     @_abc_1.abstractmethod
     def GetBillingProfile(
@@ -131,7 +137,7 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invoice_service_pb2.GetBillingProfileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoice_service_pb2.GetBillingProfileResponse, _abc.Awaitable[_invoice_service_pb2.GetBillingProfileResponse]]:
-        """Returns name and address of the organization as they stand on its open invoices."""
+        """Returns name and address of the organization as they stand on its open invoices. Needs the admin role."""
 
     @_abc_1.abstractmethod
     def UpdateBillingProfile(
@@ -147,7 +153,7 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invoice_service_pb2.QueryCostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoice_service_pb2.QueryCostsResponse, _abc.Awaitable[_invoice_service_pb2.QueryCostsResponse]]:
-        """Sums the organization's cost by project, model, day and more."""
+        """Sums cost by project, model, day and more: of the caller's project, or for an admin of the organization."""
 
     @_abc_1.abstractmethod
     def ExportUsage(

@@ -68,14 +68,16 @@ class LedgerServiceServicer:
 
     def VerifyLedger(self, request, context):
         """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
-        events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
+        events, and streams progress. The last answer has the outcome, with the first difference. Needs the admin role, for another organization
+        or all of them the operator role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportJournal(self, request, context):
-        """Streams the organization's journal in the order of its chain.
+        """Streams the organization's journal in the order of its chain. Needs the admin role, for another organization the
+        operator role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

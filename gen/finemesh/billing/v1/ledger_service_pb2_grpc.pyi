@@ -35,10 +35,13 @@ class LedgerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     VerifyLedger: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]
     """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
-    events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
+    events, and streams progress. The last answer has the outcome, with the first difference. Needs the admin role, for another organization
+    or all of them the operator role.
     """
     ExportJournal: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.ExportJournalRequest, _ledger_service_pb2.ExportJournalResponse]
-    """Streams the organization's journal in the order of its chain."""
+    """Streams the organization's journal in the order of its chain. Needs the admin role, for another organization the
+    operator role.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListDeadLettersRequest, _ledger_service_pb2.ListDeadLettersResponse]
     """Lists events that could not be booked, oldest first. Needs the operator role."""
     ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReplayDeadLetterRequest, _ledger_service_pb2.ReplayDeadLetterResponse]
@@ -55,10 +58,13 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     VerifyLedger: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
-    events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
+    events, and streams progress. The last answer has the outcome, with the first difference. Needs the admin role, for another organization
+    or all of them the operator role.
     """
     ExportJournal: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.ExportJournalRequest, _ledger_service_pb2.ExportJournalResponse]  # type: ignore[assignment]
-    """Streams the organization's journal in the order of its chain."""
+    """Streams the organization's journal in the order of its chain. Needs the admin role, for another organization the
+    operator role.
+    """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListDeadLettersRequest, _ledger_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists events that could not be booked, oldest first. Needs the operator role."""
     ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReplayDeadLetterRequest, _ledger_service_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
@@ -78,7 +84,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.VerifyLedgerResponse], _abc.AsyncIterator[_ledger_service_pb2.VerifyLedgerResponse]]:
         """Recomputes hashes, balances, holds, sums of usage and invoices, compares what is booked with the archive of usage
-        events, and streams progress. The last answer has the outcome, with the first difference. Over all organizations it needs the operator role.
+        events, and streams progress. The last answer has the outcome, with the first difference. Needs the admin role, for another organization
+        or all of them the operator role.
         """
 
     @_abc_1.abstractmethod
@@ -87,7 +94,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ExportJournalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.ExportJournalResponse], _abc.AsyncIterator[_ledger_service_pb2.ExportJournalResponse]]:
-        """Streams the organization's journal in the order of its chain."""
+        """Streams the organization's journal in the order of its chain. Needs the admin role, for another organization the
+        operator role.
+        """
 
     @_abc_1.abstractmethod
     def ListDeadLetters(
