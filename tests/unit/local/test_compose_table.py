@@ -114,8 +114,8 @@ def test_certificates_reach_their_owner_only(service: Service) -> None:
     assert f"{volume}:/etc/finemesh/tls:ro" in described(service)["volumes"]
     issued = COMPOSE["services"][CERTIFICATES]
     name = service.name
-    if service.per_node:
-        # The certificate is that of the node that its agent says it is.
+    if service.per_node or service.on_first_node:
+        # The certificate is that of the node that it says it works on.
         name = f"{service.name}@{described(service)['environment'][f'{service.env_prefix}NODE_NAME']}={service.name}"
     assert name in issued["command"]
     assert f"{volume}:/var/lib/finemesh/certificates/{service.name}" in issued["volumes"]
