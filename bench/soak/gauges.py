@@ -92,7 +92,7 @@ class Gauges:
             await connection.close()
 
     async def _bus(self) -> tuple[dict[str, int], dict[str, int]]:
-        client = await nats.connect(self.stack.environment("billing")["FINEMESH_NATS_URL"])
+        client = await nats.connect(self.stack.bus_url)
         try:
             js, streams, unread = client.jetstream(), {}, {}
             for stream in await js.streams_info():

@@ -165,7 +165,7 @@ class Bus:
 async def connect(settings: ChassisSettings) -> Bus:
     """Waits up to `startup_wait_s` for the bus, then raises TimeoutError.
 
-    Credentials travel in `nats_url` (`nats://token@host`, `nats://user:password@host`); `tls://` turns TLS on.
+    Credentials travel in `nats_url` (`nats://user:password@host`); `tls://` turns TLS on.
     """
     async with asyncio.timeout(settings.startup_wait_s):
         return Bus(settings, await _open_client(settings))
@@ -192,6 +192,8 @@ async def _open_client(settings: ChassisSettings) -> Client:
     return await nats.connect(
         settings.nats_url,
         name=settings.service_name,
+        # Answers come under the service's own name, which is all that its user may listen to.
+        inbox_prefix=f"_INBOX.{settings.service_name}",
         tls=_tls_context(settings) if settings.nats_url.startswith("tls://") else None,
         connect_timeout=max(1, round(settings.connect_timeout_s)),
         # nats-py annotates whole seconds but only sleeps for it and compares times with it.

@@ -132,10 +132,14 @@ class Consumer:
             _handled.add(1, {"durable": self._durable})
             return Verdict.done()
 
-    async def apply(self, connection: Connection, event: EventInfo, payload: bytes) -> None:
-        """Runs the event's handler in the caller's transaction; InvalidArgument when there is none for its type."""
+    async def apply(self, connection: Connection, event: EventInfo, payload: bytes, *, subject: str) -> None:
+        """Runs the event's handler in the caller's transaction; InvalidArgument when there is none for its type, or
+        when it came on the `subject` of another: a service may publish on its own subjects only, and says the type
+        itself."""
         if event.type not in self._handlers:
             raise InvalidArgument("EVENT_INVALID", f"{self._durable} handles no event of type {event.type!r}")
+        if subject != subject_of(self._classes[event.type]):
+            raise InvalidArgument("EVENT_INVALID", f"an event of type {event.type!r} came on the subject {subject!r}")
         await self._handlers[event.type](connection, self._classes[event.type].FromString(payload), event)
 
     def read(self, event_type: str, payload: bytes) -> Message | None:
@@ -154,7 +158,7 @@ class Consumer:
             inserted = await QUERIES.record_handled(connection, consumer=self._durable, event_id=event.id)
             if affected(inserted) == 0:
                 return
-            await self.apply(connection, event, delivery.message.data)
+            await self.apply(connection, event, delivery.message.data, subject=delivery.message.subject)
             if event.deliveries > 1:
                 await QUERIES.forget_failures(connection, consumer=self._durable, event_id=event.id)
 

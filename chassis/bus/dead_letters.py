@@ -70,7 +70,7 @@ class Applier(Protocol):
     @property
     def durable(self) -> str: ...
 
-    async def apply(self, connection: Connection, event: EventInfo, payload: bytes) -> None: ...
+    async def apply(self, connection: Connection, event: EventInfo, payload: bytes, *, subject: str) -> None: ...
 
 
 async def bury(
@@ -230,7 +230,10 @@ async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed
             raise _unknown(event_id)
         try:
             async with connection.transaction():
-                await _apply(connection, consumer, event_id, row["headers"], row["created_at"], row["payload"])
+                event = stored_envelope(event_id, row["headers"], row["created_at"])
+                if event.malformed:
+                    raise DecodeError(event.malformed)
+                await consumer.apply(connection, event, row["payload"], subject=row["subject"])
         except Exception as error:
             if database_is_away(error) or is_away(error):
                 raise
@@ -241,20 +244,6 @@ async def replay(pool: Pool, consumer: Applier, event_id: uuid.UUID) -> Replayed
         await QUERIES.record_handled(connection, consumer=consumer.durable, event_id=event_id)
         rest: str | None = await QUERIES.get_error_of_part(connection, consumer=consumer.durable, part_of=str(event_id))
     return Replayed(done=rest is None, error=rest or "")
-
-
-async def _apply(
-    connection: Connection,
-    consumer: Applier,
-    event_id: uuid.UUID,
-    headers: Mapping[str, str],
-    create_time: datetime,
-    payload: bytes,
-) -> None:
-    event = stored_envelope(event_id, headers, create_time)
-    if event.malformed:
-        raise DecodeError(event.malformed)
-    await consumer.apply(connection, event, payload)
 
 
 def _unknown(event_id: uuid.UUID) -> NotFound:

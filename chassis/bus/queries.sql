@@ -231,7 +231,7 @@ RETURNING coalesce(headers ->> 'ce-subject', '');
 
 -- name: lock_dead_letter(consumer, event_id)^
 -- Reads a dead letter that nobody discarded, and makes everybody else who would run it wait.
-SELECT headers, payload, created_at
+SELECT subject, headers, payload, created_at
 FROM dead_letters
 WHERE consumer = :consumer AND event_id = :event_id AND discarded_at IS NULL
 FOR UPDATE;

@@ -3,9 +3,11 @@
 import asyncio
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.bus_users import users
 from deploy.local.child import Command
 from deploy.local.ports import HOST
 
@@ -14,15 +16,14 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """`folder` holds the configuration and the streams; every client shows `token`."""
+    """`folder` holds the configuration and the streams; `passwords` are those of the users of deploy/bus_users.py."""
 
     folder: Path
     port: int
-    token: str
+    passwords: Mapping[str, str]
 
-    @property
-    def url(self) -> str:
-        return f"nats://{self.token}@{HOST}:{self.port}"
+    def url(self, user: str) -> str:
+        return f"nats://{user}:{self.passwords[user]}@{HOST}:{self.port}"
 
     def command(self) -> Command:
         """Writes the configuration and names the program. There is no other listener: no http, websocket or mqtt."""
@@ -36,7 +37,8 @@ class Broker:
         return f"""\
 listen: "{HOST}:{self.port}"
 server_name: "finemesh-local"
-authorization {{ token: "{self.token}" }}
+authorization {{
+{users(lambda user: f'"{self.passwords[user]}"')}}}
 jetstream {{
   store_dir: "{self.folder}"
   sync_interval: always

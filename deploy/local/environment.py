@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.ports import HOST
-from deploy.local.table import Service
+from deploy.local.table import NATS, Service
 
 # The bus sets a stream's full size aside when it makes the stream, and refuses what the disk does not have.
 STREAM_SIZE_BYTES_MAX = 256 * 1024**2
@@ -16,12 +16,12 @@ STREAM_SIZE_BYTES_MAX = 256 * 1024**2
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known before the first service starts. `ports` is keyed by process, and by `<service>.<DOOR>`;
-    `secrets` by variable."""
+    `secrets` by variable; the urls by service, each with credentials of its own."""
 
     ports: Mapping[str, int]
     database_urls: Mapping[str, str]
     secrets: Mapping[str, str]
-    nats_url: str
+    nats_urls: Mapping[str, str]
     tls_dir: Path
     artifacts_dir: Path
     data_dir: Path
@@ -63,12 +63,10 @@ def listeners(service: Service, number: int) -> list[str]:
 def environment_of(service: Service, node: int, services: tuple[Service, ...], facts: Facts) -> dict[str, str]:
     """Shared variables, everybody's addresses, and the process's own."""
     environment = {
-        "FINEMESH_NATS_URL": facts.nats_url,
         "FINEMESH_TLS_DIR": str(facts.tls_dir),
         "FINEMESH_ARTIFACTS_URL": facts.artifacts_dir.as_uri(),
         "FINEMESH_DATA_DIR": str(facts.data_dir),
         "FINEMESH_LOG_FORMAT": facts.log_format,
-        "FINEMESH_STREAM_SIZE_BYTES_MAX": str(STREAM_SIZE_BYTES_MAX),
         "PYTHONUNBUFFERED": "1",
         f"{service.env_prefix}LISTEN_ADDRESS": address(facts, process_name(service, node)),
     }
@@ -78,6 +76,9 @@ def environment_of(service: Service, node: int, services: tuple[Service, ...], f
             environment[f"{peer.env_prefix}{door}_ADDRESS"] = addresses(facts, peer, f".{door}")
     for door in (*service.doors, *service.mesh_doors):
         environment[f"{service.env_prefix}{door}_ADDRESS"] = address(facts, f"{process_name(service, node)}.{door}")
+    if NATS in service.needs:
+        environment["FINEMESH_NATS_URL"] = facts.nats_urls[service.name]
+        environment["FINEMESH_STREAM_SIZE_BYTES_MAX"] = str(STREAM_SIZE_BYTES_MAX)
     if service.database:
         environment[f"{service.env_prefix}DATABASE_URL"] = facts.database_urls[service.name]
     environment |= {name: facts.secrets[name] for name in service.secret_variables}

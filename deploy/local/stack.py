@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from chassis import pki
+from deploy import bus_users
 from deploy.certificates import hand_over
 from deploy.local.broker import Broker
 from deploy.local.bus_watch import BusWatch
@@ -170,6 +171,12 @@ class Stack:
         service = next(service for service in self._options.services if service.name == name)
         return environment_of(service, 0, self._options.services, self._facts)
 
+    @property
+    def bus_url(self) -> str:
+        """The bus with all rights, for tests and tools; services have their own users."""
+        assert self._facts is not None
+        return self._facts.nats_urls[bus_users.OPERATOR]
+
     def describe(self) -> dict[str, Any]:
         """The content of stack.json and of the launcher's ready line."""
         described: dict[str, Any] = {
@@ -215,16 +222,18 @@ class Stack:
         ports = folder.ports([POSTGRES, NATS, *keys])
         roles = [service.name for service in services if service.database]
         own = [name for service in services for name in service.secret_variables]
-        secrets = folder.secrets([POSTGRES, NATS, *roles, *own])
+        of_bus = {user: f"{NATS}.{user}" for user in bus_users.USERS}
+        secrets = folder.secrets([POSTGRES, *of_bus.values(), *roles, *own])
         postgres = Postgres(folder=folder.postgres, port=ports[POSTGRES], password=secrets[POSTGRES])
-        broker = Broker(folder=folder.nats, port=ports[NATS], token=secrets[NATS])
+        passwords = {user: secrets[key] for user, key in of_bus.items()}
+        broker = Broker(folder=folder.nats, port=ports[NATS], passwords=passwords)
         self._start_infrastructure(postgres, broker, {role: secrets[role] for role in roles})
         await asyncio.to_thread(self._certify)
         self._facts = Facts(
             ports=ports,
             database_urls={role: postgres.url(role=role, password=secrets[role], database=DATABASE) for role in roles},
             secrets={name: secrets[name] for name in own},
-            nats_url=broker.url,
+            nats_urls={user: broker.url(user) for user in bus_users.USERS},
             tls_dir=folder.tls,
             artifacts_dir=folder.artifacts,
             data_dir=folder.root,

@@ -54,7 +54,7 @@ SERVICES: tuple[Service, ...] = (
     Service(
         name="gateway",
         module="services.gateway.main",
-        needs=(POSTGRES, NATS),
+        needs=(POSTGRES,),
         doors=("PUBLIC", "HTTP"),
         secrets=(PAGE_TOKEN_KEY,),
         bootstrap="services.gateway.bootstrap",

@@ -59,7 +59,7 @@ async def test_every_event_twice_and_shuffled_changes_nothing(mesh: Mesh, undist
 
 @asynccontextmanager
 async def jetstream(mesh: Mesh) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(mesh.stack.environment("billing")["FINEMESH_NATS_URL"])
+    client = await nats.connect(mesh.stack.bus_url)
     try:
         yield client.jetstream(timeout=30)
     finally:

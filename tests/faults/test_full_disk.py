@@ -36,6 +36,7 @@ from chassis.process import Process
 from chassis.rpc.server import ServerBuilder
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.settings import ChassisSettings
+from deploy.bus_users import OPERATOR, USERS
 from deploy.local import bus_watch, supervisor
 from deploy.local.broker import Broker
 from deploy.local.bus_watch import BusWatch
@@ -262,14 +263,15 @@ async def _supervised_bus(disk: SmallDisk) -> AsyncIterator[_Bus]:
     """As the launcher keeps it."""
     claims, folder = PortClaims(), disk.folder / "nats"
     folder.mkdir(mode=0o700)
-    broker = Broker(folder=folder, port=claims.pick(["nats"], {})["nats"], token=SECRET)
+    port, passwords = claims.pick(["nats"], {})["nats"], dict.fromkeys(USERS, SECRET)
+    broker = Broker(folder=folder, port=port, passwords=passwords)
     process = Supervised(
         broker.command(), Output("nats", disk.folder, None), wait_ready=broker.wait_ready, tell=lambda text: None
     )
     life = asyncio.create_task(process.run())
     try:
         await asyncio.wait_for(process.healthy.wait(), 60)
-        yield _Bus(process, broker.url)
+        yield _Bus(process, broker.url(OPERATOR))
     finally:
         await process.stop()
         await end_all([life])

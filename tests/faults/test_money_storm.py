@@ -124,7 +124,7 @@ async def hold(town: Town, organization: str, number: int) -> None:
 
 @asynccontextmanager
 async def jetstream(town: Town) -> AsyncIterator[JetStreamContext]:
-    url = town.stack.environment("billing")["FINEMESH_NATS_URL"]
+    url = town.stack.bus_url
     client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore)
     try:
         yield client.jetstream(timeout=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncpg
 
+from deploy.bus_users import OPERATOR, USERS
 from deploy.local.broker import Broker
 from deploy.local.child import Child, Command
 from deploy.local.ports import PortClaims
@@ -84,7 +85,8 @@ class NatsServer(Server):
     def __init__(self, broker: Broker, logs: Path) -> None:
         super().__init__(broker.command(), logs)
         self.broker = broker
-        self.url = broker.url
+        # All rights: a test stands in for every service.
+        self.url = broker.url(OPERATOR)
 
     async def start(self) -> None:
         await super().start()
@@ -105,7 +107,9 @@ async def running_postgres(folder: Path) -> AsyncIterator[PostgresServer]:
 @asynccontextmanager
 async def running_nats(folder: Path) -> AsyncIterator[NatsServer]:
     claims = PortClaims()
-    server = NatsServer(Broker(folder=folder, port=claims.pick(["nats"], {})["nats"], token=SECRET), folder)
+    server = NatsServer(
+        Broker(folder=folder, port=claims.pick(["nats"], {})["nats"], passwords=dict.fromkeys(USERS, SECRET)), folder
+    )
     async with _running(server, claims):
         yield server
 

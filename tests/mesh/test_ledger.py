@@ -58,7 +58,7 @@ class Office:
             await connection.close()
 
     async def publish(self, message: Message) -> None:
-        bus = await nats.connect(self.stack.environment("billing")["FINEMESH_NATS_URL"])
+        bus = await nats.connect(self.stack.bus_url)
         headers = {
             "ce-id": str(uuid.uuid4()),
             "ce-type": message.DESCRIPTOR.full_name,

@@ -71,7 +71,7 @@ async def _rows(mesh: StormMesh) -> AsyncIterator[str]:
 
 async def _unread(mesh: StormMesh) -> AsyncIterator[str]:
     """Events that a durable reader has not handled."""
-    client = await nats.connect(mesh.stack.environment("billing")["FINEMESH_NATS_URL"])
+    client = await nats.connect(mesh.stack.bus_url)
     try:
         js = client.jetstream()
         for stream in await js.streams_info():

@@ -142,6 +142,20 @@ async def test_failed_handler_leaves_nothing_and_is_tried_again(world: World) ->
     assert await world.pool.fetchval("SELECT count(*) FROM handler_failures") == 0
 
 
+async def test_an_event_on_the_subject_of_another_is_set_aside_and_stays_so(world: World) -> None:
+    """Whoever may publish `probe.ignored` says itself what its event is: also that it were one of `probe.counted`."""
+    consumer = Consumer(world.pool, world.bus, "prober", {Counted: _record}, clock=SystemClock(), families=("probe",))
+    world.spawn(consumer.run)
+    await world.add(Counted(name="forged", amount=3))
+    row = await world.pool.fetchrow("SELECT id, payload, headers FROM outbox")
+    assert row is not None
+    await world.bus.ensure_stream("PROBE")
+    await world.bus.jetstream.publish("probe.ignored", row["payload"], headers=row["headers"])
+    await world.until("SELECT count(*) FROM dead_letters WHERE reason = 'EVENT_INVALID'", 1)
+    assert not (await replay(world.pool, consumer, row["id"])).done
+    assert await world.pool.fetchval(EFFECTS) == 0
+
+
 async def test_permanent_error_is_set_aside_at_once(world: World) -> None:
     attempts = 0
 

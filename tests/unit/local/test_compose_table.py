@@ -8,19 +8,39 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy import bucket_policies, compose_env
+from deploy import bucket_policies, bus_users, compose_env
+from deploy.bus_users import TARGET, USERS, password_variable, users
 from deploy.local.broker import Broker
 from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.table import NATS, POSTGRES, SERVICES, Service
+from finemesh.common.v1 import event_options_pb2
+from finemesh.events.v1 import (
+    billing_events_pb2,
+    dead_letter_events_pb2,
+    endpoint_events_pb2,
+    model_events_pb2,
+    node_events_pb2,
+    tuning_events_pb2,
+    usage_events_pb2,
+)
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 GPU: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
 CERTIFICATES = "certificates"
+# No service of this mesh runs clusters yet.
+EVENTS = (
+    billing_events_pb2,
+    dead_letter_events_pb2,
+    endpoint_events_pb2,
+    model_events_pb2,
+    node_events_pb2,
+    tuning_events_pb2,
+    usage_events_pb2,
+)
 
 # What the launcher needs no word for: the image says it, or compose has a knob that the launcher has as an option.
 ONLY_LAUNCHER = {"PYTHONUNBUFFERED"}
-OF_THE_BUS = {"FINEMESH_NATS_URL", "FINEMESH_STREAM_SIZE_BYTES_MAX"}
 ONLY_COMPOSE = {"FINEMESH_LOG_LEVEL", "FINEMESH_OTLP_ENDPOINT", "FINEMESH_TRAINER_ADVERTISED_ADDRESS"}
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
@@ -37,7 +57,7 @@ def launched(service: Service) -> dict[str, str]:
         ports={key: 20_000 + number for number, key in enumerate(keys)},
         database_urls={peer.name: f"postgresql://{peer.name}:secret@host/finemesh" for peer in SERVICES},
         secrets={name: "secret" for peer in SERVICES for name in peer.secret_variables},
-        nats_url="nats://secret@host:4222",
+        nats_urls={user: f"nats://{user}:secret@host:4222" for user in USERS},
         tls_dir=Path("/tls"),
         artifacts_dir=Path("/artifacts"),
         data_dir=Path("/data"),
@@ -68,8 +88,6 @@ def test_same_needs(service: Service) -> None:
 @each_service
 def test_same_variables(service: Service) -> None:
     expected = set(launched(service)) - ONLY_LAUNCHER
-    if NATS not in service.needs:
-        expected -= OF_THE_BUS
     assert set(described(service)["environment"]) - ONLY_COMPOSE == expected
 
 
@@ -207,12 +225,39 @@ def test_database_roles_are_those_with_a_database() -> None:
 
 def test_bus_is_as_durable_as_the_launcher_makes_it() -> None:
     ours = (DEPLOY / "nats/finemesh.conf").read_text()
-    launched_conf = Broker(folder=Path("/data"), port=4222, token="secret").configuration()
+    passwords = dict.fromkeys(USERS, "secret")
+    launched_conf = Broker(folder=Path("/data"), port=4222, passwords=passwords).configuration()
     for conf in (ours, launched_conf):
         assert "sync_interval: always" in conf
-        assert "token:" in conf
+        assert "authorization {" in conf
         for listener in ("http", "https", "websocket", "mqtt", "leafnodes"):
             assert not re.search(rf"^\s*{listener}\b", conf, re.MULTILINE)
+
+
+def test_each_service_is_its_own_user_of_the_bus() -> None:
+    written = TARGET.read_text()
+    assert users(lambda user: f"${password_variable(user)}") in written, "run `python -m deploy.bus_users`"
+    assert "include ./users.conf" in (DEPLOY / "nats/finemesh.conf").read_text()
+    assert {service.name for service in SERVICES if NATS in service.needs} == set(bus_users.SERVICES)
+    told = {
+        name: re.findall(r"[A-Z_]+_NATS_PASSWORD", str(container.get("environment")))
+        for name, container in COMPOSE["services"].items()
+    }
+    assert set(told.pop(NATS)) == {password_variable(user) for user in USERS}
+    assert {name: names for name, names in told.items() if names} == {
+        name: [password_variable(name)] for name in bus_users.SERVICES
+    }
+
+
+def test_each_event_belongs_to_one_service() -> None:
+    declared = {
+        message.GetOptions().Extensions[event_options_pb2.subject]
+        for contract in EVENTS
+        for message in contract.DESCRIPTOR.message_types_by_name.values()
+    } - {"", "usage.cluster.hour_recorded"}
+    published = [subject for subjects in bus_users.PUBLISHED.values() for subject in subjects]
+    assert set(published) == declared
+    assert {subject for subject in published if published.count(subject) > 1} == {"deadletter.event_set_aside"}
 
 
 def test_gpu_override_names_services_of_the_table() -> None:
@@ -258,6 +303,6 @@ def test_env_file_is_private(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o077 == 0
     first = target.read_text()
     secrets = re.findall(r"^[A-Z_]+=([0-9a-f]{48})$", first, re.MULTILINE)
-    assert len(secrets) == len(set(secrets)) == 11
+    assert len(secrets) == len(set(secrets)) == 14
     compose_env.main(["--out", str(target)])
     assert target.read_text() == first

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.bus_users import USERS
 from deploy.local import process_output as output_module
 from deploy.local.environment import Facts, environment_of, listeners
 from deploy.local.folder import DataFolder, StackRunning
@@ -58,7 +59,7 @@ def _facts(tmp_path: Path) -> Facts:
         ports={key: 20_000 + number for number, key in enumerate(dict.fromkeys(keys))},
         database_urls={name: f"postgresql://{name}" for name in ("gateway", "scheduler", "billing", "inference")},
         secrets={name: "k" * 48 for service in SERVICES for name in service.secret_variables},
-        nats_url="nats://token@127.0.0.1:1",
+        nats_urls={user: f"nats://{user}:secret@127.0.0.1:1" for user in USERS},
         tls_dir=tmp_path / "tls",
         artifacts_dir=tmp_path / "artifacts",
         data_dir=tmp_path,
