@@ -1,11 +1,15 @@
-"""The CloudEvents attributes of a delivery, read from its NATS headers. It never looks into the payload."""
+"""The CloudEvents attributes of a delivery, read from its NATS headers, and moments that an event claims."""
 
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from nats.aio.msg import Msg
+
+from chassis.errors import InvalidArgument
+from chassis.timestamps import time_from_proto
 
 # Headers that we cannot read must not make two events one, nor one event two: the place in the stream is unique.
 _POSITION_NAMESPACE = uuid.UUID("0b6a9a3e-4a7c-4f2e-8f5d-6c8a2f0f7d11")
@@ -34,6 +38,14 @@ def read_envelope(message: Msg) -> EventInfo:
 def stored_envelope(event_id: uuid.UUID, headers: Mapping[str, str], stored_time: datetime) -> EventInfo:
     """The same for an event that was kept under `event_id`; `stored_time` stands in for a time that is not readable."""
     return _read(headers, event_id, stored_time, deliveries=1)
+
+
+def claimed_time(name: str, stamp: Timestamp) -> datetime:
+    """The moment in an event's field `name`; InvalidArgument for what is no moment, which no later try can mend."""
+    try:
+        return time_from_proto(stamp)
+    except ValueError as error:
+        raise InvalidArgument("EVENT_INVALID", f"{name}: {error}") from None
 
 
 def _read(headers: Mapping[str, str], fallback_id: uuid.UUID, fallback_time: datetime, *, deliveries: int) -> EventInfo:

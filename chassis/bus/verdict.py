@@ -1,10 +1,11 @@
-"""What becomes of an event whose handler failed: a pure decision. It knows neither the bus nor the database."""
+"""What becomes of an event whose handler failed: a pure decision. It knows no event and no table."""
 
 from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from chassis.db.pool import value_is_refused
 from chassis.errors import DomainError
 from chassis.settings import ChassisSettings
 
@@ -42,7 +43,7 @@ class Verdict:
 def judge(error: Exception, *, failures: int, settings: ChassisSettings) -> Verdict:
     """`failures` counts this one. Not found or a wrong state may only mean that an earlier event is still on its
     way."""
-    if isinstance(error, DecodeError):
+    if isinstance(error, DecodeError) or value_is_refused(error):
         return Verdict(dead=True, reason="EVENT_INVALID")
     if isinstance(error, DomainError) and error.code in _PERMANENT:
         return Verdict(dead=True, reason=error.reason)

@@ -92,6 +92,13 @@ def database_is_in_trouble(error: BaseException) -> bool:
     return isinstance(error, _TROUBLES)
 
 
+def value_is_refused(error: BaseException) -> bool:
+    """True when a value can be in no row, whoever writes it and when: out of a type's range or against a constraint of
+    its table alone. A key that is taken or missing is not that: another row may come or go.
+    """
+    return isinstance(error, asyncpg.DataError | asyncpg.CheckViolationError | asyncpg.NotNullViolationError)
+
+
 def database_is_full(error: BaseException) -> bool:
     """Its disk has no room for what a statement writes. One that also has none for its log stops, and is away."""
     return isinstance(error, asyncpg.DiskFullError)

@@ -64,6 +64,8 @@ class FuzzedMesh:
     tls_dir: Path
     tenant: Tenant
     public: grpc.aio.Channel
+    nats_url: str
+    database_urls: dict[str, str]
     channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -127,7 +129,9 @@ async def running_mesh(
         public = grpc.aio.insecure_channel(at["public"])
         stack.push_async_callback(public.close)
         tenant = await add_organization(urls["gateway"], "acme")
-        mesh = FuzzedMesh(ports=ports, tls_dir=tls_dir, tenant=tenant, public=public)
+        mesh = FuzzedMesh(
+            ports=ports, tls_dir=tls_dir, tenant=tenant, public=public, nats_url=nats.url, database_urls=urls
+        )
         for service, (port, name, caller) in INNER.items():
             certificates = node_tls_dir(tls_dir, NODE) if caller == "trainer" else tls_dir
             channel = open_channel(ChassisSettings(service_name=caller, tls_dir=certificates), at[port], name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from chassis.bus.envelope import claimed_time
+from chassis.errors import InvalidArgument
 from chassis.names import format_name
-from chassis.timestamps import time_from_proto, time_to_proto
+from chassis.timestamps import time_to_proto
 from finemesh.events.v1 import model_events_pb2, tuning_events_pb2
 from finemesh.models.v1 import model_pb2
 from formats.manifests import FileDigest
@@ -18,8 +20,11 @@ def model_name(model: TunedModel) -> str:
 
 
 def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> TunedModel:
-    """The model that a job made, under its new id."""
+    """The model that a job made, under its new id; InvalidArgument for a kind that this version does not know."""
     made = event.model
+    if made.kind not in {kind.value for kind in ModelKind}:
+        known = ", ".join(kind.value for kind in ModelKind)
+        raise InvalidArgument("EVENT_INVALID", f"model.kind is {made.kind!r}; this version knows {known}")
     files = tuple(FileDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in made.artifact.files)
     return TunedModel(
         id=id,
@@ -32,7 +37,7 @@ def ended_job_from_proto(event: tuning_events_pb2.TuningJobEnded, id: str) -> Tu
         adapter_rank=made.adapter_rank,
         tuning_job=event.tuning_job,
         lineage=dict(made.lineage),
-        created_at=time_from_proto(event.end_time),
+        created_at=claimed_time("end_time", event.end_time),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from chassis.timestamps import time_from_proto
+from chassis.bus.envelope import claimed_time
 from finemesh.credit.v1 import credit_lease_service_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.inference.spending.lease_account import LeaseAccount
@@ -23,7 +23,7 @@ def cap_state_from_proto(event: billing_events_pb2.SpendCapStateChanged) -> CapS
         project_id=event.project_id,
         api_key_id=event.api_key_id,
         capped=event.capped,
-        until_time=time_from_proto(event.until_time),
+        until_time=claimed_time("until_time", event.until_time),
         cap_nanos_usd=event.cap_nanos_usd,
         revision=event.revision,
     )

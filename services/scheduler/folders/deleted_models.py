@@ -2,9 +2,8 @@
 
 import structlog
 
-from chassis.bus.envelope import EventInfo
+from chassis.bus.envelope import EventInfo, claimed_time
 from chassis.db.pool import Connection
-from chassis.timestamps import time_from_proto
 from finemesh.events.v1 import model_events_pb2
 from services.scheduler.folders.job_folders import JobFolders
 from services.scheduler.jobs.convert import job_ref
@@ -20,5 +19,6 @@ class DeletedModels:
         self, connection: Connection, event: model_events_pb2.ModelDeleted, info: EventInfo
     ) -> None:
         """In the transaction of the inbox row; the second time nothing happens."""
-        if await self._folders.delete_model(connection, job_ref(event.tuning_job), time_from_proto(event.event_time)):
+        delete_time = claimed_time("event_time", event.event_time)
+        if await self._folders.delete_model(connection, job_ref(event.tuning_job), delete_time):
             log.info("model_deleted", model=event.model, job=event.tuning_job)

@@ -31,6 +31,11 @@ def test_what_can_never_succeed_is_dead_at_once(error: DomainError) -> None:
     assert judge(error, failures=1, settings=SETTINGS) == Verdict(dead=True, reason=error.reason)
 
 
+@pytest.mark.parametrize("error", [asyncpg.CheckViolationError("x"), asyncpg.NumericValueOutOfRangeError("x")])
+def test_what_no_row_can_hold_is_dead_at_once(error: Exception) -> None:
+    assert judge(error, failures=1, settings=SETTINGS) == Verdict(dead=True, reason="EVENT_INVALID")
+
+
 def test_unreadable_bytes_are_dead_at_once() -> None:
     assert judge(DecodeError("x"), failures=1, settings=SETTINGS) == Verdict(dead=True, reason="EVENT_INVALID")
 
