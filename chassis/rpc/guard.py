@@ -35,6 +35,7 @@ from chassis.rpc.open_calls import OpenCalls
 from chassis.rpc.request_gate import Read, admit, admit_each
 from chassis.rpc.untyped_errors import domain_error_of
 from chassis.rpc.watched_writes import WatchedWrites
+from chassis.rpc.witness import OK, Witness, Witnessing, witnessed
 from chassis.settings import ChassisSettings
 from chassis.telemetry import trace as telemetry
 
@@ -84,6 +85,8 @@ class Guard:
     # A public server's callers have no certificate.
     public: bool = False
     authenticate: Authenticate | None = None
+    # Sees the calls that got a place, and may refuse them.
+    witnessing: Witnessing | None = None
     # For calls of anybody, such as health: they take the places of these instead of those in `limits`.
     open_calls: OpenCalls | None = None
     # Methods, by their short names, that a drain ends at once, and their default deadline; None: they have none.
@@ -112,17 +115,19 @@ class Guard:
     def _unary(self, method: str, behavior: Behavior | None, gate: Gate, *, single: bool) -> Behavior:
         limit_s = self.settings.default_deadline_s if single else self.settings.stream_deadline_s
         answer = _asynchronous(behavior, method)
+        witness_of = self._witness_of(method)
 
         async def serve(requests: Any, context: Any) -> Any:
-            call = _Call(self, method, limit_s, streams=not single)
+            call = _Call(self, method, limit_s, streams=not single, witness=witness_of())
             try:
                 async with await call.enter(context):
-                    request = await call.request(context) if single else requests
+                    request = await call.request(context) if single else call.requests(requests)
                     response = await answer(gate(request), context)
+                    await call.answered(response)
             except BaseException as error:
                 await call.fail(context, error)
                 raise
-            call.end("OK")
+            call.end(OK)
             return response
 
         return serve
@@ -132,27 +137,33 @@ class Guard:
         limit_s = self.endless_s_max if endless else self.settings.stream_deadline_s
         answer = _asynchronous(behavior, method)
         generates = inspect.isasyncgenfunction(answer)
+        witness_of = self._witness_of(method)
 
         async def serve(requests: Any, context: Any) -> None:
-            call = _Call(self, method, limit_s, streams=True, endless=endless)
+            call = _Call(self, method, limit_s, streams=True, endless=endless, witness=witness_of())
             answers = WatchedWrites(context, self.settings.stalled_reader_s_max, call.tell)
             try:
                 async with await call.enter(context):
-                    request = gate(await call.request(context) if single else requests)
+                    request = gate(await call.request(context) if single else call.requests(requests))
                     if not generates:
                         await answer(request, answers)
                     else:
                         async with aclosing(answer(request, answers)) as responses:
                             async for response in responses:
                                 await answers.write(response)
+                    await call.answered()
             except BaseException as error:
                 await call.fail(context, error, answers)
                 raise
             finally:
                 answers.close()
-            call.end("OK")
+            call.end(OK)
 
         return serve
+
+    def _witness_of(self, method: str) -> Callable[[], Witness | None]:
+        witness_of = None if self.witnessing is None else self.witnessing(method)
+        return witness_of or _nobody
 
 
 class _Call:
@@ -170,10 +181,18 @@ class _Call:
         "_task",
         "_timeout",
         "_told",
+        "_witness",
     )
 
     def __init__(
-        self, guard: Guard, method: str, limit_s: float | None, *, streams: bool, endless: bool = False
+        self,
+        guard: Guard,
+        method: str,
+        limit_s: float | None,
+        *,
+        streams: bool,
+        endless: bool = False,
+        witness: Witness | None = None,
     ) -> None:
         self._guard = guard
         self._streams = streams
@@ -186,6 +205,7 @@ class _Call:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._told: DomainError | None = None
         self._timeout: asyncio.Timeout | None = None
+        self._witness = witness
 
     async def enter(self, context: Any) -> AbstractAsyncContextManager[object]:
         """Establishes trace, deadline, caller and place, or raises a typed refusal before any work is done."""
@@ -219,7 +239,17 @@ class _Call:
             ) from error
         if request is grpc.aio.EOF:
             raise InvalidArgument("INVALID_FIELD", "this call ended without its request; send one message")
+        if self._witness is not None:
+            await self._witness.asked(request)
         return request
+
+    def requests(self, contents: Any) -> Any:
+        """The requests of a call that takes a stream of them."""
+        return contents if self._witness is None else witnessed(self._witness, contents)
+
+    async def answered(self, response: Any = None) -> None:
+        """What was asked for is done; the answer is still on its way."""
+        await self._came_to(OK, response)
 
     def tell(self, error: DomainError) -> None:
         """Ends the call from outside, with this status."""
@@ -245,6 +275,7 @@ class _Call:
             error = self._told
         if isinstance(error, _ENDED) or not isinstance(error, Exception):
             self.end("CANCELLED")
+            await self._came_to("CANCELLED")
             return
         if isinstance(error, TimeoutError) and self._timeout is not None and self._timeout.expired():
             error = DeadlineExceeded("DEADLINE_TOO_SHORT", "the call did not finish within its deadline")
@@ -254,9 +285,14 @@ class _Call:
         else:
             log.debug("call_refused", method=self._method, reason=typed.reason, message=typed.message)
         self.end(typed.code.name, typed.reason)
+        await self._came_to(typed.reason)
         if answers is not None:
             await answers.head_sent()
         await abort_with(context, typed)
+
+    async def _came_to(self, outcome: str, response: Any = None) -> None:
+        if self._witness is not None:
+            await self._witness.ended(outcome, response)
 
     def _begin_trace(self, traceparent: str | None) -> None:
         telemetry.carry(traceparent)
@@ -318,6 +354,10 @@ def _gated(read: Read, content: bytes) -> Any:
 
 def _gated_stream(read: Read, contents: Any) -> Any:
     return admit_each(read, contents, from_user=identity.current_caller().is_user)
+
+
+def _nobody() -> None:
+    """The witness of a method that nobody looks at."""
 
 
 def _stopping() -> Unavailable:

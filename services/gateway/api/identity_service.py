@@ -8,7 +8,7 @@ from chassis.db.pool import Connection, Pool, transaction
 from chassis.errors import AlreadyExists, FieldViolation, NotFound, PermissionDenied, ResourceExhausted, invalid
 from chassis.identity import Caller, current_caller
 from chassis.ids import Ids
-from chassis.names import format_name, parse_name
+from chassis.names import parse_name
 from chassis.paging import Pages
 from finemesh.identity.v1 import identity_pb2, identity_service_pb2, identity_service_pb2_grpc
 from services.gateway.api import convert
@@ -19,7 +19,7 @@ from services.gateway.identity.domain import RESERVED_SLUGS, SLUG, ApiKey, Proje
 from services.gateway.identity.key_watch import KeyWatch
 from services.gateway.identity.namespaces import Namespaces
 from services.gateway.identity.store import IdentityStore
-from services.gateway.requests import audit, idempotency
+from services.gateway.requests import idempotency
 from services.gateway.requests.idempotency import Request
 
 
@@ -104,8 +104,6 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                     violations=[FieldViolation("slug", "is taken")],
                 )
             await idempotency.claim(connection, repeat, project.project_id, project.create_time)
-            name = format_name(identity_pb2.Project, project=project.project_id)
-            await audit.record(connection, caller, project.create_time, "project.create", name)
         return project
 
     async def _made_before(self, connection: Connection, repeat: Request, caller: Caller) -> Project | None:
@@ -160,7 +158,6 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         return identity_service_pb2.CreateApiKeyResponse(key=convert.key_to_proto(key), secret=secret)
 
     async def _store_key(self, key: ApiKey, secret: str, repeat: Request, caller: Caller) -> None:
-        name = format_name(identity_pb2.ApiKey, project=key.project_id, key=key.key_id)
         async with transaction(self._pool) as connection:
             store = IdentityStore(connection)
             if await store.lock_project(key.project_id, caller.account) is None:
@@ -172,7 +169,6 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             if not await idempotency.claim(connection, repeat, key.key_id, key.create_time):
                 raise _key_shown_before()
             await store.add_key(key, keys.digest(secret))
-            await audit.record(connection, caller, key.create_time, "key.create", name)
 
     async def ListApiKeys(
         self, request: identity_service_pb2.ListApiKeysRequest, context: Any
@@ -203,7 +199,6 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 raise _not_found("name")
             _require_roles(caller, key.roles, "take away")
             if await store.revoke_key(parts["project"], parts["key"], now):
-                await audit.record(connection, caller, now, "key.revoke", request.name)
                 key = await store.key(parts["project"], parts["key"])
                 assert key is not None
         self._authenticator.forget_all()

@@ -34,7 +34,13 @@ WHERE entry_id IN (
     FOR UPDATE SKIP LOCKED
 );
 
--- name: add_audit_entry(create_time, organization_id, project_id, actor, action, resource, trace_id)!
--- Records who did what.
-INSERT INTO audit_log (create_time, organization_id, project_id, actor, action, resource, trace_id)
-VALUES (:create_time, :organization_id, :project_id, :actor, :action, :resource, :trace_id);
+-- name: add_audit_entry(create_time, organization_id, project_id, actor, roles, action, resource, trace_id, outcome)$
+-- Records who does what, and what came of it if that is known.
+INSERT INTO audit_log (create_time, organization_id, project_id, actor, roles, action, resource, trace_id, outcome)
+VALUES (:create_time, :organization_id, :project_id, :actor, :roles, :action, :resource, :trace_id, :outcome)
+RETURNING entry_id;
+
+-- name: end_audit_entry(entry_id, resource, outcome)!
+-- Notes what came of it, once.
+UPDATE audit_log SET resource = :resource, outcome = :outcome
+WHERE entry_id = :entry_id AND outcome = '';

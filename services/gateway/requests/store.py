@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
+from chassis.identity import Caller
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -63,23 +64,22 @@ class RequestStore:
         return affected(await QUERIES.prune_audit_log(self._connection, retention_s=retention_s, batch_max=batch_max))
 
     async def add_audit_entry(
-        self,
-        *,
-        now: datetime,
-        organization_id: str,
-        project_id: str,
-        actor: str,
-        action: str,
-        resource: str,
-        trace_id: str,
-    ) -> None:
-        await QUERIES.add_audit_entry(
+        self, caller: Caller, *, now: datetime, action: str, resource: str, trace_id: str, outcome: str
+    ) -> int:
+        """Id of the entry; an empty `outcome` is not known yet."""
+        entry_id: int = await QUERIES.add_audit_entry(
             self._connection,
             create_time=now,
-            organization_id=organization_id,
-            project_id=project_id,
-            actor=actor,
+            organization_id=caller.account,
+            project_id=caller.tenant,
+            actor=caller.subject,
+            roles=sorted(caller.roles),
             action=action,
             resource=resource,
             trace_id=trace_id,
+            outcome=outcome,
         )
+        return entry_id
+
+    async def end_audit_entry(self, entry_id: int, *, resource: str, outcome: str) -> None:
+        await QUERIES.end_audit_entry(self._connection, entry_id=entry_id, resource=resource, outcome=outcome)

@@ -71,7 +71,10 @@ CONVERSATION = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant"
 
 
 class Tuning(TuningServiceServicer):
-    """Answers with who called, and quotes as told; `failure` makes every call fail; a watch never ends by itself."""
+    """Answers with who called, and quotes as told; `failure` makes every call fail; a watch never ends by itself.
+
+    A cancel waits for `gate`, and finds the job `ft-1` alone.
+    """
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
@@ -83,6 +86,23 @@ class Tuning(TuningServiceServicer):
         self.payload = b""
         self.quoted = tuning_job_pb2.TuningSpec()
         self.quote = tuning_service_pb2.QuoteTuningJobResponse()
+        self.began, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def CreateTuningJob(
+        self, request: tuning_service_pb2.CreateTuningJobRequest, context: Any
+    ) -> tuning_service_pb2.CreateTuningJobResponse:
+        job = tuning_job_pb2.TuningJob(name=f"projects/{current_caller().tenant}/tuningJobs/ft-1")
+        return tuning_service_pb2.CreateTuningJobResponse(tuning_job=job)
+
+    async def CancelTuningJob(
+        self, request: tuning_service_pb2.CancelTuningJobRequest, context: Any
+    ) -> tuning_service_pb2.CancelTuningJobResponse:
+        self.began.set()
+        await self.gate.wait()
+        if not request.name.endswith("/ft-1"):
+            raise errors.NotFound("NOT_FOUND", f"there is no job {request.name[:100]}")
+        return tuning_service_pb2.CancelTuningJobResponse(tuning_job=tuning_job_pb2.TuningJob(name=request.name))
 
     async def QuoteTuningJob(
         self, request: tuning_service_pb2.QuoteTuningJobRequest, context: Any

@@ -108,7 +108,9 @@ async def test_the_schema_is_the_documented_one(pool: Pool):
     )
     assert tables["removals"] == "artifact_key due_time claim_time project_id reserved_bytes"
     assert tables["idempotency"] == "project_id method request_id fingerprint resource_id create_time"
-    assert tables["audit_log"] == ("entry_id create_time organization_id project_id actor action resource trace_id")
+    assert tables["audit_log"] == (
+        "entry_id create_time organization_id project_id actor action resource trace_id roles outcome"
+    )
 
 
 async def test_a_key_is_found_by_the_hash_of_its_secret(connection: Any):
