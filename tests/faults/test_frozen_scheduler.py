@@ -17,7 +17,7 @@ import pytest_asyncio
 from finemesh.artifacts.v1 import artifact_pb2
 from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.config import SchedulerSettings
-from tests.contract.trainer.world import ROOT, AgentWorld
+from tests.contract.trainer.world import PROJECT, ROOT, AgentWorld
 from tests.harness.fixtures import SettingsFactory, node_tls_dir
 from tests.harness.polling import eventually
 from tests.harness.scripted_scheduler import SchedulerServer, ScriptedScheduler
@@ -97,7 +97,10 @@ async def test_a_frozen_scheduler_costs_no_lease(
         await world.start_agent(scheduler_agents_address=",".join(addresses), tls_dir=node_tls_dir(tls_dir, "local-0"))
         await eventually(lambda: row("SELECT count(*) FROM nodes"), lambda found: found[0] == 1)
         await jobs.queued_job(
-            spec=spec(), training_artifact=encoded(world.script(**LONG)), base_artifact=base_of(world)
+            project=PROJECT,
+            spec=spec(),
+            training_artifact=encoded(world.script(**LONG)),
+            base_artifact=base_of(world),
         )
         await connection.execute("UPDATE jobs SET wake_at = now(), queue_time = now()")
         await eventually(lambda: row("SELECT state FROM jobs"), lambda found: found[0] == "RUNNING")

@@ -85,7 +85,8 @@ class Town:
 
 
 def operator(organization: str) -> Caller:
-    return Caller(service="gateway", tenant=f"{organization}-p", account=organization, roles=frozenset({"operator"}))
+    roles = frozenset({"admin", "operator"})
+    return Caller(service="gateway", tenant=f"{organization}-p", account=organization, roles=roles)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
