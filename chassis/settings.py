@@ -77,6 +77,11 @@ class ChassisSettings(BaseSettings):
     connections_max: int = Field(
         default=4000, ge=1, description="Connections to one gRPC server at a time; more are closed at once."
     )
+    waiting_calls_max: int = Field(
+        default=10_000,
+        ge=1,
+        description="Calls that reached a server before it looked at them; gRPC ends more of them as CANCELLED.",
+    )
     connection_idle_s_max: float = Field(
         default=300.0, gt=0, description="A public server closes a connection without calls after it."
     )

@@ -271,6 +271,10 @@ def _options(settings: ChassisSettings) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
         ("grpc.http2.min_ping_interval_without_data_ms", int(settings.keepalive_s * 500)),
         ("grpc.http2.max_ping_strikes", 0),
+        # From the first limit on gRPC ends calls by lot, those with a key, too: a thousand by default, which one
+        # connection can send at once. Two equal limits leave nothing to chance.
+        ("grpc.server.max_pending_requests", settings.waiting_calls_max),
+        ("grpc.server.max_pending_requests_hard_limit", settings.waiting_calls_max),
     ]
 
 

@@ -84,7 +84,7 @@ async def until_quiet(mesh: Mesh, js: JetStreamContext) -> None:
     async with asyncio.timeout(QUIET_TIMEOUT_S):
         while True:
             before = await message_counts(js)
-            waiting = await unhandled(js) or await unpublished(mesh)
+            waiting = await unhandled(js) or await unpublished(mesh) or await untold(mesh)
             if not waiting and before == await message_counts(js):
                 return
             # Neither a bus nor an outbox tells that it is empty.
@@ -94,6 +94,13 @@ async def until_quiet(mesh: Mesh, js: JetStreamContext) -> None:
 async def unpublished(mesh: Mesh) -> int:
     statement = "SELECT count(*) AS waiting FROM outbox WHERE published_at IS NULL"
     return sum([(await mesh.rows(service, statement))[0]["waiting"] for service in SERVICES])
+
+
+async def untold(mesh: Mesh) -> int:
+    """The projects whose slug the gateway has still to tell inference, which is no event."""
+    return (await mesh.rows("gateway", "SELECT count(*) AS waiting FROM projects WHERE NOT namespace_told"))[0][
+        "waiting"
+    ]
 
 
 async def unhandled(js: JetStreamContext) -> int:

@@ -25,8 +25,8 @@ from tests.harness.polling import eventually
 CALLS_MAX = 50
 SOCKETS_MAX = 40
 REQUESTS_MAX = 3
-# More than a gRPC server takes that counts calls before it asks who calls.
-MANY = 1200
+# More than a gRPC server takes that counts calls before it asks who calls, or that lets them wait in its own line.
+MANY = 4000
 LIMITS: dict[str, Any] = {
     "concurrent_calls_max": CALLS_MAX,
     "streams_max": CALLS_MAX,

@@ -47,6 +47,7 @@ CONVERSATION = b'{"messages":[{"role":"user","content":"Hi"},{"role":"assistant"
 INNER = {
     "finemesh.artifacts.v1.FileArtifactService": ("gateway", "gateway", "scheduler"),
     "finemesh.artifacts.v1.ModelArtifactService": ("inference", "inference", "scheduler"),
+    "finemesh.organizations.v1.OrganizationService": ("gateway", "gateway", "billing"),
     "finemesh.artifacts.v1.FileUseService": ("scheduler", "scheduler", "gateway"),
     "finemesh.allocations.v1.AllocationService": ("agents", "scheduler", "inference"),
     "finemesh.nodes.v1.NodeService": ("agents", "scheduler", "trainer"),

@@ -160,7 +160,8 @@ async def test_concurrent_grants_and_holds_never_exceed_credit_or_a_cap(world: W
     )
     with pytest.raises(FailedPrecondition, match="SPEND_CAP_EXCEEDED") as refused:
         await lease(world, 2 * USD + 1, lease_id="more", holder="r1", key="k0")
-    assert refused.value.metadata["api_key_id"] == "k0"
+    # Both caps may have too little room by now; the refusal names one of them.
+    assert refused.value.metadata["api_key_id"] in ("k0", "")
     assert int(refused.value.metadata["shortfall_nanos_usd"]) >= 1
 
 
