@@ -42,7 +42,7 @@ class SchedulerSettings(ChassisSettings):
     node_memory_s: float = Field(default=3600.0, gt=0, description="A node that is away longer counts for no job.")
     node_devices_max: int = Field(default=64, ge=1, description="Devices of one node.")
     nodes_max: int = Field(
-        default=1000, ge=1, description="Nodes that get jobs; more are left out, and the log says so."
+        default=1000, ge=1, description="Nodes that get jobs; one more is refused when it registers."
     )
 
     secrets_key: str = Field(

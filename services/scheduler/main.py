@@ -81,7 +81,7 @@ async def main(process: Process, settings: SchedulerSettings) -> None:
     jobs, quotes = JobTransitions(database), QuotesInLine(database, clock, settings)
     box = SecretBox(settings.secrets_key) if settings.secrets_key else None
     attempts, reports = Attempts(agents_database, jobs, settings), AttemptReports(agents_database, jobs, settings)
-    nodes = NodeRegistry(agents_database, attempts)
+    nodes = NodeRegistry(agents_database, attempts, nodes_max=settings.nodes_max)
     heartbeats = Heartbeats(agents_database, nodes, hub, settings)
     admission = Admission(database, peers, limits, settings)
     analyzer = Analyzer(database, peers, quotes, settings)

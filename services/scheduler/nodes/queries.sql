@@ -2,6 +2,10 @@
 -- A node, locked against placements and other registrations.
 SELECT incarnation, state FROM nodes WHERE node = :node FOR UPDATE;
 
+-- name: count_other_nodes(node)$
+-- How many nodes are there beside this one.
+SELECT count(*) FROM nodes WHERE state = 'READY' AND node <> :node;
+
 -- name: upsert_node(node, incarnation, address, agent_version, preparation_version)!
 -- Registers a node, or its new incarnation.
 INSERT INTO nodes (node, incarnation, address, agent_version, preparation_version, state, registered_at, seen_at)

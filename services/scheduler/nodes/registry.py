@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 
 from chassis.db.pool import Connection
+from chassis.errors import ResourceExhausted
 from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.database import Database
@@ -25,15 +26,21 @@ LOST = "LOST"
 
 
 class NodeRegistry:
-    def __init__(self, database: Database, attempts: Attempts) -> None:
+    def __init__(self, database: Database, attempts: Attempts, *, nodes_max: int) -> None:
         self._database = database
+        self._nodes_max = nodes_max
         self._attempts = attempts
 
     async def register(self, registration: NodeRegistration) -> None:
-        """A new incarnation ends the leases of the old one at once: nothing of the old start runs any more."""
+        """A new incarnation ends the leases of the old one at once: nothing of the old start runs any more.
+
+        ResourceExhausted for a new node beyond `nodes_max`: it would get no jobs.
+        """
         node = registration.node
         async with self._database.writing() as connection:
             known = await NodeStore(connection).lock(node)
+            if known is None:
+                await self._require_room(connection, node)
             await NodeStore(connection).register(registration)
             for device in registration.devices:
                 if device.set_aside_reason:
@@ -62,6 +69,15 @@ class NodeRegistry:
             await AllocationStore(connection).expire_node_leases(node, at)
             await self._tell(connection, node, LOST)
         return lost
+
+    async def _require_room(self, connection: Connection, node: str) -> None:
+        if await NodeStore(connection).count_others(node) >= self._nodes_max:
+            raise ResourceExhausted(
+                "SIZE_LIMIT",
+                f"{self._nodes_max} nodes are there already, as many as nodes_max of the scheduler allows; raise it, or"
+                " stop another node",
+                metadata={"limit": "nodes_max", "limit_count": str(self._nodes_max)},
+            )
 
     async def _tell(self, connection: Connection, node: str, state: str) -> None:
         event = node_state_to_proto(node, state, self._database.now())

@@ -20,6 +20,10 @@ class NodeStore:
         row = await _QUERIES.lock_node(self._connection, node=node)
         return None if row is None else row["incarnation"]
 
+    async def count_others(self, node: str) -> int:
+        count: int = await _QUERIES.count_other_nodes(self._connection, node=node)
+        return count
+
     async def register(self, registration: NodeRegistration) -> None:
         """The node, or its new incarnation, with the devices that it has now."""
         await _QUERIES.upsert_node(

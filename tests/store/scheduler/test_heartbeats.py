@@ -1,4 +1,4 @@
-"""A heartbeat whose stream breaks: what ended the reading is told once, to the agent or to the log."""
+"""A heartbeat whose stream breaks: what ended the reading is told once, to the agent or to the log. Who may join."""
 
 import asyncio
 import gc
@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from chassis.db.pool import Connection, transaction
-from chassis.errors import InvalidArgument
+from chassis.db.pool import Connection, Pool, transaction
+from chassis.errors import InvalidArgument, ResourceExhausted
+from services.scheduler.config import SchedulerSettings
 from services.scheduler.jobs.lifecycle import JobState
 from services.scheduler.nodes.heartbeats import Heartbeats
 from services.scheduler.nodes.node import Beat
 from services.scheduler.placement.store import AllocationStore
 from tests.harness.polling import eventually
-from tests.store.scheduler.world import World
+from tests.store.scheduler.world import World, fresh_world
 
 OWN = Beat(node="n1", incarnation="i1", lease_tokens=())
 FOREIGN = Beat(node="n1", incarnation="i2", lease_tokens=())
@@ -153,3 +154,16 @@ async def somebody_waits(connection: Connection) -> bool:
 
 async def listens_no_longer(world: World) -> bool:
     return await world.pool.fetchval("SELECT heartbeat_stream FROM nodes") is None
+
+
+async def test_a_node_that_would_get_no_jobs_is_told_so(scheduler_pool: tuple[Pool, SchedulerSettings]) -> None:
+    pool, settings = scheduler_pool
+    world = await fresh_world(pool, settings.model_copy(update={"nodes_max": 2}))
+    await world.add_node("n1")
+    await world.add_node("n2")
+    with pytest.raises(ResourceExhausted, match="nodes_max"):
+        await world.add_node("n3")
+    assert await pool.fetchval("SELECT count(*) FROM nodes") == 2
+    await world.add_node("n2", incarnation="i2")
+    await pool.execute("UPDATE nodes SET state = 'LOST' WHERE node = 'n1'")
+    await world.add_node("n3")

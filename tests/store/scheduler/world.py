@@ -250,7 +250,7 @@ async def fresh_world(pool: Pool, settings: SchedulerSettings) -> World:
     database = Database(pool, Outbox(settings, clock=clock, ids=ids), clock, hub.notify, notify)
     jobs = JobTransitions(database)
     attempts = Attempts(database, jobs, settings)
-    nodes = NodeRegistry(database, attempts)
+    nodes = NodeRegistry(database, attempts, nodes_max=settings.nodes_max)
     return World(
         settings=settings,
         clock=clock,
