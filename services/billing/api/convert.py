@@ -1,8 +1,10 @@
 """Between the messages of billing's services and the domain. It decides nothing."""
 
+import json
 from collections.abc import Iterable
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToJson, SerializeToJsonError
 from google.protobuf.message import Message
 
 from chassis.bus.dead_letters import DeadLetter
@@ -173,7 +175,7 @@ def dead_letter_to_proto(
     letter: DeadLetter, event: Message | None, *, json_bytes_max: int
 ) -> ledger_service_pb2.DeadLetter:
     """`event` is None where its bytes cannot be read; one whose JSON is too long for an answer is left out as well."""
-    shown = "" if event is None else MessageToJson(event, preserving_proto_field_name=True, indent=None)
+    shown = "" if event is None else _json_of(event)
     message = ledger_service_pb2.DeadLetter(
         event_id=str(letter.event_id),
         subject=letter.subject,
@@ -188,6 +190,14 @@ def dead_letter_to_proto(
     if letter.discard_time is not None:
         message.discard_time.CopyFrom(time_to_proto(letter.discard_time))
     return message
+
+
+def _json_of(event: Message) -> str:
+    """A string in protobuf's text format where the event claims what JSON cannot hold, such as the year 300,000."""
+    try:
+        return MessageToJson(event, preserving_proto_field_name=True, indent=None)
+    except (ValueError, SerializeToJsonError):
+        return json.dumps(text_format.MessageToString(event, as_one_line=True))
 
 
 _DIMENSIONS = {

@@ -360,7 +360,9 @@ class DeadLetter(_message.Message):
     failures: _builtins.int
     """How often it failed."""
     event_json: _builtins.str
-    """The event as JSON; empty when its bytes cannot be read, or when it is too long for this answer."""
+    """The event as JSON, or as a string in text format when it claims a moment that JSON cannot hold; empty when its bytes
+    cannot be read, or when it is too long for this answer.
+    """
     discarded_by: _builtins.str
     """Id of the API key that gave it up."""
     discard_reason: _builtins.str
