@@ -80,6 +80,16 @@ WHERE
 ORDER BY queue_time, job_id
 LIMIT :page_size;
 
+-- name: end_pauses(claim_s)!
+-- Ends all pauses, and claims that last for too long: those from a clock that was ahead would last longer by as much.
+UPDATE jobs
+SET
+    wake_at = least(wake_at, now()),
+    claimed_until = least(claimed_until, now() + make_interval(secs => :claim_s))
+WHERE
+    (end_time IS NULL OR release_pending)
+    AND (wake_at > now() OR claimed_until > now() + make_interval(secs => :claim_s));
+
 -- name: list_remaining()
 -- What running jobs, of which there are at most as many as devices, still need: what they said, less the time since.
 SELECT greatest(0, remaining_s - date_part('epoch', now() - progress_time)) AS remaining_s

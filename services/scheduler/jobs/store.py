@@ -135,6 +135,10 @@ class JobStore:
             found[row["job_id"]].add(row["node"])
         return {job_id: frozenset(nodes) for job_id, nodes in found.items()}
 
+    async def end_pauses(self, claim_s: float) -> None:
+        """After the database's clock was set: what was written by it may wait for hours that nobody meant."""
+        await _QUERIES.end_pauses(self._connection, claim_s=claim_s)
+
     async def list_remaining_s(self) -> list[float]:
         """What running jobs still need, less the time since they said so; the shortest first."""
         return [row["remaining_s"] async for row in _QUERIES.list_remaining(self._connection)]

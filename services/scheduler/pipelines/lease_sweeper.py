@@ -15,6 +15,7 @@ from services.scheduler.attempts.attempts import Attempts
 from services.scheduler.attempts.store import AttemptStore
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
+from services.scheduler.jobs.store import JobStore
 from services.scheduler.nodes.registry import NodeRegistry
 from services.scheduler.nodes.store import NodeStore
 from services.scheduler.placement.store import AllocationStore
@@ -48,8 +49,14 @@ class Sweeper:
         at = await AllocationStore(self._database.pool).time()
         self._absence.look()
         if self._clock_watch.has_jumped(at, self._clock.monotonic()):
-            log.warning("database_clock_jumped", detail="leases are judged again after one whole lease")
+            log.warning(
+                "database_clock_jumped",
+                detail="leases are judged again after one whole lease, and no job waits any longer",
+            )
             self._absence.begin_anew()
+            async with self._database.writing() as connection:
+                await JobStore(connection).end_pauses(self._settings.claim_duration_s)
+                self._database.ring(QUEUE_TOPIC)
         await self._quarantine()
         if not self._absence.may_judge:
             return False

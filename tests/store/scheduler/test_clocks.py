@@ -79,6 +79,37 @@ async def test_a_clock_that_is_set_back_between_the_look_and_its_judgement_ends_
     assert (await world.job(lease)).state is JobState.RUNNING
 
 
+async def test_a_job_that_was_queued_by_a_clock_that_was_ahead_waits_no_longer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.add_node()
+    ref = await world.queued_job()
+    other, holds = await world.new_job(), Holds()
+    assert await validator(world, holds).claim() is not None
+    await sweep_for(world, 2, silent=False)
+    # Both were written while the clock was an hour ahead; now it is right again.
+    await world.pool.execute(
+        "UPDATE jobs SET wake_at = now() + interval '1 h', claimed_until = claimed_until + interval '1 h'"
+    )
+    honest: Any = AllocationStore.time
+
+    async def ahead(store: AllocationStore) -> Any:
+        return await store._connection.fetchval("SELECT now() + interval '1 h'")
+
+    monkeypatch.setattr(AllocationStore, "time", ahead)
+    await world.sweeper.sweep()
+    await world.pool.execute("UPDATE jobs SET wake_at = now() + interval '1 h'")
+    assert not await world.placer.place_round()
+    monkeypatch.setattr(AllocationStore, "time", honest)
+    await world.sweeper.sweep()
+    assert await world.placer.place_round()
+    assert (await world.job(ref)).state is JobState.STARTING
+    left_s = await world.pool.fetchval(
+        "SELECT extract(epoch FROM claimed_until - now()) FROM jobs WHERE job_id = $1", other.job_id
+    )
+    assert left_s <= world.settings.claim_duration_s
+
+
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])
 async def test_a_replica_whose_clock_is_wrong_takes_no_claim_and_sleeps_no_longer(world: World, step_s: float) -> None:
     """Claims and wake-up times are written and compared by the database's clock."""
