@@ -28,9 +28,13 @@ async def disturb(mesh: StormMesh, fault: Fault, began_s: float) -> None:
             with suppress(ProcessLookupError):
                 mesh.killed[fault.target].add(await mesh.stack.kill(fault.target))
         case Trouble.FREEZE:
-            signal_tree(mesh, fault.target, psutil.Process.suspend)
+            frozen = signal_tree(mesh, fault.target, psutil.Process.suspend)
             await asyncio.sleep(fault.lasts_s)
-            signal_tree(mesh, fault.target, psutil.Process.resume)
+            # Those that were frozen, and not the tree as it is now: a kill meanwhile leaves them without a parent, and
+            # PostgreSQL does not start beside children of an earlier start.
+            for one in frozen:
+                with suppress(psutil.Error):
+                    one.resume()
         case Trouble.CUT | Trouble.SILENCE:
             mesh.links[fault.target].become(STATES[fault.trouble])
             await asyncio.sleep(fault.lasts_s)
@@ -62,11 +66,14 @@ async def set_clock(mesh: StormMesh, process: str, shift_s: float) -> None:
             await database_clock.shift(mesh, shift_s)
 
 
-def signal_tree(mesh: StormMesh, process: str, send: Callable[[psutil.Process], None]) -> None:
-    """A process first, so that it starts nothing more, and then whatever it started."""
+def signal_tree(mesh: StormMesh, process: str, send: Callable[[psutil.Process], None]) -> list[psutil.Process]:
+    """A process first, so that it starts nothing more, and then whatever it started; gives those that were there."""
+    reached = []
     for one in tree(mesh.stack.pid(process)):
         with suppress(psutil.Error):
             send(one)
+            reached.append(one)
+    return reached
 
 
 def tree(pid: int | None) -> Iterator[psutil.Process]:
