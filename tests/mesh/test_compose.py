@@ -158,7 +158,7 @@ async def test_both_doors_answer_with_the_tuned_model(client: Client, tuned: Tun
             max_tokens=8,
         )
         listed = {model.id async for model in await compatible.models.list()}
-    assert by_http.choices[0].message.content == by_grpc.message.content
+    assert by_http.choices[0].message.content == by_grpc.choices[0].message.content
     assert {BASE, tuned.job.output_model} <= listed
 
 

@@ -68,7 +68,7 @@ async def test_credit_ends_and_comes_back(mesh: Mesh) -> None:
     client = mesh.client
     made = await client.endpoints.create("mine", BASE)
     await reaches(mesh, made.name, endpoint_pb2.ENDPOINT_STATE_READY)
-    assert (await client.chat.answer(made.endpoint_id, [user("hello")], SHORT)).message.content
+    assert (await client.chat.answer(made.endpoint_id, [user("hello")], SHORT)).choices[0].message.content
     parked = await reaches(mesh, made.name, endpoint_pb2.ENDPOINT_STATE_PARKED)
     assert "credit" in parked.status_message
     assert parked.billed_minutes >= 20

@@ -93,7 +93,7 @@ async def test_both_doors_give_the_tuned_models_answer(mesh: Mesh, tuned: pb.Tun
         chunks = [chunk async for chunk in stream]
         listed = [model.id async for model in await client.models.list()]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert plain.choices[0].message.content == whole.message.content == streamed == text
+    assert plain.choices[0].message.content == whole.choices[0].message.content == streamed == text
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.output_tokens
     assert {BASE, tuned.output_model} <= set(listed)

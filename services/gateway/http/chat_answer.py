@@ -8,19 +8,21 @@ _FINISH_REASONS = {generation_pb2.FINISH_REASON_STOP: "stop", generation_pb2.FIN
 
 
 def completion(answer: inference_service_pb2.ChatResponse, model: str, created_s: int) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.message.content, "refusal": None}
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": _FINISH_REASONS.get(answer.finish_reason, "stop"),
-    }
+    choices = [
+        {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.message.content, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _FINISH_REASONS.get(choice.finish_reason, "stop"),
+        }
+        for choice in answer.choices
+    ]
     return {
         "id": answer.generation_id,
         "object": "chat.completion",
         "created": created_s,
         "model": model,
-        "choices": [choice],
+        "choices": choices,
         "usage": _usage(answer.usage),
         "system_fingerprint": answer.revision or None,
     }

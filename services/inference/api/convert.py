@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from chassis.errors import FieldViolation, Unimplemented
 from chassis.names import format_name
 from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
@@ -34,6 +35,18 @@ _NAME_USES: Mapping[NameKind, model_artifact_service_pb2.ModelNameUse.ValueType]
     NameKind.TUNED: model_artifact_service_pb2.MODEL_NAME_USE_TUNED_MODEL,
     NameKind.ENDPOINT: model_artifact_service_pb2.MODEL_NAME_USE_ENDPOINT,
 }
+_SERVED_FIELDS = frozenset(
+    {
+        "model", "messages", "prompt", "sampling", "output_tokens_max", "temperature", "top_p", "top_k", "stop", "seed",
+        "presence_penalty", "frequency_penalty",
+    }
+)  # fmt: skip
+Asked = (
+    inference_service_pb2.ChatRequest
+    | inference_service_pb2.StreamChatRequest
+    | inference_service_pb2.CompleteRequest
+    | inference_service_pb2.StreamCompleteRequest
+)
 Delta = TypeVar("Delta", inference_service_pb2.StreamChatResponse, inference_service_pb2.StreamCompleteResponse)
 
 
@@ -160,6 +173,34 @@ def sampling_from_proto(wanted: generation_pb2.SamplingParameters, output_tokens
 def finish_reason_to_proto(reason: FinishReason | None) -> generation_pb2.FinishReason.ValueType:
     """Why a generation ended; unspecified while it goes on."""
     return FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def refuse_unserved(request: Asked) -> None:
+    """Raises Unimplemented for what the contract has and this version does not do: nothing is left out silently."""
+    served, roles = _SERVED_FIELDS, ("system", "user", "assistant")
+    asked = [field.name for field, _ in request.ListFields() if field.name not in served]
+    asked += [f"sampling.{field.name}" for field, _ in request.sampling.ListFields() if field.name not in served]
+    if isinstance(request, inference_service_pb2.ChatRequest | inference_service_pb2.StreamChatRequest):
+        for index, message in enumerate(request.messages):
+            names = [field.name for field, _ in message.ListFields() if field.name not in ("role", "content")]
+            asked += [f"messages[{index}].{name}" for name in names if message.role in roles]
+    if asked:
+        description = "is not served by this version; leave it out"
+        violations = [FieldViolation(name, description) for name in asked]
+        raise Unimplemented("NOT_OFFERED", f"{asked[0]} {description}", violations=violations)
+
+
+def chat_choice_to_proto(text: str, last: Chunk) -> inference_service_pb2.ChatChoice:
+    """A whole answer, of which `last` says why it ended."""
+    return inference_service_pb2.ChatChoice(
+        message=generation_pb2.ChatMessage(role="assistant", content=text),
+        finish_reason=finish_reason_to_proto(last.finish_reason),
+    )
+
+
+def completion_choice_to_proto(text: str, last: Chunk) -> inference_service_pb2.CompletionChoice:
+    """A whole continuation, of which `last` says why it ended."""
+    return inference_service_pb2.CompletionChoice(text=text, finish_reason=finish_reason_to_proto(last.finish_reason))
 
 
 def chunk_to_proto(message_class: type[Delta], generation_id: str, chunk: Chunk) -> Delta:

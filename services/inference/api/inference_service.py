@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from chassis.db.pool import Pool
 from chassis.errors import FieldViolation, InvalidArgument, invalid
@@ -25,8 +24,6 @@ from services.inference.spending.spend_guard import SpendGuard
 
 ROLES = ("system", "user", "assistant")
 LISTED_PAGE_SIZE = 1000
-
-Answer = TypeVar("Answer", inference_service_pb2.ChatResponse, inference_service_pb2.CompleteResponse)
 
 
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -52,43 +49,52 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Chat(
         self, request: inference_service_pb2.ChatRequest, context: object
     ) -> inference_service_pb2.ChatResponse:
+        convert.refuse_unserved(request)
         messages = self._messages(request.messages)
         call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=True)
-        answer, text = await self._whole(call, inference_service_pb2.ChatResponse)
-        answer.message.CopyFrom(generation_pb2.ChatMessage(role="assistant", content=text))
-        answer.revision = call.target.revision
-        return answer
+        text, last = await self._whole(call)
+        return inference_service_pb2.ChatResponse(
+            generation_id=call.generation_id,
+            model=call.model,
+            choices=[convert.chat_choice_to_proto(text, last)],
+            usage=convert.usage_to_proto(last.usage),
+            revision=call.target.revision,
+        )
 
     async def StreamChat(
         self, request: inference_service_pb2.StreamChatRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
+        convert.refuse_unserved(request)
         messages = self._messages(request.messages)
         call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=False)
-        revision = call.target.revision
-        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
-            async for chunk in chunks:
-                part = convert.chunk_to_proto(inference_service_pb2.StreamChatResponse, call.generation_id, chunk)
-                # Only the first part says it.
-                part.revision, revision = revision, ""
+        async with contextlib.aclosing(self._parts(call, inference_service_pb2.StreamChatResponse)) as parts:
+            async for part in parts:
                 yield part
 
     async def Complete(
         self, request: inference_service_pb2.CompleteRequest, context: object
     ) -> inference_service_pb2.CompleteResponse:
+        convert.refuse_unserved(request)
         prompt = self._prompt(request.prompt)
         call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=True)
-        answer, text = await self._whole(call, inference_service_pb2.CompleteResponse)
-        answer.text = text
-        return answer
+        text, last = await self._whole(call)
+        return inference_service_pb2.CompleteResponse(
+            generation_id=call.generation_id,
+            model=call.model,
+            choices=[convert.completion_choice_to_proto(text, last)],
+            usage=convert.usage_to_proto(last.usage),
+            revision=call.target.revision,
+        )
 
     async def StreamComplete(
         self, request: inference_service_pb2.StreamCompleteRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
+        convert.refuse_unserved(request)
         prompt = self._prompt(request.prompt)
         call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=False)
-        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
-            async for chunk in chunks:
-                yield convert.chunk_to_proto(inference_service_pb2.StreamCompleteResponse, call.generation_id, chunk)
+        async with contextlib.aclosing(self._parts(call, inference_service_pb2.StreamCompleteResponse)) as parts:
+            async for part in parts:
+                yield part
 
     async def ListServedModels(
         self, request: inference_service_pb2.ListServedModelsRequest, context: object
@@ -135,8 +141,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             whole=whole,
         )
 
-    async def _whole(self, call: Call, message_class: type[Answer]) -> tuple[Answer, str]:
-        """The answer without its text, and the text of all chunks."""
+    async def _whole(self, call: Call) -> tuple[str, Chunk]:
+        """The text of all chunks, and the last of them."""
         parts: list[str] = []
         last: Chunk | None = None
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
@@ -144,13 +150,16 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 parts.append(chunk.text)
                 last = chunk
         assert last is not None
-        answer = message_class(
-            generation_id=call.generation_id,
-            model=call.model,
-            finish_reason=convert.finish_reason_to_proto(last.finish_reason),
-            usage=convert.usage_to_proto(last.usage),
-        )
-        return answer, "".join(parts)
+        return "".join(parts), last
+
+    async def _parts(self, call: Call, message_class: type[convert.Delta]) -> AsyncGenerator[convert.Delta, None]:
+        """The answer as it is made. Its first part says which weights answer."""
+        revision = call.target.revision
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                part = convert.chunk_to_proto(message_class, call.generation_id, chunk)
+                part.revision, revision = revision, ""
+                yield part
 
     def _messages(self, messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
         """The conversation, checked: every faulty message is named."""

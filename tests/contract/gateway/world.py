@@ -205,8 +205,12 @@ class Inference(InferenceServiceServicer):
         return inference_service_pb2.ChatResponse(
             generation_id="gen-1",
             model=request.model,
-            message=generation_pb2.ChatMessage(role="assistant", content="".join(self.words)),
-            finish_reason=generation_pb2.FINISH_REASON_LENGTH,
+            choices=[
+                inference_service_pb2.ChatChoice(
+                    message=generation_pb2.ChatMessage(role="assistant", content="".join(self.words)),
+                    finish_reason=generation_pb2.FINISH_REASON_LENGTH,
+                )
+            ],
             usage=generation_pb2.TokenUsage(input_tokens=5, output_tokens=2),
             revision="rv_1",
         )

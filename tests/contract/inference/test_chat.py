@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chassis.errors import DomainError, InvalidArgument, NotFound
+from chassis.errors import DomainError, InvalidArgument, NotFound, Unimplemented
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
@@ -50,8 +50,8 @@ async def test_unary_and_stream_give_the_same_answer_and_are_metered(world: Worl
             part
             async for part in stub.StreamChat(inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=GREEDY))
         ]
-    assert "".join(part.text_delta for part in parts) == whole.message.content
-    assert parts[-1].finish_reason == whole.finish_reason != generation.FINISH_REASON_UNSPECIFIED
+    assert "".join(part.text_delta for part in parts) == whole.choices[0].message.content
+    assert parts[-1].finish_reason == whole.choices[0].finish_reason != generation.FINISH_REASON_UNSPECIFIED
     assert parts[-1].usage == whole.usage
     assert parts[0].revision == whole.revision != ""
     records = await metered(world)
@@ -81,7 +81,7 @@ async def test_a_tuned_model_answers_with_its_adapters_revision(world: World, tu
         tuned = await stub.Chat(inference.ChatRequest(model=tuned_model, messages=HELLO, sampling=GREEDY))
         served = await stub.ListServedModels(inference.ListServedModelsRequest())
     assert tuned.revision == "rv_tuned" != base.revision
-    assert tuned.message.content != base.message.content
+    assert tuned.choices[0].message.content != base.choices[0].message.content
     assert {(m.model_id, m.kind) for m in served.models} >= {(BASE, "base"), (tuned_model, "tuned")}
     record = (await metered(world))[tuned.generation_id]
     assert (record.model_id, record.base_model) == (tuned_model, BASE)
@@ -154,3 +154,14 @@ async def test_bad_calls_name_the_field(
     assert isinstance(refused.value, InvalidArgument)
     assert refused.value.reason == reason
     assert field is None or refused.value.violations[0].field == field
+
+
+async def test_what_is_not_served_is_refused_by_name(world: World) -> None:
+    """A field of the contract that this version does not honour changes no answer silently."""
+    asked = inference.ChatRequest(
+        model=BASE, messages=HELLO, sampling=GREEDY, tools=[generation.Tool(declaration="{}")]
+    )
+    asked.sampling.min_p = 0.5
+    with world.caller(), pytest.raises(Unimplemented) as refused:
+        await InferenceServiceStub(world.channel).Chat(asked)
+    assert [violation.field for violation in refused.value.violations] == ["tools", "sampling.min_p"]

@@ -95,7 +95,9 @@ async def test_a_record_whose_commit_fails_is_kept_and_the_answer_waits_for_it(
             answer = await waiting
         record = (await metered(world))[answer.generation_id]
         assert record.input_tokens == answer.usage.input_tokens == await prompt_tokens()
-        assert record.output_tokens == answer.usage.output_tokens == await text_tokens(answer.message.content)
+        assert (
+            record.output_tokens == answer.usage.output_tokens == await text_tokens(answer.choices[0].message.content)
+        )
 
 
 async def test_calls_are_refused_while_too_much_waits_to_be_recorded(

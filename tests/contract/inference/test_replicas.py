@@ -85,16 +85,18 @@ async def test_any_replica_passes_a_call_on(owner: World, tmp_path: Path) -> Non
         async with running_beside(owner, tmp_path) as other:
             stubs = [InferenceServiceStub(world.channel) for world in (owner, other)]
             answers = [await stub.Chat(asked(made.endpoint_id)) for stub in stubs]
-            assert answers[0].message == answers[1].message
+            assert list(answers[0].choices) == list(answers[1].choices)
             assert answers[1].revision == answers[0].revision != ""
             streamed = inference.StreamChatRequest(model=made.endpoint_id, messages=HELLO, sampling=GREEDY)
             parts = [part async for part in stubs[1].StreamChat(streamed)]
-            assert "".join(part.text_delta for part in parts) == answers[0].message.content
+            assert "".join(part.text_delta for part in parts) == answers[0].choices[0].message.content
             assert len(parts) > 1
             text = inference.CompleteRequest(model=made.endpoint_id, prompt="hm", sampling=GREEDY)
             continued = inference.StreamCompleteRequest(model=made.endpoint_id, prompt="hm", sampling=GREEDY)
             whole = await stubs[1].Complete(text)
-            assert whole.text == "".join([part.text_delta async for part in stubs[1].StreamComplete(continued)])
+            assert whole.choices[0].text == "".join(
+                [part.text_delta async for part in stubs[1].StreamComplete(continued)]
+            )
             # What the endpoint's minutes pay for is nobody's tokens, wherever the call came in.
             assert not {answers[1].generation_id, parts[0].generation_id} & set(await metered(owner))
             # The owner of the endpoint judges the call, and its words come back as they are.

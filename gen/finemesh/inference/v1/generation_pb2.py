@@ -24,19 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/inference/v1/generation.proto\x12\x15\x66inemesh.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xc4\x02\n\x12SamplingParameters\x12\x1e\n\x11output_tokens_max\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x06\x88\x01\x01\x42\x14\n\x12_output_tokens_maxB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"9\n\nTokenUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/inference/v1/generation.proto\x12\x15\x66inemesh.inference.v1\"\x98\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x33\n\ntool_calls\x18\x04 \x03(\x0b\x32\x1f.finemesh.inference.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\x1b\n\x04Tool\x12\x13\n\x0b\x64\x65\x63laration\x18\x01 \x01(\t\"X\n\nToolChoice\x12\x33\n\x04mode\x18\x01 \x01(\x0e\x32%.finemesh.inference.v1.ToolChoiceMode\x12\x15\n\rfunction_name\x18\x02 \x01(\t\"^\n\x0eResponseFormat\x12\x37\n\x04type\x18\x01 \x01(\x0e\x32).finemesh.inference.v1.ResponseFormatType\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\"\xc6\x05\n\x12SamplingParameters\x12\x1e\n\x11output_tokens_max\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x06\x88\x01\x01\x12\x14\n\x07\x63hoices\x18\t \x01(\x05H\x07\x88\x01\x01\x12\x1e\n\x11output_tokens_min\x18\n \x01(\x05H\x08\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x01H\n\x88\x01\x01\x12\x12\n\x05min_p\x18\r \x01(\x01H\x0b\x88\x01\x01\x12L\n\nlogit_bias\x18\x0e \x03(\x0b\x32\x38.finemesh.inference.v1.SamplingParameters.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\x0f \x01(\x05H\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x14\n\x12_output_tokens_maxB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\n\n\x08_choicesB\x14\n\x12_output_tokens_minB\r\n\x0b_ignore_eosB\x15\n\x13_repetition_penaltyB\x08\n\x06_min_pB\x0f\n\r_top_logprobs\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x39\n\x0c\x61lternatives\x18\x04 \x03(\x0b\x32#.finemesh.inference.v1.TokenLogprob\"9\n\nTokenUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05*\xa6\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n\x19TOOL_CHOICE_MODE_FUNCTION\x10\x04*\xa5\x01\n\x12ResponseFormatType\x12$\n RESPONSE_FORMAT_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19RESPONSE_FORMAT_TYPE_TEXT\x10\x01\x12$\n RESPONSE_FORMAT_TYPE_JSON_OBJECT\x10\x02\x12$\n RESPONSE_FORMAT_TYPE_JSON_SCHEMA\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.inference.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=497
-  _globals['_FINISHREASON']._serialized_end=592
-  _globals['_CHATMESSAGE']._serialized_start=65
-  _globals['_CHATMESSAGE']._serialized_end=109
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=112
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=436
-  _globals['_TOKENUSAGE']._serialized_start=438
-  _globals['_TOKENUSAGE']._serialized_end=495
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_TOOLCHOICEMODE']._serialized_start=1389
+  _globals['_TOOLCHOICEMODE']._serialized_end=1555
+  _globals['_RESPONSEFORMATTYPE']._serialized_start=1558
+  _globals['_RESPONSEFORMATTYPE']._serialized_end=1723
+  _globals['_FINISHREASON']._serialized_start=1725
+  _globals['_FINISHREASON']._serialized_end=1850
+  _globals['_CHATMESSAGE']._serialized_start=66
+  _globals['_CHATMESSAGE']._serialized_end=218
+  _globals['_TOOLCALL']._serialized_start=220
+  _globals['_TOOLCALL']._serialized_end=275
+  _globals['_TOOL']._serialized_start=277
+  _globals['_TOOL']._serialized_end=304
+  _globals['_TOOLCHOICE']._serialized_start=306
+  _globals['_TOOLCHOICE']._serialized_end=394
+  _globals['_RESPONSEFORMAT']._serialized_start=396
+  _globals['_RESPONSEFORMAT']._serialized_end=490
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=493
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=1203
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=946
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=994
+  _globals['_TOKENLOGPROB']._serialized_start=1205
+  _globals['_TOKENLOGPROB']._serialized_end=1327
+  _globals['_TOKENUSAGE']._serialized_start=1329
+  _globals['_TOKENUSAGE']._serialized_end=1386
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from finemesh.inference.v1 import generation_pb2 as finemesh_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-finemesh/inference/v1/inference_service.proto\x12\x15\x66inemesh.inference.v1\x1a&finemesh/inference/v1/generation.proto\"\x8f\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x08messages\x18\x02 \x03(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\xe9\x01\n\x0c\x43hatResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x07message\x18\x03 \x01(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x05 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x06 \x01(\t\"\x95\x01\n\x11StreamChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x08messages\x18\x02 \x03(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\xbf\x01\n\x12StreamChatResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\ntext_delta\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x05 \x01(\t\"m\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\xb4\x01\n\x10\x43ompleteResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x05 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\"s\n\x15StreamCompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\xb1\x01\n\x16StreamCompleteResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\ntext_delta\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\"\x19\n\x17ListServedModelsRequest\"N\n\x18ListServedModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\".finemesh.inference.v1.ServedModel\"S\n\x0bServedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x15\n\rcreate_time_s\x18\x03 \x01(\x03\x12\r\n\x05owner\x18\x04 \x01(\t2\x8b\x04\n\x10InferenceService\x12O\n\x04\x43hat\x12\".finemesh.inference.v1.ChatRequest\x1a#.finemesh.inference.v1.ChatResponse\x12\x63\n\nStreamChat\x12(.finemesh.inference.v1.StreamChatRequest\x1a).finemesh.inference.v1.StreamChatResponse0\x01\x12[\n\x08\x43omplete\x12&.finemesh.inference.v1.CompleteRequest\x1a\'.finemesh.inference.v1.CompleteResponse\x12o\n\x0eStreamComplete\x12,.finemesh.inference.v1.StreamCompleteRequest\x1a-.finemesh.inference.v1.StreamCompleteResponse0\x01\x12s\n\x10ListServedModels\x12..finemesh.inference.v1.ListServedModelsRequest\x1a/.finemesh.inference.v1.ListServedModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-finemesh/inference/v1/inference_service.proto\x12\x15\x66inemesh.inference.v1\x1a&finemesh/inference/v1/generation.proto\"\x9f\x03\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x08messages\x18\x02 \x03(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\x12*\n\x05tools\x18\x04 \x03(\x0b\x32\x1b.finemesh.inference.v1.Tool\x12\x36\n\x0btool_choice\x18\x05 \x01(\x0b\x32!.finemesh.inference.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12>\n\x0fresponse_format\x18\x07 \x01(\x0b\x32%.finemesh.inference.v1.ResponseFormat\x12\x1c\n\x0f\x65nable_thinking\x18\x08 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_parallel_tool_callsB\x12\n\x10_enable_thinking\"\xac\x01\n\x0c\x43hatResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x07\x63hoices\x18\x03 \x03(\x0b\x32!.finemesh.inference.v1.ChatChoice\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x05 \x01(\t\"\xc3\x01\n\nChatChoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x33\n\x07message\x18\x02 \x01(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x35\n\x08logprobs\x18\x04 \x03(\x0b\x32#.finemesh.inference.v1.TokenLogprob\"\xa5\x03\n\x11StreamChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x08messages\x18\x02 \x03(\x0b\x32\".finemesh.inference.v1.ChatMessage\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\x12*\n\x05tools\x18\x04 \x03(\x0b\x32\x1b.finemesh.inference.v1.Tool\x12\x36\n\x0btool_choice\x18\x05 \x01(\x0b\x32!.finemesh.inference.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12>\n\x0fresponse_format\x18\x07 \x01(\x0b\x32%.finemesh.inference.v1.ResponseFormat\x12\x1c\n\x0f\x65nable_thinking\x18\x08 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_parallel_tool_callsB\x12\n\x10_enable_thinking\"\xd9\x02\n\x12StreamChatResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\ntext_delta\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\x05\x12\x17\n\x0freasoning_delta\x18\x07 \x01(\t\x12\x38\n\ntool_calls\x18\x08 \x03(\x0b\x32$.finemesh.inference.v1.ToolCallDelta\x12\x35\n\x08logprobs\x18\t \x03(\x0b\x32#.finemesh.inference.v1.TokenLogprob\"Q\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x61rguments_delta\x18\x04 \x01(\t\"m\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\xb6\x01\n\x10\x43ompleteResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x38\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\'.finemesh.inference.v1.CompletionChoice\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x05 \x01(\t\"\xa2\x01\n\x10\x43ompletionChoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x35\n\x08logprobs\x18\x04 \x03(\x0b\x32#.finemesh.inference.v1.TokenLogprob\"s\n\x15StreamCompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12;\n\x08sampling\x18\x03 \x01(\x0b\x32).finemesh.inference.v1.SamplingParameters\"\x8a\x02\n\x16StreamCompleteResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\ntext_delta\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.finemesh.inference.v1.FinishReason\x12\x30\n\x05usage\x18\x04 \x01(\x0b\x32!.finemesh.inference.v1.TokenUsage\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\x05\x12\x35\n\x08logprobs\x18\x07 \x03(\x0b\x32#.finemesh.inference.v1.TokenLogprob\"\x19\n\x17ListServedModelsRequest\"N\n\x18ListServedModelsResponse\x12\x32\n\x06models\x18\x01 \x03(\x0b\x32\".finemesh.inference.v1.ServedModel\"S\n\x0bServedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x15\n\rcreate_time_s\x18\x03 \x01(\x03\x12\r\n\x05owner\x18\x04 \x01(\t2\x8b\x04\n\x10InferenceService\x12O\n\x04\x43hat\x12\".finemesh.inference.v1.ChatRequest\x1a#.finemesh.inference.v1.ChatResponse\x12\x63\n\nStreamChat\x12(.finemesh.inference.v1.StreamChatRequest\x1a).finemesh.inference.v1.StreamChatResponse0\x01\x12[\n\x08\x43omplete\x12&.finemesh.inference.v1.CompleteRequest\x1a\'.finemesh.inference.v1.CompleteResponse\x12o\n\x0eStreamComplete\x12,.finemesh.inference.v1.StreamCompleteRequest\x1a-.finemesh.inference.v1.StreamCompleteResponse0\x01\x12s\n\x10ListServedModels\x12..finemesh.inference.v1.ListServedModelsRequest\x1a/.finemesh.inference.v1.ListServedModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.inference.v1.infer
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHATREQUEST']._serialized_start=113
-  _globals['_CHATREQUEST']._serialized_end=256
-  _globals['_CHATRESPONSE']._serialized_start=259
-  _globals['_CHATRESPONSE']._serialized_end=492
-  _globals['_STREAMCHATREQUEST']._serialized_start=495
-  _globals['_STREAMCHATREQUEST']._serialized_end=644
-  _globals['_STREAMCHATRESPONSE']._serialized_start=647
-  _globals['_STREAMCHATRESPONSE']._serialized_end=838
-  _globals['_COMPLETEREQUEST']._serialized_start=840
-  _globals['_COMPLETEREQUEST']._serialized_end=949
-  _globals['_COMPLETERESPONSE']._serialized_start=952
-  _globals['_COMPLETERESPONSE']._serialized_end=1132
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1134
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1249
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1252
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1429
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=1431
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=1456
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=1458
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=1536
-  _globals['_SERVEDMODEL']._serialized_start=1538
-  _globals['_SERVEDMODEL']._serialized_end=1621
-  _globals['_INFERENCESERVICE']._serialized_start=1624
-  _globals['_INFERENCESERVICE']._serialized_end=2147
+  _globals['_CHATREQUEST']._serialized_end=528
+  _globals['_CHATRESPONSE']._serialized_start=531
+  _globals['_CHATRESPONSE']._serialized_end=703
+  _globals['_CHATCHOICE']._serialized_start=706
+  _globals['_CHATCHOICE']._serialized_end=901
+  _globals['_STREAMCHATREQUEST']._serialized_start=904
+  _globals['_STREAMCHATREQUEST']._serialized_end=1325
+  _globals['_STREAMCHATRESPONSE']._serialized_start=1328
+  _globals['_STREAMCHATRESPONSE']._serialized_end=1673
+  _globals['_TOOLCALLDELTA']._serialized_start=1675
+  _globals['_TOOLCALLDELTA']._serialized_end=1756
+  _globals['_COMPLETEREQUEST']._serialized_start=1758
+  _globals['_COMPLETEREQUEST']._serialized_end=1867
+  _globals['_COMPLETERESPONSE']._serialized_start=1870
+  _globals['_COMPLETERESPONSE']._serialized_end=2052
+  _globals['_COMPLETIONCHOICE']._serialized_start=2055
+  _globals['_COMPLETIONCHOICE']._serialized_end=2217
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=2219
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=2334
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=2337
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=2603
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=2605
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=2630
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=2632
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=2710
+  _globals['_SERVEDMODEL']._serialized_start=2712
+  _globals['_SERVEDMODEL']._serialized_end=2795
+  _globals['_INFERENCESERVICE']._serialized_start=2798
+  _globals['_INFERENCESERVICE']._serialized_end=3321
 # @@protoc_insertion_point(module_scope)

@@ -28,8 +28,17 @@ class ChatRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Base id, tuned model id or endpoint id."""
+    parallel_tool_calls: _builtins.bool
+    """Whether one answer may call several tools; default true. False ends the answer's calls behind the first."""
+    enable_thinking: _builtins.bool
+    """Told to chat templates that can switch thinking on and off (`enable_thinking`); unset leaves it to the template."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ChatMessage]:
         """The conversation, at least one message."""
@@ -38,18 +47,42 @@ class ChatRequest(_message.Message):
     def sampling(self) -> _generation_pb2.SamplingParameters:
         """How tokens are chosen."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]:
+        """The tools that the model may call, at most 128. A model whose calls cannot be read here is refused."""
+
+    @_builtins.property
+    def tool_choice(self) -> _generation_pb2.ToolChoice:
+        """What the model has to do with them; default AUTO where there are tools."""
+
+    @_builtins.property
+    def response_format(self) -> _generation_pb2.ResponseFormat:
+        """The form of the answer; default TEXT. It cannot be combined with a tool that must be called."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         messages: _abc.Iterable[_generation_pb2.ChatMessage] | None = ...,
         sampling: _generation_pb2.SamplingParameters | None = ...,
+        tools: _abc.Iterable[_generation_pb2.Tool] | None = ...,
+        tool_choice: _generation_pb2.ToolChoice | None = ...,
+        parallel_tool_calls: _builtins.bool | None = ...,
+        response_format: _generation_pb2.ResponseFormat | None = ...,
+        enable_thinking: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_thinking", b"enable_thinking", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_thinking", b"enable_thinking", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 
@@ -61,43 +94,77 @@ class ChatResponse(_message.Message):
 
     GENERATION_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """Id of the generation, `gen-...`."""
     model: _builtins.str
     """The model that answered, as asked for."""
-    finish_reason: _generation_pb2.FinishReason.ValueType
-    """Why it ended."""
     revision: _builtins.str
     """Content-derived revision of the weights that answered."""
     @_builtins.property
-    def message(self) -> _generation_pb2.ChatMessage:
-        """The answer; role `assistant`."""
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatChoice]:
+        """As many answers as were asked for, by index."""
 
     @_builtins.property
     def usage(self) -> _generation_pb2.TokenUsage:
-        """What it used."""
+        """What all of them used."""
 
     def __init__(
         self,
         *,
         generation_id: _builtins.str = ...,
         model: _builtins.str = ...,
-        message: _generation_pb2.ChatMessage | None = ...,
-        finish_reason: _generation_pb2.FinishReason.ValueType = ...,
+        choices: _abc.Iterable[Global___ChatChoice] | None = ...,
         usage: _generation_pb2.TokenUsage | None = ...,
         revision: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generation_id", b"generation_id", "message", b"message", "model", b"model", "revision", b"revision", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "generation_id", b"generation_id", "model", b"model", "revision", b"revision", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatResponse: _TypeAlias = ChatResponse  # noqa: Y015
+
+@_typing.final
+class ChatChoice(_message.Message):
+    """One answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Counted from 0."""
+    finish_reason: _generation_pb2.FinishReason.ValueType
+    """Why it ended."""
+    @_builtins.property
+    def message(self) -> _generation_pb2.ChatMessage:
+        """The answer; role `assistant`, with text, reasoning and calls of tools apart from each other."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprob]:
+        """Its tokens, those of reasoning and calls among them; with `top_logprobs` only."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        message: _generation_pb2.ChatMessage | None = ...,
+        finish_reason: _generation_pb2.FinishReason.ValueType = ...,
+        logprobs: _abc.Iterable[_generation_pb2.TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatChoice: _TypeAlias = ChatChoice  # noqa: Y015
 
 @_typing.final
 class StreamChatRequest(_message.Message):
@@ -108,8 +175,17 @@ class StreamChatRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Base id, tuned model id or endpoint id."""
+    parallel_tool_calls: _builtins.bool
+    """Whether one answer may call several tools; default true. False ends the answer's calls behind the first."""
+    enable_thinking: _builtins.bool
+    """Told to chat templates that can switch thinking on and off (`enable_thinking`); unset leaves it to the template."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ChatMessage]:
         """The conversation, at least one message."""
@@ -118,24 +194,48 @@ class StreamChatRequest(_message.Message):
     def sampling(self) -> _generation_pb2.SamplingParameters:
         """How tokens are chosen."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]:
+        """The tools that the model may call, at most 128. A model whose calls cannot be read here is refused."""
+
+    @_builtins.property
+    def tool_choice(self) -> _generation_pb2.ToolChoice:
+        """What the model has to do with them; default AUTO where there are tools."""
+
+    @_builtins.property
+    def response_format(self) -> _generation_pb2.ResponseFormat:
+        """The form of the answer; default TEXT. It cannot be combined with a tool that must be called."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         messages: _abc.Iterable[_generation_pb2.ChatMessage] | None = ...,
         sampling: _generation_pb2.SamplingParameters | None = ...,
+        tools: _abc.Iterable[_generation_pb2.Tool] | None = ...,
+        tool_choice: _generation_pb2.ToolChoice | None = ...,
+        parallel_tool_calls: _builtins.bool | None = ...,
+        response_format: _generation_pb2.ResponseFormat | None = ...,
+        enable_thinking: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_thinking", b"enable_thinking", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_thinking", b"enable_thinking", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
 
 Global___StreamChatRequest: _TypeAlias = StreamChatRequest  # noqa: Y015
 
 @_typing.final
 class StreamChatResponse(_message.Message):
-    """The next part of an answer."""
+    """The next part of one of the answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -144,17 +244,33 @@ class StreamChatResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    REASONING_DELTA_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """Id of the generation, `gen-...`."""
     text_delta: _builtins.str
     """New text."""
     finish_reason: _generation_pb2.FinishReason.ValueType
-    """Why it ended; set in the last message only."""
+    """Why this choice ended; set in its last message only."""
     revision: _builtins.str
     """Content-derived revision of the weights that answer; set in the first message."""
+    choice: _builtins.int
+    """The choice that this is a part of, counted from 0."""
+    reasoning_delta: _builtins.str
+    """New text of what the model thinks before it answers."""
     @_builtins.property
     def usage(self) -> _generation_pb2.TokenUsage:
-        """What it used; set in the last message only."""
+        """What all choices used; set in the last message of all only."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """New parts of calls of tools."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprob]:
+        """The new tokens; with `top_logprobs` only."""
 
     def __init__(
         self,
@@ -164,14 +280,52 @@ class StreamChatResponse(_message.Message):
         finish_reason: _generation_pb2.FinishReason.ValueType = ...,
         usage: _generation_pb2.TokenUsage | None = ...,
         revision: _builtins.str = ...,
+        choice: _builtins.int = ...,
+        reasoning_delta: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
+        logprobs: _abc.Iterable[_generation_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generation_id", b"generation_id", "revision", b"revision", "text_delta", b"text_delta", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "logprobs", b"logprobs", "reasoning_delta", b"reasoning_delta", "revision", b"revision", "text_delta", b"text_delta", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamChatResponse: _TypeAlias = StreamChatResponse  # noqa: Y015
+
+@_typing.final
+class ToolCallDelta(_message.Message):
+    """The next part of one call of a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_DELTA_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which call of the choice, counted from 0."""
+    id: _builtins.str
+    """Names the call; set in its first part only."""
+    name: _builtins.str
+    """Name of the function; set in its first part only."""
+    arguments_delta: _builtins.str
+    """New text of its arguments, which together are JSON."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_delta: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_delta", b"arguments_delta", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
@@ -213,37 +367,75 @@ class CompleteResponse(_message.Message):
 
     GENERATION_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
-    TEXT_FIELD_NUMBER: _builtins.int
-    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """Id of the generation, `gen-...`."""
     model: _builtins.str
     """The model that answered, as asked for."""
-    text: _builtins.str
-    """The generated text."""
-    finish_reason: _generation_pb2.FinishReason.ValueType
-    """Why it ended."""
+    revision: _builtins.str
+    """Content-derived revision of the weights that answered."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionChoice]:
+        """As many continuations as were asked for, by index."""
+
     @_builtins.property
     def usage(self) -> _generation_pb2.TokenUsage:
-        """What it used."""
+        """What all of them used."""
 
     def __init__(
         self,
         *,
         generation_id: _builtins.str = ...,
         model: _builtins.str = ...,
-        text: _builtins.str = ...,
-        finish_reason: _generation_pb2.FinishReason.ValueType = ...,
+        choices: _abc.Iterable[Global___CompletionChoice] | None = ...,
         usage: _generation_pb2.TokenUsage | None = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generation_id", b"generation_id", "model", b"model", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "generation_id", b"generation_id", "model", b"model", "revision", b"revision", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
+
+@_typing.final
+class CompletionChoice(_message.Message):
+    """One continuation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Counted from 0."""
+    text: _builtins.str
+    """The generated text."""
+    finish_reason: _generation_pb2.FinishReason.ValueType
+    """Why it ended."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprob]:
+        """Its tokens; with `top_logprobs` only."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        finish_reason: _generation_pb2.FinishReason.ValueType = ...,
+        logprobs: _abc.Iterable[_generation_pb2.TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionChoice: _TypeAlias = CompletionChoice  # noqa: Y015
 
 @_typing.final
 class StreamCompleteRequest(_message.Message):
@@ -279,7 +471,7 @@ Global___StreamCompleteRequest: _TypeAlias = StreamCompleteRequest  # noqa: Y015
 
 @_typing.final
 class StreamCompleteResponse(_message.Message):
-    """The next part of a continuation."""
+    """The next part of one of the continuations."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -287,15 +479,26 @@ class StreamCompleteResponse(_message.Message):
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """Id of the generation, `gen-...`."""
     text_delta: _builtins.str
     """New text."""
     finish_reason: _generation_pb2.FinishReason.ValueType
-    """Why it ended; set in the last message only."""
+    """Why this choice ended; set in its last message only."""
+    revision: _builtins.str
+    """Content-derived revision of the weights that answer; set in the first message."""
+    choice: _builtins.int
+    """The choice that this is a part of, counted from 0."""
     @_builtins.property
     def usage(self) -> _generation_pb2.TokenUsage:
-        """What it used; set in the last message only."""
+        """What all choices used; set in the last message of all only."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.TokenLogprob]:
+        """The new tokens; with `top_logprobs` only."""
 
     def __init__(
         self,
@@ -304,10 +507,13 @@ class StreamCompleteResponse(_message.Message):
         text_delta: _builtins.str = ...,
         finish_reason: _generation_pb2.FinishReason.ValueType = ...,
         usage: _generation_pb2.TokenUsage | None = ...,
+        revision: _builtins.str = ...,
+        choice: _builtins.int = ...,
+        logprobs: _abc.Iterable[_generation_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generation_id", b"generation_id", "text_delta", b"text_delta", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "logprobs", b"logprobs", "revision", b"revision", "text_delta", b"text_delta", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

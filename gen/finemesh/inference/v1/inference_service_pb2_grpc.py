@@ -71,7 +71,7 @@ class InferenceServiceServicer:
     """
 
     def Chat(self, request, context):
-        """Answers a conversation in one message. The model's chat template is applied exactly once.
+        """Answers a conversation in one message. The model's chat template is applied exactly once, to messages and tools.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

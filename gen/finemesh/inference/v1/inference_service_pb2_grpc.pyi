@@ -37,7 +37,7 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Chat: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]
-    """Answers a conversation in one message. The model's chat template is applied exactly once."""
+    """Answers a conversation in one message. The model's chat template is applied exactly once, to messages and tools."""
     StreamChat: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]
     """Answers a conversation as a stream; a message carries all tokens that are ready. Closing the stream ends the generation."""
     Complete: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.CompleteResponse]
@@ -56,7 +56,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Chat: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]  # type: ignore[assignment]
-    """Answers a conversation in one message. The model's chat template is applied exactly once."""
+    """Answers a conversation in one message. The model's chat template is applied exactly once, to messages and tools."""
     StreamChat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]  # type: ignore[assignment]
     """Answers a conversation as a stream; a message carries all tokens that are ready. Closing the stream ends the generation."""
     Complete: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.CompleteResponse]  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.ChatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.ChatResponse, _abc.Awaitable[_inference_service_pb2.ChatResponse]]:
-        """Answers a conversation in one message. The model's chat template is applied exactly once."""
+        """Answers a conversation in one message. The model's chat template is applied exactly once, to messages and tools."""
 
     @_abc_1.abstractmethod
     def StreamChat(
