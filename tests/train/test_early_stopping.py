@@ -29,10 +29,12 @@ def of_type(events: Events, kind: str) -> Events:
     return [event for event in events if event["type"] == kind]
 
 
-def judged(stopping: EarlyStopping, losses: list[float], steps: list[int] | None = None) -> list[Position]:
+def judged(
+    stopping: EarlyStopping, losses: list[float], steps: list[int] | None = None, total_steps: int = 100
+) -> list[Position]:
     position, found = Position(), []
     for number, (loss, step) in enumerate(zip(losses, steps or range(1, len(losses) + 1), strict=True), 1):
-        position = judge(Position(**{**vars(position), "step": step}), stopping, number, loss)
+        position = judge(Position(**{**vars(position), "step": step}), stopping, number, loss, total_steps=total_steps)
         found.append(position)
     return found
 
@@ -70,6 +72,25 @@ def test_a_second_evaluation_of_the_same_weights_is_no_evaluation_without_gain()
     assert [position.evaluations_without_gain for position in positions] == [0, 0, 0, 1, 1, 2]
     assert [position.stopped_early for position in positions] == [False] * 5 + [True]
     assert positions[-1].best_step == 1
+
+
+def test_a_patience_that_ends_with_the_last_step_ends_nothing_early() -> None:
+    rule = EarlyStopping(patience=2, min_delta=0.0, warmup_evaluations=0)
+    losses = [3.0, 3.0, 3.5]
+    assert [position.stopped_early for position in judged(rule, losses, total_steps=4)] == [False, False, True]
+    assert [position.stopped_early for position in judged(rule, losses, total_steps=3)] == [False] * 3
+
+
+def test_a_run_that_did_all_its_steps_is_a_completed_one(make_job: Callable[..., Path]) -> None:
+    """No evaluation can be better by so much, so that the patience ends with the third one, which is the last."""
+    stopping = {"patience": 2, "warmup_evaluations": 0, "min_delta": 100.0}
+    events = run_job(make_job(epochs=1, evaluations=3, early_stopping=stopping))
+    (finished,) = of_type(events, "finished")
+    assert (finished["stopped_early"], finished["step"]) == (False, finished["total_steps"])
+    assert not any(event["stopped_early"] for event in of_type(events, "evaluation")[1:])
+    (lineage,) = (event["lineage"] for event in of_type(events, "exported"))
+    assert not lineage["stopped_early"]
+    assert of_type(events, "checkpoint")[-1]["step"] == finished["total_steps"]
 
 
 @pytest.mark.parametrize("training", [{"type": "lora", "r": 4, "dropout": 0.1}, {"type": "full"}], ids=["lora", "full"])

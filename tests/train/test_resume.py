@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.trainer.train.analysis.main import analyze
 from services.trainer.train.checkpoint.resume import find_checkpoint
@@ -212,6 +213,22 @@ def test_the_metered_sum_is_the_analysed_one(make_job: Callable[..., Path], undi
 
 class Killed(BaseException):
     """Stands for SIGKILL inside this process: nothing on the way catches it or cleans up."""
+
+
+def test_a_resume_with_other_instructions_of_the_processor_says_so(
+    make_job: Callable[..., Path], spawn_child: Any, undisturbed: tuple[Path, Events]
+) -> None:
+    """torch takes the environment's word for what the processor can. The sums then come out in other bytes."""
+    middle = undisturbed[0] / "checkpoints" / "step-00000012"
+    told = {}
+    for name, environment in (("same", {}), ("other", {"ATEN_CPU_CAPABILITY": "default"})):
+        onward = make_job(name, resume_from=str(middle))
+        events = finish(spawn_child(onward, **environment))
+        told[name] = [event["message"] for event in events if event["type"] == "warning"]
+    assert told["same"] == []
+    (message,) = told["other"]
+    assert f"{torch.backends.cpu.get_cpu_capability()} instead of " in message
+    assert "DEFAULT" in message
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.models.llama import modeling_llama
 
-from services.trainer.train.checkpoint.manifest import machine_of
 from services.trainer.train.data.batches.micro_batch import MicroBatch, micro_batches
 from services.trainer.train.data.tokens.token_rows import TokenRows
-from services.trainer.train.loop.start_run import _what_counts, set_up_torch
+from services.trainer.train.loop.start_run import set_up_torch
 from services.trainer.train.losses.objective import Supervised
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.kernels import (
@@ -29,7 +28,6 @@ from services.trainer.train.modeling.kernels import (
     use_liger,
 )
 from services.trainer.train.modeling.lora import add_adapter
-from services.trainer.train.runtime.process_group import ALONE
 from services.trainer.train.settings.spec import LoraTraining
 from services.trainer.train.settings.spec_json import parse_spec
 
@@ -245,16 +243,6 @@ def test_the_device_of_a_run_is_the_current_one(
     spec = {"job_id": "ft-1", "base_model": {"directory": "base"}, "train_file": "train.jsonl", "device": device}
     set_up_torch(parse_spec(spec))
     assert chosen == made_current
-
-
-def test_a_checkpoint_names_the_kernels_and_a_resume_compares_them() -> None:
-    spec = parse_spec({"job_id": "ft-1", "base_model": {"directory": "base"}, "train_file": "train.jsonl"})
-    plain = causal(llama())
-    on_cpu = machine_of(spec, ALONE, plain)
-    assert set(on_cpu) == {"device", "threads", "processes", "torch"}
-    compiled = machine_of(spec, ALONE, replace(plain, kernels=("flex_attention", "compiled")))
-    assert compiled == {**on_cpu, "kernels": ["flex_attention", "compiled"]}
-    assert _what_counts(compiled) != _what_counts(on_cpu) == _what_counts({**on_cpu, "torch": "1.0"})
 
 
 def test_products_are_as_exact_as_before_on_a_cpu() -> None:

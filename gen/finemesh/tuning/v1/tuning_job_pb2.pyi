@@ -829,7 +829,7 @@ class TuningProgress(_message.Message):
     best_validation_loss: _builtins.float
     """Validation loss of the best evaluation so far; set with early stopping."""
     stopped_early: _builtins.bool
-    """True when early stopping ended the run."""
+    """True when early stopping ended the run before its last step."""
     def __init__(
         self,
         *,

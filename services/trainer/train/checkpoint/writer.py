@@ -24,7 +24,6 @@ from services.trainer.train.checkpoint.manifest import (
     SHARDS,
     STATE,
     VERSION,
-    machine_of,
 )
 from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.checkpoint.random_states import torch_states
@@ -78,6 +77,7 @@ def save_checkpoint(
     tensors: Tensors,
     spec: Spec,
     *,
+    machine: Mapping[str, Any],
     learning_rate: float,
     asked: bool,
     attached: Mapping[str, Path] | None = None,
@@ -106,7 +106,7 @@ def save_checkpoint(
         "asked": asked,
         "position": asdict(position),
         "identity": asdict(identity),
-        "machine": machine_of(spec, group, model),
+        "machine": dict(machine),
         "schedule": {"step": position.step, "learning_rate": learning_rate},
         "random": _python_and_numpy_states(),
     }

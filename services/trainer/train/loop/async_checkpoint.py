@@ -35,6 +35,7 @@ def checkpoint_when_due(run: Run) -> None:
         run.model,
         tensors.copied() if behind else tensors,
         inputs.spec,
+        machine=run.machine,
         learning_rate=run.optimizer.param_groups[0]["lr"],
         asked=asked,
         attached=run.attachments | best_to_attach(run),

@@ -16,10 +16,11 @@ from services.trainer.train.modeling.trained_weights import read_trained_weights
 from services.trainer.train.settings.methods import EarlyStopping
 
 
-def judge(position: Position, stopping: EarlyStopping, number: int, loss: float) -> Position:
+def judge(position: Position, stopping: EarlyStopping, number: int, loss: float, *, total_steps: int) -> Position:
     """The position after evaluation `number` (from 1) with this loss. The best loss is the smallest one; an evaluation
     counts against the patience unless it is smaller than the best before it by more than `min_delta`, and after the
-    warm-up only. Where several fall on one step, the first of them is the verdict on it."""
+    warm-up only. Where several fall on one step, the first of them is the verdict on it. A run that has done all of its
+    `total_steps` was not stopped early, whatever its last evaluation says: it is a completed one."""
     if position.judged_step == position.step:
         return position
     best = position.best_loss
@@ -31,7 +32,7 @@ def judge(position: Position, stopping: EarlyStopping, number: int, loss: float)
         position,
         judged_step=position.step,
         evaluations_without_gain=stale,
-        stopped_early=stale >= stopping.patience,
+        stopped_early=stale >= stopping.patience and position.step < total_steps,
     )
 
 
@@ -42,7 +43,7 @@ def judge_evaluation(run: Run, number: int, loss: float) -> None:
     if stopping is None:
         return
     before = run.position.best_loss
-    run.position = judge(run.position, stopping, number, loss)
+    run.position = judge(run.position, stopping, number, loss, total_steps=run.inputs.schedule.total_steps)
     if before is not None and not loss < before:
         return
     writes = run.group.local_rank == 0

@@ -6,11 +6,10 @@ It takes no step and knows neither evaluations nor the export.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from services.trainer.train.checkpoint.manifest import machine_of
+from services.trainer.train.checkpoint.machine import differences, machine_of
 from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.checkpoint.resume import find_checkpoint, load_checkpoint
 from services.trainer.train.checkpoint.start_weights import base_directory, check_shape, load_start
@@ -105,6 +104,7 @@ def start_run(
         batches=StepBatches(inputs, group),
         objective=Supervised(),
         validation_objective=Supervised(),
+        machine=machine_of(spec, group, model),
     )
     model.module.train()
     checkpoint = _find_checkpoint(run)
@@ -160,21 +160,14 @@ def _resume(run: Run, path: Path) -> None:
     run.last_checkpoint_step = run.position.step
     run.progress.start_at(run.position)
     restore_best(run, path)
-    before = _what_counts(machine)
-    if before != _what_counts(machine_of(spec, run.group, run.model)):
-        device, threads, processes, kernels = before
-        with_kernels = f" and {', '.join(kernels)}" if kernels else ""
+    other = differences(machine, run.machine)
+    if other:
         run.emit(
             "warning",
             code="RESUME_NOT_EXACT",
-            message=f"{path.name} was written on {device} by {processes} processes with {threads} threads "
-            f"each{with_kernels}; "
-            "on another kind of machine the last bits of the result may differ",
+            message=f"{path.name} was written on another machine than the one that goes on from it: "
+            f"{'; '.join(other)}. The last bits of the result may differ",
         )
-
-
-def _what_counts(machine: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, ...]]:
-    return machine["device"], machine["threads"], machine.get("processes", 1), tuple(machine.get("kernels", ()))
 
 
 def _keep_micro_batches(run: Run, before: int) -> None:

@@ -1,6 +1,6 @@
 """The state of a run under way: what its steps, evaluations and checkpoints share. It decides nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """A step whose `numbers`, its loss and gradient norm, the host has not read yet; `step` counts from 0."""
+    """A step whose `numbers`, its loss, gradient norm and the bound of its loss, the host has not read yet; `step`
+    counts from 0."""
 
     step: int
     learning_rate: float
@@ -66,5 +67,7 @@ class Run:
     objective: Objective
     validation_objective: Objective
     batches: StepBatches
+    # What a checkpoint says of it (checkpoint/machine.py).
+    machine: Mapping[str, Any]
     pending_checkpoint: PendingCheckpoint | None = None
     attachments: dict[str, Path] = field(default_factory=dict)
