@@ -265,6 +265,16 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_the_last_good_checkp
     assert (workdir / "checkpoints" / "step-00000004").is_dir()
 
 
+def test_a_weight_on_every_row_is_no_divergence(make_job: Make) -> None:
+    """The loss of a step is a mean of weighted losses, and so is what it is held against."""
+    workdir = make_job(epochs=1)
+    with_rows(workdir, [{**row, "weight": 60} for row in conversations(8)])
+    events = run(workdir)
+    assert events[-1]["type"] == "finished"
+    # Far beyond what a model without any knowledge loses: it was the weight.
+    assert events[-1]["final_loss"] > 100
+
+
 @pytest.mark.parametrize(
     ("settings", "rate"),
     [

@@ -17,7 +17,7 @@ from services.trainer.train.loop.async_checkpoint import kept_checkpoint, settle
 from services.trainer.train.loop.divergence import look_ahead
 from services.trainer.train.loop.early_stopping import judge_evaluation
 from services.trainer.train.loop.state import Run
-from services.trainer.train.losses.objective import Evaluation, Objective
+from services.trainer.train.losses.objective import Evaluation, Objective, is_sound
 from services.trainer.train.memory.out_of_memory import fits, halve, release
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.runtime.event_stream import sign_of_life
@@ -72,17 +72,20 @@ def evaluate_when_due(run: Run) -> None:
 def _evaluate(run: Run, name: str) -> Evaluation:
     """Raises Failure(user) for a loss that is no number, or one far beyond that of a model that guesses."""
     objective = run.validation_objective
-    found = None
-    while found is None:
+    scored = None
+    while scored is None:
         batches = validation_batches(run.inputs, run.group, run.evaluation_tokens)
         report = sign_of_life(run.emit, "evaluating", len(batches))
-        found = evaluate(run.model, objective, batches, run.stopping, report, run.group) if _look_ahead(run) else None
-        if found is None:
+        if _look_ahead(run):
+            scored = evaluate(run.model, objective, batches, run.stopping, report, run.group)
+        if scored is None:
             _halve(run, name, divisible=batches.is_divisible)
-    if not (math.isfinite(found.loss) and found.loss <= objective.loss_max(run.model.head_weight.shape[0])):
+    found, bound = scored
+    if not (math.isfinite(found.loss) and is_sound(found.loss, bound)):
         raise user_failure(
             "TRAINING_INPUT_INVALID",
-            f"training diverged: {name} came out with loss {found.loss}; {kept_checkpoint(run)}; "
+            f"training diverged: {name} came out with loss {found.loss:.6g}, and with these settings at most "
+            f"{bound:.6g} is sound; {kept_checkpoint(run)}; "
             "lower the learning rate, or look for what is unlike the training file",
         )
     return found
@@ -105,13 +108,14 @@ def evaluate(
     stopping: Callable[[], bool],
     report: Callable[[int], None],
     group: Group = ALONE,
-) -> Evaluation | None:
-    """Means over the batches of all processes; None when memory ran out. `report` is called after each batch.
-    Raises Stopped between batches."""
+) -> tuple[Evaluation, float] | None:
+    """Means over the batches of all processes, and what the loss is at most for a sound model; None when memory ran
+    out. `report` is called after each batch. Raises Stopped between batches."""
     sums: list[list[float]] = []
+    guess_nats = math.log(model.head_weight.shape[0])
 
     def score(batch: MicroBatch) -> None:
-        sums.append(objective.sums(model, batch))
+        sums.append([*objective.sums(model, batch), float(objective.bound_sum(batch, guess_nats))])
         report(1)
 
     model.module.eval()
@@ -122,7 +126,8 @@ def evaluate(
         model.module.train()
     if not enough:
         return None
-    return objective.evaluation(group.total([sum(column) for column in zip(*sums, strict=True)]))
+    *totals, bound = group.total([sum(column) for column in zip(*sums, strict=True)])
+    return objective.evaluation(totals), bound / totals[-1]
 
 
 def _unless_stopping(batches: FileBatches, stopping: Callable[[], bool]) -> Iterator[MicroBatch]:

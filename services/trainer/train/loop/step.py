@@ -22,6 +22,7 @@ from services.trainer.train.loop.device_read import DeviceRead
 from services.trainer.train.loop.divergence import look_ahead
 from services.trainer.train.loop.progress_report import StepRecord
 from services.trainer.train.loop.state import Launched, Run
+from services.trainer.train.losses.objective import is_sound
 from services.trainer.train.memory.out_of_memory import fits, halve, release, unless_full
 from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at, update
 from services.trainer.train.runtime.process_group import seed_of_step
@@ -43,32 +44,37 @@ def launch_step(run: Run, step: int) -> Launched:
     spec, schedule = run.inputs.spec, run.inputs.schedule
     started_s = time.monotonic()
     rate = learning_rate_at(step, schedule.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
-    loss, tokens = gradients_of_step(run, step)
-    loss, norm = (
+    loss, bound, tokens = gradients_of_step(run, step)
+    loss, bound, norm = (
         torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
-        for number in (loss, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
+        for number in (loss, bound, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
     )
     # Neither is true of NaN.
-    sound = (norm < math.inf) & (loss <= run.objective.loss_max(run.model.head_weight.shape[0]))
+    sound = (norm < math.inf) & is_sound(loss, bound)
     run.poisoned = ~sound if run.poisoned is None else run.poisoned | ~sound
     update(run.optimizer, rate, skipped=run.poisoned)
     run.optimizer.zero_grad(set_to_none=True)
     return Launched(
-        step=step, learning_rate=rate, tokens=tokens, started_s=started_s, numbers=DeviceRead(torch.stack([loss, norm]))
+        step=step,
+        learning_rate=rate,
+        tokens=tokens,
+        started_s=started_s,
+        numbers=DeviceRead(torch.stack([loss, norm, bound])),
     )
 
 
-def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
-    """Makes the gradients of a step. Returns the mean loss over the labelled tokens, or the pairs of answers, of the
-    whole step, on the device, and how many tokens the step has. The gradients are those of that mean and the same on
-    every process. Raises Failure(platform, JOB_TOO_LARGE) when not even single rows fit."""
+def gradients_of_step(run: Run, step: int) -> tuple[Any, Any, int]:
+    """Makes the gradients of a step, those of its mean loss over the labelled tokens, or the examples, of the whole
+    step, the same on every process. Returns that mean and the bound of a sound one, both on the device, and how many
+    tokens the step has. Raises Failure(platform, JOB_TOO_LARGE) when not even single rows fit."""
     while True:
         random_states = torch_states()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
-        loss = _try(run, step, batches)
-        if loss is not None:
+        means = _try(run, step, batches)
+        if means is not None:
             run.group.add_gradients(run.model.trainable.values())
-            return run.group.add(loss), tokens
+            loss, bound = run.group.add(means)
+            return loss, bound, tokens
         run.optimizer.zero_grad(set_to_none=True)
         release()
         restore_torch_states(random_states)
@@ -76,8 +82,9 @@ def gradients_of_step(run: Run, step: int) -> tuple[Any, int]:
 
 
 def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
-    """This process's part of the loss. None when memory ran out on any of the processes, because they divide the rows
-    among them. It may have run out while rows were laid out; then this process has no `batches`."""
+    """This process's parts of the mean loss and of its bound, float64 [2]. None when memory ran out on any of the
+    processes, because they divide the rows among them. It may have run out while rows were laid out; then this process
+    has no `batches`."""
     group = run.group
     objective = run.objective
     units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])
@@ -90,16 +97,17 @@ def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
     # FSDP takes the mean over the processes where we want the sum.
     scale = (group.size if group.sharded else 1) / units
     # It stays on the device: to read it after every micro-batch would let a GPU run dry.
-    loss = torch.zeros((), dtype=torch.float64, device=run.model.device)
+    means = torch.zeros(2, dtype=torch.float64, device=run.model.device)
+    guess_nats = math.log(run.model.head_weight.shape[0])
 
     def learn(batch: MicroBatch) -> None:
-        nonlocal loss
         batch_loss = objective.loss_sum(run.model, batch, scale)
         batch_loss.backward()
-        loss += batch_loss.detach().double() / (scale * units)
+        means[0] += batch_loss.detach().double() / (scale * units)
+        means[1] += objective.bound_sum(batch, guess_nats) / units
 
     return (
-        loss
+        means
         if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, run.inputs.train.rows, batches))
         else None
     )
@@ -142,9 +150,9 @@ def settle_step(run: Run) -> None:
     if launched is None:
         return
     run.launched = None
-    loss, norm = launched.numbers.read()
-    if not (math.isfinite(norm) and loss <= run.objective.loss_max(run.model.head_weight.shape[0])):
-        raise _diverged(run, launched, loss, norm)
+    loss, norm, bound = launched.numbers.read()
+    if not (math.isfinite(norm) and is_sound(loss, bound)):
+        raise _diverged(run, launched, loss, norm, bound)
     schedule = run.inputs.schedule
     finished = launched.step + 1
     epoch, epoch_step = divmod(finished, schedule.steps_per_epoch)
@@ -162,11 +170,12 @@ def settle_step(run: Run) -> None:
     run.progress.add(record, launched.started_s, time.monotonic())
 
 
-def _diverged(run: Run, launched: Launched, loss: float, norm: float) -> Failure:
+def _diverged(run: Run, launched: Launched, loss: float, norm: float, bound: float) -> Failure:
     return user_failure(
         "TRAINING_INPUT_INVALID",
-        f"training diverged at step {launched.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
-        f"{launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower the learning rate or raise the warm-up",
+        f"training diverged at step {launched.step + 1}: loss {loss:.6g} (with these settings at most {bound:.6g} is "
+        f"sound), gradient norm {norm:.6g}, learning rate {launched.learning_rate:.3g}; {kept_checkpoint(run)}; lower "
+        "the learning rate or raise the warm-up",
     )
 
 

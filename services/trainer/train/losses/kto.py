@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from formats.rows import ROW_WEIGHT_MAX
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.losses.objective import Evaluation, Reference, answer_log_probs
 from services.trainer.train.modeling.base_model import CausalModel
@@ -45,9 +44,11 @@ class Judged:
     def take(self, mean: Any) -> None:
         self._divergence = mean.clamp(min=0.0)
 
-    def loss_max(self, vocabulary: int) -> float:
+    def bound_sum(self, batch: MicroBatch, guess_nats: float) -> Any:
         # No loss is larger, whatever the weights of the model are: only what is no number is refused.
-        return ROW_WEIGHT_MAX * max(self._kto.desirable_weight, self._kto.undesirable_weight)
+        _, weights = _judgements(batch)
+        largest = max(self._kto.desirable_weight, self._kto.undesirable_weight)
+        return largest * weights.double().sum() * (1.0 if batch.labelled else 0.0)
 
     def units(self, batch: MicroBatch) -> float:
         return len(batch.rows) if batch.labelled else 0

@@ -4,7 +4,6 @@ An objective turns a micro-batch into a loss to sum, and says what that sum is a
 step and no schedule.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -14,13 +13,18 @@ import torch
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.losses.cross_entropy import cross_entropy_sum
 from services.trainer.train.losses.log_probs import row_sums, token_log_probs
-from services.trainer.train.losses.preference_loss import Answers, PreferenceLoss, preference_loss
+from services.trainer.train.losses.preference_loss import (
+    EXPLODED_GUESSES,
+    Answers,
+    PreferenceLoss,
+    loss_bounds,
+    preference_loss,
+)
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.settings.methods import Dpo
 
-EXPLODED_GUESSES = 10.0
-# Nats by which the wrong answer's reward is ahead, on average.
-EXPLODED_REWARD = 1000.0
+# Sums over rows and bounds on them round differently.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +38,18 @@ class Evaluation:
     reward_margin: float | None = None
 
 
+def is_sound(loss: Any, bound: Any) -> Any:
+    """Whether a mean loss is at most the mean `bound` of the same units; of tensors a flag on their device. Not true of
+    NaN."""
+    return loss <= bound * (1.0 + _ROUNDING)
+
+
 class Objective(Protocol):
-    def loss_max(self, vocabulary: int) -> float:
-        """A mean loss beyond which the model is being destroyed, long before a number overflows."""
+    def bound_sum(self, batch: MicroBatch, guess_nats: float) -> Any:
+        """A scalar, on the batch's device: beyond this sum over the batch's units the model is being destroyed, long
+        before a number overflows. It is measured in guesses: who knows nothing loses `guess_nats` on a token, the
+        logarithm of the vocabulary. It follows the weights of rows, the lengths of answers and all settings of the
+        loss, so that none of them makes a sound model look like one that is being destroyed."""
         ...
 
     def units(self, batch: MicroBatch) -> float:
@@ -71,9 +84,11 @@ class LooksAhead(Protocol):
 class Supervised:
     """The cross-entropy of labelled tokens."""
 
-    def loss_max(self, vocabulary: int) -> float:
-        # A model that knows nothing loses the logarithm of its vocabulary per token.
-        return EXPLODED_GUESSES * math.log(vocabulary)
+    def bound_sum(self, batch: MicroBatch, guess_nats: float) -> Any:
+        counts = batch.label_counts.double()
+        return (
+            EXPLODED_GUESSES * guess_nats * (counts if batch.row_weights is None else counts * batch.row_weights).sum()
+        )
 
     def units(self, batch: MicroBatch) -> float:
         return batch.labelled
@@ -120,8 +135,12 @@ class Preferences:
         self._dpo = dpo
         self._reference = reference
 
-    def loss_max(self, vocabulary: int) -> float:
-        return EXPLODED_REWARD
+    def bound_sum(self, batch: MicroBatch, guess_nats: float) -> Any:
+        lengths = batch.label_counts.double()
+        bounds = loss_bounds(
+            lengths[::2], lengths[1::2], guess_nats, self._dpo, has_reference=self._reference is not None
+        )
+        return self._weighted(bounds, batch) if batch.labelled else bounds.sum() * 0.0
 
     def units(self, batch: MicroBatch) -> float:
         return len(batch.rows) // 2 if batch.labelled else 0

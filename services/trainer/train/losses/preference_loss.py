@@ -19,9 +19,13 @@ DPO: Rafailov et al. 2023, arXiv:2305.18290, eq. 7. RPO: Pang et al. 2024, arXiv
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.nn import functional
 
 from services.trainer.train.settings.methods import Dpo
+
+# A policy that loses so many times what a guess does on each token, on average, is being destroyed.
+EXPLODED_GUESSES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,20 @@ def preference_loss(preferred: Answers, other: Answers, dpo: Dpo) -> PreferenceL
     return PreferenceLoss(
         losses=losses, preferred_rewards=preferred_rewards.detach(), other_rewards=other_rewards.detach()
     )
+
+
+def loss_bounds(preferred_lengths: Any, other_lengths: Any, guess_nats: float, dpo: Dpo, *, has_reference: bool) -> Any:
+    """[pairs]: a loss beyond which the policy is being destroyed; `guess_nats` is what a guess loses on a token.
+
+    Without a reference a policy that loses EXPLODED_GUESSES on each token of the preferred answer has lost it. With one
+    it started level, and is lost when it has fallen behind by a guess on each token of both answers; short answers may
+    be rated by so many guesses more, because a sound policy can be sure of a wrong word."""
+    preferred, other = (
+        torch.ones_like(lengths) if dpo.by_length else lengths for lengths in (preferred_lengths, other_lengths)
+    )
+    guesses = preferred + other + EXPLODED_GUESSES if has_reference else EXPLODED_GUESSES * preferred
+    behind = dpo.beta * guess_nats * guesses
+    return functional.softplus(behind + dpo.simpo_gamma) + dpo.rpo_alpha * EXPLODED_GUESSES * guess_nats
 
 
 def _ratio(answers: Answers, dpo: Dpo) -> Any:
