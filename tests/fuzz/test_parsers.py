@@ -40,7 +40,7 @@ from services.inference.engines.base import AdapterInvalid, EngineFailed, Engine
 from services.inference.engines.model_files import cache_bytes_per_token, context_tokens, read_config
 from services.inference.models.model_facts import read_facts
 from services.trainer.train.analysis.request import parse_request, read_question
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.spec_json import parse_spec
 from tests.fuzz.documents import changed_json, damaged

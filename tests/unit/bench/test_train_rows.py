@@ -11,8 +11,8 @@ from bench.train.bench_rows import END_ID, IGNORED, Row
 from bench.train.buckets import buckets
 from bench.train.shapes import CONTEXT_LENGTH, HELD_OUT, LENGTH_MEDIAN, SHAPES
 from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
 
 SMALL = SHAPES["1M"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
+from formats.prompts.model_folder import ModelFolder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.recipes.corpus import standard_library_docstrings
 from services.trainer.train.recipes.vocabulary import train_tokenizer, write_tokenizer
 

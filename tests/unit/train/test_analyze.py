@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from formats.prompts import render_time
 from services.trainer.train.analysis.main import answer_request
-from services.trainer.train.data.tokens import render_time
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(9)]
 
@@ -134,7 +134,7 @@ def test_a_template_that_loops_is_refused(
 
 def test_what_cannot_be_interrupted_ends_the_process() -> None:
     code = (
-        "from services.trainer.train.data.tokens import render_time\n"
+        "from formats.prompts import render_time\n"
         "render_time.RENDER_S_MAX = 0.1\n"
         "with render_time.bounded_rendering():\n"
         "    sum(range(10**12))\n"

@@ -28,7 +28,7 @@ from services.trainer.train.data.preparation import prepare
 from services.trainer.train.disk import spill
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 spill.MEMORY_BYTES_MAX = int(sys.argv[3])
 
 def anonymous_bytes():

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.failures import Failure
 
 

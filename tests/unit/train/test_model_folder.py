@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from formats.rows import Conversation, Message
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
+from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
 from services.trainer.train.settings.failures import Failure
 
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -76,7 +77,7 @@ def test_rows_with_tools_are_rendered_by_the_template_that_is_named_for_them(
     opened, theirs = open_model_folder(folder), AutoTokenizer.from_pretrained(str(folder))
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     said = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}]
-    template = opened.chat_template(date(2024, 7, 26))
+    template = ChatTemplate.of(opened, date(2024, 7, 26))
     messages = [Message(role=entry["role"], content=entry["content"]) for entry in said]
     for tools in ([], [tool]):
         rendered = template.render(messages, add_generation_prompt=False, tools=tools)

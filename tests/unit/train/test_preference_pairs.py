@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 
 
 def pair(question: str, good: str, bad: str, **more: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.config import TrainerSettings
 from services.trainer.datasets.convert import preview_to_proto
 from services.trainer.train.analysis.main import answer_request
 from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 
 TALKS = [
     {

@@ -158,7 +158,7 @@ import sys
 from pathlib import Path
 from services.trainer.train.data.preparation.prepare import prepare_dataset
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 settings = PrepareSettings(max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26")
 data = prepare_dataset(Path(sys.argv[1]), "train", open_model_folder(Path(sys.argv[2])), settings, pack_rows=True)
 print(data.sequences.digest, data.rows.count)

@@ -4,13 +4,13 @@ from datetime import date
 
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
 from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import TokenRows
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.failures import Failure
 
 TODAY = date(2024, 7, 26)
@@ -94,7 +94,7 @@ def test_generation_blocks_and_the_date_are_understood() -> None:
 def tokenize(
     folder: ModelFolder, row: Conversation | Instruction, length: int = 256, inputs: bool = False
 ) -> TokenRows:
-    tokenizer = RowTokenizer(folder, folder.chat_template(TODAY), inputs)
+    tokenizer = RowTokenizer(folder, ChatTemplate.of(folder, TODAY), inputs)
     return tokenizer.tokenize([row], length, RowErrors())
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.preparation import prepare
 from services.trainer.train.data.preparation import token_cache as shards
 from services.trainer.train.data.preparation.prepare import Dataset, prepare_dataset
 from services.trainer.train.data.tokens import tokenized_file
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.disk import spill
 from services.trainer.train.disk.durable import UNFINISHED_PREFIX
 from services.trainer.train.settings.directories import Directories
@@ -192,7 +193,7 @@ from services.trainer.train.disk import durable
 from services.trainer.train.data.preparation import prepare
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 durable._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 settings = PrepareSettings(
@@ -228,7 +229,7 @@ from services.trainer.train.data.preparation import prepare
 from services.trainer.train.data.tokens import tokenized_file
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 prepare.CACHED_FILE_BYTES_MIN = 0
 made = []
 prepare.tokenize_file = lambda *rest: made.append(1) or tokenized_file.tokenize_file(*rest)

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.preparation.fingerprint import FOLDERS, preparation_version
 from services.trainer.train.data.tokens import chunks, tokenized_file
 from services.trainer.train.data.tokens import tokenizing_workers as workers
 from services.trainer.train.data.tokens.chunks import Chunk, ChunkRules, chunks_of
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.tokenized_file import tokenize_file
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import WorkerLost, Workers
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Failure
@@ -141,7 +141,7 @@ _ORPHANING = """
 import os, signal, sys, time
 from pathlib import Path
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.tokenizing_workers import Workers
 settings = PrepareSettings(max_seq_length=64, packing=True, train_on_inputs="auto", template_date="2024-07-26")
 pool = Workers(2, settings.chunk_rules(open_model_folder(Path(sys.argv[1]))))

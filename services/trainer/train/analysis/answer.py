@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.analysis.request import Question
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal
 from services.trainer.train.data.schedule import schedule_run
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.failures import Failure
 
 

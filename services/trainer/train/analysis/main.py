@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.analysis.answer import counted, invalid_rows, refused
 from services.trainer.train.analysis.request import REQUEST_BYTES_MAX, parse_request, read_question
 from services.trainer.train.analysis.row_preview import (
@@ -25,12 +26,12 @@ from services.trainer.train.analysis.row_preview import (
 )
 from services.trainer.train.analysis.template_support import describe_template
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import (
     PreparationProgress,
     PrepareSettings,
     resolve_max_seq_length,
 )
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.settings.failures import Failure
 
 

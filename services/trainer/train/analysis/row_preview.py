@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from formats.prompts.model_folder import ModelFolder
 from formats.rows import UNLABELLED, Features, Format, Preference, Row
 from services.trainer.train.data.preparation.prepare import DatasetRefusal, unreadable
 from services.trainer.train.data.tokens.chunks import ChunkTokenizer
@@ -19,7 +20,6 @@ from services.trainer.train.data.tokens.preference_pairs import answers_of
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.row_reader import RowReader
 from services.trainer.train.data.tokens.token_rows import TokenRow
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 
 PREVIEW_ROWS_DEFAULT, PREVIEW_ROWS_MAX = 5, 50
 PREVIEW_TOKENS_DEFAULT, PREVIEW_TOKENS_MAX = 1024, 8192

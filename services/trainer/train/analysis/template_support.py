@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import date
 
-from services.trainer.train.data.tokens.template import check_generation_prompt
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
+from formats.prompts.model_folder import ModelFolder
+from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
 from services.trainer.train.settings.failures import Failure
 
 
@@ -17,7 +17,7 @@ class TemplateFacts:
 def describe_template(folder: ModelFolder, template_date: str) -> TemplateFacts:
     """False for a model without a template that conversations can be trained with; prompts and texts need none."""
     try:
-        template = folder.chat_template(date.fromisoformat(template_date))
+        template = ChatTemplate.of(folder, date.fromisoformat(template_date))
         check_generation_prompt(template)
     except Failure:
         return TemplateFacts(supports_tools=False, supports_reasoning=False)

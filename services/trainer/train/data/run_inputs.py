@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.packing.mismatched import mismatched_rows
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.data.schedule import RunSchedule, schedule_run
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, resolve_max_seq_length
 from services.trainer.train.data.tokens.token_rows import TokenRows
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, open_model_folder
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.methods import method_of_format

@@ -21,9 +21,10 @@ from formats.row_errors import RowErrors
 from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.batches.micro_batch import micro_batches
 from services.trainer.train.data.packing.shuffle import epoch_order
+from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
+from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.data.tokens.token_rows import TokenRows
-from services.trainer.train.data.tokens.tokenizer import open_model_folder
 from services.trainer.train.losses.objective import Supervised
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.optimizer import learning_rate_at, make_optimizer, set_learning_rate
@@ -81,7 +82,7 @@ def training_rows(recipe: Recipe, files: list[list[str]], folder: Path) -> list[
     """Texts and conversations. All tokens carry loss: a language model of the text and of the form of a
     conversation."""
     opened = open_model_folder(folder)
-    template = opened.chat_template(date.fromisoformat(TEMPLATE_DATE_DEFAULT))
+    template = ChatTemplate.of(opened, date.fromisoformat(TEMPLATE_DATE_DEFAULT))
     tokenizer = RowTokenizer(opened, template, train_on_inputs=True)
     dice = random.Random(recipe.seed)  # noqa: S311 - picks examples, guards nothing
     texts = [text for texts in files for text in texts]

@@ -13,6 +13,7 @@ from pathlib import Path
 # what is loaded.
 FOLDERS = (
     "formats",
+    "formats/prompts",
     "services/trainer/train/settings",
     "services/trainer/train/disk",
     "services/trainer/train/data/tokens",
@@ -39,4 +40,4 @@ def preparation_version() -> str:
 
 def _sources() -> Iterator[Path]:
     for folder in FOLDERS:
-        yield from sorted((_ROOT / folder).rglob("*.py"))
+        yield from sorted((_ROOT / folder).glob("*.py"))

@@ -7,6 +7,7 @@ before is taken from the cache (token_cache.py). It knows no torch.
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowError
 from formats.rows import Features, Format
 from services.trainer.train.data.packing.sequences import Sequences, make_sequences
@@ -14,7 +15,6 @@ from services.trainer.train.data.preparation.token_cache import TokenCache, cach
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenized_file import TokenizedFile, tokenize_file
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.disk.durable import DiskFull, sha256_file
 from services.trainer.train.settings.failures import Failure, platform_failure, user_failure
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.manifests import MANIFEST
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Features
 from services.trainer.train.data.packing.pack import Groups
@@ -29,7 +30,6 @@ from services.trainer.train.data.preparation.fingerprint import preparation_vers
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.data.tokens.tokenized_file import TokenizedFile
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.disk.durable import (
     UNFINISHED_PREFIX,
     commit_folder,

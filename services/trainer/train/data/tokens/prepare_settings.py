@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import ERRORS_MAX
 from services.trainer.train.data.tokens.chunks import ChunkRules
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.limits import MAX_SEQ_LENGTH_DEFAULT

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Feedback, Instruction, Preference, Row, Text, Tokens
+from services.trainer.train.data.tokens.base_tokenizer import no_template, without_offset_trimming
 from services.trainer.train.data.tokens.template import ChatTemplate, Span
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
-from services.trainer.train.data.tokens.tokenizer import ModelFolder, no_template, without_offset_trimming
 from services.trainer.train.settings.failures import Failure, Violation, user_failure
 from services.trainer.train.settings.spec import TrainOnInputs
 

@@ -1,31 +1,23 @@
-"""Renders conversations by the model's own chat template in jinja's sandbox and finds the characters that are trained.
+"""Renders conversations by the base model's chat template and finds the characters that are trained.
 
-It knows no tokenizer. The environment is the one transformers uses (same class, options, filters), with one difference:
-the date is passed in, because a template that prints today's date would give a quote and a run different tokens.
+It knows no tokenizer, and leaves the rendering to formats/prompts.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import date
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from formats.prompts.chat_template import TemplateRenderer
+from formats.prompts.faults import RenderingRefused, broken_template
+from formats.prompts.model_folder import ModelFolder
+from formats.prompts.plain_messages import plain
 from formats.rows import Conversation, Message, ToolCall
-from services.trainer.train.data.tokens.render_time import bounded_rendering
+from services.trainer.train.data.tokens.base_tokenizer import models_fault, no_template
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_answer, check_context
-from services.trainer.train.settings.failures import Failure, user_failure
 
 Span = tuple[int, int]
 
-TEMPLATE_LENGTH_MAX = 256 * 1024
-# Characters of a template's own message about a row.
-REFUSAL_LENGTH_MAX = 500
-RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 # An opening of the last turn that a template leaves out of earlier ones, in characters.
 OPENING_LENGTH_MAX = 256
 # A tool, and an id of a call of it that strict templates take, to see what a template makes of them.
@@ -42,36 +34,27 @@ class ChatTemplate:
     def __init__(
         self, source: str, special_tokens: dict[str, str], today: date, tools_source: str | None = None
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = today.strftime
-        self._template = _compiled(environment, source)
-        self._tools_template = self._template if tools_source is None else _compiled(environment, tools_source)
-        self._special_tokens = special_tokens
+        with models_fault():
+            self._renderer = TemplateRenderer(source, special_tokens, today, tools_source)
+
+    @classmethod
+    def of(cls, folder: ModelFolder, today: date) -> "ChatTemplate":
+        """Raises Failure(user, MODEL_INVALID)."""
+        if folder.template_source is None:
+            raise no_template()
+        return cls(folder.template_source, folder.special_tokens, today, folder.tools_template_source)
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
     ) -> str:
         """Raises TemplateRefusal, and Failure for a template that takes too long."""
         try:
-            with bounded_rendering():
-                text = (self._tools_template if tools else self._template).render(
-                    messages=[_plain(message) for message in messages],
-                    tools=list(tools) or None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self._special_tokens,
+            with models_fault():
+                return self._renderer.render(
+                    [plain(message) for message in messages], tools=tools, add_generation_prompt=add_generation_prompt
                 )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise TemplateRefusal(
-                f"a conversation that the chat template accepts: {str(error)[:REFUSAL_LENGTH_MAX]}"
-            ) from error
-        if len(text) > RENDERED_LENGTH_MAX:
-            raise TemplateRefusal(f"a conversation of at most {RENDERED_LENGTH_MAX} rendered characters")
-        return text
+        except RenderingRefused as refusal:
+            raise TemplateRefusal(str(refusal)) from refusal
 
     def trained_spans(self, row: Conversation, *, train_on_inputs: bool) -> tuple[str, list[Span]]:
         """The whole text and the character spans that carry loss: what the assistant says after the generation prompt
@@ -150,38 +133,6 @@ class ChatTemplate:
         return _prefix_length(text, alone, index)
 
 
-def _compiled(environment: ImmutableSandboxedEnvironment, source: str) -> Template:
-    if len(source) > TEMPLATE_LENGTH_MAX:
-        raise _broken(f"longer than {TEMPLATE_LENGTH_MAX} characters")
-    try:
-        # Constant expressions are computed while it is compiled.
-        with bounded_rendering():
-            return environment.from_string(source)
-    except TemplateError as error:
-        raise _broken(str(error)) from error
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """As the server hands it to the template: keys only for what is there, reasoning by both of its names."""
-    plain: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning is not None:
-        plain["reasoning"] = plain["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {
-                **({} if call.id is None else {"id": call.id}),
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        plain["name"] = message.name
-    return plain
-
-
 def _prefix_length(text: str, prefix: str, index: int) -> int:
     if not text.startswith(prefix):
         raise TemplateRefusal(
@@ -195,38 +146,11 @@ def check_generation_prompt(template: ChatTemplate) -> None:
     """Refuses a template that cannot ask for an answer: there the mask would cover the answer's header and the tuned
     model would be asked in another way than it learned."""
     question = [Message(role="user", content="question")]
-    try:
-        with_prompt = template.render(question, add_generation_prompt=True)
-        without = template.render(question, add_generation_prompt=False)
-    except TemplateRefusal as refusal:
-        raise _broken(str(refusal)) from refusal
-    if with_prompt == without:
-        raise _broken("it has no generation prompt (add_generation_prompt changes nothing)")
-
-
-class _GenerationBlock(Extension):
-    """Accepts `{% generation %}`, which some templates put around the assistant's words, and renders what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012 - the attribute's shape is jinja's
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _broken(why: str) -> Failure:
-    return user_failure("MODEL_INVALID", f"the base model's chat template cannot be used: {why}")
+    with models_fault():
+        try:
+            with_prompt = template.render(question, add_generation_prompt=True)
+            without = template.render(question, add_generation_prompt=False)
+        except TemplateRefusal as refusal:
+            raise broken_template(str(refusal)) from refusal
+        if with_prompt == without:
+            raise broken_template("it has no generation prompt (add_generation_prompt changes nothing)")

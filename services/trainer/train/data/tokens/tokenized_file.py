@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.row_formats import check_file
 from formats.rows import Features, Format, Row, Tokens
@@ -16,7 +17,6 @@ from services.trainer.train.data.tokens.chunks import CHUNK_LINES_MAX, Chunk, Ch
 from services.trainer.train.data.tokens.prepare_settings import PreparationProgress, PrepareSettings
 from services.trainer.train.data.tokens.row_reader import LineReader, RowReader, is_parquet
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenRows
-from services.trainer.train.data.tokens.tokenizer import ModelFolder
 from services.trainer.train.data.tokens.tokenizing_workers import Workers
 
 # Below it the file is done before a process of its own would have loaded its libraries.

@@ -27,7 +27,7 @@ from services.trainer.train.settings.failures import user_failure
 
 # Chunks read ahead for each worker: one in work, one waiting.
 CHUNKS_AHEAD = 2
-# As the agent says it of an analysis that ends so (`render_time.py`).
+# As the agent says it of an analysis that ends so (`formats/prompts/render_time.py`).
 ENDLESS = "the base model's chat template does not come to an end with one of the conversations"
 _LENGTH = struct.Struct("<Q")
 

@@ -1,4 +1,4 @@
-"""Loads the tokenizer and chat template of a base model folder as the `tokenizers` library sees them, without torch.
+"""Loads the tokenizer and chat template of a model folder as the `tokenizers` library sees them, without torch.
 
 It knows no rows and no masks. A tokenizer.json whose class transformers rebuilds by rules of its own is loaded by
 transformers, so that training and serving always see the same ids.
@@ -10,11 +10,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
+from formats.prompts.chat_template import TemplateRenderer
+from formats.prompts.faults import ModelFault
 from formats.strict_json import loose_object
-from services.trainer.train.data.tokens.template import ChatTemplate
-from services.trainer.train.settings.failures import Failure, user_failure
 
 # Classes that take tokenizer.json as it is.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -24,11 +24,11 @@ CONTEXT_LENGTH_DEFAULT = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """What rendering and tokenising need from a base model."""
+    """What rendering and tokenising need from a model."""
 
     tokenizer: Tokenizer
     template_source: str | None
-    # For rows with tools, of a base model that has a template of its own for them.
+    # For rows with tools, of a model that has a template of its own for them.
     tools_template_source: str | None
     special_tokens: dict[str, str]
     eos_id: int
@@ -37,18 +37,15 @@ class ModelFolder:
     tokenizer_sha256: str
     template_sha256: str
 
-    def chat_template(self, today: date) -> ChatTemplate:
+    def renderer(self, today: date) -> TemplateRenderer | None:
+        """None of a model without a chat template."""
         if self.template_source is None:
-            raise no_template()
-        return ChatTemplate(self.template_source, self.special_tokens, today, self.tools_template_source)
+            return None
+        return TemplateRenderer(self.template_source, self.special_tokens, today, self.tools_template_source)
 
 
-def no_template() -> Failure:
-    return user_failure("MODEL_INVALID", "the base model has no chat template; use prompt/completion rows with it")
-
-
-def open_model_folder(directory: Path) -> ModelFolder:
-    """Raises Failure(user, MODEL_INVALID)."""
+def read_model_folder(directory: Path) -> ModelFolder:
+    """Raises ModelFault."""
     config = _json(directory / "config.json", required=True)
     tokenizer_config = _json(directory / "tokenizer_config.json", required=False)
     tokenizer = _tokenizer(directory, str(tokenizer_config.get("tokenizer_class", "")))
@@ -67,22 +64,13 @@ def open_model_folder(directory: Path) -> ModelFolder:
     )
 
 
-def without_offset_trimming(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy whose offsets cover every character. The byte-level post-processor cuts white space off them, and a token
-    of nothing but white space at the edge of an answer would then seem to lie outside. Only for use without special
-    tokens."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.post_processor = processors.Sequence([])
-    return copy
-
-
 def _tokenizer(directory: Path, class_name: str) -> Tokenizer:
     path = directory / "tokenizer.json"
     if class_name in _PLAIN_CLASSES and path.is_file():
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for a broken file
-            raise user_failure("MODEL_INVALID", f"tokenizer.json of the base model is broken: {error}") from error
+            raise ModelFault(f"tokenizer.json is broken: {error}") from error
     else:
         # Brings transformers and torch along, seconds that most analyses must not pay.
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -91,10 +79,10 @@ def _tokenizer(directory: Path, class_name: str) -> Tokenizer:
             loaded = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
             tokenizer = loaded.backend_tokenizer
         except (OSError, ValueError, ImportError) as error:
-            raise user_failure("MODEL_INVALID", f"the base model's tokenizer cannot be loaded: {error}") from error
+            raise ModelFault(f"tokenizer cannot be loaded: {error}") from error
         except Exception as error:  # the library stumbles over a wrong value in any way
-            message = "the base model's tokenizer cannot be loaded: its files hold values of a wrong kind"
-            raise user_failure("MODEL_INVALID", message) from error
+            message = "tokenizer cannot be loaded: its files hold values of a wrong kind"
+            raise ModelFault(message) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -106,7 +94,7 @@ def _json(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         return loose_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
+        raise ModelFault(f"{path.name} cannot be read: {error}") from error
 
 
 def _with_map(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
@@ -136,9 +124,9 @@ def _templates(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[str |
             return path.read_text(encoding="utf-8"), None
         except UnicodeDecodeError as error:
             where = f"no UTF-8 at byte {error.start}"
-            raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {where}") from error
+            raise ModelFault(f"{path.name} cannot be read: {where}") from error
         except OSError as error:
-            raise user_failure("MODEL_INVALID", f"{path.name} of the base model cannot be read: {error}") from error
+            raise ModelFault(f"{path.name} cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
     named = {"default": template}
     if isinstance(template, list):
@@ -154,7 +142,7 @@ def _eos_id(tokenizer: Tokenizer, special_tokens: dict[str, str], config: dict[s
         from_config = from_config[0] if from_config else None
     eos_id = from_name if from_name is not None else from_config
     if not isinstance(eos_id, int):
-        raise user_failure("MODEL_INVALID", "the base model names no end-of-sequence token")
+        raise ModelFault("tokenizer names no end-of-sequence token")
     return eos_id
 
 
@@ -163,7 +151,7 @@ def _context_length(config: dict[str, Any]) -> int:
     inner = text_config if isinstance(text_config, dict) else config
     length = inner.get("max_position_embeddings", CONTEXT_LENGTH_DEFAULT)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise user_failure("MODEL_INVALID", "max_position_embeddings of the base model is not a positive integer")
+        raise ModelFault("config.json: max_position_embeddings is not a positive integer")
     return min(length, _short_context(inner) or length)
 
 
@@ -183,5 +171,5 @@ def _vocabulary_size(config: dict[str, Any], tokenizer: Tokenizer) -> int:
     inner = text_config if isinstance(text_config, dict) else config
     size = inner.get("vocab_size", tokenizer.get_vocab_size())
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise user_failure("MODEL_INVALID", "vocab_size of the base model is not a positive integer")
+        raise ModelFault("config.json: vocab_size is not a positive integer")
     return size

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from services.trainer.train.settings.failures import user_failure
+from formats.prompts.faults import ModelFault
 
 # Of a thing that takes a ten-thousandth of it. Other threads of the process count as well.
 RENDER_S_MAX = 10.0
@@ -20,7 +20,7 @@ _running = False
 
 @contextlib.contextmanager
 def bounded_rendering() -> Iterator[None]:
-    """Raises Failure(user, MODEL_INVALID) in the block when it takes more."""
+    """Raises ModelFault in the block when it takes more."""
     global _running
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,10 +33,9 @@ def bounded_rendering() -> Iterator[None]:
     try:
         yield
     except _TookTooLong:
-        raise user_failure(
-            "MODEL_INVALID",
-            f"the base model's chat template took more than {RENDER_S_MAX:g} s of a processor for one conversation "
-            "and was stopped; mend the template, or leave that conversation out",
+        raise ModelFault(
+            f"chat template took more than {RENDER_S_MAX:g} s of a processor for one conversation "
+            "and was stopped; mend the template, or leave that conversation out"
         ) from None
     finally:
         # First: a signal may have come already.

@@ -1,0 +1,112 @@
+"""Compiles a model's own chat template in jinja's sandbox and renders conversations by it.
+
+It knows no tokenizer and no mask. The environment is the one transformers uses (same class, options, filters), with one
+difference: the date is passed in, because a template that prints today's date would give a quote and a run different
+tokens.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from formats.prompts.faults import RenderingRefused, broken_template
+from formats.prompts.render_time import bounded_rendering
+
+TEMPLATE_LENGTH_MAX = 256 * 1024
+# Characters of a template's own message about a conversation.
+REFUSAL_LENGTH_MAX = 500
+RENDERED_LENGTH_MAX = 64 * 1024 * 1024
+
+
+class TemplateRenderer:
+    """A compiled chat template. `special_tokens` are the names that templates use: bos_token, eos_token, ...
+
+    `tools_source` renders conversations with tools, where a model has a template of its own for them.
+    """
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], today: date, tools_source: str | None = None
+    ) -> None:
+        environment = template_environment(today)
+        self._template = compiled(environment, source)
+        self._tools_template = self._template if tools_source is None else compiled(environment, tools_source)
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """`messages` as in plain_messages.py. Raises RenderingRefused, and ModelFault for a template that takes too
+        long."""
+        try:
+            with bounded_rendering():
+                text = (self._tools_template if tools else self._template).render(
+                    messages=list(messages),
+                    tools=list(tools) or None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special_tokens,
+                )
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise RenderingRefused(
+                f"a conversation that the chat template accepts: {str(error)[:REFUSAL_LENGTH_MAX]}"
+            ) from error
+        if len(text) > RENDERED_LENGTH_MAX:
+            raise RenderingRefused(f"a conversation of at most {RENDERED_LENGTH_MAX} rendered characters")
+        return text
+
+
+def template_environment(today: date) -> ImmutableSandboxedEnvironment:
+    """As transformers makes it; `today` is what `strftime_now` tells."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = today.strftime
+    return environment
+
+
+def compiled(environment: ImmutableSandboxedEnvironment, source: str) -> Template:
+    """Raises ModelFault."""
+    if len(source) > TEMPLATE_LENGTH_MAX:
+        raise broken_template(f"longer than {TEMPLATE_LENGTH_MAX} characters")
+    try:
+        # Constant expressions are computed while it is compiled.
+        with bounded_rendering():
+            return environment.from_string(source)
+    except TemplateError as error:
+        raise broken_template(str(error)) from error
+
+
+class GenerationBlock(Extension):
+    """Accepts `{% generation %}`, which some templates put around the assistant's words, and renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - the attribute's shape is jinja's
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
