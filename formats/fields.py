@@ -8,6 +8,12 @@ from formats.row_errors import LineFaults
 from formats.strict_json import has_lone_surrogate
 
 
+def said(document: dict[str, Any]) -> dict[str, Any]:
+    """The entries that say something: null does not. Arrow writes it wherever another row has the key, and clients
+    dump their objects with it."""
+    return {key: value for key, value in document.items() if value is not None}
+
+
 def read_text(document: dict[str, Any], key: str, parent: str, faults: LineFaults, *, may_be_empty: bool) -> str | None:
     """None when something is wrong. `parent` is the path of `document`."""
     value = document.get(key)

@@ -4,12 +4,17 @@ import json
 from typing import Any
 
 from formats.descriptions import describe
+from formats.fields import said
 from formats.row_errors import ERRORS_MAX, LineFaults, RowErrors
 from formats.row_formats import format_of, note_features, read_row
 from formats.rows import MESSAGES_MAX, Features, Format, Row
 from formats.strict_json import strict_json
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+_WITHOUT_BOM = (
+    "UTF-8 without a byte order mark: save the file so, in Python with the encoding utf-8 instead of utf-8-sig, or run "
+    "tail -c +4 FILE > rows.jsonl"
+)
 _FOUND_CHARS_MAX = 80
 
 
@@ -24,12 +29,14 @@ class LineParser:
         # The format of the first recognised row, sound or not.
         self.expected = expected
         self._messages_max = messages_max
+        # Foreign formats that were found, each told once.
+        self._told: set[str] = set()
 
     def row(self, number: int, line: bytes) -> Row | None:
-        """None for a line with an error. Lines count from 1."""
+        """None for a line with an error, also for one that was told before. Lines count from 1."""
         faults = LineFaults(number, self.errors)
         document = _document(line, first=number == 1, faults=faults)
-        kind = None if document is None else format_of(document, faults)
+        kind = None if document is None else format_of(document, faults, self._told)
         if document is None or kind is None:
             return None
         row = read_row(number, document, kind, faults, self._messages_max)
@@ -43,9 +50,9 @@ class LineParser:
 
 
 def _document(line: bytes, *, first: bool, faults: LineFaults) -> dict[str, Any] | None:
-    if first and line.startswith(_BOM):
-        faults.add("$", "UTF-8 without a byte order mark", "a byte order mark")
-        line = line[len(_BOM) :]
+    if first and line.startswith(BOM):
+        faults.add("$", _WITHOUT_BOM, "a byte order mark")
+        line = line[len(BOM) :]
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -62,7 +69,7 @@ def _document(line: bytes, *, first: bool, faults: LineFaults) -> dict[str, Any]
         found = str(error)[:_FOUND_CHARS_MAX]
     else:
         if isinstance(document, dict):
-            return document
+            return said(document)
         found = describe(document)
     faults.add("$", "a JSON object", found)
     return None

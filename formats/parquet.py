@@ -102,12 +102,19 @@ def add_unsound(errors: RowErrors, error: Exception) -> None:
 
 def _check_schema(file: pq.ParquetFile, faults: LineFaults) -> None:
     schema = file.schema_arrow
+    if "input_ids" not in schema.names:
+        expectation = (
+            'the column input_ids, because Parquet holds token ids here; other rows come as JSONL: python -c "from '
+            "datasets import Dataset; Dataset.from_parquet('FILE').to_json('rows.jsonl')\""
+        )
+        faults.add("$", expectation, f"the columns {', '.join(printable(name)[:60] for name in schema.names[:6])}")
+        return
     for name in schema.names:
         if name not in COLUMNS:
             faults.add(f"$.{printable(name)[:60]}", f"no such column: {', '.join(COLUMNS)} are known", "a column")
     for name in COLUMNS:
         count = schema.names.count(name)
-        if count > 1 or (name == "input_ids" and not count):
+        if count > 1:
             faults.add(f"$.{name}", "one column of this name", f"{count} columns")
         elif count and not _is_integer_list(schema.field(name).type):
             faults.add(f"$.{name}", "a column of lists of integers", describe(str(schema.field(name).type)))

@@ -5,6 +5,7 @@ from typing import Any
 
 from formats.descriptions import describe, describe_entry
 from formats.fields import read_text
+from formats.foreign_rows import foreign_row
 from formats.messages import OUTPUT_ROLES, read_messages
 from formats.row_errors import LineFaults, RowErrors
 from formats.rows import (
@@ -43,16 +44,32 @@ _KNOWN_FORMATS = (
 )
 
 
-def format_of(document: dict[str, Any], faults: LineFaults) -> Format | None:
-    """What the keys name, also of a row with errors."""
+def format_of(document: dict[str, Any], faults: LineFaults, told: set[str]) -> Format | None:
+    """What the keys name, also of a row with errors. `told` are the foreign formats that the file was found to have:
+    each is one error, however many such rows follow."""
     named = {_FORMAT_OF_KEY[key] for key in document if key in _FORMAT_OF_KEY}
-    if named == {"instruction"} and "label" in document:
-        return "feedback"
-    if len(named) == 1:
-        return named.pop()
-    expectation = f"a row of one format, not of {' and '.join(_in_order(named))}" if named else _KNOWN_FORMATS
-    faults.add("$", expectation, describe(document))
-    return None
+    foreign = None if len(named) == 1 and _is_whole(document) else foreign_row(document)
+    if foreign is not None:
+        if foreign.name not in told:
+            told.add(foreign.name)
+            expectation = f"a row of a format known here, not {foreign.name}; write {foreign.cure}"
+            faults.add("$", expectation, describe(document))
+        return None
+    if len(named) != 1:
+        expectation = f"a row of one format, not of {' and '.join(_in_order(named))}" if named else _KNOWN_FORMATS
+        faults.add("$", expectation, describe(document))
+        return None
+    (kind,) = named
+    return "feedback" if kind == "instruction" and "label" in document else kind
+
+
+def _is_whole(document: dict[str, Any]) -> bool:
+    """Whether the row has what a format asks for; whatever stands beside that is ignored."""
+    if "prompt" in document and "completion" in document:
+        return isinstance(document["prompt"], str) or "label" in document
+    if "input" in document:
+        return "preferred_output" in document or "non_preferred_output" in document
+    return "messages" in document or "text" in document
 
 
 def _in_order(named: set[Format]) -> list[Format]:

@@ -55,7 +55,8 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """`reasoning` and `tool_calls` only with the role assistant, `tool_call_id` and `name` only with the role tool."""
+    """`role` is system, user, assistant or tool; `reasoning` and `tool_calls` only with assistant, `tool_call_id` only
+    with tool."""
 
     role: str
     content: str

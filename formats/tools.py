@@ -3,18 +3,20 @@
 from typing import Any
 
 from formats.descriptions import describe, describe_entry, shown_key
-from formats.fields import read_optional_text, read_text, unknown_keys
+from formats.fields import read_optional_text, read_text, said, unknown_keys
+from formats.nulls import said_of_schema, said_throughout
 from formats.row_errors import LineFaults
 from formats.rows import TOOL_CALLS_MAX, TOOLS_MAX, ToolCall
 from formats.strict_json import is_sound_json, strict_json
 
 _SOUND_JSON = "text without unpaired surrogates, in brackets nested less deeply"
-_CALL_KEYS = frozenset({"id", "type", "function"})
+# Streamed calls carry their place in the list, also in what clients make of them.
+_CALL_KEYS = frozenset({"id", "type", "function", "index"})
 _FUNCTION_KEYS = frozenset({"name", "arguments"})
 
 
 def read_tools(value: Any, path: str, faults: LineFaults) -> tuple[dict[str, Any], ...]:
-    """The declarations as they are, for the template."""
+    """The declarations as they are, but for keys that say nothing, for the template."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -23,9 +25,8 @@ def read_tools(value: Any, path: str, faults: LineFaults) -> tuple[dict[str, Any
     if len(value) > TOOLS_MAX:
         faults.add(path, f"at most {TOOLS_MAX} tools", f"{len(value)} tools")
         return ()
-    for index, tool in enumerate(value):
-        _check_tool(tool, f"{path}[{index}]", faults)
-    return tuple(tool for tool in value if isinstance(tool, dict))
+    tools = [_tool(entry, f"{path}[{index}]", faults) for index, entry in enumerate(value)]
+    return tuple(tool for tool in tools if tool is not None)
 
 
 def read_tool_calls(value: Any, path: str, faults: LineFaults) -> tuple[ToolCall, ...]:
@@ -42,33 +43,39 @@ def read_tool_calls(value: Any, path: str, faults: LineFaults) -> tuple[ToolCall
     return tuple(call for call in calls if call is not None)
 
 
-def _check_tool(tool: Any, path: str, faults: LineFaults) -> None:
-    if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
-        faults.add(path, "an object with type and function", describe(tool))
-        return
+def _tool(value: Any, path: str, faults: LineFaults) -> dict[str, Any] | None:
+    if not isinstance(value, dict) or not isinstance(value.get("function"), dict):
+        faults.add(path, "an object with type and function", describe(value))
+        return None
+    if not is_sound_json(value) or (tool := said_of_schema(value)) is None:
+        faults.add(path, _SOUND_JSON, describe(value))
+        return None
     if tool.get("type") != "function":
         faults.add(f"{path}.type", '"function"', describe_entry(tool, "type"))
     function = tool["function"]
     read_text(function, "name", f"{path}.function", faults, may_be_empty=False)
-    if function.get("description") is not None and not isinstance(function["description"], str):
+    if not isinstance(function.get("description", ""), str):
         faults.add(f"{path}.function.description", "a string", describe(function["description"]))
-    if function.get("parameters") is not None and not isinstance(function["parameters"], dict):
+    if not isinstance(function.get("parameters", {}), dict):
         found = describe(function["parameters"])
         faults.add(f"{path}.function.parameters", "a JSON schema, which is an object", found)
-    if not is_sound_json(tool):
-        faults.add(path, _SOUND_JSON, describe(tool))
+    return tool
 
 
 def _tool_call(value: Any, path: str, faults: LineFaults) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(value.get("function"), dict):
         faults.add(path, "an object with a function", describe(value))
         return None
-    for key in unknown_keys(value, _CALL_KEYS):
+    call = said(value)
+    for key in unknown_keys(call, _CALL_KEYS):
         faults.add(path, "only the keys id, type and function", f"the key {shown_key(key)}")
-    if value.get("type") not in (None, "function"):
-        faults.add(f"{path}.type", '"function"', describe(value["type"]))
-    call_id = read_optional_text(value, "id", path, faults)
-    function = value["function"]
+    if call.get("type", "function") != "function":
+        faults.add(f"{path}.type", '"function"', describe(call["type"]))
+    index = call.get("index", 0)
+    if isinstance(index, bool) or not isinstance(index, int):
+        faults.add(f"{path}.index", "a whole number", describe(index))
+    call_id = read_optional_text(call, "id", path, faults)
+    function = said(call["function"])
     for key in unknown_keys(function, _FUNCTION_KEYS):
         faults.add(f"{path}.function", "only the keys name and arguments", f"the key {shown_key(key)}")
     name = read_text(function, "name", f"{path}.function", faults, may_be_empty=False)
@@ -77,18 +84,24 @@ def _tool_call(value: Any, path: str, faults: LineFaults) -> ToolCall | None:
 
 
 def _arguments(value: Any, path: str, faults: LineFaults) -> dict[str, Any] | None:
-    arguments = value
+    """A string is read as it is written. In an object a null says nothing, as everywhere in a row."""
     if value is None or value == "":
         return {}
-    if isinstance(value, str):
-        try:
-            arguments = strict_json(value)
-        except (ValueError, RecursionError):
-            arguments = None
+    arguments = _object_in(value) if isinstance(value, str) else value
     if not isinstance(arguments, dict):
         faults.add(path, "a JSON object, or a string that holds one", describe(value))
-    elif not is_sound_json(arguments):
+        return None
+    kept = None
+    if is_sound_json(arguments):
+        kept = arguments if isinstance(value, str) else said_throughout(arguments)
+    if kept is None:
         faults.add(path, _SOUND_JSON, describe(value))
-    else:
-        return arguments
-    return None
+    return kept
+
+
+def _object_in(text: str) -> dict[str, Any] | None:
+    try:
+        found = strict_json(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

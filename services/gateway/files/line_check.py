@@ -6,6 +6,7 @@ Bounded: it holds one line at a time and never the file. It knows no tokenizer, 
 from collections.abc import Callable
 from typing import Protocol
 
+from formats.foreign_files import HEAD_BYTES, foreign_file
 from formats.line_parser import LineParser
 from formats.row_formats import check_file
 from formats.rows import Format
@@ -35,6 +36,9 @@ class LineCheck:
         self._limits = limits
         self._see = see
         self._parser = LineParser(limits.errors_max, messages_max=limits.messages_max)
+        # The first bytes, until they say what the file is.
+        self._head: bytearray | None = bytearray()
+        self._is_foreign = False
         self._partial = bytearray()
         self._skipping = False
         self._line = 0
@@ -44,6 +48,25 @@ class LineCheck:
 
     def feed(self, chunk: bytes) -> None:
         self._bytes += len(chunk)
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < HEAD_BYTES:
+                return
+            chunk = self._judged()
+        if not self._is_foreign:
+            self._take(chunk)
+
+    def _judged(self) -> bytes:
+        """All bytes that came until now, of which nothing was taken; a foreign file is one error."""
+        assert self._head is not None
+        head, self._head = bytes(self._head), None
+        foreign = foreign_file(head[:HEAD_BYTES])
+        if foreign is not None:
+            self._is_foreign = True
+            self._parser.errors.add(0, _WHOLE, foreign.expectation, foreign.found)
+        return head
+
+    def _take(self, chunk: bytes) -> None:
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             if self._skipping:
@@ -61,10 +84,14 @@ class LineCheck:
             self._add(chunk[start:])
 
     def finish(self) -> DatasetReport:
+        if self._head is not None:
+            head = self._judged()
+            if not self._is_foreign:
+                self._take(head)
         if self._partial:
             self._end_partial()
         errors = self._parser.errors
-        if not self._examples:
+        if not self._examples and not self._is_foreign:
             errors.add(0, _WHOLE, "at least one example, one JSON object on a line", "an empty file")
         check_file(self._parser.expected, self._parser.features, errors)
         return DatasetReport(

@@ -78,7 +78,7 @@ class PlainLines:
         keys = len(rows)
         for row in rows:
             roles = [message.role for message in row.messages]
-            if len(roles) > self._messages_max or "assistant" not in roles or "system" in roles[1:]:
+            if len(roles) > self._messages_max or "assistant" not in roles:
                 return 0
             keys += 2 * len(roles)
         return keys

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from formats.line_parser import LineParser
 from formats.row_formats import check_file
+from formats.rows import Conversation
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Ho"}
@@ -73,6 +74,33 @@ GOOD: list[tuple[Any, str, set[str]]] = [
         "feedback",
         {"thumbs_up", "tools", "message_weights"},
     ),
+    ({**PAIR, "label": None}, "instruction", set()),
+    (talk(USER, {"role": "system", "content": "s"}, ANSWER), "conversation", set()),
+    (talk({"role": "developer", "content": "s"}, {**USER, "name": "ann"}, ANSWER), "conversation", set()),
+    (talk({**USER, "content": [{"type": "text", "text": "a"}]}, {**ANSWER, "tool_calls": []}), "conversation", set()),
+    (calling(index=0), "conversation", {"tools"}),
+    # As Arrow writes rows whose column holds other ones, too.
+    (
+        talk(
+            {**USER, "tool_calls": None, "tool_call_id": None, "name": None, "weight": None, "reasoning": None},
+            {**ANSWER, "tool_calls": None, "tool_call_id": None, "name": None, "weight": None, "reasoning": None},
+            tools=None,
+            prompt=None,
+            functions=None,
+            input_ids=None,
+            weight=None,
+        ),
+        "conversation",
+        set(),
+    ),
+    # As the openai client dumps an answer.
+    (
+        talk(USER, {**ANSWER, "refusal": None, "audio": None, "annotations": [], "function_call": None}),
+        "conversation",
+        set(),
+    ),
+    (talk(USER, {**CALLING, "content": None, "refusal": None, "annotations": []}), "conversation", {"tools"}),
+    (talk(USER, {**ANSWER, "reasoning": "hm", "reasoning_content": "hm"}), "conversation", {"reasoning"}),
     # A label is that of feedback beside a prompt or a completion alone.
     ({"text": "t", "label": 3}, "text", set()),
     (talk(USER, ANSWER, label="good"), "conversation", set()),
@@ -107,7 +135,14 @@ BAD: list[tuple[Any, list[str]]] = [
     (talk(*[ANSWER] * 1001), ["$.messages"]),
     (talk(USER, 3, ANSWER), ["$.messages[1]"]),
     (talk({**USER, "role": "function"}, ANSWER), ["$.messages[0].role"]),
-    (talk({**USER, "content": ["x"]}, ANSWER), ["$.messages[0].content"]),
+    (talk({**USER, "content": ["x"]}, ANSWER), ["$.messages[0].content[0]"]),
+    (talk({**USER, "content": []}, ANSWER), ["$.messages[0].content"]),
+    (talk({**USER, "content": [{"type": "text"}, {"type": "image_url"}]}, ANSWER),
+        ["$.messages[0].content[0].text", "$.messages[0].content[1]"]),
+    (talk({**USER, "content": [{"type": "text", "text": "x", "mood": 1}]}, ANSWER), ["$.messages[0].content[0].mood"]),
+    (talk({**USER, "content": [{"type": "text", "text": "\ud800"}]}, ANSWER), ["$.messages[0].content[0].text"]),
+    (talk({**USER, "name": 7}, ANSWER), ["$.messages[0].name"]),
+    (talk(USER, {**ANSWER, "refusal": "no"}), ["$.messages[1].refusal"]),
     (talk({**USER, "tool_calls": [CALL]}, ANSWER), ["$.messages[0].tool_calls"]),
     (talk({**USER, "reasoning": "x"}, ANSWER), ["$.messages[0].reasoning"]),
     (talk({**USER, "\x00": 1}, ANSWER), ["$.messages[0].\\x00"]),
@@ -121,7 +156,8 @@ BAD: list[tuple[Any, list[str]]] = [
     (talk(USER, {**CALLING, "tool_calls": [{}]}), ["$.messages[1].tool_calls[0]"]),
     (calling(type="web"), ["$.messages[1].tool_calls[0].type"]),
     (calling(id=3), ["$.messages[1].tool_calls[0].id"]),
-    (calling(index=0), ["$.messages[1].tool_calls[0]"]),
+    (calling(index="0"), ["$.messages[1].tool_calls[0].index"]),
+    (calling(place=0), ["$.messages[1].tool_calls[0]"]),
     (function(name=None), ["$.messages[1].tool_calls[0].function.name"]),
     (function(arguments="[1]"), ["$.messages[1].tool_calls[0].function.arguments"]),
     (function(arguments="{"), ["$.messages[1].tool_calls[0].function.arguments"]),
@@ -150,7 +186,6 @@ BAD: list[tuple[Any, list[str]]] = [
     ({key: CHOICE[key] for key in ("input", "preferred_output")}, ["$.non_preferred_output"]),
     ({**JUDGED, "label": "up"}, ["$.label"]),
     ({**JUDGED, "label": 1}, ["$.label"]),
-    ({**PAIR, "label": None}, ["$.label"]),
     ({**JUDGED, "prompt": []}, ["$.prompt"]),
     ({**JUDGED, "prompt": [USER, ANSWER]}, ["$.prompt"]),
     ({**JUDGED, "prompt": [{**USER, "role": "human"}]}, ["$.prompt[0].role"]),
@@ -163,6 +198,104 @@ BAD: list[tuple[Any, list[str]]] = [
     ({"completion": "c", "label": True}, ["$.prompt"]),
     ({**PAIR, "label": True, "messages": [USER, ANSWER]}, ["$"]),
 ]  # fmt: skip
+
+
+def test_parts_of_a_content_are_lines_of_one_text() -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b\n", "image_url": None},
+        {"type": "text", "text": ""},
+    ]
+    parser = LineParser()
+    row = parser.row(1, lines(talk({**USER, "content": parts}, ANSWER)))
+    assert isinstance(row, Conversation)
+    assert row.messages[0].content == "a\nb\n\n"
+
+
+def test_a_developer_is_the_system_and_everybody_may_have_a_name() -> None:
+    row = LineParser().row(1, lines(talk({"role": "developer", "content": "s", "name": "op"}, ANSWER)))
+    assert isinstance(row, Conversation)
+    assert (row.messages[0].role, row.messages[0].name) == ("system", "op")
+
+
+def test_what_arrow_adds_to_tools_and_calls_is_left_out_and_a_default_of_null_stays() -> None:
+    properties = {"city": {"type": "string", "enum": ["a", None], "default": None, "items": None}, "default": None}
+    tool = {"type": "function", "function": {"name": "f", "strict": None, "parameters": {"properties": properties}}}
+    calls = [
+        {**CALL, "function": {"name": "f", "arguments": {"city": "Oslo", "day": None, "deep": [{"x": None}, None]}}},
+        {**CALL, "function": {"name": "f", "arguments": '{"city": null}'}},
+    ]
+    row = LineParser().row(1, lines(talk(USER, {**CALLING, "tool_calls": calls}, tools=[tool])))
+    assert isinstance(row, Conversation)
+    assert row.tools[0]["function"] == {
+        "name": "f",
+        "parameters": {"properties": {"city": {"type": "string", "enum": ["a", None], "default": None}}},
+    }
+    assert [call.arguments for call in row.messages[1].tool_calls] == [
+        {"city": "Oslo", "deep": [{}, None]},
+        {"city": None},
+    ]
+
+
+ARROW_KEYS = (
+    "name",
+    "weight",
+    "reasoning",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "refusal",
+    "mood",
+    "\u0000",
+)
+
+
+def with_nulls(value: Any, keys: list[str]) -> Any:
+    """The value as Arrow writes it: objects have the keys of others, each null."""
+    if isinstance(value, list):
+        return [with_nulls(each, keys) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return dict.fromkeys(keys) | {key: with_nulls(each, keys) for key, each in value.items()}
+
+
+@given(st.sampled_from([row for row, _, _ in GOOD]), st.lists(st.sampled_from([*ARROW_KEYS, "text", "input", "type"])))
+def test_keys_that_are_null_change_nothing(row: Any, keys: list[str]) -> None:
+    plain, padded = LineParser(), LineParser()
+    assert padded.row(1, lines(with_nulls(row, keys))) == plain.row(1, lines(row)) is not None
+    assert (padded.expected, padded.features) == (plain.expected, plain.features)
+
+
+FOREIGN: list[tuple[Any, str, str]] = [
+    ({"instruction": "i", "input": "x", "output": "o"}, "Alpaca", '{"messages": ['),
+    ({"instruction": "i", "output": "o"}, "Alpaca", '{"messages": ['),
+    ({"instruction": "i", "input": "x", "output": "o", "text": "t"}, "Alpaca", '{"messages": ['),
+    ({"prompt": "p", "chosen": "c", "rejected": "r"}, "`chosen`", '"preferred_output": CHOSEN'),
+    ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "`chosen`", '"preferred_output": CHOSEN'),
+    ({"conversations": [{"from": "human", "value": "q"}]}, "ShareGPT", "rename `conversations` to `messages`, `from`"),
+    ({"conversations": [USER, ANSWER]}, "`conversations`", "rename `conversations` to `messages`"),
+    ({"prompt": [USER], "completion": [ANSWER]}, "of messages", "PROMPT + COMPLETION"),
+    ({"contents": [{"role": "user", "parts": [{"text": "q"}]}]}, "Gemini", '{"messages": ['),
+    ({"custom_id": "1", "method": "POST", "url": "/v1", "body": {}}, "a batch", '{"messages": ['),
+    ({"question": "q", "answer": "a"}, "`question` with `answer`", '"content": QUESTION}'),
+    ({"prompt": "q", "response": "a"}, "`prompt` with `response`", '"content": PROMPT}'),
+]
+
+
+@pytest.mark.parametrize(("document", "name", "cure"), FOREIGN)
+def test_rows_of_a_foreign_format_are_one_error_with_the_keys_to_use(document: Any, name: str, cure: str) -> None:
+    parser, sound = parsed(lines(document, document, document))
+    (error,) = parser.errors.kept
+    assert (sound, parser.errors.count, error.line, error.path) == (0, 1, 1, "$")
+    assert name in error.expectation
+    assert cure in error.expectation
+
+
+def test_other_keys_beside_a_format_make_no_foreign_row() -> None:
+    parser, sound = parsed(
+        lines(talk(USER, ANSWER, instruction="i", output="o", chosen=1, rejected=2, question="q", answer=1))
+    )
+    assert (sound, parser.errors.count) == (1, 0)
 
 
 def parsed(content: bytes) -> tuple[LineParser, int]:

@@ -23,8 +23,10 @@ from services.trainer.train.data.tokens.row_reader import RowReader
 from services.trainer.train.disk import spill
 
 TEXT = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(jsonl|text) (\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
-EXAMPLES = [(kind, content.encode()) for language, kind, content in BLOCKS if language == "jsonl" and kind != "refused"]
+BLOCKS = re.findall(r"^```(jsonl|text) ([\w ]+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    (kind, content.encode()) for language, kind, content in BLOCKS if language == "jsonl" and "refused" not in kind
+]
 MODULES = (rows, chunks, prepare, preview, spill, row_reader, tokenized_file)
 
 
@@ -58,9 +60,10 @@ def test_the_examples_use_every_feature(tmp_path: Path) -> None:
     assert all(f"`{name}`" in TEXT for name in used.__slots__)
 
 
-def test_the_errors_shown_are_the_errors_told(tmp_path: Path) -> None:
-    (refused,) = [content for language, kind, content in BLOCKS if (language, kind) == ("jsonl", "refused")]
-    (shown,) = [content for language, kind, content in BLOCKS if (language, kind) == ("text", "errors")]
+@pytest.mark.parametrize("which", ["", " alpaca"])
+def test_the_errors_shown_are_the_errors_told(which: str, tmp_path: Path) -> None:
+    (refused,) = [content for language, kind, content in BLOCKS if (language, kind) == ("jsonl", f"refused{which}")]
+    (shown,) = [content for language, kind, content in BLOCKS if (language, kind) == ("text", f"errors{which}")]
     reader, _ = read(tmp_path, refused.encode())
     told = [f"line {error.line}: {error.path}: expected {error.expectation}" for error in reader.errors.kept]
     assert sorted(told) == sorted(shown.splitlines())

@@ -55,13 +55,17 @@ def message(**changes: object) -> dict:
         (lines(GOOD) + b"{oops}\n", (2, "$"), "a JSON object"),
         (b'{"prompt": NaN, "completion": "a"}', (1, "$"), "a JSON object"),
         (b'{"completion": "a", "prompt": 1' + b"0" * 4000 + b"}", (1, "$.prompt"), "a string"),
-        (b"[" * 4000, (1, "$"), "a JSON object"),
-        (lines([1, 2]), (1, "$"), "a JSON object"),
-        (lines("text"), (1, "$"), "a JSON object"),
+        (lines(GOOD) + b"[" * 4000, (2, "$"), "a JSON object"),
+        (lines(GOOD, [1, 2]), (2, "$"), "a JSON object"),
+        (lines(GOOD, "text"), (2, "$"), "a JSON object"),
+        (lines([1, 2]) * 2, (0, "$"), "jq -c '.[]' FILE"),
+        (b"[" * 40_000, (0, "$"), "jq -c '.[]' FILE"),
+        (lines("text") * 2, (0, "$"), "rows of {"),
+        (b"\xff" * 8000, (0, "$"), "in UTF-8"),
         (lines({"words": "raw"}), (1, "$"), "the key `messages`"),
         (lines({**GOOD, "functions": []}), (1, "$.functions"), "as tools"),
-        (lines(message(role="robot")), (1, "$.messages[0].role"), "one of system, user, assistant"),
-        (lines(message(role=["user"])), (1, "$.messages[0].role"), "one of system, user, assistant"),
+        (lines(message(role="robot")), (1, "$.messages[0].role"), "one of system, developer, user, assistant"),
+        (lines(message(role=["user"])), (1, "$.messages[0].role"), "one of system, developer, user, assistant"),
         (lines(message(content=None)), (1, "$.messages[0].content"), "a string"),
         (lines(message(content="\ud800")), (1, "$.messages[0].content"), "surrogates"),
         (lines(message(weight=2)), (1, "$.messages[0].weight"), "0 or 1"),
@@ -71,11 +75,6 @@ def message(**changes: object) -> dict:
         (lines({"messages": "Hi"}), (1, "$.messages"), "a list"),
         (lines({"messages": GOOD["messages"] * 3}), (1, "$.messages"), "at most 5 messages"),
         (lines({"messages": GOOD["messages"][:1]}), (1, "$.messages"), "assistant"),
-        (
-            lines({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}),
-            (1, "$.messages[2].role"),
-            "fir",
-        ),
         (lines({"messages": [1, *GOOD["messages"]]}), (1, "$.messages[0]"), "an object"),
         (lines(GOOD, PAIR), (2, "$"), "conversation format"),
         (lines({"prompt": "x"}), (1, "$.completion"), "a string"),
@@ -125,7 +124,7 @@ def test_errors_are_capped_and_all_are_counted():
 
 
 def test_memory_stays_with_one_line_of_a_long_file():
-    chunk = b"x" * (1 << 20)
+    chunk = b"{" + b"x" * (1 << 20)
     checker = LineCheck(LIMITS, PlainLines)
     tracemalloc.start()
     try:

@@ -62,7 +62,7 @@ def test_broken_rows_of_both_files_are_reported_together(model_directory: Path, 
     answer = ask(
         base_model={"directory": str(model_directory)},
         train_file=write(tmp_path / "train.jsonl", [*ROWS, {"prompt": 1, "completion": "x"}]),
-        validation_file=write(tmp_path / "held.jsonl", [[]]),
+        validation_file=write(tmp_path / "held.jsonl", [{"words": "x"}]),
     )
     assert (answer["ok"], answer["reason"], answer["error_count"]) == (False, "DATASET_INVALID", 2)
     assert [(e["file"], e["line"], e["path"]) for e in answer["errors"]] == [

@@ -60,7 +60,7 @@ def test_instructions_are_read(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "assistant", "content": "x", "wieght": 1}]}', "$.messages[0].wieght"),
         (b'{"messages": [{"role": "assistant", "content": "\\ud800"}]}', "$.messages[0].content"),
         (
-            b'{"messages": [{"role": "assistant", "content": "x"}, {"role": "system", "content": "x"}]}',
+            b'{"messages": [{"role": "assistant", "content": "x"}, {"role": "human", "content": "x"}]}',
             "$.messages[1].role",
         ),
         (b'{"messages": [{"role": "assistant", "content": "x"}], "tools": {}}', "$.tools"),
@@ -123,8 +123,14 @@ def test_tools_and_reasoning_are_read(tmp_path: Path) -> None:
 
 
 def test_errors_are_capped_but_all_counted(tmp_path: Path) -> None:
-    _, reader = read(tmp_path, b"x\n" * 50, errors_max=3)
+    _, reader = read(tmp_path, b"{x}\n" * 50, errors_max=3)
     assert ([error.line for error in reader.errors.kept], reader.errors.count) == ([1, 2, 3], 50)
+
+
+def test_a_file_that_is_no_jsonl_is_one_error(tmp_path: Path) -> None:
+    rows, reader = read(tmp_path, b"[\n" + GOOD + b"]\n")
+    (error,) = reader.errors.kept
+    assert (rows, reader.errors.count, error.line, error.found) == ([], 1, 0, "a JSON array")
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_integers_of_any_width_are_read(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize(
     ("columns", "errors"),
     [
-        ({"ids": [[1]]}, [(0, "$.ids"), (0, "$.input_ids")]),
+        ({"ids": [[1]]}, [(0, "$")]),
+        ({"input_ids": [[1]], "ids": [[1]]}, [(0, "$.ids")]),
         ({"input_ids": [[1]], "position_ids": [[0]]}, [(0, "$.position_ids")]),
         ({"input_ids": [1, 2]}, [(0, "$.input_ids")]),
         ({"input_ids": [[1.5]]}, [(0, "$.input_ids")]),
@@ -108,3 +109,11 @@ def test_ids_are_held_against_the_vocabulary(model_directory: Path, tmp_path: Pa
     answer = ask(model_directory, write(tmp_path / "t.parquet", input_ids=[[1, 2], [3, 512]]))
     assert [(error["line"], error["path"]) for error in answer["errors"]] == [(2, "$.input_ids[1]")]
     assert "511" in answer["errors"][0]["expected"]
+
+
+def test_rows_of_text_in_parquet_are_one_error_with_the_way_to_jsonl(tmp_path: Path) -> None:
+    reader = RowReader(write(tmp_path / "t.parquet", prompt=["a"], completion=["b"]))
+    assert list(reader) == []
+    (error,) = reader.errors.kept
+    assert error.found == "the columns prompt, completion"
+    assert "Dataset.from_parquet('FILE').to_json('rows.jsonl')" in error.expectation

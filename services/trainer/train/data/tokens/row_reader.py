@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from formats.foreign_files import HEAD_BYTES, foreign_file
 from formats.line_parser import LineParser
 from formats.row_errors import ERRORS_MAX, RowErrors
 from formats.row_formats import check_file
@@ -13,7 +14,8 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
 class LineReader:
-    """Iterates over (number, line) of the lines that hold something. `sha256` of the whole file is there at the end."""
+    """Iterates over (number, line) of the lines that hold something. `sha256` of the whole file is there at the end;
+    of a file that is no JSONL there is one error and nothing else."""
 
     def __init__(self, path: Path, errors: RowErrors) -> None:
         self.sha256 = ""
@@ -25,6 +27,11 @@ class LineReader:
         digest = hashlib.sha256()
         lines = rows = 0
         with self._path.open("rb") as stream:
+            foreign = foreign_file(stream.read(HEAD_BYTES))
+            if foreign is not None:
+                self.errors.add(0, "$", foreign.expectation, foreign.found)
+                return
+            stream.seek(0)
             while line := stream.readline(LINE_BYTES_MAX + 1):
                 digest.update(line)
                 self.bytes_read += len(line)
