@@ -27,6 +27,9 @@ _ANY_KEYS = dict.fromkeys(key for keys in _KEYS.values() for key in keys)
 # Keys of answers as OpenAI's servers write them; empty, they say nothing either.
 _EMPTY_KEYS = frozenset({"refusal", "annotations", "audio", "function_call", "tool_calls"})
 
+# What OpenAI's client read from a content by a schema of its user: it says again what the content says.
+_REPEATING_KEY = "parsed"
+
 
 def read_messages(
     value: Any, path: str, faults: LineFaults, calls: set[str], *, messages_max: int, roles: tuple[str, ...] = ROLES
@@ -105,7 +108,7 @@ def _role(message: dict[str, Any], path: str, roles: tuple[str, ...], faults: Li
         role = None
     keys = _KEYS.get(role, _PLAIN_KEYS) if role else _ANY_KEYS
     for key in unknown_keys(message, keys.keys()):
-        if key in _EMPTY_KEYS and message[key] in ("", [], {}):
+        if (key in _EMPTY_KEYS and message[key] in ("", [], {})) or (key == _REPEATING_KEY and role == "assistant"):
             continue
         expectation = f"no such key: a message of the role {role or '...'} has {', '.join(keys)}"
         faults.add(f"{path}.{shown_key(key)}", expectation, "a key")

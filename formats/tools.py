@@ -12,7 +12,8 @@ from formats.strict_json import is_sound_json, strict_json
 _SOUND_JSON = "text without unpaired surrogates, in brackets nested less deeply"
 # Streamed calls carry their place in the list, also in what clients make of them.
 _CALL_KEYS = frozenset({"id", "type", "function", "index"})
-_FUNCTION_KEYS = frozenset({"name", "arguments"})
+# OpenAI's client adds what it read from the arguments by a schema of its user, which says the same again.
+_FUNCTION_KEYS = frozenset({"name", "arguments", "parsed_arguments"})
 
 
 def read_tools(value: Any, path: str, faults: LineFaults) -> tuple[dict[str, Any], ...]:

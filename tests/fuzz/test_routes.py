@@ -47,39 +47,79 @@ BODIES = (
     b"--x\r\ncontent-disposition: form-data; name=model\r\n\r\na\r\n--x--",
     b"model=a&messages=b",
 )
-MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant"]), "content": TEXTS})
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats(allow_nan=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
+CALL = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": TEXTS, "arguments": st.just('{"a": 1}') | JSON}) | JSON},
+    optional={"id": st.just("c1") | JSON, "type": JSON},
+)
+MESSAGE = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "system", "assistant", "developer", "tool"]),
+        "content": TEXTS | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}), max_size=2),
+    },
+    optional={
+        "name": TEXTS | JSON,
+        "reasoning_content": TEXTS | JSON,
+        "tool_calls": st.lists(CALL, max_size=2) | JSON,
+        "tool_call_id": st.just("c1") | JSON,
+    },
+)
+TOOL = st.fixed_dictionaries(
+    {
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries({"name": st.just("f") | TEXTS}, optional={"parameters": JSON}),
+    }
+)
+# What both routes that generate read.
+SAMPLING = {
+    "max_tokens": st.sampled_from([1, 2, 0, -1, 2**31, 1.5]) | JSON,
+    "temperature": st.sampled_from([0, 0.5, 1e308, -1]) | JSON,
+    "top_p": st.sampled_from([0, 0.5, 2]) | JSON,
+    "top_k": st.sampled_from([-1, 0, 2**31]) | JSON,
+    "min_p": st.sampled_from([0, 0.5, 2]) | JSON,
+    "repetition_penalty": st.sampled_from([0, 1, 1e308]) | JSON,
+    "min_tokens": st.sampled_from([0, 1, 2**31]) | JSON,
+    "ignore_eos": st.booleans() | JSON,
+    "stop": st.lists(TEXTS, max_size=5) | JSON,
+    "seed": st.sampled_from([0, -(2**63), 2**63]) | JSON,
+    "n": st.sampled_from([1, 2, 2**31 - 1]) | JSON,
+    "logit_bias": st.dictionaries(st.sampled_from(["0", "1", "2147483647", "-1", "x"]), st.just(-100) | JSON) | JSON,
+    "logprobs": st.booleans() | st.integers(-1, 30) | JSON,
+    "stream": st.booleans() | JSON,
+    "stream_options": st.just({"include_usage": True}) | JSON,
+    "metadata": JSON,
+    "response_format": st.sampled_from([{"type": "json_object"}, {"type": "json_schema", "schema": {}}]) | JSON,
+}
+COMPLETION = st.fixed_dictionaries(
+    {"model": st.just(BASE) | JSON, "prompt": TEXTS | JSON},
+    optional={**SAMPLING, "echo": st.booleans() | JSON, "best_of": st.just(1) | JSON, "suffix": JSON},
+)
 CHAT = st.fixed_dictionaries(
     {"model": st.just(BASE) | JSON, "messages": st.lists(MESSAGE, min_size=1, max_size=3) | JSON},
     optional={
-        "max_tokens": st.sampled_from([1, 2, 0, -1, 2**31, 1.5]) | JSON,
+        **SAMPLING,
         "max_completion_tokens": st.just(2) | JSON,
-        "temperature": st.sampled_from([0, 0.5, 1e308, -1]) | JSON,
-        "top_p": st.sampled_from([0, 0.5, 2]) | JSON,
-        "top_k": st.sampled_from([-1, 0, 2**31]) | JSON,
-        "stop": st.lists(TEXTS, max_size=5) | JSON,
-        "seed": st.sampled_from([0, -(2**63), 2**63]) | JSON,
-        "n": st.sampled_from([1, 2]) | JSON,
-        "stream": st.booleans() | JSON,
-        "stream_options": st.just({"include_usage": True}) | JSON,
-        "tools": st.just([]) | JSON,
-        "metadata": JSON,
-        "logit_bias": JSON,
-        "response_format": JSON,
+        "top_logprobs": st.integers(-1, 30) | JSON,
+        "tools": st.lists(TOOL, max_size=2) | JSON,
+        "tool_choice": st.sampled_from(["auto", "none", "required"]) | JSON,
+        "parallel_tool_calls": st.booleans() | JSON,
+        "chat_template_kwargs": st.just({"enable_thinking": True}) | JSON,
+        "reasoning": st.just({"enabled": False}) | JSON,
     },
 )
+DOCUMENT = (CHAT | COMPLETION).map(lambda document: json.dumps(document).encode())
 BODY = st.one_of(
-    CHAT.map(lambda document: json.dumps(document).encode()),
-    CHAT.map(lambda document: json.dumps(document).encode()),
+    DOCUMENT,
+    DOCUMENT,
     st.sampled_from(BODIES),
     st.binary(max_size=50),
     st.builds(
         lambda document, at, noise: document[: at % len(document)] + noise + document[at % len(document) :],
-        CHAT.map(lambda document: json.dumps(document).encode()),
+        DOCUMENT,
         st.integers(0, 10**6),
         st.binary(max_size=4),
     ),

@@ -1,35 +1,31 @@
 """The routes of the HTTP edge. Not pure: protobuf, gRPC.
 
-Each converts, calls the inference service and converts back; who calls is known by then.
+Who calls is known, and counted, before a route begins; every failure has OpenAI's shape. What generates is in
+generation_routes.py.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from chassis.clock import Clock
-from chassis.errors import DomainError, Internal, NotFound, Unavailable, Unimplemented
-from chassis.identity import Caller, acting_as, current_caller
+from chassis.errors import NotFound, Unavailable, Unimplemented
+from chassis.identity import Caller, acting_as
 from chassis.rpc import deadline
 from chassis.rpc.call_limits import Limit, Place, Places
-from chassis.rpc.untyped_errors import domain_error_of
 from chassis.telemetry import trace as telemetry
 from finemesh.inference.v1 import inference_service_pb2
 from services.gateway.config import GatewaySettings
 from services.gateway.http import chat_answer
-from services.gateway.http.bodies import DONE, EventStream, event, read_body, unless_disconnected
-from services.gateway.http.chat_request import ChatCall, read_chat
-from services.gateway.http.openai_errors import error_body, error_response
+from services.gateway.http.bodies import EventStream
+from services.gateway.http.generation_routes import GenerationRoutes
+from services.gateway.http.openai_errors import error_response, typed_error
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.key_watch import KeyWatch
-
-log = structlog.get_logger()
 
 Endpoint = Callable[[Request, Caller], Awaitable[Response]]
 
@@ -48,14 +44,14 @@ class HttpApp:
         # Any: the asynchronous twin of InferenceServiceStub exists only in the type stubs.
         self._inference = inference
         self._authenticator = authenticator
-        self._key_watch = key_watch
-        self._clock = clock
         self._settings = settings
         self._places = _places(settings)
         self._draining = False
+        generations = GenerationRoutes(inference, key_watch, clock, settings)
         self.asgi = Starlette(
             routes=[
-                Route("/v1/chat/completions", self._shaped(self._chat), methods=["POST"]),
+                Route("/v1/chat/completions", self._shaped(generations.chat), methods=["POST"]),
+                Route("/v1/completions", self._shaped(generations.complete), methods=["POST"]),
                 Route("/v1/models", self._shaped(self._models), methods=["GET"]),
                 # An id holds slashes, which most clients escape and some do not.
                 Route("/v1/models/{model_id:path}", self._shaped(self._model), methods=["GET"]),
@@ -67,36 +63,6 @@ class HttpApp:
     async def drain(self) -> None:
         """From now on health says that this process stops."""
         self._draining = True
-
-    async def _chat(self, request: Request, caller: Caller) -> Response:
-        settings = self._settings
-        body = await read_body(request, bytes_max=settings.http_body_bytes_max, seconds_max=settings.http_body_s_max)
-        call = read_chat(body, settings.http_messages_max)
-        created_s = int(self._clock.now().timestamp())
-        with acting_as(caller), deadline.limit(settings.http_chat_s_max):
-            if call.stream:
-                return await self._streamed(request, call, created_s)
-            asked = inference_service_pb2.ChatRequest(model=call.model, messages=call.messages, sampling=call.sampling)
-            answer = await unless_disconnected(request.receive, self._inference.Chat(asked))
-        return JSONResponse(chat_answer.completion(answer, call.model, created_s), headers=_headers())
-
-    async def _streamed(self, request: Request, call: ChatCall, created_s: int) -> Response:
-        asked = inference_service_pb2.StreamChatRequest(
-            model=call.model, messages=call.messages, sampling=call.sampling
-        )
-        answer = self._inference.StreamChat(asked)
-        parts = aiter(answer)
-        try:
-            # Waited for before the answer begins, so that a refusal still has its own status.
-            first = await unless_disconnected(request.receive, anext(parts, None))
-        except BaseException:
-            answer.cancel()
-            raise
-        if first is None:
-            raise Internal("INTERNAL", "the answer ended before it began")
-        chunks = chat_answer.Chunks(call.model, created_s, include_usage=call.include_usage)
-        watched = self._key_watch.over(current_caller().subject, answer.cancel)
-        return EventStream(_events(answer, first, parts, chunks, watched), _headers())
 
     async def _models(self, request: Request, caller: Caller) -> Response:
         served = await self._served(caller)
@@ -132,7 +98,7 @@ class HttpApp:
                 place = self._places.take(caller.subject)
                 response = await endpoint(request, caller)
             except Exception as error:
-                return error_response(_typed(error, request.url.path))
+                return error_response(typed_error(error, request.url.path))
             else:
                 return response
             finally:
@@ -165,37 +131,3 @@ def _places(settings: GatewaySettings) -> Places:
 
 async def _unknown(request: Request, error: Exception) -> Response:
     return error_response(Unimplemented("NOT_OFFERED", f"there is no {request.method} {request.url.path[:200]} here"))
-
-
-async def _events(
-    answer: Any,
-    first: inference_service_pb2.StreamChatResponse,
-    rest: AsyncIterator[inference_service_pb2.StreamChatResponse],
-    chunks: chat_answer.Chunks,
-    watched: AbstractContextManager[object],
-) -> AsyncIterator[bytes]:
-    try:
-        with watched:
-            yield event(chunks.opening(first))
-            for chunk in chunks.of(first):
-                yield event(chunk)
-            async for part in rest:
-                # Everything that one message brought goes out in one write.
-                yield b"".join(event(chunk) for chunk in chunks.of(part))
-        yield DONE
-    except Exception as error:
-        # The status is sent already; clients raise on a chunk with an error.
-        yield event(error_body(_typed(error, "/v1/chat/completions")))
-    finally:
-        answer.cancel()
-
-
-def _typed(error: Exception, path: str) -> DomainError:
-    typed = domain_error_of(error, telemetry.current_trace_id())
-    if isinstance(typed, Internal):
-        log.error("request_failed", path=path, exc_info=error)
-    return typed
-
-
-def _headers() -> dict[str, str]:
-    return {"x-request-id": telemetry.current_trace_id()}

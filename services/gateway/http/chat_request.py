@@ -1,180 +1,159 @@
 """Reads the JSON of a chat completion request; what cannot be honoured is refused by name. Not pure: protobuf."""
 
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from chassis.errors import InvalidArgument
-from chassis.storable import UNSTORABLE_TEXT, unstorable_in_json
-from finemesh.inference.v1.generation_pb2 import ChatMessage, SamplingParameters
-from formats.strict_json import json_object
-from services.gateway.http.openai_errors import bad_param
+from finemesh.inference.v1.generation_pb2 import (
+    ChatMessage,
+    ResponseFormat,
+    SamplingParameters,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from finemesh.inference.v1.inference_service_pb2 import ChatRequest, StreamChatRequest
+from formats.messages import read_messages
+from formats.row_errors import LineFaults, RowErrors
+from formats.rows import Message
+from services.gateway.http.logprobs_answer import LogprobsForm
+from services.gateway.http.openai_errors import bad_param, bad_params
+from services.gateway.http.request_fields import (
+    INT32_MAX,
+    Parameters,
+    boolean,
+    integer,
+    read_model,
+    read_object,
+    read_part,
+)
+from services.gateway.http.sampling_request import IGNORED, SAMPLING, SENDING, read_include_usage, read_sampling
+from services.gateway.http.tool_request import read_declarations, read_response_format, read_tool_choice
 
-_INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
-_STOPS_MAX = 4
-_PATH_CHARS_MAX = 200
-# What these ask for changes nothing in the answer.
-_IGNORED = frozenset(
-    {
-        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "reasoning_effort", "verbosity",
-    }
+PARAMETERS = Parameters(
+    read=SAMPLING
+    | SENDING
+    | {
+        "messages", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+        "logprobs", "top_logprobs", "chat_template_kwargs", "reasoning",
+    },
+    # Keys of caches, and how long models of OpenAI think and write.
+    ignored=IGNORED | {"prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"},
+    fixed={
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "echo": (False,),
+        "include_reasoning": (True,),
+        "context_length_exceeded_behavior": ("error",),
+    },
 )  # fmt: skip
-_READ = frozenset(
-    {
-        "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-        "top_k", "stop", "seed", "presence_penalty", "frequency_penalty",
-    }
-)  # fmt: skip
-# Parameters that are fine as long as they ask for what happens anyway.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-}
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MESSAGE_KEYS = frozenset({"role", "content", "name", "refusal", "annotations", "audio", "tool_calls", "function_call"})
+_LOGPROBS_MAX = 20
+
+
+Asked = TypeVar("Asked", ChatRequest, StreamChatRequest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatCall:
+    """What is asked, and how its answer is written."""
+
     model: str
     messages: list[ChatMessage]
     sampling: SamplingParameters
+    tools: list[Tool]
+    tool_choice: ToolChoice | None
+    parallel_tool_calls: bool | None
+    response_format: ResponseFormat | None
+    enable_thinking: bool | None
     stream: bool
     include_usage: bool
+    logprobs: LogprobsForm
+
+    def asked(self, message_class: type[Asked]) -> Asked:
+        return message_class(
+            model=self.model,
+            messages=self.messages,
+            sampling=self.sampling,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=self.response_format,
+            enable_thinking=self.enable_thinking,
+        )
 
 
 def read_chat(body: bytes, messages_max: int) -> ChatCall:
     """InvalidArgument names the parameter that is wrong."""
-    fields = _json_object(body)
-    for name, value in fields.items():
-        if value is None or name in _READ or name in _IGNORED:
-            continue
-        if name not in _FIXED:
-            raise bad_param(name[:100], "is not supported here; leave it out")
-        if not any(value == fixed and type(value) is type(fixed) for fixed in _FIXED[name]):
-            raise bad_param(name, f"only {json.dumps(_FIXED[name][0])} is supported here; leave it out")
-    model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        raise bad_param("model", "must be the id of a model, as /v1/models lists them")
-    stream = _boolean(fields, "stream")
+    fields = read_object(body, PARAMETERS)
+    stream = bool(boolean(fields, "stream"))
+    form, top_logprobs = _logprobs(fields)
+    limit_name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+    tools = read_declarations(fields.get("tools"))
     return ChatCall(
-        model=model,
+        model=read_model(fields),
         messages=_messages(fields.get("messages"), messages_max),
-        sampling=_sampling(fields),
+        sampling=read_sampling(fields, tokens_max=integer(fields, limit_name, 1, INT32_MAX), top_logprobs=top_logprobs),
+        tools=tools,
+        tool_choice=read_tool_choice(fields.get("tool_choice"), tools),
+        # Without tools there is nothing that it could change.
+        parallel_tool_calls=boolean(fields, "parallel_tool_calls") if tools else None,
+        response_format=read_response_format(fields),
+        enable_thinking=_enable_thinking(fields),
         stream=stream,
-        include_usage=_include_usage(fields.get("stream_options"), stream),
+        include_usage=read_include_usage(fields, stream=stream),
+        logprobs=form,
     )
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = json_object(body)
-    except ValueError as error:
-        raise InvalidArgument("INVALID_FIELD", f"the body is no JSON object: {error}; send one in UTF-8") from error
-    path = unstorable_in_json(fields)
-    if path is not None:
-        raise bad_param(path[:_PATH_CHARS_MAX], UNSTORABLE_TEXT)
-    return fields
 
 
 def _messages(value: Any, messages_max: int) -> list[ChatMessage]:
-    if not isinstance(value, list) or not value:
-        raise bad_param("messages", "must be a list of at least one message")
-    if len(value) > messages_max:
-        raise bad_param("messages", f"must be at most {messages_max} messages")
-    return [_message(f"messages[{index}]", message) for index, message in enumerate(value)]
+    """By the rules of a dataset's row: what can be trained can be asked, and means the same."""
+    errors = RowErrors()
+    messages = read_messages(value, "messages", LineFaults(0, errors), set(), messages_max=messages_max)
+    if errors.count or messages is None:
+        raise bad_params(errors)
+    return [message_to_proto(message) for message in messages]
 
 
-def _message(param: str, message: Any) -> ChatMessage:
-    if not isinstance(message, dict):
-        raise bad_param(param, "must be an object with role and content")
-    for key, value in message.items():
-        if key not in _MESSAGE_KEYS or (key not in ("role", "content", "name") and value):
-            raise bad_param(f"{param}.{key[:100]}", "is not supported here; leave it out")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise bad_param(f"{param}.role", "must be one of system, developer, user, assistant")
-    return ChatMessage(role=_ROLES[role], content=_content(message.get("content"), f"{param}.content"))
-
-
-def _content(value: Any, param: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise bad_param(param, "must be a string or a list of text parts")
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise bad_param(f"{param}[{index}]", 'must be {"type": "text", "text": "..."}; only text is supported')
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _sampling(fields: dict[str, Any]) -> SamplingParameters:
-    limit_name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
-    return SamplingParameters(
-        output_tokens_max=_integer(fields, limit_name, 1, _INT32_MAX),
-        temperature=_number(fields, "temperature"),
-        top_p=_number(fields, "top_p"),
-        top_k=_integer(fields, "top_k", -1, _INT32_MAX),
-        stop=_stops(fields.get("stop")),
-        seed=_integer(fields, "seed", -_INT64_MAX - 1, _INT64_MAX),
-        presence_penalty=_number(fields, "presence_penalty"),
-        frequency_penalty=_number(fields, "frequency_penalty"),
+def message_to_proto(message: Message) -> ChatMessage:
+    """The weight of a message is for training alone."""
+    return ChatMessage(
+        role=message.role,
+        content=message.content,
+        reasoning=message.reasoning or "",
+        tool_calls=[
+            ToolCall(id=call.id or "", name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False))
+            for call in message.tool_calls
+        ],
+        tool_call_id=message.tool_call_id or "",
+        name=message.name or "",
     )
 
 
-def _stops(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else (value or [])
-    if not isinstance(stops, list) or len(stops) > _STOPS_MAX:
-        raise bad_param("stop", f"must be a string or a list of at most {_STOPS_MAX} strings")
-    for stop in stops:
-        if not isinstance(stop, str) or not stop:
-            raise bad_param("stop", "must hold strings that are not empty")
-    return stops
+def _logprobs(fields: Mapping[str, Any]) -> tuple[LogprobsForm, int | None]:
+    """OpenAI's clients say true and how many alternatives, Together's how many alternatives."""
+    asked = fields.get("logprobs", False)
+    if not isinstance(asked, bool):
+        if "top_logprobs" in fields:
+            raise bad_param("top_logprobs", "must be left out where logprobs is a number")
+        return LogprobsForm.TOGETHER, integer(fields, "logprobs", 0, _LOGPROBS_MAX)
+    count = integer(fields, "top_logprobs", 0, _LOGPROBS_MAX)
+    if asked:
+        return LogprobsForm.OPENAI, count or 0
+    if count:
+        raise bad_param("top_logprobs", "is only allowed together with logprobs: true")
+    return LogprobsForm.NONE, None
 
 
-def _include_usage(value: Any, stream: bool) -> bool:
-    if value is None:
-        return False
-    if not stream:
-        raise bad_param("stream_options", "is only allowed together with stream: true")
-    if not isinstance(value, dict):
-        raise bad_param("stream_options", "must be an object")
-    return _boolean(value, "include_usage")
-
-
-def _boolean(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise bad_param(name, "must be true or false")
-    return bool(value)
-
-
-def _integer(fields: dict[str, Any], name: str, minimum: int, maximum: int) -> int | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise bad_param(name, f"must be a whole number from {minimum} to {maximum}")
-    # Some clients write "all candidates" as -1.
-    return max(value, 0) if name == "top_k" else value
-
-
-def _number(fields: dict[str, Any], name: str) -> float | None:
-    value = fields.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e6 or not math.isfinite(value):
-        raise bad_param(name, "must be a number")
-    return float(value)
+def _enable_thinking(fields: Mapping[str, Any]) -> bool | None:
+    """vLLM's clients tell the template, Together's the model."""
+    told = boolean(
+        read_part(fields, "chat_template_kwargs", frozenset({"enable_thinking"})),
+        "enable_thinking",
+        "chat_template_kwargs",
+    )
+    also = boolean(read_part(fields, "reasoning", frozenset({"enabled"})), "enabled", "reasoning")
+    if told is not None and also is not None and told != also:
+        raise bad_param("reasoning.enabled", "must say the same as chat_template_kwargs.enable_thinking")
+    return also if told is None else told

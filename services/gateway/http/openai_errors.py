@@ -7,10 +7,13 @@ import math
 from typing import Any
 
 import grpc
+import structlog
 from starlette.responses import JSONResponse
 
-from chassis.errors import DomainError, InvalidArgument, invalid
+from chassis.errors import DomainError, FieldViolation, Internal, InvalidArgument, invalid
+from chassis.rpc.untyped_errors import domain_error_of
 from chassis.telemetry import trace as telemetry
+from formats.row_errors import RowErrors
 
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -55,7 +58,13 @@ _CODE = {
     "SPEND_CAP_EXCEEDED": "billing_hard_limit_reached",
 }
 # Fields of the mesh's request -> parameters of the HTTP request.
-_PARAMS = {"output_tokens_max": "max_tokens"}
+_PARAMS = {
+    "output_tokens_max": "max_tokens",
+    "output_tokens_min": "min_tokens",
+    "choices": "n",
+    "enable_thinking": "chat_template_kwargs.enable_thinking",
+}
+log = structlog.get_logger()
 
 
 def error_response(error: DomainError) -> JSONResponse:
@@ -83,6 +92,21 @@ def status_of(error: DomainError) -> int:
 
 def bad_param(param: str, description: str) -> InvalidArgument:
     return invalid(param, description, message=f"{param}: {description}")
+
+
+def bad_params(errors: RowErrors) -> InvalidArgument:
+    """What the readers of `formats` found wrong, by its paths."""
+    violations = [FieldViolation(error.path, f"expected {error.verdict}") for error in errors.kept]
+    first = violations[0]
+    return InvalidArgument("INVALID_FIELD", f"{first.field}: {first.description}", violations=violations)
+
+
+def typed_error(error: Exception, path: str) -> DomainError:
+    """What callers may see of any failure; a defect is logged with the route on which it came."""
+    typed = domain_error_of(error, telemetry.current_trace_id())
+    if isinstance(typed, Internal):
+        log.error("request_failed", path=path, exc_info=error)
+    return typed
 
 
 def _param(field: str) -> str:

@@ -178,8 +178,12 @@ async def test_a_wrong_key_is_refused(world: World, secret: str):
             assert told.value.code == "invalid_api_key"
 
 
-async def test_a_missing_key_is_refused(http: httpx.AsyncClient):
-    answer = await http.get("/v1/models", headers={"authorization": ""})
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/models"), ("GET", "/v1/models/a/b"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions")],
+)
+async def test_a_missing_key_is_refused(http: httpx.AsyncClient, method: str, path: str):
+    answer = await http.request(method, path, headers={"authorization": ""})
     assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
 
 
@@ -198,7 +202,7 @@ async def test_models_are_listed_and_found_by_id(world: World, client: openai.As
     assert world.inference.caller.tenant == world.acme.project_id
 
 
-@pytest.mark.parametrize(("field", "value"), [("n", 2), ("tools", [{"type": "function", "function": {"name": "f"}}])])
+@pytest.mark.parametrize(("field", "value"), [("functions", [{"name": "f"}]), ("modalities", ["audio"])])
 async def test_what_is_not_offered_is_refused_by_name(client: openai.AsyncOpenAI, field, value):
     asked: dict[str, Any] = {field: value}
     with pytest.raises(openai.BadRequestError) as told:

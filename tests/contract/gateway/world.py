@@ -185,10 +185,13 @@ class FileUse(FileUseServiceServicer):
 
 
 class Inference(InferenceServiceServicer):
-    """A scripted engine: answers with `words`; waits for `gate` after the first one."""
+    """A scripted engine: answers with `words`; waits for `gate` after the first one. `whole` and `parts` are answers of
+    another kind, where a test has them."""
 
     def __init__(self) -> None:
         self.words = ["Hello", " world"]
+        self.whole: Any = None
+        self.parts: list[Any] | None = None
         self.failure: Exception | None = None
         self.failure_later: Exception | None = None
         self.request: Any = None
@@ -202,6 +205,8 @@ class Inference(InferenceServiceServicer):
         self, request: inference_service_pb2.ChatRequest, context: Any
     ) -> inference_service_pb2.ChatResponse:
         await self._begin(request)
+        if self.whole is not None:
+            return self.whole
         return inference_service_pb2.ChatResponse(
             generation_id="gen-1",
             model=request.model,
@@ -218,6 +223,11 @@ class Inference(InferenceServiceServicer):
     async def StreamChat(
         self, request: inference_service_pb2.StreamChatRequest, context: Any
     ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
+        if self.parts is not None:
+            self.request, self.caller = request, current_caller()
+            for part in self.parts:
+                yield part
+            return
         try:
             for index, word in enumerate(self.words):
                 if index == 1:
@@ -234,6 +244,31 @@ class Inference(InferenceServiceServicer):
                 finish_reason=generation_pb2.FINISH_REASON_STOP,
                 usage=generation_pb2.TokenUsage(input_tokens=5, output_tokens=len(self.words)),
             )
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def Complete(
+        self, request: inference_service_pb2.CompleteRequest, context: Any
+    ) -> inference_service_pb2.CompleteResponse:
+        await self._begin(request)
+        assert self.whole is not None
+        return self.whole
+
+    async def StreamComplete(
+        self, request: inference_service_pb2.StreamCompleteRequest, context: Any
+    ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
+        self.request, self.caller = request, current_caller()
+        if self.failure is not None:
+            raise self.failure
+        assert self.parts is not None
+        try:
+            for index, part in enumerate(self.parts):
+                if index == 1:
+                    await self.gate.wait()
+                    if self.failure_later is not None:
+                        raise self.failure_later
+                yield part
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise

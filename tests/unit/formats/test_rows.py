@@ -79,6 +79,8 @@ GOOD: list[tuple[Any, str, set[str]]] = [
     (talk({"role": "developer", "content": "s"}, {**USER, "name": "ann"}, ANSWER), "conversation", set()),
     (talk({**USER, "content": [{"type": "text", "text": "a"}]}, {**ANSWER, "tool_calls": []}), "conversation", set()),
     (calling(index=0), "conversation", {"tools"}),
+    (talk(USER, {**ANSWER, "parsed": {"a": 1}}), "conversation", set()),
+    (function(parsed_arguments={"a": 1}), "conversation", {"tools"}),
     # As Arrow writes rows whose column holds other ones, too.
     (
         talk(
