@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -97,6 +98,41 @@ async def test_both_doors_give_the_tuned_models_answer(mesh: Mesh, tuned: pb.Tun
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.output_tokens
     assert {BASE, tuned.output_model} <= set(listed)
+
+
+async def test_the_usage_in_http_answers_is_what_is_booked(mesh: Mesh, tuned: pb.TuningJob) -> None:
+    model, told = tuned.output_model, dict[str, tuple[int, int]]()
+    with_usage: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    asked: Any = {"model": model, "temperature": 0, "max_tokens": 5}
+    talk: Any = {**asked, "messages": [{"role": "user", "content": [{"type": "text", "text": "river stone"}]}]}
+    text: Any = {**asked, "prompt": "river stone", "echo": True}
+    async with openai.AsyncOpenAI(base_url=mesh.client.config.http_url, api_key=mesh.client.config.api_key) as client:
+        chat, completion = client.chat.completions, client.completions
+        streams = [await chat.create(**talk, **with_usage), await completion.create(**text, **with_usage)]
+        answers: list[Any] = [
+            await chat.create(**talk),
+            await completion.create(**text),
+            *[[chunk async for chunk in stream][-1] for stream in streams],
+        ]
+        texts = [chunk.choices[0].text async for chunk in await completion.create(**text, stream=True)]
+    assert "".join(texts) == answers[1].choices[0].text
+    assert "".join(texts).startswith("river stone")
+    for answer in answers:
+        told[answer.id] = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    assert all(prompt > 0 and answer > 0 for prompt, answer in told.values())
+    kinds = (usage_record_pb2.USAGE_KIND_INPUT_TOKENS, usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS)
+
+    async def booked() -> dict[str, tuple[int, int]]:
+        records = [record async for record in mesh.client.billing.usage(kinds=kinds)]
+        return {
+            generation: (
+                sum(r.quantity for r in records if r.work_key.startswith(f"{generation}:") and r.kind == kinds[0]),
+                sum(r.quantity for r in records if r.work_key.startswith(f"{generation}:") and r.kind == kinds[1]),
+            )
+            for generation in told
+        }
+
+    assert await eventually(booked, lambda found: all(all(pair) for pair in found.values())) == told
 
 
 async def test_the_weights_load_in_plain_peft(mesh: Mesh, tuned: pb.TuningJob, tmp_path: Path) -> None:
