@@ -159,11 +159,12 @@ async def test_the_weights_load_in_plain_peft(mesh: Mesh, tuned: pb.TuningJob, t
 async def test_the_invoice_links_to_usage(mesh: Mesh, tuned: pb.TuningJob) -> None:
     await mesh.settled(tuned.name)
     invoice = await mesh.client.billing.invoice()
-    (line,) = [line for line in invoice.lines if line.resource == tuned.name]
-    assert line.amount_nanos_usd == tuned.quoted_nanos_usd
-    assert line.minimum_applied
+    line, minimum = [line for line in invoice.lines if line.resource == tuned.name]
+    assert (line.kind, minimum.kind) == ("tuning", "minimum")
+    assert line.amount_nanos_usd + minimum.amount_nanos_usd == tuned.quoted_nanos_usd
     assert line.usage_record_count == len([r async for r in mesh.client.billing.usage(tuned.name)])
-    assert invoice.total_nanos_usd == sum(line.amount_nanos_usd for line in invoice.lines)
+    exact = sum(line.amount_nanos_usd for line in invoice.lines)
+    assert invoice.total_nanos_usd == exact + invoice.rounding_nanos_usd
     document = await mesh.client.invoices.render(invoice.name, invoice_service_pb2.INVOICE_FORMAT_PDF)
     assert document.content.startswith(b"%PDF-")
     by_resource = await mesh.client.invoices.costs(group_by=[invoice_service_pb2.COST_DIMENSION_RESOURCE])

@@ -1,7 +1,7 @@
 """Rebuilds closed invoices by the code that closes them, into the bytes that are stored. Not pure: database, protobuf.
 
 The figures come from the sums of usage, the holds and the credit notes of the month. Names, addresses, the wording of
-lines and the debt of the moment are taken from the stored invoice; nothing else is.
+lines, the debt of the moment and the rule of rounding are taken from the stored invoice; nothing else is.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from services.billing.audit.difference import Difference, difference
 from services.billing.audit.document_audit import INVOICES, InvoiceRow, wrong_digest, wrong_values
 from services.billing.audit.store import AuditStore
 from services.billing.calendar import Month
-from services.billing.invoices.convert import encode, invoice_to_proto, party_from_proto
-from services.billing.invoices.invoice import Charge, Invoice, build_lines
+from services.billing.invoices.convert import encode, invoice_to_proto, party_from_proto, rounding_of
+from services.billing.invoices.invoice import Charge, Invoice, LineKind, build_lines
 from services.billing.invoices.store import InvoiceStore
 from services.billing.ledger.derived_ids import usage_record_id
 
@@ -41,16 +41,19 @@ class InvoiceAudit:
         charges = await InvoiceStore(self._connection).list_charges(
             row.organization_id, row.billing_month, row_max=len(stored.lines) + 1
         )
-        lines = build_lines(charges)
+        rounding = rounding_of(stored)
+        lines = build_lines(charges, rounding)
         if len(lines) != len(stored.lines):
             return wrong_values(row, "", [("lines", len(lines), len(stored.lines))])
         # The stored wording goes into the rebuilt lines as it is, and the stored names once each is found to be of a
-        # record of its line.
+        # record of its line. A minimum has none.
         named = [
             replace(
                 line,
                 description=kept.description,
-                charge=replace(line.charge, usage_records=tuple(kept.usage_records)),
+                charge=line.charge
+                if line.charge.kind is LineKind.MINIMUM
+                else replace(line.charge, usage_records=tuple(kept.usage_records)),
             )
             for line, kept in zip(lines, stored.lines, strict=True)
         ]
@@ -66,6 +69,7 @@ class InvoiceAudit:
             customer=party_from_proto(stored.customer),
             tax_note=stored.tax_note,
             owed_nanos_usd=stored.owed_nanos_usd,
+            rounding=rounding,
             number=row.number,
             close_time=row.close_time,
         )
@@ -74,7 +78,9 @@ class InvoiceAudit:
             different = wrong_values(row, "", [("total", rebuilt.total_nanos_usd, row.total_nanos_usd)])
         if different is None and encode(rebuilt) != row.content:
             different = difference(INVOICES, row.location, encode(rebuilt), row.content)
-        return different or await self._wrong_names(row, [line.charge for line in named])
+        return different or await self._wrong_names(
+            row, [line.charge for line in named if line.charge.kind is not LineKind.MINIMUM]
+        )
 
     async def _wrong_names(self, row: InvoiceRow, charges: Sequence[Charge]) -> Difference | None:
         """Links to usage records that are not behind their line."""

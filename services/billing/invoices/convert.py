@@ -6,7 +6,7 @@ from finemesh.billing.v1 import credit_note_pb2, invoice_pb2
 from finemesh.events.v1 import billing_events_pb2
 from services.billing.calendar import Month
 from services.billing.convert import money_to_proto
-from services.billing.invoices.invoice import CreditNote, Invoice, Line, credit_note_number, invoice_number
+from services.billing.invoices.invoice import CreditNote, Invoice, Line, Rounding, credit_note_number, invoice_number
 from services.billing.invoices.store import ClosedInvoice
 from services.billing.terms import Party
 
@@ -27,7 +27,17 @@ def invoice_to_proto(invoice: Invoice) -> invoice_pb2.Invoice:
         credit_notes=[credit_note_to_proto(note) for note in invoice.credit_notes],
         tax_note=invoice.tax_note,
         owed_nanos_usd=invoice.owed_nanos_usd,
+        rounding=(
+            invoice_pb2.INVOICE_ROUNDING_TOTAL
+            if invoice.rounding is Rounding.TOTAL
+            else invoice_pb2.INVOICE_ROUNDING_UNSPECIFIED
+        ),
+        rounding_nanos_usd=invoice.rounding_nanos_usd,
     )
+
+
+def rounding_of(invoice: invoice_pb2.Invoice) -> Rounding:
+    return Rounding.TOTAL if invoice.rounding else Rounding.LINES
 
 
 def encode(invoice: Invoice) -> bytes:

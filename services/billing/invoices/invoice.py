@@ -1,12 +1,12 @@
 """An invoice of one month: lines from settled jobs and served usage, credit notes, totals.
 
-It knows no table and no message, and it rounds once per line.
+It knows no table and no message, and it rounds only the total.
 """
 
 import enum
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from types import MappingProxyType
 
@@ -20,6 +20,8 @@ class LineKind(enum.StrEnum):
     """In the order of the lines."""
 
     TUNING = "tuning"
+    # What the tokens of the job before it are short of the minimum.
+    MINIMUM = "minimum"
     ENDPOINT = "endpoint"
     CLUSTER = "cluster"
     INFERENCE = "inference"
@@ -28,6 +30,7 @@ class LineKind(enum.StrEnum):
 UNITS: Mapping[LineKind, str] = MappingProxyType(
     {
         LineKind.TUNING: "tokens",
+        LineKind.MINIMUM: "",
         LineKind.ENDPOINT: "minutes",
         LineKind.CLUSTER: "hours",
         LineKind.INFERENCE: "tokens",
@@ -44,12 +47,25 @@ SERVED: Mapping[UsageKind, LineKind] = MappingProxyType(
 )
 
 
+class Rounding(enum.Enum):
+    """What is rounded to the cent, half to even."""
+
+    TOTAL = enum.auto()
+    # Each line and credit note, as invoices were closed before: only those are rebuilt and drawn like that.
+    LINES = enum.auto()
+
+    def amount(self, exact_nanos_usd: int) -> int:
+        """The amount of a line or credit note."""
+        return round_to_cent(exact_nanos_usd) if self is Rounding.LINES else exact_nanos_usd
+
+
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """What one job, endpoint, cluster or model was charged in the month at one price, exact, before rounding.
+    """What one job, endpoint, cluster or model was charged in the month at one price, exact.
 
     `usage_kind` is empty for a job, whose line counts all its tokens. `unit_price_nanos_usd` is of a million tokens, a
-    device minute or a node hour. `usage_records` are the first names of the records behind it.
+    device minute or a node hour. `minimum_nanos_usd` is the part of a job's amount that lifts it to the minimum.
+    `usage_records` are the first names of the records behind it.
     """
 
     kind: LineKind
@@ -64,6 +80,7 @@ class Charge:
     usage_record_count: int
     usage_records: tuple[str, ...] = ()
     minimum_applied: bool = False
+    minimum_nanos_usd: int = 0
 
     @property
     def key(self) -> tuple[str, str, str, str, str, int]:
@@ -120,6 +137,7 @@ class Invoice:
     customer: Party = NOBODY
     tax_note: str = ""
     owed_nanos_usd: int = 0
+    rounding: Rounding = Rounding.TOTAL
     number: int = 0
     close_time: datetime | None = None
 
@@ -133,23 +151,53 @@ class Invoice:
 
     @property
     def total_nanos_usd(self) -> int:
-        """A credit note is a line with a negative amount, rounded once like the others."""
-        given_back = sum(round_to_cent(note.amount_nanos_usd) for note in self.credit_notes)
+        return round_to_cent(self._sum_nanos_usd)
+
+    @property
+    def rounding_nanos_usd(self) -> int:
+        """What rounding added to the total, at most half a cent."""
+        return self.total_nanos_usd - self._sum_nanos_usd
+
+    @property
+    def _sum_nanos_usd(self) -> int:
+        """A credit note is a line with a negative amount."""
+        given_back = sum(self.rounding.amount(note.amount_nanos_usd) for note in self.credit_notes)
         return sum(line.amount_nanos_usd for line in self.lines) - given_back
 
 
-def build_lines(charges: Iterable[Charge]) -> tuple[Line, ...]:
-    """Tuning first, then endpoints, clusters and served models; each by project, resource and price."""
+def build_lines(charges: Iterable[Charge], rounding: Rounding = Rounding.TOTAL) -> tuple[Line, ...]:
+    """Tuning first, then endpoints, clusters and served models; each by project, resource and price. Together they are
+    what was charged, exactly."""
     order = list(LineKind)
+    listed: Iterable[Charge] = sorted(charges, key=lambda charge: (order.index(charge.kind), charge.key))
+    if rounding is Rounding.TOTAL:
+        listed = (part for charge in listed for part in _apart(charge))
     return tuple(
         Line(
             description=_description(charge),
             unit=UNITS[charge.kind],
             charge=charge,
-            amount_nanos_usd=round_to_cent(charge.amount_nanos_usd),
+            amount_nanos_usd=rounding.amount(charge.amount_nanos_usd),
         )
-        for charge in sorted(charges, key=lambda charge: (order.index(charge.kind), charge.key))
+        for charge in listed
     )
+
+
+def _apart(charge: Charge) -> Iterator[Charge]:
+    """What a job's tokens are worth, and what lifts that to the minimum."""
+    minimum_nanos_usd = charge.minimum_nanos_usd
+    yield replace(charge, amount_nanos_usd=charge.amount_nanos_usd - minimum_nanos_usd, minimum_nanos_usd=0)
+    if minimum_nanos_usd:
+        yield replace(
+            charge,
+            kind=LineKind.MINIMUM,
+            quantity=0,
+            unit_price_nanos_usd=0,
+            amount_nanos_usd=minimum_nanos_usd,
+            minimum_nanos_usd=0,
+            usage_record_count=0,
+            usage_records=(),
+        )
 
 
 def invoice_number(number: int) -> str:
@@ -163,8 +211,9 @@ def credit_note_number(number: int) -> str:
 def _description(charge: Charge) -> str:
     name = charge.resource.rpartition("/")[2]
     if charge.kind is LineKind.TUNING:
-        minimum = ", minimum per completed job" if charge.minimum_applied else ""
-        return f"Tuning of {charge.model}, job {name}{minimum}"
+        return f"Tuning of {charge.model}, job {name}"
+    if charge.kind is LineKind.MINIMUM:
+        return f"Up to the minimum of a job, job {name}"
     if charge.kind is LineKind.ENDPOINT:
         return f"Dedicated endpoint {name}, device minutes on {charge.model}"
     if charge.kind is LineKind.CLUSTER:

@@ -83,10 +83,12 @@ async def draft(connection: Connection, terms: InvoiceTerms, *, organization_id:
             name_max=min(terms.names_per_line_max, terms.names_max // len(charges)),
             scan_max=terms.names_scan_max,
         )
+    lines = build_lines(charges)
+    _refuse_more_than(terms.lines_max, lines, notes)
     return Invoice(
         organization_id=organization_id,
         month=month,
-        lines=build_lines(charges),
+        lines=lines,
         credit_notes=tuple(notes),
         issuer=terms.issuer,
         customer=await invoices.get_profile(organization_id),

@@ -178,18 +178,17 @@ WHERE
 GROUP BY project_id, resource, kind, model, price_book_version, unit_price_nanos_usd
 LIMIT :row_max;
 
--- name: list_totals(organization_id, billing_months, cent)
--- Sums the lines and credit notes of months, each rounded once to the cent, half to even.
-WITH lines AS (
-    SELECT billing_month, 1 AS sign, sum(amount_nanos_usd)::bigint AS amount
+-- name: list_sums(organization_id, billing_months)
+-- Sums the charges of months less their credit notes, exactly.
+WITH amounts AS (
+    SELECT billing_month, amount_nanos_usd
     FROM usage_sums
     WHERE
         organization_id = :organization_id
         AND billing_month = ANY(:billing_months::date[])
         AND kind NOT IN ('training_tokens', 'evaluation_tokens')
-    GROUP BY billing_month, project_id, resource, kind, model, price_book_version, unit_price_nanos_usd
     UNION ALL
-    SELECT billing_month, 1 AS sign, charged_nanos_usd AS amount
+    SELECT billing_month, charged_nanos_usd
     FROM holds
     WHERE
         organization_id = :organization_id
@@ -197,26 +196,19 @@ WITH lines AS (
         AND state = 'settled'
         AND charged_nanos_usd > 0
     UNION ALL
-    SELECT billing_month, -1 AS sign, amount_nanos_usd AS amount
+    SELECT billing_month, -amount_nanos_usd
     FROM credit_notes
     WHERE organization_id = :organization_id AND billing_month = ANY(:billing_months::date[])
-),
-
-cents AS (
-    SELECT
-        billing_month, sign, amount / :cent::bigint AS whole,
-        -- Above zero from half a cent on, and at half a cent where the whole is odd.
-        2 * (amount % :cent::bigint) - :cent::bigint + amount / :cent::bigint % 2 AS over
-    FROM lines
 )
 
-SELECT billing_month, (sum(sign * (whole + (over > 0)::int)) * :cent::bigint)::bigint AS total_nanos_usd
-FROM cents
+SELECT billing_month, sum(amount_nanos_usd)::bigint AS sum_nanos_usd
+FROM amounts
 GROUP BY billing_month;
 
 -- name: list_tuning_charges(organization_id, billing_month, row_max)
 -- Lists the jobs that were charged in a month; a job's price is that of any of its records, and their number that of
 -- its ending, unless the settlement says that something is amiss.
+-- Where the minimum applied, what the settlement added to the worth of the records is what lifts them to it.
 SELECT
     holds.project_id,
     holds.resource,
@@ -225,6 +217,7 @@ SELECT
     holds.billed_tokens AS quantity,
     holds.charged_nanos_usd AS amount_nanos_usd,
     holds.minimum_applied,
+    CASE WHEN holds.minimum_applied THEN greatest(0, holds.adjustment_nanos_usd) ELSE 0 END AS minimum_nanos_usd,
     coalesce(booked.unit_price_nanos_usd, 0) AS unit_price_nanos_usd,
     CASE holds.discrepancy
         WHEN '' THEN job_endings.usage_record_count

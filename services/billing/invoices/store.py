@@ -1,6 +1,6 @@
 """Invoices, credit notes, profiles and numbers in the database, and the charges that an invoice is made of.
 
-It decides nothing, and rounds only the totals of lists.
+It decides nothing.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from chassis.db.pool import Connection
 from chassis.db.queries import load_queries
 from services.billing.invoices.invoice import SERVED, Charge, CreditNote, LineKind
 from services.billing.ledger.derived_ids import usage_record_id
-from services.billing.prices.pricing import NANOS_USD_PER_CENT
+from services.billing.prices.pricing import round_to_cent
 from services.billing.terms import Party
 from services.billing.usage.records import UsageKind
 
@@ -155,11 +155,9 @@ class InvoiceStore:
         return tuning + served
 
     async def get_totals(self, organization_id: str, months: Sequence[date]) -> dict[date, int]:
-        """What the invoices of these months would come to, rounded by line as they are: nano-dollars by month."""
-        rows = _queries.list_totals(
-            self._connection, organization_id=organization_id, billing_months=months, cent=NANOS_USD_PER_CENT
-        )
-        found = {row["billing_month"]: row["total_nanos_usd"] async for row in rows}
+        """What the invoices of these months would come to: nano-dollars by month, rounded to the cent as they are."""
+        rows = _queries.list_sums(self._connection, organization_id=organization_id, billing_months=months)
+        found = {row["billing_month"]: round_to_cent(row["sum_nanos_usd"]) async for row in rows}
         return {month: found.get(month, 0) for month in months}
 
     async def with_names(

@@ -228,12 +228,12 @@ async def test_served_usage_is_paged_priced_and_invoiced(customer: Customer, mes
     # 300,000 tokens read at 0.05 dollars a million, 150,000 written at 0.10, two device minutes at 0.056.
     assert (balance.available_nanos_usd, balance.owed_nanos_usd) == (0, 15_000_000 + 15_000_000 + 112_000_000)
     assert [(line.kind, line.amount_nanos_usd, line.usage_record_count) for line in invoice.lines] == [
-        ("endpoint", 110_000_000, 1),
-        # A line for each direction; a cent and a half goes to the even cent.
-        ("inference", 20_000_000, 3),
-        ("inference", 20_000_000, 3),
+        ("endpoint", 112_000_000, 1),
+        # A line for each direction.
+        ("inference", 15_000_000, 3),
+        ("inference", 15_000_000, 3),
     ]
-    assert [line.exact_nanos_usd for line in invoice.lines] == [112_000_000, 15_000_000, 15_000_000]
+    assert (invoice.total_nanos_usd, invoice.rounding_nanos_usd) == (140_000_000, -2_000_000)
 
 
 async def test_what_cannot_be_booked_is_set_aside_with_its_reason(customer: Customer, mesh: Mesh) -> None:

@@ -110,8 +110,8 @@ async def test_a_note_is_a_line_below_zero_on_the_invoice_of_its_month(world: Wo
         ("CN-000001", 1_005_000_000),
         ("CN-000002", 1_000_000),
     ]
-    # Rounded once, half to even: 26.88 less 1.00 less nothing.
-    assert invoice.total_nanos_usd == 25_880_000_000
+    # 26.88 less 1.006.
+    assert (invoice.total_nanos_usd, invoice.rounding_nanos_usd) == (25_870_000_000, -4_000_000)
     assert {note.billing_month for note in invoice.credit_notes} == {"2026-11"}
 
 

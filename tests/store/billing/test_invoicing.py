@@ -80,19 +80,21 @@ async def test_an_invoice_has_a_line_for_each_job_endpoint_and_side_of_a_model(w
     invoice = await read(world, "o")
     assert invoice.open
     assert [
-        (line.kind, line.usage_kind, line.quantity, line.unit, line.exact_nanos_usd, line.amount_nanos_usd)
-        for line in invoice.lines
+        (line.kind, line.usage_kind, line.quantity, line.unit, line.amount_nanos_usd) for line in invoice.lines
     ] == [
-        ("tuning", "", 230_000, "tokens", 5 * USD, 5 * USD),
-        ("tuning", "", 25_000, "tokens", 152_500_000, 150_000_000),
-        ("endpoint", "endpoint_minutes", 2, "minutes", 2_000_000, 0),
-        ("inference", "input_tokens", 501_000, "tokens", 25_050_000, 30_000_000),
-        ("inference", "output_tokens", 27, "tokens", 2_700, 0),
+        ("tuning", "", 230_000, "tokens", 1_403_000_000),
+        ("minimum", "", 0, "", 3_597_000_000),
+        ("tuning", "", 25_000, "tokens", 152_500_000),
+        ("endpoint", "endpoint_minutes", 2, "minutes", 2_000_000),
+        ("inference", "input_tokens", 501_000, "tokens", 25_050_000),
+        ("inference", "output_tokens", 27, "tokens", 2_700),
     ]
-    assert [line.usage_record_count for line in invoice.lines] == [16, 2, 2, 2, 2]
-    assert invoice.lines[0].minimum_applied
+    assert [line.exact_nanos_usd for line in invoice.lines] == [line.amount_nanos_usd for line in invoice.lines]
+    assert [line.usage_record_count for line in invoice.lines] == [16, 0, 2, 2, 2, 2]
+    assert [line.minimum_applied for line in invoice.lines] == [True, True, False, False, False, False]
     assert {line.project_id for line in invoice.lines} == {"o-p"}
-    assert invoice.total_nanos_usd == 5_180_000_000
+    # 5.17955270 before it is rounded, once.
+    assert (invoice.total_nanos_usd, invoice.rounding_nanos_usd) == (5_180_000_000, 447_300)
     assert (invoice.total.units, invoice.total.nanos) == (5, 180_000_000)
     # The names lead to the records.
     named = [name for line in invoice.lines for name in line.usage_records]
@@ -123,7 +125,7 @@ async def test_a_closed_invoice_is_what_was_stored_and_late_usage_goes_to_the_mo
     await world.deliver(minute("o", 7, hardware="nvidia-h100-80gb"))
     assert (await close(world, "o")).content == closed.content
     late = await read(world, "o", DECEMBER)
-    assert [(line.quantity, line.amount_nanos_usd) for line in late.lines] == [(1, 60_000_000)]
+    assert [(line.quantity, line.amount_nanos_usd) for line in late.lines] == [(1, 56_000_000)]
     assert len(late.lines[0].usage_records) == 1
     months = await world.pool.fetch("SELECT usage_time, billing_month FROM usage_records ORDER BY work_key")
     assert [row["billing_month"] for row in months] == [date(2026, 11, 1), date(2026, 12, 1)]
@@ -144,7 +146,7 @@ async def test_a_job_that_ends_late_is_on_the_invoice_of_the_month_that_is_open(
     await world.deliver(ended("o", "CANCELLED_RUNNING", 1))
     assert (await close(world, "o")).content == closed.content
     assert [(line.kind, line.amount_nanos_usd) for line in (await read(world, "o", DECEMBER)).lines] == [
-        ("tuning", 120_000_000)
+        ("tuning", 122_000_000)
     ]
 
 
@@ -370,9 +372,16 @@ async def test_an_open_month_is_listed_with_the_total_of_its_invoice_however_man
     async with transaction(world.pool) as connection:
         await crediting.give_back(connection, world.outbox, correction, now=NOW, limits=Limits())
     invoice = await read(world, "o")
-    assert [line.amount_nanos_usd for line in invoice.lines] == [150_000_000, 0, 0, 20_000_000, 20_000_000]
+    assert [line.amount_nanos_usd for line in invoice.lines] == [
+        152_500_000,
+        1_000_000,
+        5_000_000,
+        15_000_000,
+        25_000_000,
+    ]
+    # 0.1985 less 0.025.
     assert invoice.total_nanos_usd == 170_000_000
-    for field in ("lines", "credit_notes", "issuer", "customer", "tax_note"):
+    for field in ("lines", "credit_notes", "issuer", "customer", "tax_note", "rounding", "rounding_nanos_usd"):
         invoice.ClearField(field)
     # No organization is named here.
     nobody: Any = None

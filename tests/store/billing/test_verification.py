@@ -204,6 +204,10 @@ def _foreign_link(invoice: invoice_pb2.Invoice) -> None:
     _line(invoice).usage_records[0] = invoice.lines[-1].usage_records[0]
 
 
+def _forged_rounding(invoice: invoice_pb2.Invoice) -> None:
+    invoice.rounding_nanos_usd += 1
+
+
 def _invented_note(invoice: invoice_pb2.Invoice) -> None:
     invoice.credit_notes.add(number="CN-000009", amount_nanos_usd=1)
 
@@ -226,6 +230,7 @@ def _forged_money(invoice: invoice_pb2.Invoice) -> None:
         (_foreign_link, " line projects/a-p/tuningJobs/ft-1", "usage records of the line"),
         (_invented_note, "", "credit notes 0"),
         (_forged_total, "", "total "),
+        (_forged_rounding, "", ""),
         (_reopened, "", "open False"),
         (_forged_money, "", ""),
     ],

@@ -160,8 +160,8 @@ def test_what_is_as_long_as_it_may_be_still_fits() -> None:
             resource="x" * 512,
             quantity=10**14,
             unit_price_nanos_usd=10**18 - 1,
-            amount_nanos_usd=10**18,
-            exact_nanos_usd=10**18,
+            amount_nanos_usd=10**18 - 1,
+            exact_nanos_usd=10**18 - 1,
         ),
         note=wide,
         name=wide,
@@ -172,7 +172,8 @@ def test_what_is_as_long_as_it_may_be_still_fits() -> None:
     assert len(found) > 1
     everything = "\n".join(found)
     assert "100,000,000,000,000" in everything
-    assert "1,000,000,000.00" in everything
+    # Dollars and their fraction are on lines of their own.
+    assert {"999,999,999", ".999999999"} <= set(everything.split())
     assert "Page 1 of" in found[0]
 
 
@@ -253,12 +254,70 @@ def test_no_text_of_the_csv_is_a_formula(start: str) -> None:
     assert dollars(-5_005_000_000) == "-5.005"
 
 
-@given(amounts)
-def test_amounts_have_two_decimals_and_their_sign(nanos_usd: int) -> None:
+@given(st.integers(-(10**18), 10**18))
+def test_amounts_have_every_digit_that_counts_and_their_sign(nanos_usd: int) -> None:
     assert Decimal(amount(nanos_usd).replace(",", "")) == Decimal(nanos_usd) / USD
-    assert amount(nanos_usd).partition(".")[2].__len__() == 2
+    assert amount(1_234_500_000_000) == "1,234.50"
+    assert amount(-4_900_000) == "-0.0049"
 
 
-def test_fractions_of_a_cent_are_never_printed_as_a_line() -> None:
-    with pytest.raises(ValueError, match="whole number of cents"):
-        amount(CENT + 1)
+def test_fractions_of_a_cent_are_printed_and_the_rounding_is_a_row() -> None:
+    lines = [line(number, amount_nanos_usd=4_900_000, exact_nanos_usd=4_900_000) for number in range(1, 4)]
+    made = invoice(*lines, note="we were slow")
+    made.rounding = invoice_pb2.INVOICE_ROUNDING_TOTAL
+    made.total_nanos_usd, made.rounding_nanos_usd = -4_990_000_000, 300_000
+    sheet = sheet_of(made)
+    assert sheet.sums == (
+        ("Subtotal", "0.0147"),
+        ("Credit notes", "-5.005"),
+        ("Rounding to the cent", "0.0003"),
+        ("Total", "-4.99"),
+    )
+    html, pdf = to_html(sheet).decode(), " ".join("\n".join(pages(to_pdf(sheet))).split())
+    for wanted in ("0.0049", "-5.005", "Rounding to the cent", "0.0003", "-4.99", "Only the total is rounded"):
+        assert wanted in html, wanted
+        assert wanted in pdf, wanted
+    rows = table(to_csv(made))
+    assert [(row["row"], row["amount"]) for row in rows] == [
+        *[("line", "0.0049")] * 3,
+        ("credit_note", "-5.005"),
+        ("rounding", "0.0003"),
+        ("total", "-4.99"),
+    ]
+
+
+def test_a_minimum_has_neither_quantity_nor_records() -> None:
+    minimum = line(2, kind="minimum", description="Up to the minimum", quantity=0, unit="", usage_record_count=0)
+    minimum.unit_price_nanos_usd = 0
+    made = invoice(line(), minimum)
+    drawn = sheet_of(made).lines[1]
+    assert (drawn.quantity, drawn.unit_price, drawn.detail) == ("", "", "projects/p/tuningJobs/ft-2 · default-2026-1")
+    row = table(to_csv(made))[1]
+    assert (row["kind"], row["quantity"], row["unit"]) == ("minimum", "", "")
+
+
+# As the version before wrote it; the message has none of the fields that came later.
+ROUNDED_BY_LINE = """\
+row,invoice,month,description,project,resource,kind,usage_kind,model,quantity,unit,unit_price,unit_priced,exact_amount,amount,currency,price_book_version,usage_records,minimum_applied
+line,FM-000042,2026-10,"Tuning of meta-llama/Llama-3.1-8B, job ft-1",p,projects/p/tuningJobs/ft-1,tuning,,,60000000,tokens,6.10,1M tokens,366.00,366.00,USD,default-2026-1,120,false
+line,FM-000042,2026-10,"Tuning of m, job ft-2, minimum per completed job",p,projects/p/tuningJobs/ft-2,tuning,,,60000000,tokens,6.10,1M tokens,5.00,5.00,USD,default-2026-1,120,true
+line,FM-000042,2026-10,"Tuning of meta-llama/Llama-3.1-8B, job ft-3",p,projects/p/tuningJobs/ft-3,tuning,,,60000000,tokens,6.10,1M tokens,0.0049,0.00,USD,default-2026-1,120,false
+credit_note,FM-000042,2026-10,CN-000007: we were slow,,,,,,,,,,-5.005,-5.00,USD,,,
+total,FM-000042,2026-10,Total,,,,,,,,,,,366.00,USD,,,
+"""  # noqa: E501
+
+
+def test_an_invoice_that_was_closed_with_rounded_lines_keeps_its_documents() -> None:
+    least = line(
+        2,
+        description="Tuning of m, job ft-2, minimum per completed job",
+        amount_nanos_usd=5 * USD,
+        exact_nanos_usd=5 * USD,
+        minimum_applied=True,
+    )
+    made = invoice(line(), least, line(3, exact_nanos_usd=4_900_000, amount_nanos_usd=0), note="we were slow")
+    assert to_csv(made).decode() == ROUNDED_BY_LINE.replace("\n", "\r\n")
+    sheet = sheet_of(made)
+    assert [each.amount for each in (*sheet.lines, *sheet.credit_notes)] == ["366.00", "5.00", "0.00", "-5.00"]
+    assert sheet.sums == (("Subtotal", "371.00"), ("Credit notes", "-5.00"), ("Total", "366.00"))
+    assert "rounded once, half to even, to the cent; a job's line is its settled charge." in sheet.recompute

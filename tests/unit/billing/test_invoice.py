@@ -1,10 +1,11 @@
-"""Invoices: months, lines rounded once, credit notes as lines below zero, totals
-that are the sum of what stands there."""
+"""Invoices: months, exact lines, credit notes as lines below zero, and a total that is
+rounded once."""
 
 import uuid
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from services.billing.invoices.invoice import (
     CreditNote,
     Invoice,
     LineKind,
+    Rounding,
     build_lines,
     credit_note_number,
     invoice_number,
@@ -72,13 +74,13 @@ def test_lines_are_in_a_fixed_order_and_say_what_they_are() -> None:
         charge(LineKind.INFERENCE, "acme/bot", 10**7, usage_kind="input_tokens"),
         charge(LineKind.CLUSTER, "projects/p/clusters/cl_1", 10**7),
         charge(LineKind.ENDPOINT, "projects/p/endpoints/ep_1", 10**7),
-        charge(LineKind.TUNING, "projects/p/tuningJobs/ft-2", 5 * 10**9, minimum_applied=True),
+        charge(LineKind.TUNING, "projects/p/tuningJobs/ft-2", 5 * 10**9),
         charge(LineKind.TUNING, "projects/p/tuningJobs/ft-1", 366 * 10**9),
     ]
     lines = build_lines(charges)
     assert [line.description for line in lines] == [
         "Tuning of m, job ft-1",
-        "Tuning of m, job ft-2, minimum per completed job",
+        "Tuning of m, job ft-2",
         "Dedicated endpoint ep_1, device minutes on m",
         "Cluster cl_1, node hours on m",
         "Input tokens served by acme/bot",
@@ -90,16 +92,66 @@ def test_lines_are_in_a_fixed_order_and_say_what_they_are() -> None:
 
 
 @given(st.lists(amounts, max_size=30), st.lists(st.integers(1, 10**15), max_size=5))
-def test_each_line_is_rounded_once_half_to_even_and_the_total_is_their_sum(used: list[int], back: list[int]) -> None:
-    lines = build_lines(charge(LineKind.INFERENCE, f"m{index}", amount) for index, amount in enumerate(used))
+def test_lines_are_exact_and_only_the_total_is_rounded(used: list[int], back: list[int]) -> None:
+    lines = build_lines(charge(LineKind.INFERENCE, f"m{index:02d}", amount) for index, amount in enumerate(used))
     invoice = Invoice(
         organization_id="o", month=OCTOBER, lines=lines, credit_notes=tuple(note(amount) for amount in back)
     )
-    assert invoice.total_nanos_usd % NANOS_USD_PER_CENT == 0
+    assert [line.amount_nanos_usd for line in lines] == used
+    debited = sum(used) - sum(back)
+    assert Decimal(invoice.total_nanos_usd) / NANOS_USD_PER_USD == _cents(debited)
+    assert invoice.total_nanos_usd == debited + invoice.rounding_nanos_usd
+    assert abs(invoice.rounding_nanos_usd) <= NANOS_USD_PER_CENT // 2
+
+
+@pytest.mark.parametrize(("each", "total"), [(4_900_000, 1_960_000_000), (5_100_000, 2_040_000_000)])
+def test_many_lines_below_a_cent_come_to_what_was_debited(each: int, total: int) -> None:
+    lines = build_lines(charge(LineKind.INFERENCE, f"m{number}", each) for number in range(400))
+    assert Invoice(organization_id="o", month=OCTOBER, lines=lines).total_nanos_usd == total
+
+
+@given(st.lists(amounts, max_size=30), st.lists(st.integers(1, 10**15), max_size=5))
+def test_an_invoice_that_rounded_its_lines_is_rebuilt_like_that(used: list[int], back: list[int]) -> None:
+    lines = build_lines(
+        (charge(LineKind.INFERENCE, f"m{index:02d}", amount) for index, amount in enumerate(used)), Rounding.LINES
+    )
+    invoice = Invoice(
+        organization_id="o",
+        month=OCTOBER,
+        lines=lines,
+        credit_notes=tuple(note(amount) for amount in back),
+        rounding=Rounding.LINES,
+    )
     assert Decimal(invoice.total_nanos_usd) / NANOS_USD_PER_USD == sum(map(_cents, used)) - sum(map(_cents, back))
-    assert [line.amount_nanos_usd for line in lines] == [
-        int(_cents(line.charge.amount_nanos_usd) * NANOS_USD_PER_USD) for line in lines
+    assert invoice.rounding_nanos_usd == 0
+
+
+def test_a_minimum_is_a_line_of_its_own_below_its_job() -> None:
+    charges = [
+        charge(LineKind.TUNING, "projects/p/tuningJobs/ft-2", 2 * 10**9),
+        charge(
+            LineKind.TUNING,
+            "projects/p/tuningJobs/ft-1",
+            5 * 10**9,
+            minimum_applied=True,
+            minimum_nanos_usd=4_987_800_000,
+            usage_records=("r",),
+        ),
     ]
+    lines = build_lines(charges)
+    assert [(line.charge.kind, line.description, line.unit, line.amount_nanos_usd) for line in lines] == [
+        ("tuning", "Tuning of m, job ft-1", "tokens", 12_200_000),
+        ("minimum", "Up to the minimum of a job, job ft-1", "", 4_987_800_000),
+        ("tuning", "Tuning of m, job ft-2", "tokens", 2 * 10**9),
+    ]
+    minimum = lines[1].charge
+    assert (minimum.quantity, minimum.unit_price_nanos_usd, minimum.usage_record_count, minimum.usage_records) == (
+        0,
+        0,
+        0,
+        (),
+    )
+    assert [line.amount_nanos_usd for line in build_lines(charges, Rounding.LINES)] == [5 * 10**9, 2 * 10**9]
 
 
 def _cents(nanos_usd: int) -> Decimal:

@@ -123,9 +123,9 @@ def show_invoice(invoice: invoice_pb2.Invoice) -> None:
     rows = [
         (
             line.description,
-            f"{line.quantity:,} {line.unit}",
-            f"{line.usage_record_count} records",
-            dollars(line.amount_nanos_usd) + (" (minimum)" if line.minimum_applied else ""),
+            f"{line.quantity:,} {line.unit}" if line.unit else "",
+            f"{line.usage_record_count} records" if line.unit else "",
+            dollars(line.amount_nanos_usd),
         )
         for line in invoice.lines
     ]
@@ -133,6 +133,8 @@ def show_invoice(invoice: invoice_pb2.Invoice) -> None:
         (f"Credit note {note.number}: {note.reason}", "", "", dollars(-note.amount_nanos_usd))
         for note in invoice.credit_notes
     ]
+    if invoice.rounding_nanos_usd:
+        rows.append(("Rounding to the cent", "", "", dollars(invoice.rounding_nanos_usd)))
     title = f"{invoice.name} ({'open' if invoice.open else invoice.number})"
     table(title, ("line", "quantity", "usage", "amount"), rows)
     console.print(Text.assemble("total ", (dollars(invoice.total_nanos_usd), "bold")))

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,26 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _InvoiceRounding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InvoiceRoundingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InvoiceRounding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INVOICE_ROUNDING_UNSPECIFIED: _InvoiceRounding.ValueType  # 0
+    """Each line and each credit note, and the total is their sum: invoices that were closed before there was another rule."""
+    INVOICE_ROUNDING_TOTAL: _InvoiceRounding.ValueType  # 1
+    """The total alone, so that it is within half a cent of what was debited."""
+
+class InvoiceRounding(_InvoiceRounding, metaclass=_InvoiceRoundingEnumTypeWrapper):
+    """What of an invoice is rounded to the cent."""
+
+INVOICE_ROUNDING_UNSPECIFIED: InvoiceRounding.ValueType  # 0
+"""Each line and each credit note, and the total is their sum: invoices that were closed before there was another rule."""
+INVOICE_ROUNDING_TOTAL: InvoiceRounding.ValueType  # 1
+"""The total alone, so that it is within half a cent of what was debited."""
+Global___InvoiceRounding: _TypeAlias = InvoiceRounding  # noqa: Y015
 
 @_typing.final
 class Invoice(_message.Message):
@@ -42,11 +63,13 @@ class Invoice(_message.Message):
     CREDIT_NOTES_FIELD_NUMBER: _builtins.int
     TAX_NOTE_FIELD_NUMBER: _builtins.int
     OWED_NANOS_USD_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
+    ROUNDING_NANOS_USD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `organizations/{organization}/invoices/{invoice}`; the id is the month, `2026-11`."""
     total_nanos_usd: _builtins.int
-    """Sum of the lines' rounded amounts less that of the credit notes, in nano-dollars; below zero where more was given
-    back than used.
+    """Sum of the lines less that of the credit notes, rounded to the cent, half to even, in nano-dollars; below zero where
+    more was given back than used.
     """
     open: _builtins.bool
     """True until the invoice is closed; then nothing on it changes any more."""
@@ -58,6 +81,12 @@ class Invoice(_message.Message):
     """What the issuer says about taxes; empty for nothing."""
     owed_nanos_usd: _builtins.int
     """Owed beyond the prepaid credit when the invoice was closed, in nano-dollars; until then, what is owed now."""
+    rounding: Global___InvoiceRounding.ValueType
+    """What is rounded to the cent. A closed invoice keeps the rule by which it was closed."""
+    rounding_nanos_usd: _builtins.int
+    """What rounding added to the total, in nano-dollars, at most half a cent either way: lines less credit notes plus this
+    are the total.
+    """
     @_builtins.property
     def period_start_time(self) -> _timestamp_pb2.Timestamp:
         """First moment of the month, UTC."""
@@ -88,7 +117,7 @@ class Invoice(_message.Message):
 
     @_builtins.property
     def credit_notes(self) -> _containers.RepeatedCompositeFieldContainer[_credit_note_pb2.CreditNote]:
-        """Credit notes of this month, as lines with negative amounts, each rounded like a line and included in the total."""
+        """Credit notes of this month, as lines with negative amounts, included in the total."""
 
     def __init__(
         self,
@@ -108,10 +137,12 @@ class Invoice(_message.Message):
         credit_notes: _abc.Iterable[_credit_note_pb2.CreditNote] | None = ...,
         tax_note: _builtins.str = ...,
         owed_nanos_usd: _builtins.int = ...,
+        rounding: Global___InvoiceRounding.ValueType = ...,
+        rounding_nanos_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "customer", b"customer", "issuer", b"issuer", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "credit_notes", b"credit_notes", "customer", b"customer", "issuer", b"issuer", "lines", b"lines", "name", b"name", "number", b"number", "open", b"open", "owed_nanos_usd", b"owed_nanos_usd", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "sha256", b"sha256", "tax_note", b"tax_note", "total", b"total", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "credit_notes", b"credit_notes", "customer", b"customer", "issuer", b"issuer", "lines", b"lines", "name", b"name", "number", b"number", "open", b"open", "owed_nanos_usd", b"owed_nanos_usd", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "rounding", b"rounding", "rounding_nanos_usd", b"rounding_nanos_usd", "sha256", b"sha256", "tax_note", b"tax_note", "total", b"total", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,7 +186,7 @@ Global___BillingParty: _TypeAlias = BillingParty  # noqa: Y015
 
 @_typing.final
 class InvoiceLine(_message.Message):
-    """One line of an invoice: one job, endpoint or served model."""
+    """One line of an invoice: one job, what lifts a job to its minimum, one endpoint, cluster or side of a served model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -179,29 +210,31 @@ class InvoiceLine(_message.Message):
     resource: _builtins.str
     """The job, endpoint or model."""
     kind: _builtins.str
-    """What kind of line it is: `tuning`, `endpoint`, `cluster` or `inference`."""
+    """What kind of line it is: `tuning`, `minimum`, `endpoint`, `cluster` or `inference`."""
     quantity: _builtins.int
     """Number of units."""
     unit: _builtins.str
-    """What a unit is: `tokens`, `minutes` or `hours`."""
+    """What a unit is: `tokens`, `minutes` or `hours`; empty for a `minimum`, which has no quantity."""
     unit_price_nanos_usd: _builtins.int
     """Price of a million tokens, a device minute or a node hour, in nano-dollars; 0 where lines mix prices."""
     amount_nanos_usd: _builtins.int
-    """Amount, rounded once, half to even, to the cent, in nano-dollars."""
+    """Amount in nano-dollars: exact, but rounded to the cent where the invoice rounds its lines."""
     price_book_version: _builtins.str
     """Version of the price book."""
     usage_record_count: _builtins.int
     """The number of usage records behind the line."""
     minimum_applied: _builtins.bool
-    """True when the minimum per completed job set the amount."""
+    """True for a job that pays the minimum. What its tokens are short of that is a `minimum` line, which follows the job's,
+    and part of the job's own where the invoice rounds its lines.
+    """
     project_id: _builtins.str
     """Project that used it, its id."""
     model: _builtins.str
     """Base model whose price applies, or the hardware type."""
     exact_nanos_usd: _builtins.int
-    """Exact amount before rounding, in nano-dollars."""
+    """Exact amount in nano-dollars; other than `amount_nanos_usd` only where the invoice rounds its lines."""
     usage_kind: _builtins.str
-    """What is counted: `training_tokens`, `input_tokens` and so on; a job's line counts all its tokens."""
+    """What is counted: `training_tokens`, `input_tokens` and so on; empty for a job, whose line counts all its tokens."""
     @_builtins.property
     def usage_records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the usage records behind the line, at most 100."""

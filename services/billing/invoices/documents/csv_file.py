@@ -1,4 +1,6 @@
-"""An invoice as CSV (RFC 4180): a header, a row per line and credit note, and the total. Not pure: protobuf.
+"""An invoice as CSV (RFC 4180). Not pure: protobuf.
+
+A header, a row for each line and credit note, what rounding added, and the total, which is the sum of the rows above.
 
 Texts that a spreadsheet would run as a formula begin with an apostrophe instead; figures are never changed.
 """
@@ -7,8 +9,8 @@ import csv
 import io
 
 from finemesh.billing.v1 import invoice_pb2
-from services.billing.invoices.documents.sheet import CURRENCY, PRICED_UNITS
-from services.billing.prices.pricing import in_dollars, round_to_cent
+from services.billing.invoices.documents.sheet import CURRENCY, PRICED_UNITS, given_back_of
+from services.billing.prices.pricing import in_dollars
 
 HEADER = (
     "row",
@@ -50,7 +52,7 @@ def to_csv(invoice: invoice_pb2.Invoice) -> bytes:
                 *head,
                 *(text(value) for value in (line.description, line.project_id, line.resource, line.kind)),
                 *(text(value) for value in (line.usage_kind, line.model)),
-                line.quantity,
+                line.quantity if line.unit else "",
                 text(line.unit),
                 in_dollars(line.unit_price_nanos_usd) if line.unit_price_nanos_usd else "",
                 PRICED_UNITS.get(line.unit, "") if line.unit_price_nanos_usd else "",
@@ -62,7 +64,7 @@ def to_csv(invoice: invoice_pb2.Invoice) -> bytes:
                 "true" if line.minimum_applied else "false",
             )
         )
-    for note in invoice.credit_notes:
+    for note, given_back_nanos_usd in zip(invoice.credit_notes, given_back_of(invoice), strict=True):
         writer.writerow(
             _sum_row(
                 "credit_note",
@@ -70,10 +72,13 @@ def to_csv(invoice: invoice_pb2.Invoice) -> bytes:
                 f"{note.number}: {note.reason}",
                 note.resource or note.invoice,
                 exact=-note.amount_nanos_usd,
-                rounded=-round_to_cent(note.amount_nanos_usd),
+                counted=-given_back_nanos_usd,
             )
         )
-    writer.writerow(_sum_row("total", head, "Total", "", exact=None, rounded=invoice.total_nanos_usd))
+    if invoice.rounding_nanos_usd:
+        rounding = invoice.rounding_nanos_usd
+        writer.writerow(_sum_row("rounding", head, "Rounding to the cent", "", exact=None, counted=rounding))
+    writer.writerow(_sum_row("total", head, "Total", "", exact=None, counted=invoice.total_nanos_usd))
     return out.getvalue().encode()
 
 
@@ -89,7 +94,7 @@ def dollars(nanos_usd: int) -> str:
 
 
 def _sum_row(
-    row: str, head: tuple[str, str], description: str, resource: str, *, exact: int | None, rounded: int
+    row: str, head: tuple[str, str], description: str, resource: str, *, exact: int | None, counted: int
 ) -> list[str]:
     values = {
         "row": row,
@@ -98,7 +103,7 @@ def _sum_row(
         "description": text(description),
         "resource": text(resource),
         "exact_amount": "" if exact is None else dollars(exact),
-        "amount": dollars(rounded),
+        "amount": dollars(counted),
         "currency": CURRENCY,
     }
     return [values.get(column, "") for column in HEADER]

@@ -116,13 +116,13 @@ def _lines(sheet: Sheet) -> Iterator[Any]:
 def _row(line: SheetLine) -> list[Any]:
     # Figures have letters of one font and one line: as plain texts they cost a tenth of a paragraph.
     what = [_paragraph(line.description, _TEXT), _paragraph(line.detail, _SMALL)]
-    return [what, _fitting(line.quantity), _fitting(line.unit_price), line.amount]
+    return [what, _fitting(line.quantity), _fitting(line.unit_price), _fitting(line.amount, _AMOUNT_WIDTH, before=".")]
 
 
-def _fitting(figure: str) -> str:
-    """On two lines where one is too narrow: the number, then its unit."""
-    fits = stringWidth(figure, REGULAR, _TEXT.fontSize) <= _FIGURE_WIDTH - _COLUMN_GAP
-    return figure if fits else figure.replace(" ", "\n", 1)
+def _fitting(figure: str, width: float = _FIGURE_WIDTH, *, before: str = " ") -> str:
+    """On two lines where one is too narrow: the number, then its unit, or dollars, then their fraction."""
+    fits = stringWidth(figure, REGULAR, _TEXT.fontSize) <= width - _COLUMN_GAP
+    return figure if fits else figure.replace(before, f"\n{before.strip()}", 1)
 
 
 def _sums(sheet: Sheet) -> Table:
