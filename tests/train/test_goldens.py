@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from formats.learning_rates import learning_rate_at
 from services.trainer.train.loop import start_run as start
 from services.trainer.train.loop import step as stepping
 from services.trainer.train.losses.objective import Supervised
-from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at
+from services.trainer.train.modeling.optimizer import clip_gradients
 from services.trainer.train.recipes.model_shapes import RECIPES
 from tests.train.golden_runs import FOLDER, METHODS, Trace, furthest, golden_file, make_base, run
 

@@ -14,9 +14,9 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from formats.learning_rates import LearningRateSchedule, learning_rate_at
 from services.trainer.train.loop.run import train
-from services.trainer.train.modeling.optimizer import learning_rate_at
-from services.trainer.train.settings.spec import LearningRateSchedule, resolve_paths
+from services.trainer.train.settings.spec import resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
 
 PEAK = 0.2
@@ -46,9 +46,11 @@ WRITTEN_OUT: dict[str, tuple[LearningRateSchedule, float, list[float]]] = {
     "a quarter of a wave": (schedule("cosine", cycles=0.25), 0.0, [1, 0.5 + math.sqrt(0.5) / 2]),
     "waves above a floor": (schedule("cosine", 0.5, 1.0), 0.0, [1, 0.75, 0.5, 0.75]),
     "a floor of one": (schedule("cosine", 1.0), 0.0, [1, 1, 1]),
-    "a warm-up to the end": (schedule("cosine"), 1.0, [0, 1 / 4, 2 / 4, 3 / 4]),
+    # The last step never warms up.
+    "a warm-up to the end": (schedule("cosine"), 1.0, [0, 1 / 3, 2 / 3, 1]),
     "a single step": (schedule("cosine"), 0.0, [1]),
-    "a single step that warms up": (schedule("linear"), 0.01, [0]),
+    "a single step that was to warm up": (schedule("linear"), 0.01, [1]),
+    "two steps of which one warms up": (schedule("linear"), 0.05, [0, 1]),
 }  # fmt: skip
 
 

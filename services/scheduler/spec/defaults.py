@@ -3,12 +3,12 @@
 import re
 from dataclasses import replace
 
+from formats.learning_rates import default_learning_rate
 from services.scheduler.spec.origin import Origin
 from services.scheduler.spec.tuning_limits import Limits
 from services.scheduler.spec.tuning_methods import Method, name_of, with_defaults
 from services.scheduler.spec.tuning_spec import (
     ALL_LINEAR,
-    LEARNING_RATE_DEFAULT,
     PATIENCE_DEFAULT,
     WARMUP_EVALUATIONS_DEFAULT,
     EarlyStopping,
@@ -138,7 +138,7 @@ def _complete_hyperparameters(spec: TuningSpec, limits: Limits) -> Hyperparamete
         given,
         epochs=given.epochs or 1,
         batch_size=batch_size,
-        learning_rate=given.learning_rate or LEARNING_RATE_DEFAULT,
+        learning_rate=given.learning_rate or default_learning_rate(name_of(spec.method), lora=spec.lora is not None),
         gradient_norm_max=1.0 if given.gradient_norm_max is None else given.gradient_norm_max,
         sequence_tokens_max=given.sequence_tokens_max or _sequence_tokens_max(spec.method, limits),
         seed=42 if given.seed is None else given.seed,

@@ -21,7 +21,6 @@ from services.scheduler.spec.tuning_spec import (
     GRADIENT_NORM_MAX,
     HUB_REPOSITORY,
     HUB_REVISION,
-    LEARNING_RATE_DEFAULT,
     LEARNING_RATE_MAX,
     LORA_ALPHA_MAX,
     LORA_DROPOUT_MAX,
@@ -173,7 +172,7 @@ class _Check:
         if not math.isfinite(given.learning_rate) or not 0 <= given.learning_rate <= LEARNING_RATE_MAX:
             self.refuse(
                 f"{at}.learning_rate",
-                f"must be above 0 to {LEARNING_RATE_MAX:g}, or 0 for {LEARNING_RATE_DEFAULT:g}; "
+                f"must be above 0 to {LEARNING_RATE_MAX:g}, or 0 for the default of the method and weights; "
                 f"got {given.learning_rate:g}",
             )
         self.number(f"{at}.warmup_ratio", given.warmup_ratio, 0, 1)

@@ -43,7 +43,7 @@ def test_the_least_request_gets_every_default() -> None:
         epochs=1,
         evaluations=0,
         batch_size=8,
-        learning_rate=1e-5,
+        learning_rate=2e-4,
         schedule=Schedule.COSINE,
         gradient_norm_max=1.0,
         sequence_tokens_max=2048,

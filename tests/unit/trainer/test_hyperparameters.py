@@ -68,7 +68,7 @@ SETTINGS = (
         engine=lambda s: s.gradient_accumulation_steps,
     ),
     Setting(
-        path="hyperparameters.learning_rate", default=1e-5, taken=(1e-12, 1.0),
+        path="hyperparameters.learning_rate", default=2e-4, taken=(1e-12, 1.0),
         refused=(-1e-9, 1.000001, NAN, INFINITE),
         engine=lambda s: s.learning_rate,
     ),

@@ -124,7 +124,10 @@ class JobOptions:
     gradient_accumulation_steps: Annotated[
         int | None, option(_LEARNING, "--accumulation", help="Batches per step (1).")
     ] = None
-    learning_rate: Annotated[float | None, option(_LEARNING, "--learning-rate", help="Peak (1e-5).")] = None
+    learning_rate: Annotated[
+        float | None,
+        option(_LEARNING, "--learning-rate", help="Peak (2e-4; for dpo and kto 1e-5; with --full a tenth)."),
+    ] = None
     schedule: Annotated[
         str, option(_LEARNING, "--schedule", callback=one_of(tuple(SCHEDULES)), help="cosine or linear.")
     ] = "cosine"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from formats.learning_rates import learning_rate_at
 from services.trainer.train.checkpoint.random_states import restore_torch_states, torch_states
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.data.batches.run_batches import idle_batch, mismatched_of_step
@@ -24,7 +25,7 @@ from services.trainer.train.loop.progress_report import StepRecord
 from services.trainer.train.loop.state import Launched, Run
 from services.trainer.train.losses.objective import is_sound
 from services.trainer.train.memory.out_of_memory import fits, halve, release, unless_full
-from services.trainer.train.modeling.optimizer import clip_gradients, learning_rate_at, update
+from services.trainer.train.modeling.optimizer import clip_gradients, update
 from services.trainer.train.runtime.process_group import seed_of_step
 from services.trainer.train.settings.failures import Failure, user_failure
 

@@ -1,4 +1,4 @@
-"""AdamW and the learning-rate schedule as a pure function of the step. It knows no loop and no data."""
+"""AdamW: made, fed, kept and restored. It knows no loop and no data."""
 
 import math
 from collections.abc import Iterable
@@ -8,26 +8,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from services.trainer.train.modeling.fsdp import copy_whole
-from services.trainer.train.settings.spec import LearningRateSchedule
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-
-
-def learning_rate_at(
-    step: int, total_steps: int, base: float, warmup_ratio: float, schedule: LearningRateSchedule
-) -> float:
-    """The rate of step `step` (0-based): a linear rise over the warm-up, which starts at zero, then the schedule down
-    to `min_lr_ratio` of the base. Same values as the schedules of transformers."""
-    warmup_steps = math.ceil(total_steps * warmup_ratio)
-    if step < warmup_steps:
-        return base * step / max(1, warmup_steps)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    if schedule.type == "linear":
-        shape = max(0.0, 1.0 - progress)
-    else:
-        shape = max(0.0, 0.5 * (1.0 + math.cos(math.pi * 2.0 * schedule.num_cycles * progress)))
-    return base * (schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * shape)
 
 
 def make_optimizer(trainable: dict[str, Any], weight_decay: float) -> Any:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from formats.learning_rates import LearningRateSchedule, learning_rate_at
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.batches.micro_batch import micro_batches
@@ -27,11 +28,10 @@ from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.losses.objective import Supervised
 from services.trainer.train.modeling.base_model import CausalModel
-from services.trainer.train.modeling.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from services.trainer.train.modeling.optimizer import make_optimizer, set_learning_rate
 from services.trainer.train.recipes.model_shapes import Recipe
 from services.trainer.train.recipes.vocabulary import BEGIN_ID, END_ID, PAD_ID
 from services.trainer.train.settings.limits import TEMPLATE_DATE_DEFAULT
-from services.trainer.train.settings.spec import LearningRateSchedule
 
 THREADS = 2
 ROW_TOKENS_MAX = 192

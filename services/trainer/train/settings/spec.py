@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from formats.learning_rates import LearningRateSchedule
 from services.trainer.train.settings.directories import Directories
 from services.trainer.train.settings.limits import MICRO_BATCH_TOKENS
 from services.trainer.train.settings.methods import (
@@ -44,13 +45,6 @@ class BaseModel:
     directory: str
     id: str
     revision: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRateSchedule:
-    type: Literal["linear", "cosine"]
-    min_lr_ratio: float
-    num_cycles: float
 
 
 @dataclass(frozen=True, kw_only=True)

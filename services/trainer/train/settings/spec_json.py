@@ -17,7 +17,7 @@ Every broken field is reported at once. Fields with their defaults:
   "checkpoints": 1,                 those that the user asked for, evenly over the run, the last one at its end
   "batch_size": 8,                  sequences per accumulation; a step takes batch_size *
   "gradient_accumulation_steps": 1,   gradient_accumulation_steps
-  "learning_rate": 1e-5,
+  "learning_rate": 2e-4,            the default goes by method and weights (formats/learning_rates.py)
   "schedule": {"type": "cosine", "min_lr_ratio": 0.0, "num_cycles": 0.5},
   "warmup_ratio": 0.0, "weight_decay": 0.0,
   "max_grad_norm": 1.0,             0: no clipping
@@ -52,6 +52,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from formats.learning_rates import LearningRateSchedule, default_learning_rate
 from services.trainer.train.settings.directories import read_directories
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.json_reader import Reader
@@ -82,7 +83,6 @@ from services.trainer.train.settings.spec import (
     BaseModel,
     FullTraining,
     Gang,
-    LearningRateSchedule,
     LoraTraining,
     Spec,
     TrainOnInputs,
@@ -103,11 +103,14 @@ def parse_spec(document: Any) -> Spec:
     violations: list[Violation] = []
     reader = Reader(document, "", violations)
     device = _device(reader)
+    method = reader.choice("method", (SUPERVISED, *METHODS), SUPERVISED)
+    training = _training(reader)
+    learning_rate_default = default_learning_rate(method, lora=isinstance(training, LoraTraining))
     spec = Spec(
         job_id=reader.text("job_id", 200),
-        method=reader.choice("method", (SUPERVISED, *METHODS), SUPERVISED),
+        method=method,
         method_settings=read_method_settings(reader),
-        training=_training(reader),
+        training=training,
         base_model=_base_model(reader.child("base_model")),
         train_file=reader.text("train_file", PATH_LENGTH_MAX),
         validation_file=reader.optional_text("validation_file", PATH_LENGTH_MAX),
@@ -117,7 +120,7 @@ def parse_spec(document: Any) -> Spec:
         checkpoints=reader.integer("checkpoints", 1, 100, 1),
         batch_size=reader.integer("batch_size", 1, 1024, 8),
         gradient_accumulation_steps=reader.integer("gradient_accumulation_steps", 1, 256, 1),
-        learning_rate=reader.number("learning_rate", 0.0, 1.0, 1e-5, above_low=True),
+        learning_rate=reader.number("learning_rate", 0.0, 1.0, learning_rate_default, above_low=True),
         schedule=_schedule(reader.child("schedule", {})),
         warmup_ratio=reader.number("warmup_ratio", 0.0, 1.0, 0.0),
         weight_decay=reader.number("weight_decay", 0.0, 1.0, 0.0),
