@@ -67,6 +67,8 @@ class Analyzer:
             validation_tokens=validation.token_count if validation else 0,
             truncated_examples=training.truncated_count,
             rows_per_second=training.rows_per_second,
+            training_rows=training.row_count,
+            training_packed_sequences=training.packed_sequence_count,
         )
 
     async def _file_counts(
@@ -112,6 +114,8 @@ class Analyzer:
             format=answer.format,
             preparation_version=answer.preparation_version,
             rows_per_second=answer.rows_per_second,
+            row_count=answer.row_count,
+            packed_sequence_count=answer.packed_sequence_count,
         )
 
 

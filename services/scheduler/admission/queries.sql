@@ -40,7 +40,7 @@ FOR SHARE;
 -- The counts of a file under these settings, if it was analysed before by the same code.
 SELECT
     example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
-    preparation_version, rows_per_second
+    preparation_version, rows_per_second, row_count, packed_sequence_count
 FROM dataset_analyses
 WHERE
     file_sha256 = :file_sha256
@@ -61,16 +61,16 @@ WHERE (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, prepara
     FOR UPDATE SKIP LOCKED
 );
 
--- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, preparation_version, rows_per_second, now)!
+-- name: insert_analysis(file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count, labelled_token_count, truncated_count, longest_tokens, plan_sha256, format, preparation_version, rows_per_second, row_count, packed_sequence_count, now)!
 -- Keeps the counts of a file; the first ones stay, so that a quote and the run cannot disagree.
 INSERT INTO dataset_analyses (
     file_sha256, base_revision, sequence_tokens_max, train_on_inputs, example_count, token_count,
     labelled_token_count, truncated_count, longest_tokens, plan_sha256, format,
-    preparation_version, rows_per_second, create_time
+    preparation_version, rows_per_second, row_count, packed_sequence_count, create_time
 ) VALUES (
     :file_sha256, :base_revision, :sequence_tokens_max, :train_on_inputs, :example_count, :token_count,
     :labelled_token_count, :truncated_count, :longest_tokens, :plan_sha256, :format,
-    :preparation_version, :rows_per_second, :now
+    :preparation_version, :rows_per_second, :row_count, :packed_sequence_count, :now
 )
 ON CONFLICT (file_sha256, base_revision, sequence_tokens_max, train_on_inputs, preparation_version) DO NOTHING;
 

@@ -61,6 +61,9 @@ class FileCounts:
     format: str
     preparation_version: str
     rows_per_second: float
+    # Of what steps are made, each row alone and packed; 0 where an earlier version counted.
+    row_count: int
+    packed_sequence_count: int
 
 
 class AdmissionStore:

@@ -34,6 +34,8 @@ def job_to_proto(job: Job, queue: Queue | None) -> tuning_job_pb2.TuningJob:
     message.spec.MergeFromString(job.spec)
     if job.counts is not None:
         message.counts.MergeFromString(job.counts)
+    if job.outlook is not None:
+        message.outlook.MergeFromString(job.outlook)
     if job.progress is not None:
         message.progress.MergeFromString(job.progress)
     if job.error is not None:

@@ -14,6 +14,7 @@ from services.scheduler.admission.dataset_counts import Analyzer
 from services.scheduler.admission.dataset_preview import Previewer
 from services.scheduler.admission.job_requests import JobRequests
 from services.scheduler.admission.price_request import price_request
+from services.scheduler.admission.run_outlook import look_ahead
 from services.scheduler.admission.template_facts import TemplateFacts
 from services.scheduler.api.convert import checkpoint_to_proto, job_event_to_proto
 from services.scheduler.api.job_view import JobView
@@ -59,6 +60,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
         own_parent(identity_pb2.Project, request.parent, caller)
         admitted = await self._admission.admit(request.spec, caller, job_id="")
         counts = await self._analyzer.counts(admitted.spec, admitted.inputs, caller, for_job=False)
+        outlook = look_ahead(admitted.spec, counts)
         wanted = hold_service_pb2.QuoteWorkRequest(
             organization_id=caller.account, price=price_request(admitted.spec, counts, admitted.parameter_count)
         )
@@ -81,6 +83,7 @@ class TuningService(tuning_service_pb2_grpc.TuningServiceServicer):
             spec=spec_to_proto(admitted.spec),
             minimum_applied=price.minimum_applied,
             parameter_count=admitted.parameter_count,
+            outlook=outlook,
         )
 
     async def PreviewDataset(self, request: _pb.PreviewDatasetRequest, context: object) -> _pb.PreviewDatasetResponse:

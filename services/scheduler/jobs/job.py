@@ -38,7 +38,8 @@ class LeaseRef(JobRef):
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobRef):
-    """One row of `jobs`. `spec`, `counts`, `progress` and `error` are the encoded messages of finemesh.tuning.v1."""
+    """One row of `jobs`. `spec`, `counts`, `outlook`, `progress` and `error` are the encoded messages of
+    finemesh.tuning.v1."""
 
     organization_id: str
     namespace: str
@@ -50,6 +51,7 @@ class Job(JobRef):
     gpu_count: int
     memory_bytes_min: int
     counts: bytes | None
+    outlook: bytes | None
     quoted_nanos_usd: int
     price_book_version: str
     hold_id: str

@@ -2,7 +2,7 @@
 -- One job of the project.
 SELECT
     project_id, job_id, organization_id, namespace, state, spec, base_model, base_revision, output_name, gpu_count,
-    memory_bytes_min, counts, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
+    memory_bytes_min, counts, outlook, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
     attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time,
     model_delete_time, last_sequence, xmin::text::bigint AS row_version
 FROM jobs
@@ -16,7 +16,7 @@ SELECT job_id, request_sha256 FROM jobs WHERE project_id = :project_id AND reque
 -- The project's jobs, newest first, below the last one of the page before; an id carries its time of birth.
 SELECT
     project_id, job_id, organization_id, namespace, state, spec, base_model, base_revision, output_name, gpu_count,
-    memory_bytes_min, counts, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
+    memory_bytes_min, counts, outlook, quoted_nanos_usd, price_book_version, hold_id, progress, error, output_revision,
     attempt_count, failure_count, waiting_message, create_time, queue_time, start_time, end_time, update_time,
     model_delete_time
 FROM jobs
@@ -109,12 +109,13 @@ INSERT INTO jobs (
     :training_artifact, :validation_artifact, :dataset_bytes, :start_weights, :start_model_job_id, now(), :now, :now
 );
 
--- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count, start_weights, lines_before)^
+-- name: transition_job(project_id, job_id, sources, destination, now, leased, final, claim, lease_token, placed_token, counts, outlook, quoted_nanos_usd, price_book_version, hold_id, error, output_revision, output_artifact, wake_delay_s, failure_count, start_weights, lines_before)^
 -- Moves a job if its state allows it and the named claim or lease is in force; what is not given stays.
 UPDATE jobs
 SET
     state = :destination::text,
     counts = coalesce(:counts::bytea, counts),
+    outlook = coalesce(:outlook::bytea, outlook),
     quoted_nanos_usd = coalesce(:quoted_nanos_usd::bigint, quoted_nanos_usd),
     price_book_version = coalesce(:price_book_version::text, price_book_version),
     hold_id = coalesce(:hold_id::text, hold_id),

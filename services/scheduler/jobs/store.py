@@ -38,6 +38,7 @@ class Changes(TypedDict, total=False):
     lease_token: int
     placed_token: int
     counts: bytes
+    outlook: bytes | None
     quoted_nanos_usd: int
     price_book_version: str
     hold_id: str

@@ -21,6 +21,7 @@ from finemesh.tuning.v1 import tuning_job_pb2
 from services.scheduler.admission import peer_errors
 from services.scheduler.admission.dataset_counts import Analyzer, Inputs
 from services.scheduler.admission.price_request import price_request
+from services.scheduler.admission.run_outlook import look_ahead
 from services.scheduler.config import SchedulerSettings
 from services.scheduler.database import Database
 from services.scheduler.jobs.convert import artifact_from_bytes, encoded, failure_to_proto, job_name
@@ -173,6 +174,7 @@ class Validator:
         service = "a trainer"
         try:
             counts = await self._analyzer.counts(spec, inputs, _owner(job), for_job=True)
+            outlook = look_ahead(spec, counts)
             service = "billing"
             request = hold_service_pb2.CreateHoldRequest(
                 resource=job_name(job),
@@ -185,7 +187,7 @@ class Validator:
         except DomainError as error:
             await self._apply_error(job, error, service)
             return
-        await self._apply_held(job, counts, held)
+        await self._apply_held(job, counts, outlook, held)
 
     async def _hold(
         self, job: ValidationClaim, request: hold_service_pb2.CreateHoldRequest
@@ -196,11 +198,16 @@ class Validator:
         return await self._peers.holds.CreateHold(request, timeout=self._settings.peer_deadline_s)
 
     async def _apply_held(
-        self, job: ValidationClaim, counts: tuning_job_pb2.DatasetCounts, held: hold_service_pb2.CreateHoldResponse
+        self,
+        job: ValidationClaim,
+        counts: tuning_job_pb2.DatasetCounts,
+        outlook: tuning_job_pb2.RunOutlook | None,
+        held: hold_service_pb2.CreateHoldResponse,
     ) -> None:
+        warned = "" if outlook is None else "".join(f"; mind {warning.field}" for warning in outlook.warnings)
         message = (
             f"{counts.training_tokens} training tokens per epoch; "
-            f"${held.quote.total_nanos_usd / 1e9:.2f} held; waits for GPUs"
+            f"${held.quote.total_nanos_usd / 1e9:.2f} held; waits for GPUs{warned}"
         )
         async with self._database.writing() as connection:
             change = await self._jobs.transition(
@@ -210,6 +217,7 @@ class Validator:
                 message,
                 claim=job.claim,
                 counts=encoded(counts),
+                outlook=None if outlook is None else encoded(outlook),
                 quoted_nanos_usd=held.quote.total_nanos_usd,
                 price_book_version=held.quote.price_book_version,
                 hold_id=held.hold_id,

@@ -10,6 +10,7 @@ from finemesh.nodes.v1 import node_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as tuning
 from finemesh.tuning.v1 import tuning_limits_pb2, tuning_secrets_pb2
 from services.scheduler.spec.integrations import ProvidedSecrets
+from services.scheduler.spec.outlook import Outlook
 from services.scheduler.spec.tuning_limits import BaseFacts, Limits
 from services.scheduler.spec.tuning_methods import METHODS, SUPERVISED, Method, name_of
 from services.scheduler.spec.tuning_spec import (
@@ -264,6 +265,15 @@ def limits_to_proto(
 def _batch_to_proto(limits: Limits, *, lora: bool) -> tuning_limits_pb2.BatchLimits:
     return tuning_limits_pb2.BatchLimits(
         min=1, max_supervised=limits.batch_max(lora=lora, dpo=False), max_dpo=limits.batch_max(lora=lora, dpo=True)
+    )
+
+
+def outlook_to_proto(outlook: Outlook) -> tuning.RunOutlook:
+    return tuning.RunOutlook(
+        sequence_count=outlook.sequence_count,
+        steps_per_epoch=outlook.steps_per_epoch,
+        step_count=outlook.step_count,
+        warnings=[tuning.SettingWarning(**vars(warning)) for warning in outlook.warnings],
     )
 
 

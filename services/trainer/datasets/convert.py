@@ -63,6 +63,8 @@ def analysis_to_proto(counted: Mapping[str, Any], *, packing_digest: str) -> dat
         skipped_count=counted["skipped_rows"],
         rows_per_second=counted["rows_per_second"],
         preparation_version=preparation_version(),
+        row_count=counted["unpacked_sequences"],
+        packed_sequence_count=counted["sequences"],
     )
 
 

@@ -32,6 +32,9 @@ class Script:
 
     files: dict[str, str] = field(default_factory=dict)
     token_count: int = 1000
+    # 0: counted by an earlier version, which does not say it.
+    row_count: int = 0
+    packed_sequence_count: int = 0
     analysis_error: DomainError | None = None
     analyses: int = 0
     # Files whose analysis never ends by itself, by digest, and for whom a trainer works now.
@@ -136,6 +139,8 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
             plan_sha256="plan",
             preparation_version=self.script.preparation_version,
             rows_per_second=12.5,
+            row_count=self.script.row_count,
+            packed_sequence_count=self.script.packed_sequence_count,
         )
 
     async def PreviewDataset(

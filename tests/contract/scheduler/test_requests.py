@@ -63,6 +63,48 @@ async def test_a_quote_is_what_the_job_is_held_at_and_counts_once(world: World) 
         await world.cancel(name)
 
 
+async def test_what_settings_come_to_is_told_with_the_quote_and_the_job(world: World) -> None:
+    world.script.row_count, world.script.packed_sequence_count = 8, 1
+    async with world.agent():
+        spec = world.spec(hyperparameters=tuning_job_pb2.Hyperparameters(warmup_ratio=0.05))
+        quoted = await quote(world, spec)
+        assert (quoted.outlook.step_count, quoted.outlook.sequence_count) == (1, 1)
+        assert [warning.field for warning in quoted.outlook.warnings] == ["spec.hyperparameters.batch_size"]
+        # What is taken where nothing was said.
+        assert quoted.spec.hyperparameters.learning_rate == 2e-4
+        # A warning stops nobody, and stays with the job.
+        name = await world.create(spec)
+        job = await world.when(name, lambda job: job.quoted_nanos_usd > 0)
+        assert job.outlook == quoted.outlook
+        with acting_as(OWNER):
+            lines = await world.tuning.ListTuningJobEvents(_pb.ListTuningJobEventsRequest(parent=name))
+        assert any("mind spec.hyperparameters.batch_size" in event.message for event in lines.events)
+        await world.cancel(name)
+    world.script.row_count = world.script.packed_sequence_count = 0
+
+
+async def test_early_stopping_that_can_end_nothing_is_refused_before_money_is_held(world: World) -> None:
+    """Four evaluations of one step are one verdict, and two are needed."""
+    world.script.row_count, world.script.packed_sequence_count = 8, 1
+    async with world.agent():
+        held_out = world.spec().training_file
+        spec = world.spec(
+            validation_file=held_out,
+            hyperparameters=tuning_job_pb2.Hyperparameters(
+                evaluations=4, early_stopping=tuning_job_pb2.EarlyStopping(patience=2)
+            ),
+        )
+        with pytest.raises(InvalidArgument, match="does not fit its data") as refused:
+            await quote(world, spec)
+        assert [each.field for each in refused.value.violations] == ["spec.hyperparameters.early_stopping"]
+        name = await world.create(spec)
+        job = await world.when(name, lambda job: job.state == tuning_job_pb2.TUNING_JOB_STATE_FAILED)
+        assert (job.error.reason, job.error.platform_fault) == ("INVALID_FIELD", False)
+        assert "could never end the run" in job.error.message
+        assert name not in world.script.hold_keys
+    world.script.row_count = world.script.packed_sequence_count = 0
+
+
 async def test_counts_of_other_code_are_never_quoted(world: World) -> None:
     """A node that tokenises by changed rules counts anew; what the earlier ones counted holds for them."""
     spec, counted = world.spec(), []

@@ -23,6 +23,18 @@ from tests.unit.client.conftest import Serve
 FILE = "projects/acme/files/file-1"
 JOB = "projects/acme/tuningJobs/ft-1"
 
+OUTLOOK = tuning_job_pb2.RunOutlook(
+    sequence_count=9,
+    steps_per_epoch=1,
+    step_count=3,
+    warnings=[
+        tuning_job_pb2.SettingWarning(
+            field="spec.hyperparameters.batch_size", description="each [epoch] is one step", cure="lower batch_size"
+        )
+    ],
+)
+WARNED = "warning hyperparameters.batch_size: each [epoch] is one step; lower batch_size"
+
 
 class Mesh(tuning_service_pb2_grpc.TuningServiceServicer):
     """Remembers what it was asked."""
@@ -38,10 +50,18 @@ class Mesh(tuning_service_pb2_grpc.TuningServiceServicer):
         job = tuning_job_pb2.TuningJob(name=JOB, spec=request.spec)
         return tuning_service_pb2.CreateTuningJobResponse(tuning_job=job)
 
+    def QuoteTuningJob(
+        self, request: tuning_service_pb2.QuoteTuningJobRequest, context: object
+    ) -> tuning_service_pb2.QuoteTuningJobResponse:
+        quote = tuning_service_pb2.QuoteTuningJobResponse(spec=request.spec, price_book_version="book")
+        quote.spec.hyperparameters.epochs, quote.spec.hyperparameters.learning_rate = 3, 2e-4
+        quote.outlook.CopyFrom(OUTLOOK)
+        return quote
+
     def GetTuningJob(
         self, request: tuning_service_pb2.GetTuningJobRequest, context: object
     ) -> tuning_service_pb2.GetTuningJobResponse:
-        job = tuning_job_pb2.TuningJob(name=request.name)
+        job = tuning_job_pb2.TuningJob(name=request.name, outlook=OUTLOOK)
         job.spec.dpo.beta = 0.1
         job.spec.lora.rank = 4
         job.progress.CopyFrom(
@@ -249,6 +269,26 @@ def test_a_job_tells_its_method_rewards_and_best_evaluation(mesh: Mesh) -> None:
     assert "method dpo, adapter of rank 4" in shown
     assert "held-out rewards 88% right, margin 0.2500" in shown
     assert "best held-out loss 0.5000 after step 4, stopped early" in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("jobs", "create", "-t", FILE, "-m", "finemesh/demo", "--quote"),
+        ("billing", "estimate", "-f", FILE, "-m", "finemesh/demo"),
+    ],
+)
+def test_a_quote_tells_the_run_and_what_will_surprise(mesh: Mesh, command: tuple[str, ...]) -> None:
+    shown = run(*command)
+    assert shown.exit_code == 0, shown.output
+    assert "steps: 3 x 1 = 3; learning rate 0.0002" in shown.output
+    assert WARNED in shown.output
+    told = json.loads(run(*command, "--json").output)
+    assert told["outlook"]["warnings"][0]["field"] == "spec.hyperparameters.batch_size"
+
+
+def test_a_job_keeps_its_warnings(mesh: Mesh) -> None:
+    assert WARNED in run("jobs", "get", JOB).output
 
 
 def test_checkpoints_say_which_of_them_stay(mesh: Mesh) -> None:

@@ -15,7 +15,7 @@ from finemesh.tuning.v1.tuning_service_pb2 import QuoteTuningJobResponse
 from finemesh_client.billing import request_of
 from finemesh_client.cli.jobs.job_options import METHODS, SFT, JobOptions
 from finemesh_client.cli.jobs.job_spec import to_spec
-from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
+from finemesh_client.cli.jobs.price_terms import show_counts, show_outlook, show_terms, total
 from finemesh_client.cli.output import as_dict, console, print_json, progress_console
 from finemesh_client.cli.runtime import AsJson, one_of, with_client
 from finemesh_client.client import Client
@@ -112,8 +112,10 @@ def _by_dataset(options: JobOptions, price_book: str, as_json: bool) -> None:
             # A quote is made by the book in force; from its counts any other book can be asked.
             price = await mesh.billing.estimate(request_of(quote, price_book)) if price_book else quote
         if as_json:
-            return print_json({**as_dict(price), "counts": as_dict(quote.counts), "spec": as_dict(quote.spec)})
+            parts = {"counts": quote.counts, "spec": quote.spec, "outlook": quote.outlook}
+            return print_json({**as_dict(price), **{name: as_dict(part) for name, part in parts.items()}})
         show_counts(quote.counts)
+        show_outlook(quote.spec, quote.outlook)
         return _show(price)
 
     with_client(work, as_json)

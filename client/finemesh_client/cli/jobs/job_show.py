@@ -7,7 +7,7 @@ from rich.text import Text
 
 from finemesh.tuning.v1 import tuning_job_pb2, tuning_service_pb2
 from finemesh_client.billing import dollars
-from finemesh_client.cli.jobs.price_terms import show_counts, show_terms, total
+from finemesh_client.cli.jobs.price_terms import show_counts, show_outlook, show_terms, show_warnings, total
 from finemesh_client.cli.output import console, fields, state, when
 from finemesh_client.cli.runtime import EXIT_REFUSED
 from finemesh_client.training_kinds import method_word
@@ -18,6 +18,7 @@ STATE_PREFIX = "TUNING_JOB_STATE_"
 def show_quote(quote: tuning_service_pb2.QuoteTuningJobResponse) -> None:
     """A quote for people."""
     show_counts(quote.counts)
+    show_outlook(quote.spec, quote.outlook)
     show_terms(f"quote (price book {quote.price_book_version})", quote.terms)
     available = f", available {dollars(quote.available_nanos_usd)}"
     console.print(total(quote.total_nanos_usd, quote.minimum_applied).append(available))
@@ -52,6 +53,7 @@ def show_job(job: tuning_job_pb2.TuningJob) -> None:
             ("error", Text.assemble((job.error.reason, "red"), " ", job.error.message) if job.error.reason else ""),
         ]
     )
+    show_warnings(job.outlook)
 
 
 def method_of(spec: tuning_job_pb2.TuningSpec) -> str:

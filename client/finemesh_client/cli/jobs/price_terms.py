@@ -23,6 +23,21 @@ def show_counts(counts: tuning_job_pb2.DatasetCounts) -> None:
     )
 
 
+def show_outlook(spec: tuning_job_pb2.TuningSpec, outlook: tuning_job_pb2.RunOutlook) -> None:
+    """How long and how fast the run will learn, and what will surprise."""
+    if outlook.step_count:
+        epochs, rate = spec.hyperparameters.epochs, spec.hyperparameters.learning_rate
+        console.print(f"steps: {epochs} x {outlook.steps_per_epoch:,} = {outlook.step_count:,}; learning rate {rate:g}")
+    show_warnings(outlook)
+
+
+def show_warnings(outlook: tuning_job_pb2.RunOutlook) -> None:
+    """A line for each, with its cure."""
+    for warning in outlook.warnings:
+        said = f"{warning.field.removeprefix('spec.')}: {warning.description}; {warning.cure}"
+        console.print(Text.assemble(("warning ", "yellow"), said), soft_wrap=True)
+
+
 def show_terms(title: str, terms: Iterable[billing_service_pb2.PriceTerm | tuning_service_pb2.QuoteTerm]) -> None:
     """A line per term: a fixed amount has neither quantity nor rate."""
     rows = [

@@ -27,27 +27,27 @@ from finemesh.files.v1 import dataset_preview_pb2 as finemesh_dot_files_dot_v1_d
 from finemesh.files.v1 import file_pb2 as finemesh_dot_files_dot_v1_dot_file__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*finemesh/datasets/v1/dataset_service.proto\x12\x14\x66inemesh.datasets.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\'finemesh/files/v1/dataset_preview.proto\x1a\x1c\x66inemesh/files/v1/file.proto\"\x83\x02\n\x15\x41nalyzeDatasetRequest\x12\x30\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x33\n\nbase_model\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x15\n\rbase_revision\x18\x03 \x01(\t\x12\x1b\n\x13sequence_tokens_max\x18\x04 \x01(\x05\x12\x17\n\x0ftrain_on_inputs\x18\x05 \x01(\t\x12\x36\n\x07purpose\x18\x06 \x01(\x0e\x32%.finemesh.datasets.v1.AnalysisPurpose\"\xbb\x02\n\x16\x41nalyzeDatasetResponse\x12\x15\n\rexample_count\x18\x01 \x01(\x03\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12\x1c\n\x14labelled_token_count\x18\x03 \x01(\x03\x12\x17\n\x0ftruncated_count\x18\x04 \x01(\x03\x12\x16\n\x0elongest_tokens\x18\x05 \x01(\x03\x12\x13\n\x0bplan_sha256\x18\x06 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x07 \x01(\t\x12\x34\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\".finemesh.files.v1.DatasetFeatures\x12\x15\n\rskipped_count\x18\t \x01(\x03\x12\x17\n\x0frows_per_second\x18\n \x01(\x01\x12\x1b\n\x13preparation_version\x18\x0b \x01(\t\"K\n\x14\x44\x65scribeModelRequest\x12\x33\n\nbase_model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"K\n\x15\x44\x65scribeModelResponse\x12\x16\n\x0esupports_tools\x18\x01 \x01(\x08\x12\x1a\n\x12supports_reasoning\x18\x02 \x01(\x08\"\xe5\x01\n\x15PreviewDatasetRequest\x12\x30\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x33\n\nbase_model\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x1b\n\x13sequence_tokens_max\x18\x03 \x01(\x05\x12\x17\n\x0ftrain_on_inputs\x18\x04 \x01(\t\x12\x15\n\rrow_count_max\x18\x05 \x01(\x05\x12\x18\n\x10tokens_shown_max\x18\x06 \x01(\x05\"L\n\x16PreviewDatasetResponse\x12\x32\n\x07preview\x18\x01 \x01(\x0b\x32!.finemesh.files.v1.DatasetPreview*M\n\x0f\x41nalysisPurpose\x12 \n\x1c\x41NALYSIS_PURPOSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NALYSIS_PURPOSE_JOB\x10\x01\x32\xd4\x02\n\x0e\x44\x61tasetService\x12k\n\x0e\x41nalyzeDataset\x12+.finemesh.datasets.v1.AnalyzeDatasetRequest\x1a,.finemesh.datasets.v1.AnalyzeDatasetResponse\x12k\n\x0ePreviewDataset\x12+.finemesh.datasets.v1.PreviewDatasetRequest\x1a,.finemesh.datasets.v1.PreviewDatasetResponse\x12h\n\rDescribeModel\x12*.finemesh.datasets.v1.DescribeModelRequest\x1a+.finemesh.datasets.v1.DescribeModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*finemesh/datasets/v1/dataset_service.proto\x12\x14\x66inemesh.datasets.v1\x1a$finemesh/artifacts/v1/artifact.proto\x1a\'finemesh/files/v1/dataset_preview.proto\x1a\x1c\x66inemesh/files/v1/file.proto\"\x83\x02\n\x15\x41nalyzeDatasetRequest\x12\x30\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x33\n\nbase_model\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x15\n\rbase_revision\x18\x03 \x01(\t\x12\x1b\n\x13sequence_tokens_max\x18\x04 \x01(\x05\x12\x17\n\x0ftrain_on_inputs\x18\x05 \x01(\t\x12\x36\n\x07purpose\x18\x06 \x01(\x0e\x32%.finemesh.datasets.v1.AnalysisPurpose\"\xed\x02\n\x16\x41nalyzeDatasetResponse\x12\x15\n\rexample_count\x18\x01 \x01(\x03\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12\x1c\n\x14labelled_token_count\x18\x03 \x01(\x03\x12\x17\n\x0ftruncated_count\x18\x04 \x01(\x03\x12\x16\n\x0elongest_tokens\x18\x05 \x01(\x03\x12\x13\n\x0bplan_sha256\x18\x06 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x07 \x01(\t\x12\x34\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\".finemesh.files.v1.DatasetFeatures\x12\x15\n\rskipped_count\x18\t \x01(\x03\x12\x17\n\x0frows_per_second\x18\n \x01(\x01\x12\x1b\n\x13preparation_version\x18\x0b \x01(\t\x12\x11\n\trow_count\x18\x0c \x01(\x03\x12\x1d\n\x15packed_sequence_count\x18\r \x01(\x03\"K\n\x14\x44\x65scribeModelRequest\x12\x33\n\nbase_model\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\"K\n\x15\x44\x65scribeModelResponse\x12\x16\n\x0esupports_tools\x18\x01 \x01(\x08\x12\x1a\n\x12supports_reasoning\x18\x02 \x01(\x08\"\xe5\x01\n\x15PreviewDatasetRequest\x12\x30\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x33\n\nbase_model\x18\x02 \x01(\x0b\x32\x1f.finemesh.artifacts.v1.Artifact\x12\x1b\n\x13sequence_tokens_max\x18\x03 \x01(\x05\x12\x17\n\x0ftrain_on_inputs\x18\x04 \x01(\t\x12\x15\n\rrow_count_max\x18\x05 \x01(\x05\x12\x18\n\x10tokens_shown_max\x18\x06 \x01(\x05\"L\n\x16PreviewDatasetResponse\x12\x32\n\x07preview\x18\x01 \x01(\x0b\x32!.finemesh.files.v1.DatasetPreview*M\n\x0f\x41nalysisPurpose\x12 \n\x1c\x41NALYSIS_PURPOSE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NALYSIS_PURPOSE_JOB\x10\x01\x32\xd4\x02\n\x0e\x44\x61tasetService\x12k\n\x0e\x41nalyzeDataset\x12+.finemesh.datasets.v1.AnalyzeDatasetRequest\x1a,.finemesh.datasets.v1.AnalyzeDatasetResponse\x12k\n\x0ePreviewDataset\x12+.finemesh.datasets.v1.PreviewDatasetRequest\x1a,.finemesh.datasets.v1.PreviewDatasetResponse\x12h\n\rDescribeModel\x12*.finemesh.datasets.v1.DescribeModelRequest\x1a+.finemesh.datasets.v1.DescribeModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finemesh.datasets.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ANALYSISPURPOSE']._serialized_start=1221
-  _globals['_ANALYSISPURPOSE']._serialized_end=1298
+  _globals['_ANALYSISPURPOSE']._serialized_start=1271
+  _globals['_ANALYSISPURPOSE']._serialized_end=1348
   _globals['_ANALYZEDATASETREQUEST']._serialized_start=178
   _globals['_ANALYZEDATASETREQUEST']._serialized_end=437
   _globals['_ANALYZEDATASETRESPONSE']._serialized_start=440
-  _globals['_ANALYZEDATASETRESPONSE']._serialized_end=755
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=757
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=832
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=834
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=909
-  _globals['_PREVIEWDATASETREQUEST']._serialized_start=912
-  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1141
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1143
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1219
-  _globals['_DATASETSERVICE']._serialized_start=1301
-  _globals['_DATASETSERVICE']._serialized_end=1641
+  _globals['_ANALYZEDATASETRESPONSE']._serialized_end=805
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=807
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=882
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=884
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=959
+  _globals['_PREVIEWDATASETREQUEST']._serialized_start=962
+  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1191
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1193
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1269
+  _globals['_DATASETSERVICE']._serialized_start=1351
+  _globals['_DATASETSERVICE']._serialized_end=1691
 # @@protoc_insertion_point(module_scope)

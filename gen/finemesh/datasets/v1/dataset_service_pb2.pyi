@@ -103,6 +103,8 @@ class AnalyzeDatasetResponse(_message.Message):
     SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
     ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
     PREPARATION_VERSION_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    PACKED_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
     example_count: _builtins.int
     """Examples in the file."""
     token_count: _builtins.int
@@ -123,6 +125,10 @@ class AnalyzeDatasetResponse(_message.Message):
     """How fast the dataset was read, rendered and tokenised."""
     preparation_version: _builtins.str
     """Version of the code that counted; another one may count differently."""
+    row_count: _builtins.int
+    """Rows, or pairs of answers, that steps are made of."""
+    packed_sequence_count: _builtins.int
+    """Sequences of these rows when they are packed."""
     @_builtins.property
     def features(self) -> _file_pb2.DatasetFeatures:
         """What the dataset makes use of."""
@@ -141,10 +147,12 @@ class AnalyzeDatasetResponse(_message.Message):
         skipped_count: _builtins.int = ...,
         rows_per_second: _builtins.float = ...,
         preparation_version: _builtins.str = ...,
+        row_count: _builtins.int = ...,
+        packed_sequence_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["example_count", b"example_count", "features", b"features", "format", b"format", "labelled_token_count", b"labelled_token_count", "longest_tokens", b"longest_tokens", "plan_sha256", b"plan_sha256", "preparation_version", b"preparation_version", "rows_per_second", b"rows_per_second", "skipped_count", b"skipped_count", "token_count", b"token_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["example_count", b"example_count", "features", b"features", "format", b"format", "labelled_token_count", b"labelled_token_count", "longest_tokens", b"longest_tokens", "packed_sequence_count", b"packed_sequence_count", "plan_sha256", b"plan_sha256", "preparation_version", b"preparation_version", "row_count", b"row_count", "rows_per_second", b"rows_per_second", "skipped_count", b"skipped_count", "token_count", b"token_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

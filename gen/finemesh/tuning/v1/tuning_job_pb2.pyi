@@ -145,6 +145,7 @@ class TuningJob(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     MODEL_DELETE_TIME_FIELD_NUMBER: _builtins.int
+    OUTLOOK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `projects/{project}/tuningJobs/{tuning_job}`."""
     state: Global___TuningJobState.ValueType
@@ -207,6 +208,10 @@ class TuningJob(_message.Message):
         while. Unset while the model is there.
         """
 
+    @_builtins.property
+    def outlook(self) -> Global___RunOutlook:
+        """What the settings come to on the data; set when the dataset is analysed, unless the node that counted runs an earlier version."""
+
     def __init__(
         self,
         *,
@@ -229,14 +234,81 @@ class TuningJob(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         model_delete_time: _timestamp_pb2.Timestamp | None = ...,
+        outlook: Global___RunOutlook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "model_delete_time", b"model_delete_time", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "model_delete_time", b"model_delete_time", "outlook", b"outlook", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hold_id", b"hold_id", "model_delete_time", b"model_delete_time", "name", b"name", "output_model", b"output_model", "output_revision", b"output_revision", "price_book_version", b"price_book_version", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "quoted_nanos_usd", b"quoted_nanos_usd", "spec", b"spec", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hold_id", b"hold_id", "model_delete_time", b"model_delete_time", "name", b"name", "outlook", b"outlook", "output_model", b"output_model", "output_revision", b"output_revision", "price_book_version", b"price_book_version", "progress", b"progress", "queue", b"queue", "queue_time", b"queue_time", "quoted_nanos_usd", b"quoted_nanos_usd", "spec", b"spec", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TuningJob: _TypeAlias = TuningJob  # noqa: Y015
+
+@_typing.final
+class RunOutlook(_message.Message):
+    """What the settings of a run come to on its data, known before it starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    STEPS_PER_EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    sequence_count: _builtins.int
+    """Sequences of an epoch: rows, packed or each alone, or pairs of answers."""
+    steps_per_epoch: _builtins.int
+    """Optimizer steps of an epoch."""
+    step_count: _builtins.int
+    """Optimizer steps of the whole run."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingWarning]:
+        """What will surprise. It stops nobody, for it may be meant; docs/settings.md lists all kinds."""
+
+    def __init__(
+        self,
+        *,
+        sequence_count: _builtins.int = ...,
+        steps_per_epoch: _builtins.int = ...,
+        step_count: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___SettingWarning] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence_count", b"sequence_count", "step_count", b"step_count", "steps_per_epoch", b"steps_per_epoch", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunOutlook: _TypeAlias = RunOutlook  # noqa: Y015
+
+@_typing.final
+class SettingWarning(_message.Message):
+    """A setting whose outcome is known before the run, and is hardly wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CURE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the setting in the request, for example `spec.hyperparameters.warmup_ratio`."""
+    description: _builtins.str
+    """What will happen."""
+    cure: _builtins.str
+    """What to set instead."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        description: _builtins.str = ...,
+        cure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cure", b"cure", "description", b"description", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingWarning: _TypeAlias = SettingWarning  # noqa: Y015
 
 @_typing.final
 class TuningSpec(_message.Message):
@@ -633,9 +705,11 @@ class Hyperparameters(_message.Message):
     batch_size: _builtins.int
     """Sequences per optimizer step, 1 to 4096; short examples share a sequence of up to `sequence_tokens_max` tokens; default 8."""
     learning_rate: _builtins.float
-    """Peak learning rate, above 0 to 1; default 1e-5."""
+    """Peak learning rate, above 0 to 1. The default goes by method and weights: 2e-4 for an adapter and 2e-5 for all weights; for
+    preferences and judged answers 1e-5 and 1e-6. docs/settings.md says where they are from.
+    """
     warmup_ratio: _builtins.float
-    """Share of the steps that warm up, 0 to 1; default 0."""
+    """Share of the steps that warm up from a rate of zero, 0 to 1; default 0. The last step of a run never warms up."""
     learning_rate_schedule: Global___LearningRateSchedule.ValueType
     """Shape of the decay after the warm-up; default cosine."""
     min_learning_rate_ratio: _builtins.float
@@ -952,6 +1026,8 @@ class DatasetCounts(_message.Message):
     VALIDATION_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_EXAMPLES_FIELD_NUMBER: _builtins.int
     ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TRAINING_ROWS_FIELD_NUMBER: _builtins.int
+    TRAINING_PACKED_SEQUENCES_FIELD_NUMBER: _builtins.int
     training_examples: _builtins.int
     """Training examples."""
     training_tokens: _builtins.int
@@ -964,6 +1040,10 @@ class DatasetCounts(_message.Message):
     """Training examples that were cut to the longest allowed length."""
     rows_per_second: _builtins.float
     """How many training examples were read, rendered and tokenised in a second."""
+    training_rows: _builtins.int
+    """Rows, or pairs of answers, that steps are made of; 0 where the node that counted runs an earlier version."""
+    training_packed_sequences: _builtins.int
+    """Sequences of these rows when they are packed; 0 as above."""
     def __init__(
         self,
         *,
@@ -973,10 +1053,12 @@ class DatasetCounts(_message.Message):
         validation_tokens: _builtins.int = ...,
         truncated_examples: _builtins.int = ...,
         rows_per_second: _builtins.float = ...,
+        training_rows: _builtins.int = ...,
+        training_packed_sequences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_per_second", b"rows_per_second", "training_examples", b"training_examples", "training_tokens", b"training_tokens", "truncated_examples", b"truncated_examples", "validation_examples", b"validation_examples", "validation_tokens", b"validation_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_per_second", b"rows_per_second", "training_examples", b"training_examples", "training_packed_sequences", b"training_packed_sequences", "training_rows", b"training_rows", "training_tokens", b"training_tokens", "truncated_examples", b"truncated_examples", "validation_examples", b"validation_examples", "validation_tokens", b"validation_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

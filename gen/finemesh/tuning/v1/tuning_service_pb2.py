@@ -29,7 +29,7 @@ from finemesh.tuning.v1 import tuning_limits_pb2 as finemesh_dot_tuning_dot_v1_d
 from finemesh.tuning.v1 import tuning_secrets_pb2 as finemesh_dot_tuning_dot_v1_dot_tuning__secrets__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finemesh/tuning/v1/tuning_service.proto\x12\x12\x66inemesh.tuning.v1\x1a\'finemesh/files/v1/dataset_preview.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a)finemesh/tuning/v1/tuning_job_event.proto\x1a&finemesh/tuning/v1/tuning_limits.proto\x1a\'finemesh/tuning/v1/tuning_secrets.proto\"\xd3\x01\n\x15PreviewDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x1b\n\x13sequence_tokens_max\x18\x04 \x01(\x05\x12:\n\x0ftrain_on_inputs\x18\x05 \x01(\x0e\x32!.finemesh.tuning.v1.TrainOnInputs\x12\x15\n\rrow_count_max\x18\x06 \x01(\x05\x12\x18\n\x10tokens_shown_max\x18\x07 \x01(\x05\"L\n\x16PreviewDatasetResponse\x12\x32\n\x07preview\x18\x01 \x01(\x0b\x32!.finemesh.files.v1.DatasetPreview\"U\n\x15QuoteTuningJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\"\xab\x02\n\x16QuoteTuningJobResponse\x12\x31\n\x06\x63ounts\x18\x01 \x01(\x0b\x32!.finemesh.tuning.v1.DatasetCounts\x12\x17\n\x0ftotal_nanos_usd\x18\x02 \x01(\x03\x12\x1a\n\x12price_book_version\x18\x03 \x01(\t\x12,\n\x05terms\x18\x04 \x03(\x0b\x32\x1d.finemesh.tuning.v1.QuoteTerm\x12\x1b\n\x13\x61vailable_nanos_usd\x18\x05 \x01(\x03\x12,\n\x04spec\x18\x06 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x17\n\x0fminimum_applied\x18\x07 \x01(\x08\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\"k\n\tQuoteTerm\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x1d\n\x15nanos_usd_per_million\x18\x03 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x04 \x01(\x03\"\x9e\x01\n\x16\x43reateTuningJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x32\n\x07secrets\x18\x04 \x01(\x0b\x32!.finemesh.tuning.v1.TuningSecrets\"L\n\x17\x43reateTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"#\n\x13GetTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"N\n\x15ListTuningJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x16ListTuningJobsResponse\x12\x32\n\x0btuning_jobs\x18\x01 \x03(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x17\x43\x61ncelTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"=\n\x15WatchTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\x7f\n\x16WatchTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\x12\x32\n\x06\x65vents\x18\x02 \x03(\x0b\x32\".finemesh.tuning.v1.TuningJobEvent\"S\n\x1aListTuningJobEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x1bListTuningJobEventsResponse\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".finemesh.tuning.v1.TuningJobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x17ListCheckpointsResponse\x12\x33\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1e.finemesh.tuning.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x16GetTuningLimitsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"K\n\x17GetTuningLimitsResponse\x12\x30\n\x06limits\x18\x01 \x01(\x0b\x32 .finemesh.tuning.v1.TuningLimits2\xc0\x08\n\rTuningService\x12g\n\x0eQuoteTuningJob\x12).finemesh.tuning.v1.QuoteTuningJobRequest\x1a*.finemesh.tuning.v1.QuoteTuningJobResponse\x12g\n\x0ePreviewDataset\x12).finemesh.tuning.v1.PreviewDatasetRequest\x1a*.finemesh.tuning.v1.PreviewDatasetResponse\x12j\n\x0f\x43reateTuningJob\x12*.finemesh.tuning.v1.CreateTuningJobRequest\x1a+.finemesh.tuning.v1.CreateTuningJobResponse\x12\x61\n\x0cGetTuningJob\x12\'.finemesh.tuning.v1.GetTuningJobRequest\x1a(.finemesh.tuning.v1.GetTuningJobResponse\x12g\n\x0eListTuningJobs\x12).finemesh.tuning.v1.ListTuningJobsRequest\x1a*.finemesh.tuning.v1.ListTuningJobsResponse\x12j\n\x0f\x43\x61ncelTuningJob\x12*.finemesh.tuning.v1.CancelTuningJobRequest\x1a+.finemesh.tuning.v1.CancelTuningJobResponse\x12i\n\x0eWatchTuningJob\x12).finemesh.tuning.v1.WatchTuningJobRequest\x1a*.finemesh.tuning.v1.WatchTuningJobResponse0\x01\x12v\n\x13ListTuningJobEvents\x12..finemesh.tuning.v1.ListTuningJobEventsRequest\x1a/.finemesh.tuning.v1.ListTuningJobEventsResponse\x12j\n\x0fListCheckpoints\x12*.finemesh.tuning.v1.ListCheckpointsRequest\x1a+.finemesh.tuning.v1.ListCheckpointsResponse\x12j\n\x0fGetTuningLimits\x12*.finemesh.tuning.v1.GetTuningLimitsRequest\x1a+.finemesh.tuning.v1.GetTuningLimitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finemesh/tuning/v1/tuning_service.proto\x12\x12\x66inemesh.tuning.v1\x1a\'finemesh/files/v1/dataset_preview.proto\x1a#finemesh/tuning/v1/tuning_job.proto\x1a)finemesh/tuning/v1/tuning_job_event.proto\x1a&finemesh/tuning/v1/tuning_limits.proto\x1a\'finemesh/tuning/v1/tuning_secrets.proto\"\xd3\x01\n\x15PreviewDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x1b\n\x13sequence_tokens_max\x18\x04 \x01(\x05\x12:\n\x0ftrain_on_inputs\x18\x05 \x01(\x0e\x32!.finemesh.tuning.v1.TrainOnInputs\x12\x15\n\rrow_count_max\x18\x06 \x01(\x05\x12\x18\n\x10tokens_shown_max\x18\x07 \x01(\x05\"L\n\x16PreviewDatasetResponse\x12\x32\n\x07preview\x18\x01 \x01(\x0b\x32!.finemesh.files.v1.DatasetPreview\"U\n\x15QuoteTuningJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\"\xdc\x02\n\x16QuoteTuningJobResponse\x12\x31\n\x06\x63ounts\x18\x01 \x01(\x0b\x32!.finemesh.tuning.v1.DatasetCounts\x12\x17\n\x0ftotal_nanos_usd\x18\x02 \x01(\x03\x12\x1a\n\x12price_book_version\x18\x03 \x01(\t\x12,\n\x05terms\x18\x04 \x03(\x0b\x32\x1d.finemesh.tuning.v1.QuoteTerm\x12\x1b\n\x13\x61vailable_nanos_usd\x18\x05 \x01(\x03\x12,\n\x04spec\x18\x06 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x17\n\x0fminimum_applied\x18\x07 \x01(\x08\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\x12/\n\x07outlook\x18\t \x01(\x0b\x32\x1e.finemesh.tuning.v1.RunOutlook\"k\n\tQuoteTerm\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x1d\n\x15nanos_usd_per_million\x18\x03 \x01(\x03\x12\x18\n\x10\x61mount_nanos_usd\x18\x04 \x01(\x03\"\x9e\x01\n\x16\x43reateTuningJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.finemesh.tuning.v1.TuningSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x32\n\x07secrets\x18\x04 \x01(\x0b\x32!.finemesh.tuning.v1.TuningSecrets\"L\n\x17\x43reateTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"#\n\x13GetTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"N\n\x15ListTuningJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x16ListTuningJobsResponse\x12\x32\n\x0btuning_jobs\x18\x01 \x03(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x17\x43\x61ncelTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\"=\n\x15WatchTuningJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\x7f\n\x16WatchTuningJobResponse\x12\x31\n\ntuning_job\x18\x01 \x01(\x0b\x32\x1d.finemesh.tuning.v1.TuningJob\x12\x32\n\x06\x65vents\x18\x02 \x03(\x0b\x32\".finemesh.tuning.v1.TuningJobEvent\"S\n\x1aListTuningJobEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x1bListTuningJobEventsResponse\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".finemesh.tuning.v1.TuningJobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x17ListCheckpointsResponse\x12\x33\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1e.finemesh.tuning.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x16GetTuningLimitsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"K\n\x17GetTuningLimitsResponse\x12\x30\n\x06limits\x18\x01 \x01(\x0b\x32 .finemesh.tuning.v1.TuningLimits2\xc0\x08\n\rTuningService\x12g\n\x0eQuoteTuningJob\x12).finemesh.tuning.v1.QuoteTuningJobRequest\x1a*.finemesh.tuning.v1.QuoteTuningJobResponse\x12g\n\x0ePreviewDataset\x12).finemesh.tuning.v1.PreviewDatasetRequest\x1a*.finemesh.tuning.v1.PreviewDatasetResponse\x12j\n\x0f\x43reateTuningJob\x12*.finemesh.tuning.v1.CreateTuningJobRequest\x1a+.finemesh.tuning.v1.CreateTuningJobResponse\x12\x61\n\x0cGetTuningJob\x12\'.finemesh.tuning.v1.GetTuningJobRequest\x1a(.finemesh.tuning.v1.GetTuningJobResponse\x12g\n\x0eListTuningJobs\x12).finemesh.tuning.v1.ListTuningJobsRequest\x1a*.finemesh.tuning.v1.ListTuningJobsResponse\x12j\n\x0f\x43\x61ncelTuningJob\x12*.finemesh.tuning.v1.CancelTuningJobRequest\x1a+.finemesh.tuning.v1.CancelTuningJobResponse\x12i\n\x0eWatchTuningJob\x12).finemesh.tuning.v1.WatchTuningJobRequest\x1a*.finemesh.tuning.v1.WatchTuningJobResponse0\x01\x12v\n\x13ListTuningJobEvents\x12..finemesh.tuning.v1.ListTuningJobEventsRequest\x1a/.finemesh.tuning.v1.ListTuningJobEventsResponse\x12j\n\x0fListCheckpoints\x12*.finemesh.tuning.v1.ListCheckpointsRequest\x1a+.finemesh.tuning.v1.ListCheckpointsResponse\x12j\n\x0fGetTuningLimits\x12*.finemesh.tuning.v1.GetTuningLimitsRequest\x1a+.finemesh.tuning.v1.GetTuningLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,41 +43,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTETUNINGJOBREQUEST']._serialized_start=557
   _globals['_QUOTETUNINGJOBREQUEST']._serialized_end=642
   _globals['_QUOTETUNINGJOBRESPONSE']._serialized_start=645
-  _globals['_QUOTETUNINGJOBRESPONSE']._serialized_end=944
-  _globals['_QUOTETERM']._serialized_start=946
-  _globals['_QUOTETERM']._serialized_end=1053
-  _globals['_CREATETUNINGJOBREQUEST']._serialized_start=1056
-  _globals['_CREATETUNINGJOBREQUEST']._serialized_end=1214
-  _globals['_CREATETUNINGJOBRESPONSE']._serialized_start=1216
-  _globals['_CREATETUNINGJOBRESPONSE']._serialized_end=1292
-  _globals['_GETTUNINGJOBREQUEST']._serialized_start=1294
-  _globals['_GETTUNINGJOBREQUEST']._serialized_end=1329
-  _globals['_GETTUNINGJOBRESPONSE']._serialized_start=1331
-  _globals['_GETTUNINGJOBRESPONSE']._serialized_end=1404
-  _globals['_LISTTUNINGJOBSREQUEST']._serialized_start=1406
-  _globals['_LISTTUNINGJOBSREQUEST']._serialized_end=1484
-  _globals['_LISTTUNINGJOBSRESPONSE']._serialized_start=1486
-  _globals['_LISTTUNINGJOBSRESPONSE']._serialized_end=1587
-  _globals['_CANCELTUNINGJOBREQUEST']._serialized_start=1589
-  _globals['_CANCELTUNINGJOBREQUEST']._serialized_end=1627
-  _globals['_CANCELTUNINGJOBRESPONSE']._serialized_start=1629
-  _globals['_CANCELTUNINGJOBRESPONSE']._serialized_end=1705
-  _globals['_WATCHTUNINGJOBREQUEST']._serialized_start=1707
-  _globals['_WATCHTUNINGJOBREQUEST']._serialized_end=1768
-  _globals['_WATCHTUNINGJOBRESPONSE']._serialized_start=1770
-  _globals['_WATCHTUNINGJOBRESPONSE']._serialized_end=1897
-  _globals['_LISTTUNINGJOBEVENTSREQUEST']._serialized_start=1899
-  _globals['_LISTTUNINGJOBEVENTSREQUEST']._serialized_end=1982
-  _globals['_LISTTUNINGJOBEVENTSRESPONSE']._serialized_start=1984
-  _globals['_LISTTUNINGJOBEVENTSRESPONSE']._serialized_end=2090
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2092
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2171
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2173
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2276
-  _globals['_GETTUNINGLIMITSREQUEST']._serialized_start=2278
-  _globals['_GETTUNINGLIMITSREQUEST']._serialized_end=2333
-  _globals['_GETTUNINGLIMITSRESPONSE']._serialized_start=2335
-  _globals['_GETTUNINGLIMITSRESPONSE']._serialized_end=2410
-  _globals['_TUNINGSERVICE']._serialized_start=2413
-  _globals['_TUNINGSERVICE']._serialized_end=3501
+  _globals['_QUOTETUNINGJOBRESPONSE']._serialized_end=993
+  _globals['_QUOTETERM']._serialized_start=995
+  _globals['_QUOTETERM']._serialized_end=1102
+  _globals['_CREATETUNINGJOBREQUEST']._serialized_start=1105
+  _globals['_CREATETUNINGJOBREQUEST']._serialized_end=1263
+  _globals['_CREATETUNINGJOBRESPONSE']._serialized_start=1265
+  _globals['_CREATETUNINGJOBRESPONSE']._serialized_end=1341
+  _globals['_GETTUNINGJOBREQUEST']._serialized_start=1343
+  _globals['_GETTUNINGJOBREQUEST']._serialized_end=1378
+  _globals['_GETTUNINGJOBRESPONSE']._serialized_start=1380
+  _globals['_GETTUNINGJOBRESPONSE']._serialized_end=1453
+  _globals['_LISTTUNINGJOBSREQUEST']._serialized_start=1455
+  _globals['_LISTTUNINGJOBSREQUEST']._serialized_end=1533
+  _globals['_LISTTUNINGJOBSRESPONSE']._serialized_start=1535
+  _globals['_LISTTUNINGJOBSRESPONSE']._serialized_end=1636
+  _globals['_CANCELTUNINGJOBREQUEST']._serialized_start=1638
+  _globals['_CANCELTUNINGJOBREQUEST']._serialized_end=1676
+  _globals['_CANCELTUNINGJOBRESPONSE']._serialized_start=1678
+  _globals['_CANCELTUNINGJOBRESPONSE']._serialized_end=1754
+  _globals['_WATCHTUNINGJOBREQUEST']._serialized_start=1756
+  _globals['_WATCHTUNINGJOBREQUEST']._serialized_end=1817
+  _globals['_WATCHTUNINGJOBRESPONSE']._serialized_start=1819
+  _globals['_WATCHTUNINGJOBRESPONSE']._serialized_end=1946
+  _globals['_LISTTUNINGJOBEVENTSREQUEST']._serialized_start=1948
+  _globals['_LISTTUNINGJOBEVENTSREQUEST']._serialized_end=2031
+  _globals['_LISTTUNINGJOBEVENTSRESPONSE']._serialized_start=2033
+  _globals['_LISTTUNINGJOBEVENTSRESPONSE']._serialized_end=2139
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2141
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2220
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2222
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2325
+  _globals['_GETTUNINGLIMITSREQUEST']._serialized_start=2327
+  _globals['_GETTUNINGLIMITSREQUEST']._serialized_end=2382
+  _globals['_GETTUNINGLIMITSRESPONSE']._serialized_start=2384
+  _globals['_GETTUNINGLIMITSRESPONSE']._serialized_end=2459
+  _globals['_TUNINGSERVICE']._serialized_start=2462
+  _globals['_TUNINGSERVICE']._serialized_end=3550
 # @@protoc_insertion_point(module_scope)

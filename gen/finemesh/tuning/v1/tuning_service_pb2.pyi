@@ -135,6 +135,7 @@ class QuoteTuningJobResponse(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     MINIMUM_APPLIED_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
+    OUTLOOK_FIELD_NUMBER: _builtins.int
     total_nanos_usd: _builtins.int
     """The price in nano-dollars, equal to the hold and, for a completed job, to the charge."""
     price_book_version: _builtins.str
@@ -159,6 +160,10 @@ class QuoteTuningJobResponse(_message.Message):
     def spec(self) -> _tuning_job_pb2.TuningSpec:
         """The spec with every default filled in."""
 
+    @_builtins.property
+    def outlook(self) -> _tuning_job_pb2.RunOutlook:
+        """What the settings come to on the data, with warnings; unset where the node that counted runs an earlier version."""
+
     def __init__(
         self,
         *,
@@ -170,10 +175,11 @@ class QuoteTuningJobResponse(_message.Message):
         spec: _tuning_job_pb2.TuningSpec | None = ...,
         minimum_applied: _builtins.bool = ...,
         parameter_count: _builtins.int = ...,
+        outlook: _tuning_job_pb2.RunOutlook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "outlook", b"outlook", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos_usd", b"available_nanos_usd", "counts", b"counts", "minimum_applied", b"minimum_applied", "parameter_count", b"parameter_count", "price_book_version", b"price_book_version", "spec", b"spec", "terms", b"terms", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos_usd", b"available_nanos_usd", "counts", b"counts", "minimum_applied", b"minimum_applied", "outlook", b"outlook", "parameter_count", b"parameter_count", "price_book_version", b"price_book_version", "spec", b"spec", "terms", b"terms", "total_nanos_usd", b"total_nanos_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,7 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
         "truncated_rows": rows.truncated_rows,
         "skipped_rows": rows.skipped_rows,
         "longest_row_tokens": rows.longest_row_tokens,
+        "unpacked_sequences": rows.count // rows.rows_per_example,
         "sequences": dataset.sequences.count,
         "sha256": dataset.sha256,
         "features": asdict(dataset.features),

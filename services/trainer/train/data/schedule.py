@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.run_steps import evaluation_schedule, steps_of_epoch
 from services.trainer.train.data.packing.shuffle import epoch_order
 
 REPORTS_PER_RUN = 100
@@ -65,7 +66,7 @@ def schedule_run(
 ) -> RunSchedule:
     """A run that may end at an evaluation reports up to each of them, so that its last range is one of the schedule's,
     too."""
-    steps_per_epoch = -(-sequence_count // sequences_per_step)
+    steps_per_epoch = steps_of_epoch(sequence_count, sequences_per_step)
     total_steps = steps_per_epoch * epochs
     checkpoint_steps = checkpoint_schedule(total_steps, checkpoints, checkpoint_every_steps)
     evaluation_steps = evaluation_schedule(steps_per_epoch, epochs, evaluations)
@@ -91,17 +92,6 @@ def checkpoint_schedule(total_steps: int, asked: int, every: int | None) -> dict
     for number in range(1, asked + 1):
         plan[max(1, total_steps * number // asked)] = True
     return dict(sorted(plan.items()))
-
-
-def evaluation_schedule(steps_per_epoch: int, epochs: int, evaluations: int) -> tuple[tuple[int, int], ...]:
-    """(number, step) of every evaluation: `evaluations` evenly over each epoch, the last at its end. When an epoch has
-    fewer steps than evaluations, several fall on one step, and each of them is done."""
-    plan = []
-    for epoch in range(epochs):
-        for number in range(1, evaluations + 1):
-            step = epoch * steps_per_epoch + -(-steps_per_epoch * number // evaluations)
-            plan.append((epoch * evaluations + number, step))
-    return tuple(plan)
 
 
 def report_schedule(total_steps: int, steps_per_epoch: int, stops: tuple[int, ...]) -> tuple[int, ...]:
