@@ -6,7 +6,8 @@ tokens.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import date
 from typing import Any
 
@@ -24,19 +25,30 @@ REFUSAL_LENGTH_MAX = 500
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 
 
+Bound = Callable[[], AbstractContextManager[None]]
+
+
 class TemplateRenderer:
     """A compiled chat template. `special_tokens` are the names that templates use: bos_token, eos_token, ...
 
-    `tools_source` renders conversations with tools, where a model has a template of its own for them.
+    `tools_source` renders conversations with tools, where a model has a template of its own for them. Compiling and
+    rendering happen within `bound`, for callers that no other limit ends.
     """
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], today: date, tools_source: str | None = None
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        today: date,
+        tools_source: str | None = None,
+        *,
+        bound: Bound = bounded_rendering,
     ) -> None:
         environment = template_environment(today)
-        self._template = compiled(environment, source)
-        self._tools_template = self._template if tools_source is None else compiled(environment, tools_source)
+        self._template = compiled(environment, source, bound)
+        self._tools_template = self._template if tools_source is None else compiled(environment, tools_source, bound)
         self._special_tokens = dict(special_tokens)
+        self._bound = bound
 
     def render(
         self,
@@ -48,7 +60,7 @@ class TemplateRenderer:
         """`messages` as in plain_messages.py. Raises RenderingRefused, and ModelFault for a template that takes too
         long."""
         try:
-            with bounded_rendering():
+            with self._bound():
                 text = (self._tools_template if tools else self._template).render(
                     messages=list(messages),
                     tools=list(tools) or None,
@@ -57,9 +69,8 @@ class TemplateRenderer:
                     **self._special_tokens,
                 )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise RenderingRefused(
-                f"a conversation that the chat template accepts: {str(error)[:REFUSAL_LENGTH_MAX]}"
-            ) from error
+            words = str(error)[:REFUSAL_LENGTH_MAX]
+            raise RenderingRefused(f"a conversation that the chat template accepts: {words}", words) from error
         if len(text) > RENDERED_LENGTH_MAX:
             raise RenderingRefused(f"a conversation of at most {RENDERED_LENGTH_MAX} rendered characters")
         return text
@@ -76,13 +87,13 @@ def template_environment(today: date) -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def compiled(environment: ImmutableSandboxedEnvironment, source: str) -> Template:
+def compiled(environment: ImmutableSandboxedEnvironment, source: str, bound: Bound = bounded_rendering) -> Template:
     """Raises ModelFault."""
     if len(source) > TEMPLATE_LENGTH_MAX:
         raise broken_template(f"longer than {TEMPLATE_LENGTH_MAX} characters")
     try:
         # Constant expressions are computed while it is compiled.
-        with bounded_rendering():
+        with bound():
             return environment.from_string(source)
     except TemplateError as error:
         raise broken_template(str(error)) from error

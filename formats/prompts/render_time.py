@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from formats.prompts.faults import ModelFault
+from formats.prompts.faults import TEMPLATE, ModelFault
 
 # Of a thing that takes a ten-thousandth of it. Other threads of the process count as well.
 RENDER_S_MAX = 10.0
@@ -34,8 +34,9 @@ def bounded_rendering() -> Iterator[None]:
         yield
     except _TookTooLong:
         raise ModelFault(
-            f"chat template took more than {RENDER_S_MAX:g} s of a processor for one conversation "
-            "and was stopped; mend the template, or leave that conversation out"
+            TEMPLATE,
+            f"took more than {RENDER_S_MAX:g} s of a processor for one conversation "
+            "and was stopped; mend the template, or leave that conversation out",
         ) from None
     finally:
         # First: a signal may have come already.

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CODE = ("formats", "chassis", "services", "client", "deploy")
 HEAVY = {"torch", "transformers", "peft"}
-HEAVY_ROOMS = ("services/trainer/train/", "services/inference/engines/", "formats/prompts/")
+HEAVY_ROOMS = ("services/trainer/train/", "services/inference/engines/")
 VLLM_ROOM = "services/inference/engines/vllm.py"
 IMPURE = {"grpc", "asyncpg", "nats", "os", "finemesh", "obstore", "socket", "subprocess"}
 # The doors to the world in the chassis itself; to import one is to touch what is behind it.

@@ -141,3 +141,15 @@ def test_what_cannot_be_interrupted_ends_the_process() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
     assert ended.returncode == -signal.SIGPROF
+
+
+def test_a_tokenizer_that_loses_text_is_refused_before_rows_are_read(model_directory: Path, tmp_path: Path) -> None:
+    """As an import would refuse it, and a model that was imported before imports looked."""
+    base = tmp_path / "base"
+    shutil.copytree(model_directory, base)
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    answer = ask(base_model={"directory": str(base)}, train_file=write(tmp_path / "train.jsonl", ROWS))
+    assert (answer["ok"], answer["reason"]) == (False, "MODEL_INVALID")
+    assert "base model's tokenizer.json does not give a text back" in answer["message"]

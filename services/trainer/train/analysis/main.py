@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.prompts.model_folder import ModelFolder
+from formats.prompts.round_trip import check_round_trip
 from services.trainer.train.analysis.answer import counted, invalid_rows, refused
 from services.trainer.train.analysis.request import REQUEST_BYTES_MAX, parse_request, read_question
 from services.trainer.train.analysis.row_preview import (
@@ -26,7 +27,7 @@ from services.trainer.train.analysis.row_preview import (
 )
 from services.trainer.train.analysis.template_support import describe_template
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
-from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import models_fault, open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import (
     PreparationProgress,
     PrepareSettings,
@@ -53,6 +54,9 @@ def analyze(document: Any) -> dict[str, Any]:
     """Raises Failure; broken rows are an answer, not a failure."""
     asked = read_question(document)
     folder = open_model_folder(Path(asked.directory))
+    with models_fault():
+        # An older import may not have been looked at for this.
+        check_round_trip(folder.tokenizer, folder.vocabulary_size)
     if asked.describing:
         return {"ok": True, "template": asdict(describe_template(folder, asked.template_date))}
     settings = PrepareSettings(

@@ -14,7 +14,20 @@ from services.trainer.train.settings.failures import Failure, user_failure
 def open_model_folder(directory: Path) -> ModelFolder:
     """Raises Failure(user, MODEL_INVALID)."""
     with models_fault():
-        return read_model_folder(directory)
+        folder = read_model_folder(directory)
+    eos_id_of(folder)
+    return folder
+
+
+def eos_id_of(folder: ModelFolder) -> int:
+    """The token that ends what is learned without a template. Raises Failure(user, MODEL_INVALID)."""
+    if folder.eos_id is None:
+        raise user_failure(
+            "MODEL_INVALID",
+            "the base model names no end-of-sequence token: there is neither an eos_token in tokenizer_config.json nor "
+            "an eos_token_id in config.json",
+        )
+    return folder.eos_id
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Feedback, Instruction, Preference, Row, Text, Tokens
-from services.trainer.train.data.tokens.base_tokenizer import no_template, without_offset_trimming
+from services.trainer.train.data.tokens.base_tokenizer import eos_id_of, no_template, without_offset_trimming
 from services.trainer.train.data.tokens.template import ChatTemplate, Span
 from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
@@ -33,8 +33,11 @@ class RowTokenizer:
         self._tokenizer = folder.tokenizer
         self._exact_offsets = without_offset_trimming(folder.tokenizer)
         self._template = template
-        self._eos_id = folder.eos_id
+        self._opening_ids = folder.opening_ids
+        self._eos_id = eos_id_of(folder)
         self._vocabulary_size = folder.vocabulary_size
+        # Such as Gemma 3's token for images, in its models of text.
+        self._has_tokens_without_row = folder.tokenizer.get_vocab_size() > folder.vocabulary_size
         # "auto" means: formats that tell a prompt from an answer train on the answer, the others on everything.
         self._train_on_inputs = train_on_inputs is True
         self._inputs_must_not_train = train_on_inputs is False
@@ -65,9 +68,18 @@ class RowTokenizer:
         return token_block(kept, rows=seen, truncated=truncated, skipped=skipped, longest_row_tokens=longest)
 
     def tokenized(self, rows: Sequence[Row], errors: RowErrors) -> Iterator[TokenRow]:
-        """Whole rows of one format, in their order; what a template refuses becomes an error."""
+        """Whole rows of one format, in their order; what a template refuses becomes an error, as does a token that the
+        model has no weights for."""
         if not rows:
             return
+        for row in self._of_one_format(rows, errors):
+            if self._has_tokens_without_row and row.ids.max(initial=0) >= self._vocabulary_size:
+                token = self._tokenizer.id_to_token(int(row.ids.max()))
+                errors.add(row.line, "$", f"no text with {token!r}, a token that the base model has no weights for")
+                continue
+            yield row
+
+    def _of_one_format(self, rows: Sequence[Row], errors: RowErrors) -> Iterator[TokenRow]:
         match rows[0]:
             case Conversation():
                 yield from self._conversations([row for row in rows if isinstance(row, Conversation)], errors)
@@ -99,17 +111,17 @@ class RowTokenizer:
             rendered.append((row, text, spans))
         # The template writes every special token itself, as it does at inference.
         texts = [text for _, text, _ in rendered]
-        encodings = _encoded(self._exact_offsets, texts, special_tokens=False, offsets=True)
+        encodings = _encoded(self._exact_offsets, texts, offsets=True)
         for encoding, (row, _, spans) in zip(encodings, rendered, strict=True):
             ids = np.array(encoding.ids, np.int32)
             yield TokenRow(line=row.line, ids=ids, labelled=_marks(encoding, spans), weight=row.weight)
 
     def _instructions(self, rows: list[Instruction]) -> Iterator[TokenRow]:
         # Prompt and completion are tokenised apart, because at inference the prompt stands alone.
-        prompts = _encoded(self._tokenizer, [row.prompt for row in rows], special_tokens=True)
-        completions = _encoded(self._tokenizer, [row.completion for row in rows], special_tokens=False)
+        prompts = _encoded(self._tokenizer, [row.prompt for row in rows])
+        completions = _encoded(self._tokenizer, [row.completion for row in rows])
         for row, prompt, completion in zip(rows, prompts, completions, strict=True):
-            prompt_ids = _without_end(prompt.ids, self._eos_id)
+            prompt_ids = [*self._opening_ids, *prompt.ids]
             answer_ids = [*completion.ids, self._eos_id]
             marks = np.ones(len(prompt_ids) + len(answer_ids), np.bool_)
             marks[: len(prompt_ids)] = self._train_on_inputs
@@ -128,9 +140,9 @@ class RowTokenizer:
         """A text is all answer: it has no input that could be left out."""
         if self._inputs_must_not_train:
             raise _no_inputs("rows of text")
-        encodings = _encoded(self._tokenizer, [row.text for row in rows], special_tokens=True)
+        encodings = _encoded(self._tokenizer, [row.text for row in rows])
         for row, encoding in zip(rows, encodings, strict=True):
-            ids = np.array([*_without_end(encoding.ids, self._eos_id), self._eos_id], np.int32)
+            ids = np.array([*self._opening_ids, *encoding.ids, self._eos_id], np.int32)
             yield TokenRow(line=row.line, ids=ids, labelled=np.ones(len(ids), np.bool_), weight=row.weight)
 
     def _tokens(self, rows: list[Tokens], errors: RowErrors) -> Iterator[TokenRow]:
@@ -167,10 +179,9 @@ def _no_inputs(what: str) -> Failure:
     )
 
 
-def _encoded(
-    tokenizer: Tokenizer, texts: list[str], *, special_tokens: bool, offsets: bool = False
-) -> Iterator[Encoding]:
-    """Encodings in the order of the texts, some at a time. Without offsets the ids are the same and come faster."""
+def _encoded(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = False) -> Iterator[Encoding]:
+    """Encodings in the order of the texts, some at a time, of the texts alone: what the tokenizer would put before or
+    behind them is not there. Without offsets the ids are the same and come faster."""
     encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
     batch: list[str] = []
     characters = 0
@@ -178,15 +189,10 @@ def _encoded(
         batch.append(text)
         characters += len(text)
         if len(batch) == ENCODED_TEXTS_MAX or characters >= ENCODED_CHARACTERS_MAX:
-            yield from encode(batch, add_special_tokens=special_tokens)
+            yield from encode(batch, add_special_tokens=False)
             batch, characters = [], 0
     if batch:
-        yield from encode(batch, add_special_tokens=special_tokens)
-
-
-def _without_end(ids: list[int], eos_id: int) -> list[int]:
-    """Leaves out an end token: some tokenizers close every text, and a prompt goes on."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == eos_id else ids
+        yield from encode(batch, add_special_tokens=False)
 
 
 def _marks(encoding: Encoding, spans: list[Span]) -> NDArray[np.bool_]:
