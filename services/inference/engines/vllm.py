@@ -29,6 +29,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from chassis.objects.held_folders import HeldFolder
+from formats.prompts.model_folder import read_model_folder
+from formats.prompts.tokenizer_files import write_tokenizer_files
 from services.inference.engines.adapters.adapter_check import has_experts, module_shapes, takes_adapters
 from services.inference.engines.adapters.adapter_table import Adapter
 from services.inference.engines.adapters.lora_rows import RowGroup, expand, group_rows, shrink
@@ -236,7 +238,13 @@ class VllmEngine(InProcessEngine):
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            arguments = _engine_args(self._model_path, self._config, self._settings, self._context_tokens_max)
+            tokenizer = self._sockets.path / "tokenizer"
+            tokenizer.mkdir()
+            read = read_model_folder(self._model_path)
+            write_tokenizer_files(read.tokenizer, read.special_tokens, tokenizer)
+            arguments = _engine_args(
+                self._model_path, tokenizer, self._config, self._settings, self._context_tokens_max
+            )
             config = arguments.create_engine_config()
             # vLLM's computing process does not notice that its parent was killed and would hold its memory and GPU for
             # ever; nor that its devices are another's. This field travels there as it is, and is unpickled before
@@ -257,13 +265,16 @@ class VllmEngine(InProcessEngine):
 
 
 def _engine_args(
-    model_path: Path, config: dict[str, Any], settings: EngineSettings, context_tokens_max: int
+    model_path: Path, tokenizer: Path, config: dict[str, Any], settings: EngineSettings, context_tokens_max: int
 ) -> AsyncEngineArgs:
     cpu = current_platform.is_cpu()
     devices = 1 if cpu else max(1, len(settings.gpu_indices))
     kv_cache_bytes = _CPU_KV_CACHE_BYTES if cpu and settings.kv_cache_bytes is None else settings.kv_cache_bytes
     arguments: dict[str, Any] = {
         "model": str(model_path),
+        # As prompts have it (formats/prompts): by the model's own folder vLLM might read other tokens.
+        "tokenizer": str(tokenizer),
+        "tokenizer_mode": "hf",
         "trust_remote_code": False,
         "load_format": "safetensors",
         # The hub's generation defaults would change a request behind the caller's back.

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
+from formats.prompts.model_folder import read_model_folder
+from services.inference.engines.checks import serving_check
 from services.inference.engines.checks.finding import Finding
 from services.inference.engines.checks.main import check
 from tests.contract.engines.tiny_llama import build_base
+from tests.harness.tokenizer_kinds import KINDS, write_kind
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 TEMPLATE = "the chat template in chat_template.jinja"
@@ -68,10 +72,10 @@ def test_a_sound_model_is_run_unless_it_is_large(whole: Path) -> None:
         (config(vocab_size=100), TOKENIZER, "the model has 100 tokens"),
         (weights(lambda found: found.pop("model.norm.weight")), CONFIG, "lack model.norm.weight"),
         (weights(lambda found: found["model.norm.weight"].fill_(torch.inf)), WEIGHTS, "model.norm.weight holds values"),
-        (text(TOKENIZER, '{"version": "1.0"'), TOKENIZER, "cannot be used"),
-        (text("chat_template.jinja", "{% for m in messages %}"), TEMPLATE, "TemplateSyntaxError"),
+        (text(TOKENIZER, '{"version": "1.0"'), TOKENIZER, "is broken"),
+        (text("chat_template.jinja", "{% for m in messages %}"), TEMPLATE, "Unexpected end of template"),
         (text("chat_template.jinja", "{{ raise_exception('never') }}"), TEMPLATE, "never"),
-        (text("chat_template.jinja", "{{ ''.__class__.__mro__ }}"), TEMPLATE, "SecurityError"),
+        (text("chat_template.jinja", "{{ ''.__class__.__mro__ }}"), TEMPLATE, "is unsafe"),
     ],
 )
 @pytest.mark.parametrize("run_bytes_max", [1 << 30, 1000], ids=["run", "large"])
@@ -91,3 +95,14 @@ def test_what_only_a_run_finds_is_named(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(Finding, match="infinite or not numbers") as found:
         looked_at(tmp_path, run_bytes_max=1 << 30)
     assert found.value.file == "the model"
+
+
+def test_a_tokenizer_that_is_read_in_two_ways_is_refused_with_both_readings(tmp_path: Path) -> None:
+    trained, served = KINDS["Llama 3"].made(), KINDS["Qwen"].made()
+    folder = write_kind(KINDS["Llama 3"], tmp_path)
+    trained.save(str(folder / TOKENIZER))
+    read = read_model_folder(folder)
+    words = r"is read in two ways: token 0 of 'a <\|eot_id\|>' is 66 \('a'\) by training and 67 \('a'\) by serving"
+    with pytest.raises(Finding, match=words):
+        serving_check.compare(read.tokenizer, PreTrainedTokenizerFast(tokenizer_object=served), "a <|eot_id|>")
+    serving_check.check_as_served(read, "<|begin_of_text|>a <|eot_id|>")

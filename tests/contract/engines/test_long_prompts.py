@@ -17,6 +17,7 @@ LONG = SENTENCE * 8_000
 
 async def test_short_prompts_do_not_wait_for_a_long_one(tmp_path: Path) -> None:
     train_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     prompts = PromptRenderer(tmp_path, limits(short_chars_max=1000))
     await prompts.start(1 << 20)
     alone = await prompts.render_chat([Message(role="user", content="hello")])

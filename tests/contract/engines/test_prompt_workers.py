@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest_asyncio
 
 from services.inference.engines.base import ContextTooLong, Message, PromptFailed, PromptTooCostly, RequestInvalid
 from services.inference.engines.prompts.frames import HEAD, Kind, pack_question
+from services.inference.engines.prompts.prompt_tokenizer import PromptTokenizer
 from services.inference.engines.prompts.render_program import answer, answered
 from services.inference.engines.prompts.renderer import PromptRenderer
 from tests.contract.engines.prompting import limits
@@ -40,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("model"), train_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokenizer)}))
     return folder
 
 
@@ -140,17 +143,20 @@ async def test_refusals_are_typed(prompts: PromptRenderer) -> None:
     assert "".join(texts[id] for id in ids).endswith("some words")
 
 
-class _Panicking:
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+class _Panicking(PromptTokenizer):
+    def __init__(self) -> None:
+        """There is no model."""
+
+    def text_ids(self, text: str, *, opening: bool) -> list[int]:
         raise KeyboardInterrupt("as a panic, none of the usual exceptions")
 
 
 def test_a_panic_of_the_tokenizer_is_an_answer() -> None:
-    question = pack_question({"text": "x", "special_tokens": True, "tokens_max": 1})
+    question = pack_question({"text": "x", "opening": True, "tokens_max": 1})
     kind, _ = HEAD.unpack(answered(question[4:], _Panicking())[: HEAD.size])
     assert kind == Kind.BROKEN
     with pytest.raises(KeyboardInterrupt):
-        answer({"text": "x", "special_tokens": True, "tokens_max": 1}, _Panicking())
+        answer({"text": "x", "opening": True, "tokens_max": 1}, _Panicking())
 
 
 async def _now(found: T) -> T:

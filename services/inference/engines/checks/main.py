@@ -2,9 +2,9 @@
 
 `python -m services.inference.engines.checks.main < request.json`. The request is {"folder": DIR, "full": bool,
 "run_bytes_max": N, "prompts_s_max": S}. The answer is {"ok": true, "ran": bool} or {"ok": false, "file": NAME,
-"problem": WORDS}. Without `full` it needs no torch, and looks at tokenizer.json and the numbers only. What it looks at
-stands on standard error, so that whoever kills it knows. SIGALRM ends it when tokenizer and template take longer than
-`prompts_s_max`.
+"problem": WORDS}. Without `full` it needs no torch, and looks at tokenizer, chat template and the numbers only. What it
+looks at stands on standard error, so that whoever kills it knows. SIGALRM ends it when tokenizer and template take
+longer than `prompts_s_max`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.inference.engines.checks.finding import Finding
-from services.inference.engines.checks.tokenizer_check import check_tokenizer_file
+from services.inference.engines.checks.tokenizer_check import FILE, check_prompts
 from services.inference.engines.checks.weights_check import check_weights
 
 _NICENESS = 10
@@ -46,15 +46,15 @@ def main() -> int:
 def check(request: dict[str, Any]) -> bool:
     """Whether the model was run as well. Raises Finding."""
     folder, full = Path(request["folder"]), bool(request["full"])
-    vocabulary_size = _vocabulary_size(folder)
     # Imported before its time counts.
     serving_check = _with_torch() if full else None
     _say(PROMPTS)
     signal.setitimer(signal.ITIMER_REAL, float(request["prompts_s_max"]))
-    if serving_check is None:
-        check_tokenizer_file(folder, vocabulary_size)
-    else:
-        serving_check.check_prompts(folder, vocabulary_size)
+    read, losses, question = check_prompts(folder)
+    for loss in losses:
+        print(f"{FILE} loses {loss.what}: {loss.why}", file=sys.stderr)
+    if serving_check is not None:
+        serving_check.check_as_served(read, question)
     signal.setitimer(signal.ITIMER_REAL, 0)
     _say(WEIGHTS)
     check_weights(folder)
@@ -71,13 +71,6 @@ def _with_torch() -> Any:
     from services.inference.engines.checks import serving_check  # noqa: PLC0415
 
     return serving_check
-
-
-def _vocabulary_size(folder: Path) -> int | None:
-    config = json.loads((folder / "config.json").read_bytes())
-    text = config.get("text_config")
-    size = (text if isinstance(text, dict) else config).get("vocab_size")
-    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def _say(what: str) -> None:

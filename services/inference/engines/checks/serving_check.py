@@ -1,4 +1,4 @@
-"""Whether a model can be loaded and run: tokenizer, chat template, config and weights together. Not pure: disk.
+"""Whether a model can be served and run: its tokenizer by the engine, config and weights together. Not pure: disk.
 
 It uses transformers as the engines do, and runs no code of the model.
 """
@@ -6,24 +6,26 @@ It uses transformers as the engines do, and runs no code of the model.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from formats.prompts.model_folder import ModelFolder
+from formats.prompts.round_trip import PAGE
+from formats.prompts.tokenizer_files import write_tokenizer_files
 from services.inference.engines.checks.finding import Finding, listed
-from services.inference.engines.checks.tokenizer_check import FILE, check_round_trip
+from services.inference.engines.checks.tokenizer_check import FILE, tried
 
-T = TypeVar("T")
-
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-_QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _PROBE_TOKENS = 8
-_SHOWN_CHARS_MAX = 500
+_TEXT_CHARS_MAX = 60
 
 
 # Tables and bars for people; what is wrong is said once, by a finding.
@@ -31,28 +33,49 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def check_prompts(folder: Path, vocabulary_size: int | None) -> None:
-    """Tokenizer and chat template as the engine has them. Raises Finding."""
-    tokenizer: Any = _tried(
-        FILE, lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    )
-    _tried(
-        FILE,
-        lambda: check_round_trip(
-            lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.decode, vocabulary_size
-        ),
-    )
-    if tokenizer.chat_template is not None:
-        file = next((name for name in _TEMPLATE_FILES if (folder / name).is_file()), FILE)
-        _tried(
-            f"the chat template in {file}",
-            lambda: tokenizer.apply_chat_template(_QUESTION, add_generation_prompt=True, tokenize=True),
+def check_as_served(read: ModelFolder, question: str | None) -> None:
+    """The serving engine gets the tokenizer in a folder of its own (`tokenizer_files.py`), which transformers opens: it
+    gives the same ids and texts there. Raises Finding with the first token that differs."""
+    with tempfile.TemporaryDirectory(prefix="finemesh-tokenizer-") as folder:
+        write_tokenizer_files(read.tokenizer, read.special_tokens, Path(folder))
+        served: Any = tried(
+            FILE, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         )
+    for text in (*PAGE.values(), *([question] if question is not None else [])):
+        tried(FILE, partial(compare, read.tokenizer, served, text))
+
+
+def compare(trained: Tokenizer, served: Any, text: str) -> None:
+    """Raises Finding with the first token that differs, and both readings."""
+    ids = list(trained.encode(text, add_special_tokens=False).ids)
+    others = list(served.encode(text, add_special_tokens=False))
+    if ids != others:
+        at = next(
+            (at for at, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other),
+            min(len(ids), len(others)),
+        )
+        readings = (
+            f"{_shown(ids[at:], trained.id_to_token)} by training",
+            f"{_shown(others[at:], served.convert_ids_to_tokens)} by serving",
+        )
+        raise Finding(
+            FILE, f"is read in two ways: token {at} of {text[:_TEXT_CHARS_MAX]!r} is {' and '.join(readings)}"
+        )
+    told, served_text = trained.decode(ids, skip_special_tokens=False), served.decode(ids, skip_special_tokens=False)
+    if told != served_text:
+        raise Finding(
+            FILE,
+            f"is read in two ways: {told[:_TEXT_CHARS_MAX]!r} would be served as {served_text[:_TEXT_CHARS_MAX]!r}",
+        )
+
+
+def _shown(ids: list[int], token: Callable[[int], str | None]) -> str:
+    return f"{ids[0]} ({token(ids[0])!r})" if ids else "none"
 
 
 def check_model(folder: Path, *, run: bool) -> None:
     """Config and weights fit, and with `run` some tokens give numbers. Without, no weight is read. Raises Finding."""
-    model, found = _tried(
+    model, found = tried(
         "config.json",
         lambda: AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -68,7 +91,7 @@ def check_model(folder: Path, *, run: bool) -> None:
     )
     _check_fit(model.config.get_text_config(), found)
     if run:
-        _tried("the model", lambda: _check_logits(model))
+        tried("the model", lambda: _check_logits(model))
 
 
 def _check_fit(config: Any, found: dict[str, Any]) -> None:
@@ -96,13 +119,3 @@ def _check_logits(model: Any) -> None:
         logits = model.eval()(input_ids=ids, use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
         raise Finding("the model", "computes values that are infinite or not numbers for its first tokens")
-
-
-def _tried(file: str, look: Callable[[], T]) -> T:
-    try:
-        return look()
-    except (Finding, MemoryError):
-        raise
-    except BaseException as error:
-        # Whatever a library raises for a broken file, panics of the tokenizer among it.
-        raise Finding(file, f"cannot be used: {type(error).__name__}: {str(error)[:_SHOWN_CHARS_MAX]}") from None

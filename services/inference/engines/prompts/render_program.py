@@ -19,15 +19,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    # Transformers then works with tokenizers alone, loaded in a third of the time and a sixth of the memory.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-
-from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
-
+from formats.prompts.faults import ModelFault, RenderingRefused
 from services.inference.engines.prompts.frames import (
     KILL,
     LENGTH,
@@ -38,6 +33,7 @@ from services.inference.engines.prompts.frames import (
     pack_words,
     unpack_question,
 )
+from services.inference.engines.prompts.prompt_tokenizer import PromptTokenizer
 
 _WORDS_CHARS_MAX = 500
 _PR_SET_PDEATHSIG = 1
@@ -52,9 +48,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
+        tokenizer = PromptTokenizer.read(Path(model_path))
     except BaseException as error:
-        # Whatever a library raises for a broken file, panics of the tokenizer among it.
+        # Whatever the library raises for a broken file, panics of the tokenizer among it.
         told.write(json.dumps({"problem": f"{type(error).__name__}: {str(error)[:_WORDS_CHARS_MAX]}"}) + "\n")
         told.close()
         return 1
@@ -103,7 +99,7 @@ def _die_with(leader: int) -> None:
             os._exit(1)
 
 
-def _work(questions: socket.socket, tokenizer: Any, memory_bytes_max: int) -> None:
+def _work(questions: socket.socket, tokenizer: PromptTokenizer, memory_bytes_max: int) -> None:
     """Answers until the other end is closed, or after something that may have left the library broken."""
     _bound_memory(memory_bytes_max)
     with questions.makefile("rb") as incoming:
@@ -124,7 +120,7 @@ def _bound_memory(memory_bytes_max: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (bytes_max, bytes_max))
 
 
-def answered(body: bytes, tokenizer: Any) -> bytes:
+def answered(body: bytes, tokenizer: PromptTokenizer) -> bytes:
     """As `answer`, whatever goes wrong."""
     try:
         return answer(unpack_question(body), tokenizer)
@@ -135,19 +131,24 @@ def answered(body: bytes, tokenizer: Any) -> bytes:
         return pack_words(Kind.BROKEN, f"{type(error).__name__}: {str(error)[:_WORDS_CHARS_MAX]}")
 
 
-def answer(question: dict[str, Any], tokenizer: Any) -> bytes:
+def answer(question: dict[str, Any], tokenizer: PromptTokenizer) -> bytes:
     """The packed answer. `ids` are asked for their texts; `text` for tokens, as `messages` are by the chat template."""
     if "ids" in question:
-        texts = json.dumps([tokenizer.decode([token_id]) for token_id in question["ids"]])
+        texts = json.dumps([tokenizer.text_of(token_id) for token_id in question["ids"]])
         return pack_words(Kind.TEXTS, texts)
     try:
         if "messages" in question:
             turns = [{"role": role, "content": content} for role, content in question["messages"]]
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = tokenizer.chat_ids(turns)
         else:
-            ids = tokenizer.encode(question["text"], add_special_tokens=question["special_tokens"])
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            ids = tokenizer.text_ids(question["text"], opening=question["opening"])
+    except RenderingRefused as refusal:
         # The template's own words (a role it does not take, turns that must alternate) help the caller.
+        return pack_words(Kind.REFUSED, refusal.words[:_WORDS_CHARS_MAX])
+    except ModelFault as fault:
+        return pack_words(Kind.REFUSED, str(fault)[:_WORDS_CHARS_MAX])
+    except (TypeError, ValueError) as error:
+        # Text that is none, such as half of a surrogate pair.
         return pack_words(Kind.REFUSED, str(error)[:_WORDS_CHARS_MAX])
     if len(ids) > question["tokens_max"]:
         return pack_words(Kind.TOO_MANY, str(len(ids)))

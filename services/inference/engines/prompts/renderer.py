@@ -64,12 +64,13 @@ class PromptRenderer:
         return await self._ids(chars, "messages", "the chat template of this model refuses them", messages=turns)
 
     async def render_text(self, text: str) -> tuple[int, ...]:
-        """Token ids with the special tokens that the tokenizer adds around a text."""
-        return await self._ids(len(text), "prompt", _NO_TOKENS, text=text, special_tokens=True)
+        """Token ids behind the special tokens that the tokenizer puts before a text; none behind it, where an answer
+        goes on."""
+        return await self._ids(len(text), "prompt", _NO_TOKENS, text=text, opening=True)
 
     async def count_tokens(self, text: str) -> int:
         """Tokens of the text alone."""
-        return len(await self._ids(len(text), "prompt", _NO_TOKENS, text=text, special_tokens=False))
+        return len(await self._ids(len(text), "prompt", _NO_TOKENS, text=text, opening=False))
 
     async def texts_of(self, token_ids: Sequence[int]) -> dict[int, str]:
         """The text of each token alone, special ones included."""
