@@ -13,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from formats.manifests import FileDigest
+from formats.prompts.faults import ModelFault
+from formats.prompts.model_config import check_one_part
 from services.inference.models.domain import model_invalid
 
 NEEDED_FILES = ("config.json", "tokenizer.json")
@@ -38,6 +40,10 @@ def read_facts(folder: Path, files: list[FileDigest]) -> ModelFacts:
     if not weights:
         raise model_invalid("*.safetensors", "is missing; other weight formats can carry code and are not taken")
     config = _config(folder / "config.json")
+    try:
+        check_one_part(config)
+    except ModelFault as fault:
+        raise model_invalid(fault.part, fault.problem) from None
     return ModelFacts(
         architecture=_architecture(config),
         parameter_count=sum(_parameters(folder / name) for name in weights),

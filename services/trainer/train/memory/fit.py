@@ -55,7 +55,7 @@ def shape_of_base(directory: Path) -> Shape | None:
     try:
         config = json.loads((directory / "config.json").read_bytes())
         sizes = _stored_sizes(directory)
-        shape = planner.shape_of({"tie_word_embeddings": _HEAD not in sizes} | config.get("text_config", config))
+        shape = planner.shape_of({"tie_word_embeddings": _HEAD not in sizes} | config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
     stored = sum(size for name, size in sizes.items() if not (shape.tied and name == _HEAD))
