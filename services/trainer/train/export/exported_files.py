@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from services.trainer.train.export.exported_tokenizer import keep_tokens
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.trained_weights import Tensors, write_trained_weights
 from services.trainer.train.settings.spec import Spec
@@ -25,3 +26,4 @@ def write_export(model: CausalModel, spec: Spec, folder: Path, trained: Tensors 
         source = Path(spec.base_model.directory) / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
+    keep_tokens(folder)
