@@ -38,7 +38,7 @@ class Jobs:
         self._stub = tuning_service_pb2_grpc.TuningServiceStub(transport.channel)
 
     async def quote(self, spec: tuning_job_pb2.TuningSpec) -> tuning_service_pb2.QuoteTuningJobResponse:
-        """The exact price of a job, without creating it."""
+        """The exact price of a job without creating it, and in `outlook` its steps and what will surprise."""
         request = tuning_service_pb2.QuoteTuningJobRequest(spec=spec)
         answer = await self._transport.unary(self._stub.QuoteTuningJob, request, safe=True, timeout_s=QUOTE_TIMEOUT_S)
         return cast(tuning_service_pb2.QuoteTuningJobResponse, answer)

@@ -52,6 +52,8 @@ async def test_the_job_learned_and_was_charged_what_it_was_quoted(mesh: Mesh, tu
     assert tuned.progress.validation_loss < tuned.progress.initial_validation_loss
     assert tuned.progress.step == tuned.progress.step_count
     quote = await mesh.client.jobs.quote(mesh.spec("quoted-again"))
+    # What was told before the run is what it did.
+    assert quote.outlook.step_count == tuned.outlook.step_count == tuned.progress.step_count
     charge = await mesh.settled(tuned.name)
     assert (
         quote.total_nanos_usd

@@ -81,6 +81,12 @@ def _warnings(spec: TuningSpec, row_count: int, sequence_count: int, steps_per_e
             cure="raise sequence_tokens_max if rows were meant to share sequences",
         )
     yield from _of_rates(given, steps_per_epoch * given.epochs)
+    if spec.validation_file and not given.evaluations:
+        yield SettingWarning(
+            field=f"{_AT}.evaluations",
+            description="the validation file serves nothing: evaluations is 0, so the run is never evaluated",
+            cure="set it to 1 for an evaluation at the end of each epoch, which is billed",
+        )
     yield from _of_evaluations(given, steps_per_epoch)
     yield from _of_checkpoints(given, steps_per_epoch * given.epochs)
     if spec.gpu_count > _sequences_per_step(given):

@@ -64,6 +64,8 @@ async def test_a_dataset_is_counted_without_the_weights(world: AgentWorld, tiny_
     answer = await ask(world, request)
     assert (answer.example_count, answer.format, answer.truncated_count) == (4, "conversation", 0)
     assert 0 < answer.labelled_token_count < answer.token_count
+    # What steps are made of: each row alone, and all of them in one sequence.
+    assert (answer.row_count, answer.packed_sequence_count) == (4, 1)
     assert 0 < answer.longest_tokens < answer.token_count
     assert len(answer.plan_sha256) == 64
     assert answer.rows_per_second > 0

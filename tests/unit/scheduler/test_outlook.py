@@ -26,7 +26,7 @@ def spec_of(gpu_count: int = 0, **settings: Any) -> TuningSpec:
     asked = TuningSpec(
         base_model="finemesh/demo-llama",
         training_file="projects/p/files/f",
-        validation_file="projects/p/files/v",
+        validation_file="projects/p/files/v" if settings.get("evaluations") else "",
         hyperparameters=Hyperparameters(**settings),
         gpu_count=gpu_count,
     )
@@ -112,6 +112,15 @@ def test_packing_that_mixes_nothing_is_told_and_only_where_rows_could_share() ->
     found = outlook_of(pairs, 40, 40)
     assert found is not None
     assert found.warnings == ()
+
+
+def test_a_validation_file_that_nothing_is_evaluated_on_is_told() -> None:
+    spec = replace(spec_of(packing=False), validation_file="projects/p/files/v")
+    found = outlook_of(spec, 800, 800)
+    assert found is not None
+    (warning,) = found.warnings
+    assert warning.field == "spec.hyperparameters.evaluations"
+    assert "the run is never evaluated" in warning.description
 
 
 def test_constant_and_falling_rates_are_ordinary() -> None:
