@@ -113,7 +113,7 @@ def short(make: Make, method: str, **changes: Any) -> Path:
 def test_a_step_is_launched_without_a_look(
     training: dict[str, Any], method: str, layout: str, make_job: Make, watched: list[int], monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(run_batches, "layout_for", lambda _device: layout)
+    monkeypatch.setattr(run_batches, "layout_for", lambda _device, **_padded: layout)
     run(short(make_job, method, training=training))
     assert len(watched) == 2
     assert min(watched) > 1

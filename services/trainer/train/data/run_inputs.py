@@ -43,6 +43,8 @@ class Inputs:
     max_seq_length: int
     schedule: RunSchedule
     identity: Identity
+    # Rows lie padded side by side on every device, because those of this model would see each other in one line.
+    padded: bool = False
 
     @property
     def checkpoints(self) -> Path:

@@ -13,6 +13,7 @@ from services.trainer.train.checkpoint.machine import differences, machine_of
 from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.checkpoint.resume import find_checkpoint, load_checkpoint
 from services.trainer.train.checkpoint.start_weights import base_directory, check_shape, load_start
+from services.trainer.train.data.batches.micro_batch import layout_for
 from services.trainer.train.data.run_inputs import Inputs
 from services.trainer.train.disk.durable import remove_unfinished
 from services.trainer.train.export.lineage import library_versions
@@ -31,12 +32,13 @@ from services.trainer.train.loop.state import Run
 from services.trainer.train.losses.objective import AdapterOff, Reference, Supervised
 from services.trainer.train.losses.objective_choice import objective_of
 from services.trainer.train.memory.memory_planner import Layout
-from services.trainer.train.modeling.base_model import load_base
+from services.trainer.train.modeling.base_model import CausalModel, load_base
 from services.trainer.train.modeling.fsdp import shard
 from services.trainer.train.modeling.in_place_gradients import keep_gradients_in_place
 from services.trainer.train.modeling.kernels import allow_tensor_cores, compile_layers, on_cuda
 from services.trainer.train.modeling.lora import add_adapter
 from services.trainer.train.modeling.optimizer import empty_optimizer_tensors, make_optimizer
+from services.trainer.train.modeling.row_isolation import layout_that_isolates
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.runtime.process_group import ALONE, Group
 from services.trainer.train.settings.failures import Violation, user_failure
@@ -85,6 +87,7 @@ def start_run(
     elif full:
         keep_gradients_in_place(model.base, linear=not (spec.compile or model.autocast))
         model = replace(model, in_place=True)
+    inputs = _keep_rows_apart(inputs, model, emit, group)
     if spec.compile:
         compile_layers(model.base)
         model = replace(model, kernels=(*model.kernels, "compiled"))
@@ -117,6 +120,23 @@ def start_run(
         empty_optimizer_tensors(optimizer, model.trainable)
     _emit_started(run, checkpoint, layout)
     return run
+
+
+def _keep_rows_apart(inputs: Inputs, model: CausalModel, emit: Emit, group: Group) -> Inputs:
+    """The inputs with a layout in which no row sees another one. Comes before layers are compiled, which would compile
+    for these few tokens. Raises Failure(user, MODEL_INVALID) when there is no such layout."""
+    wanted = layout_for(inputs.spec.device)
+    layout, found = layout_that_isolates(model, wanted, group)
+    if layout == wanted or found is None:
+        return inputs
+    emit(
+        "warning",
+        code="ROWS_PADDED",
+        message=f"{type(model.base).__name__} lets rows that are packed into one line see each other "
+        f"({found.difference:.2g} nats a token): they are padded side by side instead, each as if it were alone; steps "
+        "take longer, and tokens and price stay the same",
+    )
+    return replace(inputs, padded=True)
 
 
 def _find_checkpoint(run: Run) -> Path | None:

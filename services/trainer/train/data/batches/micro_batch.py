@@ -4,7 +4,7 @@
 pad behind it, so no mask is needed and nothing leaks. A token budget bounds the padding and the memory.
 
 `packed` (CUDA): rows end to end in one line whose positions start anew with every row, which is what variable-length
-attention kernels take.
+attention kernels take. Models whose rows see each other there (modeling/row_isolation.py) get padded ones.
 
 Rows of a step are one batch in arithmetic: the loss is a sum over its labelled tokens, however they are laid out. It
 knows no model.
@@ -53,8 +53,9 @@ class MicroBatch:
         return None if self.row_weights is None else self.row_weights.index_select(0, self.label_rows)
 
 
-def layout_for(device: str) -> Layout:
-    return "packed" if device.startswith("cuda") else "padded"
+def layout_for(device: str, *, padded: bool = False) -> Layout:
+    """`padded` says that rows must not be packed (modeling/row_isolation.py)."""
+    return "packed" if device.startswith("cuda") and not padded else "padded"
 
 
 def micro_batches(

@@ -55,7 +55,7 @@ def batches_of_file(
     return FileBatches(
         rows,
         tokens_max=tokens_max or spec.micro_batch_tokens,
-        layout=layout_for(spec.device),
+        layout=layout_for(spec.device, padded=inputs.padded),
         device=spec.device,
         group=group,
     )
@@ -66,14 +66,15 @@ def idle_batch(inputs: Inputs, rows: TokenRows, batches: list[MicroBatch]) -> Mi
     width = rows.rows_per_example
     lengths = row_lengths(rows, [row for batch in batches for row in batch.rows[::width]], width)
     shortest = min(lengths, key=lambda index: lengths[index])
-    layout = layout_for(inputs.spec.device)
+    layout = layout_for(inputs.spec.device, padded=inputs.padded)
     return without_labels(lay_out(rows, [shortest], layout=layout, device=inputs.spec.device, width=width))
 
 
 def _share(inputs: Inputs, rows: TokenRows, indices: list[int], group: Group, tokens_max: int) -> list[MicroBatch]:
     """The rows that fall to this process, as micro-batches. All processes get equally many. A process that has fewer
     computes some without labels, because sharded weights are gathered by all at once."""
-    layout, device = layout_for(inputs.spec.device), inputs.spec.device
+    device = inputs.spec.device
+    layout = layout_for(device, padded=inputs.padded)
     width = rows.rows_per_example
 
     def lay(share: list[int]) -> list[MicroBatch]:
