@@ -118,6 +118,24 @@ def test_processes_give_the_losses_and_weights_of_one_and_continue_one_another(
         assert_same_run(onward, finish(spawn_child(onward)), reference, expected)
 
 
+def test_a_mixture_of_experts_is_balanced_over_all_processes(make_job: Callable[..., Path], spawn_child: Any) -> None:
+    """Sharded, with a router and experts that are trained: the balancing loss of a step is that of all its rows."""
+    settings = {"model": "tiny-mixtral", "epochs": 1, "evaluations": 0, "validation_file": None, **settings_of(FULL)}
+
+    def balancing(events: Events) -> list[float]:
+        return [step["balancing_loss"] for event in events if event["type"] == "progress" for step in event["steps"]]
+
+    reference = make_job("one", **settings)
+    expected = finish(spawn_child(reference))
+    two = make_job("two", processes=2, parallelism="sharded", **settings)
+    events = finish(spawn_child(two))
+    assert len(balancing(expected)) == 6
+    # Two of four experts are chosen: 2 is the least that a balanced router gets.
+    assert min(balancing(expected)) > 2.0
+    assert balancing(events) == pytest.approx(balancing(expected), abs=SAME)
+    assert_same_run(two, events, reference, expected)
+
+
 @pytest.fixture
 def meeting_point() -> Iterator[Callable[[], str]]:
     """Gives endpoints of this machine that are nobody else's until the test ends."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.loop.look import look_over
 from services.trainer.train.losses.objective import LooksAhead, Objective
-from services.trainer.train.memory.out_of_memory import fits
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.runtime.process_group import Group
 
@@ -33,13 +33,7 @@ def look_ahead(
         total += objective.look(model, batch).double()
         rows += len(batch.rows) if batch.labelled else 0
 
-    was_training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            enough = fits(model, group, batches, look, idle)
-    finally:
-        model.module.train(was_training)
+    enough = look_over(model, group, batches, look, idle)
     if enough:
         (rows_of_all,) = group.total([float(rows)])
         objective.take((group.add(total) / rows_of_all).float())

@@ -17,14 +17,16 @@ WINDOW_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
-    """One finished step, counted from 1; `loss` is the mean over its labelled tokens, `train_tokens` leaves pads
-    out."""
+    """One finished step, counted from 1; `loss` is the mean over its labelled tokens, `train_tokens` leaves pads out.
+    `balancing_loss` is what a mixture of experts learns from besides, before its coefficient; it is no part of
+    `loss`, which is compared with that of validation rows."""
 
     step: int
     loss: float
     learning_rate: float
     grad_norm: float
     train_tokens: int
+    balancing_loss: float | None = None
 
 
 class Progress:

@@ -23,8 +23,8 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """A step whose `numbers`, its loss, gradient norm and the bound of its loss, the host has not read yet; `step`
-    counts from 0."""
+    """A step whose `numbers`, its loss, gradient norm, the bound of its loss and its balancing loss, the host has not
+    read yet; `step` counts from 0."""
 
     step: int
     learning_rate: float

@@ -19,6 +19,7 @@ from services.trainer.train.checkpoint.random_states import restore_torch_states
 from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.data.batches.run_batches import idle_batch, mismatched_of_step
 from services.trainer.train.loop.async_checkpoint import kept_checkpoint
+from services.trainer.train.loop.balance import balanced_loss, count_choices
 from services.trainer.train.loop.device_read import DeviceRead
 from services.trainer.train.loop.divergence import look_ahead
 from services.trainer.train.loop.progress_report import StepRecord
@@ -45,7 +46,7 @@ def launch_step(run: Run, step: int) -> Launched:
     spec, schedule = run.inputs.spec, run.inputs.schedule
     started_s = time.monotonic()
     rate = learning_rate_at(step, schedule.total_steps, spec.learning_rate, spec.warmup_ratio, spec.schedule)
-    loss, bound, tokens = gradients_of_step(run, step)
+    loss, bound, balancing, tokens = gradients_of_step(run, step)
     loss, bound, norm = (
         torch.as_tensor(number, dtype=torch.float64, device=run.model.device)
         for number in (loss, bound, clip_gradients(run.model.trainable.values(), spec.max_grad_norm))
@@ -60,22 +61,23 @@ def launch_step(run: Run, step: int) -> Launched:
         learning_rate=rate,
         tokens=tokens,
         started_s=started_s,
-        numbers=DeviceRead(torch.stack([loss, norm, bound])),
+        numbers=DeviceRead(torch.stack([loss, norm, bound, balancing])),
     )
 
 
-def gradients_of_step(run: Run, step: int) -> tuple[Any, Any, int]:
+def gradients_of_step(run: Run, step: int) -> tuple[Any, Any, Any, int]:
     """Makes the gradients of a step, those of its mean loss over the labelled tokens, or the examples, of the whole
-    step, the same on every process. Returns that mean and the bound of a sound one, both on the device, and how many
-    tokens the step has. Raises Failure(platform, JOB_TOO_LARGE) when not even single rows fit."""
+    step, and of the balancing loss of a mixture of experts, the same on every process. Returns that mean, the bound of
+    a sound one, and the balancing loss (0 without a mixture), all on the device, and how many tokens the step has.
+    Raises Failure(platform, JOB_TOO_LARGE) when not even single rows fit."""
     while True:
         random_states = torch_states()
         batches, tokens = run.batches.take(step, run.micro_batch_tokens) or (None, 0)
         means = _try(run, step, batches)
         if means is not None:
             run.group.add_gradients(run.model.trainable.values())
-            loss, bound = run.group.add(means)
-            return loss, bound, tokens
+            loss, bound, balancing = run.group.add(means)
+            return loss, bound, balancing, tokens
         run.optimizer.zero_grad(set_to_none=True)
         release()
         restore_torch_states(random_states)
@@ -83,35 +85,49 @@ def gradients_of_step(run: Run, step: int) -> tuple[Any, Any, int]:
 
 
 def _try(run: Run, step: int, batches: list[MicroBatch] | None) -> Any | None:
-    """This process's parts of the mean loss and of its bound, float64 [2]. None when memory ran out on any of the
-    processes, because they divide the rows among them. It may have run out while rows were laid out; then this process
-    has no `batches`."""
+    """This process's parts of the mean loss, of its bound and of the balancing loss, float64 [3]. None when memory ran
+    out on any of the processes, because they divide the rows among them. It may have run out while rows were laid out;
+    then this process has no `batches`."""
     group = run.group
     objective = run.objective
-    units, without = group.total([sum(objective.units(batch) for batch in batches or ()), float(batches is None)])
+    units, without, learning = group.total(
+        [
+            sum(objective.units(batch) for batch in batches or ()),
+            float(batches is None),
+            float(sum(batch.labelled > 0 for batch in batches or ())),
+        ]
+    )
     if batches is None or without:
         return None
     if group.size > 1:
         torch.manual_seed(seed_of_step(run.inputs.spec.seed, step, group.rank))
     if not _look_ahead(run, step):
         return None
+
+    def idle() -> MicroBatch:
+        return idle_batch(run.inputs, run.inputs.train.rows, batches)
+
+    choices = None
+    if run.model.routers is not None and learning > 1:
+        choices = count_choices(run.model, batches, idle, group)
+        if choices is None:
+            return None
     # FSDP takes the mean over the processes where we want the sum.
-    scale = (group.size if group.sharded else 1) / units
-    # It stays on the device: to read it after every micro-batch would let a GPU run dry.
-    means = torch.zeros(2, dtype=torch.float64, device=run.model.device)
+    weight = group.size if group.sharded else 1
+    scale = weight / units
+    # They stay on the device: to read them after every micro-batch would let a GPU run dry.
+    means = torch.zeros(3, dtype=torch.float64, device=run.model.device)
     guess_nats = math.log(run.model.head_weight.shape[0])
 
     def learn(batch: MicroBatch) -> None:
-        batch_loss = objective.loss_sum(run.model, batch, scale)
-        batch_loss.backward()
-        means[0] += batch_loss.detach().double() / (scale * units)
+        loss, own, balancing = balanced_loss(run.model, objective, batch, scale, weight, choices)
+        loss.backward()
+        means[0] += own.double() / (scale * units)
+        if balancing is not None:
+            means[2] += balancing
         means[1] += objective.bound_sum(batch, guess_nats) / units
 
-    return (
-        means
-        if fits(run.model, group, batches, learn, lambda: idle_batch(run.inputs, run.inputs.train.rows, batches))
-        else None
-    )
+    return means if fits(run.model, group, batches, learn, idle) else None
 
 
 def _look_ahead(run: Run, step: int) -> bool:
@@ -151,7 +167,7 @@ def settle_step(run: Run) -> None:
     if launched is None:
         return
     run.launched = None
-    loss, norm, bound = launched.numbers.read()
+    loss, norm, bound, balancing = launched.numbers.read()
     if not (math.isfinite(norm) and is_sound(loss, bound)):
         raise _diverged(run, launched, loss, norm, bound)
     schedule = run.inputs.schedule
@@ -166,7 +182,12 @@ def settle_step(run: Run) -> None:
         loss=loss,
     )
     record = StepRecord(
-        step=finished, loss=loss, learning_rate=launched.learning_rate, grad_norm=norm, train_tokens=launched.tokens
+        step=finished,
+        loss=loss,
+        learning_rate=launched.learning_rate,
+        grad_norm=norm,
+        train_tokens=launched.tokens,
+        balancing_loss=None if run.model.routers is None else balancing,
     )
     run.progress.add(record, launched.started_s, time.monotonic())
 

@@ -16,6 +16,7 @@ from services.trainer.train.data.batches.micro_batch import MicroBatch
 from services.trainer.train.modeling.base_files import require_all_found, require_numbers, require_whole_files
 from services.trainer.train.modeling.fsdp_exchanges import Exchanges
 from services.trainer.train.modeling.kernels import on_cuda, reduced_precision, rows_known, use_kernels
+from services.trainer.train.modeling.routers import Routers, routers_of
 from services.trainer.train.settings.failures import user_failure
 
 # Hidden states times head must be the model's own logits; beyond this the architecture does something we do not know.
@@ -45,6 +46,8 @@ class CausalModel:
     autocast: bool = False
     # Whether gradients of full weights are added where they are kept.
     in_place: bool = False
+    # Of a mixture of experts that its authors balance; None for every other model.
+    routers: Routers | None = None
 
     @property
     def trainable(self) -> dict[str, Any]:
@@ -63,7 +66,10 @@ class CausalModel:
                 use_cache=False,
                 return_dict=True,
                 **self._row_ends(batch),
+                **({} if self.routers is None else {"output_router_logits": self.routers.is_heard}),
             )
+        if self.routers is not None and self.routers.is_heard:
+            self.routers.pass_on(output.router_logits)
         return output.last_hidden_state.flatten(0, 1).index_select(0, batch.label_places), batch.label_ids
 
     def _row_ends(self, batch: MicroBatch) -> dict[str, Any]:
@@ -98,7 +104,12 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
         module=base, base=base, device=device, softcap=getattr(base.config, "final_logit_softcapping", None)
     )
     _check_head(model, dtype)
-    return replace(model, kernels=use_kernels(base, device, dtype), autocast=full and on_cuda(device))
+    return replace(
+        model,
+        kernels=use_kernels(base, device, dtype),
+        autocast=full and on_cuda(device),
+        routers=routers_of(base),
+    )
 
 
 def _read(directory: Path, dtype: Any) -> Any:

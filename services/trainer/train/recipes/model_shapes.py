@@ -99,7 +99,10 @@ _ALL = (
         name="tiny-mixtral",
         model_type="mixtral",
         vocabulary=1024,
-        config=_small(head_dim=32, sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
+        # The coefficient of Mixtral 8x7B.
+        config=_small(
+            head_dim=32, sliding_window=None, num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.02
+        ),
     ),
     Recipe(name="tiny-gemma", model_type="gemma", vocabulary=1024, config=_small(head_dim=32)),
     # Query, key and value are one matrix here, gate and up another.

@@ -46,6 +46,20 @@ class MicroBatch:
     row_ends: torch.Tensor | None = None
     row_numbers: torch.Tensor | None = None
     longest_row_tokens: int = 0
+    # Padded lines only: the tokens of each, where some of them are shorter than the longest.
+    line_tokens: tuple[int, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Pads not counted."""
+        return self.input_ids.numel() if self.line_tokens is None else sum(self.line_tokens)
+
+    def real_tokens(self) -> torch.Tensor | None:
+        """Float32 [flattened lines], 1 for tokens and 0 for pads; None without pads."""
+        if self.line_tokens is None:
+            return None
+        places = np.arange(self.input_ids.shape[-1])[None] < np.array(self.line_tokens)[:, None]
+        return _on(str(self.input_ids.device), places.astype(np.float32).reshape(-1))
 
     @property
     def label_weights(self) -> torch.Tensor | None:
@@ -125,7 +139,9 @@ def _padded(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
     input_ids = np.full((len(lines), width), PAD_ID, np.int64)
     for number, (ids, _) in enumerate(lines):
         input_ids[number, : len(ids)] = ids
-    return _batch(rows, group, lines, input_ids, [number * width for number in range(len(lines))], device)
+    batch = _batch(rows, group, lines, input_ids, [number * width for number in range(len(lines))], device)
+    lengths = tuple(len(ids) for ids, _ in lines)
+    return replace(batch, line_tokens=lengths) if min(lengths) < width else batch
 
 
 def _packed(rows: TokenRows, group: list[int], device: str) -> MicroBatch:
