@@ -61,6 +61,8 @@ class RunView:
             self._last.learning_rate = float(step["learning_rate"])
             self._last.tokens_per_second = float(event["tokens_per_second"])
             self._last.trained_tokens += int(step["train_tokens"])
+            if step.get("balancing_loss") is not None:
+                self._last.balancing_loss = float(step["balancing_loss"])
             if event.get("eta_s") is not None:
                 self._last.remaining_s = float(event["eta_s"])
             report.metrics.append(_copy(self._last))

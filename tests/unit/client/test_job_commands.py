@@ -73,6 +73,7 @@ class Mesh(tuning_service_pb2_grpc.TuningServiceServicer):
                 best_step=4,
                 best_validation_loss=0.5,
                 stopped_early=True,
+                balancing_loss=2.0625,
             )
         )
         return tuning_service_pb2.GetTuningJobResponse(tuning_job=job)
@@ -269,6 +270,7 @@ def test_a_job_tells_its_method_rewards_and_best_evaluation(mesh: Mesh) -> None:
     assert "method dpo, adapter of rank 4" in shown
     assert "held-out rewards 88% right, margin 0.2500" in shown
     assert "best held-out loss 0.5000 after step 4, stopped early" in shown
+    assert "balancing loss 2.0625" in shown
 
 
 @pytest.mark.parametrize(

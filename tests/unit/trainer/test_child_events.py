@@ -12,6 +12,7 @@ from services.trainer.attempt import convert
 from services.trainer.attempt.child_events import mismatch
 from services.trainer.attempt.run_view import RunView
 from services.trainer.config import TrainerSettings
+from services.trainer.integrations.wandb.curves import values_of
 from services.trainer.train.checkpoint.position import Position
 from services.trainer.train.data.schedule import REPORT_STEPS_MAX, schedule_run
 from services.trainer.train.loop.progress_report import Progress, StepRecord
@@ -64,6 +65,19 @@ def test_a_range_is_metered_as_it_was_told() -> None:
     assert not report.metrics[0].HasField("validation_loss")
     assert (report.metrics[0].step_count, report.metrics[0].remaining_s) == (10, 2.5)
     assert view.step == 3
+
+
+def test_the_balancing_loss_of_a_mixture_is_shown_beside_the_loss_of_its_step() -> None:
+    view = RunView()
+    view.started(started())
+    assert not view.progress(progress(0, 1)).metrics[0].HasField("balancing_loss")
+    event = progress(1, 3)
+    for step in event["steps"]:
+        step["balancing_loss"] = 2.0 + step["step"]
+    items = view.progress(event).metrics
+    assert [item.balancing_loss for item in items] == [4.0, 5.0]
+    assert [values_of(item)["train/balancing_loss"] for item in items] == [4.0, 5.0]
+    assert values_of(items[0])["train/loss"] == event["steps"][0]["loss"]
 
 
 def test_an_evaluation_inside_a_range_is_metered_at_once_and_shown_at_its_step() -> None:

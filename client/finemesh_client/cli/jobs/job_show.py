@@ -42,6 +42,7 @@ def show_job(job: tuning_job_pb2.TuningJob) -> None:
             ("model deleted", when(job.model_delete_time)),
             ("waits for", job.queue.waiting_for),
             ("progress", f"step {p.step} of {p.step_count}, loss {p.training_loss:.4f}" if p.step else ""),
+            ("balancing loss", f"{p.balancing_loss:.4f}" if p.HasField("balancing_loss") else ""),
             ("held-out loss", f"{p.validation_loss:.4f}" if p.HasField("validation_loss") else ""),
             ("held-out rewards", rewards_of(p)),
             ("best held-out loss", f"{best}, stopped early" if best and p.stopped_early else best),

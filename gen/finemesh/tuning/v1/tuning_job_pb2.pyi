@@ -870,6 +870,7 @@ class TuningProgress(_message.Message):
     BEST_STEP_FIELD_NUMBER: _builtins.int
     BEST_VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
+    BALANCING_LOSS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Finished optimizer steps."""
     step_count: _builtins.int
@@ -904,6 +905,10 @@ class TuningProgress(_message.Message):
     """Validation loss of the best evaluation so far; set with early stopping."""
     stopped_early: _builtins.bool
     """True when early stopping ended the run before its last step."""
+    balancing_loss: _builtins.float
+    """Balancing loss of the last step, before its coefficient; set for a mixture of experts that is balanced. A router that
+    chooses k experts has at least k, when it uses all of them alike. It is no part of `training_loss`.
+    """
     def __init__(
         self,
         *,
@@ -922,11 +927,14 @@ class TuningProgress(_message.Message):
         best_step: _builtins.int | None = ...,
         best_validation_loss: _builtins.float | None = ...,
         stopped_early: _builtins.bool = ...,
+        balancing_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "initial_validation_loss", b"initial_validation_loss", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_balancing_loss", b"_balancing_loss", "_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "balancing_loss", b"balancing_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "initial_validation_loss", b"initial_validation_loss", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "validation_loss", b"validation_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "epoch", b"epoch", "initial_validation_loss", b"initial_validation_loss", "learning_rate", b"learning_rate", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "step", b"step", "step_count", b"step_count", "stopped_early", b"stopped_early", "tokens_per_second", b"tokens_per_second", "trained_tokens", b"trained_tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balancing_loss", b"_balancing_loss", "_best_step", b"_best_step", "_best_validation_loss", b"_best_validation_loss", "_initial_validation_loss", b"_initial_validation_loss", "_remaining_s", b"_remaining_s", "_reward_accuracy", b"_reward_accuracy", "_reward_margin", b"_reward_margin", "_validation_loss", b"_validation_loss", "balancing_loss", b"balancing_loss", "best_step", b"best_step", "best_validation_loss", b"best_validation_loss", "epoch", b"epoch", "initial_validation_loss", b"initial_validation_loss", "learning_rate", b"learning_rate", "remaining_s", b"remaining_s", "reward_accuracy", b"reward_accuracy", "reward_margin", b"reward_margin", "step", b"step", "step_count", b"step_count", "stopped_early", b"stopped_early", "tokens_per_second", b"tokens_per_second", "trained_tokens", b"trained_tokens", "training_loss", b"training_loss", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__balancing_loss: _TypeAlias = _typing.Literal["balancing_loss"]  # noqa: Y015
+    _WhichOneofArgType__balancing_loss: _TypeAlias = _typing.Literal["_balancing_loss", b"_balancing_loss"]  # noqa: Y015
     _WhichOneofReturnType__best_step: _TypeAlias = _typing.Literal["best_step"]  # noqa: Y015
     _WhichOneofArgType__best_step: _TypeAlias = _typing.Literal["_best_step", b"_best_step"]  # noqa: Y015
     _WhichOneofReturnType__best_validation_loss: _TypeAlias = _typing.Literal["best_validation_loss"]  # noqa: Y015
@@ -941,6 +949,8 @@ class TuningProgress(_message.Message):
     _WhichOneofArgType__reward_margin: _TypeAlias = _typing.Literal["_reward_margin", b"_reward_margin"]  # noqa: Y015
     _WhichOneofReturnType__validation_loss: _TypeAlias = _typing.Literal["validation_loss"]  # noqa: Y015
     _WhichOneofArgType__validation_loss: _TypeAlias = _typing.Literal["_validation_loss", b"_validation_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__balancing_loss) -> _WhichOneofReturnType__balancing_loss | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_step) -> _WhichOneofReturnType__best_step | None: ...
     @_typing.overload

@@ -136,6 +136,8 @@ def values_of(item: tuning.TuningProgress) -> dict[str, float]:
         "train/tokens": float(item.trained_tokens),
         "train/tokens_per_second": item.tokens_per_second,
     }
+    if item.HasField("balancing_loss"):
+        values["train/balancing_loss"] = item.balancing_loss
     if item.HasField("validation_loss"):
         values["eval/loss"] = item.validation_loss
     if item.HasField("reward_accuracy"):
