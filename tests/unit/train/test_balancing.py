@@ -15,6 +15,7 @@ from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.lora import add_adapter
 from services.trainer.train.modeling.routers import routers_of
 from services.trainer.train.runtime.process_group import ALONE
+from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.methods import Dpo
 from services.trainer.train.settings.spec import LoraTraining
 
@@ -175,6 +176,27 @@ def test_an_adapter_learns_from_it_and_the_reference_of_pairs_is_not_heard() -> 
     assert found[5.0][:2] == found[0.001][:2]
     first = next(iter(found[5.0][2]))
     assert not torch.allclose(found[5.0][2][first], found[0.001][2][first])
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_adapter_on_all_linear_layers_leaves_the_routers_to_be_heard(family: str) -> None:
+    """Routers that are plain linear layers would get an adapter of their own, and their logits would be lost."""
+    training = LoraTraining(r=3, alpha=8, dropout=0.0, target_modules="all-linear")
+    model = add_adapter(causal(family), training, "m")
+    batch = batches_of([[0, 1, 2, 3]])[0]
+    loss, _, part = balanced_loss(model, Supervised(), batch, 1 / batch.labelled, 1.0, None)
+    loss.backward()
+    # The adapter is new: it changes nothing yet.
+    assert part.item() == pytest.approx(of_transformers(causal(family)).aux_loss.item(), rel=1e-5)
+    assert gradients(model)
+    assert not any(".router.lora" in name for name in model.trainable)
+
+
+def test_an_adapter_on_a_router_is_refused_by_name() -> None:
+    training = LoraTraining(r=3, alpha=8, dropout=0.0, target_modules=("q_proj", "router"))
+    with pytest.raises(Failure, match=r"on the router of a mixture of experts \(router\)") as caught:
+        add_adapter(causal("jamba"), training, "m")
+    assert [violation.field for violation in caught.value.violations] == ["training.target_modules"]
 
 
 @pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("mixtral", {"router_aux_loss_coef": 0.0})])

@@ -1,13 +1,16 @@
 """Puts a peft LoRA adapter on a base model. It knows no optimizer and no file."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import Linear
 
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.lora_linear import join_adapters
+from services.trainer.train.modeling.routers import linear_routers
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.spec import LoraTraining
 
@@ -15,7 +18,7 @@ from services.trainer.train.settings.spec import LoraTraining
 def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> CausalModel:
     """Freezes the base; the adapter is float32 and drawn from torch's current seed. Raises Failure(user,
     INVALID_FIELD)."""
-    modules: Any = training.target_modules
+    modules = _targets(model, training.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=training.r,
@@ -38,6 +41,22 @@ def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> Cau
     return replace(model, module=module)
 
 
+def _targets(model: CausalModel, wanted: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The wanted modules; "all-linear" leaves out the routers of a mixture of experts that are linear layers. Raises
+    Failure(user, INVALID_FIELD) when one of them is named."""
+    routers = linear_routers(model.base)
+    if not routers:
+        return wanted
+    if not isinstance(wanted, str):
+        named = sorted(routers & {name.rsplit(".", 1)[-1] for name in wanted})
+        if named:
+            _refuse("takes no adapter on the router of a mixture of experts", named)
+        return wanted
+    head = model.base.get_output_embeddings()
+    linear = [name for name, layer in model.base.named_modules() if isinstance(layer, Linear) and layer is not head]
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear} - routers))
+
+
 def _refuse_the_vocabulary(model: CausalModel) -> None:
     """The head is multiplied past its own forward pass, where its adapter would learn nothing; embeddings are often the
     same weights, and the serving engine takes adapters of linear layers alone."""
@@ -46,6 +65,10 @@ def _refuse_the_vocabulary(model: CausalModel) -> None:
         name for name, layer in model.base.named_modules() if layer in vocabulary and isinstance(layer, BaseTunerLayer)
     ]
     if named:
-        what = f"takes no adapter on the vocabulary's weights ({', '.join(named)}); leave them out or train all weights"
-        violation = Violation(field="training.target_modules", description=what)
-        raise user_failure("INVALID_FIELD", f"the engine {what}", [violation])
+        _refuse("takes no adapter on the vocabulary's weights", named)
+
+
+def _refuse(what: str, named: Sequence[str]) -> NoReturn:
+    what = f"{what} ({', '.join(named)}); leave them out or train all weights"
+    violation = Violation(field="training.target_modules", description=what)
+    raise user_failure("INVALID_FIELD", f"the engine {what}", [violation])

@@ -49,6 +49,25 @@ class Routers:
         self._hear[1](logits)
 
 
+def linear_routers(base: Any) -> set[str]:
+    """The last names of routers that are linear layers (Jamba, Phi-3.5 MoE). An adapter on one would be put between the
+    layer and whoever reads its logits; most families have routers of a kind of their own, which no adapter takes."""
+    decoder = base.get_decoder()
+    recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", ())
+    # Those that only name the kind of layer are no linear ones.
+    recorders = [
+        each for each in (recorded if isinstance(recorded, list) else [recorded]) if hasattr(each, "layer_name")
+    ]
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, layer in decoder.named_modules()
+        for recorder in recorders
+        if isinstance(layer, torch.nn.Linear)
+        and isinstance(layer, recorder.target_class)
+        and (recorder.layer_name is None or f".{recorder.layer_name}." in f".{name}.")
+    }
+
+
 def routers_of(base: Any) -> Routers | None:
     """None for a model without a mixture, and for one that transformers balances by no loss, or not at all."""
     function = getattr(sys.modules[type(base).__module__], _FUNCTION, None)
