@@ -6,17 +6,15 @@ It reads and writes no file.
 import platform
 import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
+import transformers
 
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.runtime.process_group import Group
 from services.trainer.train.settings.spec import Spec
 
-# What computes: another version of either may sum in another order.
-_LIBRARIES = ("torch", "transformers")
 _UNKNOWN = "unknown"
 
 
@@ -30,7 +28,9 @@ def machine_of(spec: Spec, group: Group, model: CausalModel) -> dict[str, Any]:
         "hardware": hardware,
         "threads": spec.threads,
         "processes": group.size,
-        **{name: version(name) for name in _LIBRARIES},
+        # With the kind of build (+cpu, +cu128), which the metadata of the package may leave out.
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
     }
     if group.size > 1:
         (total,) = group.total([float(zlib.crc32(hardware.encode()))])
