@@ -18,7 +18,20 @@ WARMUP_RATIO_MAX = 0.5
 STEPS_PER_CYCLE_MIN = 4
 # A cosine that ends above this part of its peak has not come down.
 END_SHARE_MAX = 0.5
+# Examples that are cut lose their end, and with it where an answer ends; more than this part of them is told.
+TRUNCATED_SHARE_MAX = 0.05
 _AT = "spec.hyperparameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSize:
+    """A training file under the settings: its examples, those that are cut, the rows that steps are made of, and the
+    sequences of these rows when they are packed. The last two are 0 where an earlier version of a trainer counted."""
+
+    example_count: int
+    truncated_count: int = 0
+    row_count: int
+    packed_count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +51,18 @@ class Outlook:
     warnings: tuple[SettingWarning, ...]
 
 
-def outlook_of(spec: TuningSpec, row_count: int, packed_count: int) -> Outlook | None:
-    """`spec` is complete; its training file has `row_count` rows, and `packed_count` sequences of them when they are
-    packed. None where that is not known, because an earlier version of a trainer counted."""
-    if not row_count or not packed_count:
+def outlook_of(spec: TuningSpec, size: DataSize) -> Outlook | None:
+    """`spec` is complete. None where the number of its sequences is not known."""
+    if not size.row_count or not size.packed_count:
         return None
     given = spec.hyperparameters
-    sequence_count = packed_count if given.packing else row_count
+    sequence_count = size.packed_count if given.packing else size.row_count
     steps_per_epoch = steps_of_epoch(sequence_count, _sequences_per_step(given))
     return Outlook(
         sequence_count=sequence_count,
         steps_per_epoch=steps_per_epoch,
         step_count=steps_per_epoch * given.epochs,
-        warnings=tuple(_warnings(spec, row_count, sequence_count, steps_per_epoch)),
+        warnings=tuple(_warnings(spec, size, sequence_count, steps_per_epoch)),
     )
 
 
@@ -70,13 +82,20 @@ def violations_of_outlook(spec: TuningSpec, outlook: Outlook) -> list[Violation]
     ]
 
 
-def _warnings(spec: TuningSpec, row_count: int, sequence_count: int, steps_per_epoch: int) -> Iterator[SettingWarning]:
+def _warnings(spec: TuningSpec, size: DataSize, sequence_count: int, steps_per_epoch: int) -> Iterator[SettingWarning]:
     given = spec.hyperparameters
     yield from _of_steps(given, sequence_count, steps_per_epoch * given.epochs)
-    if given.packing and 1 < sequence_count == row_count and spec.method is None:
+    if size.truncated_count > TRUNCATED_SHARE_MAX * size.example_count:
+        yield SettingWarning(
+            field=f"{_AT}.sequence_tokens_max",
+            description=f"{size.truncated_count} of {size.example_count} examples are cut at"
+            f" {given.sequence_tokens_max} tokens: what is behind is not learned, nor where their last answers end",
+            cure="raise it up to the limit of the model, or split long examples",
+        )
+    if given.packing and 1 < sequence_count == size.row_count and spec.method is None:
         yield SettingWarning(
             field=f"{_AT}.packing",
-            description=f"packing changes nothing: no two of the {row_count} rows fit into a sequence of"
+            description=f"packing changes nothing: no two of the {size.row_count} rows fit into a sequence of"
             f" {given.sequence_tokens_max} tokens",
             cure="raise sequence_tokens_max if rows were meant to share sequences",
         )

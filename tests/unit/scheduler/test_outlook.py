@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.scheduler.spec.defaults import complete
-from services.scheduler.spec.outlook import Outlook, outlook_of, violations_of_outlook
+from services.scheduler.spec.outlook import DataSize, Outlook, outlook_of, violations_of_outlook
 from services.scheduler.spec.tuning_limits import BaseFacts, load_limits
 from services.scheduler.spec.tuning_methods import Dpo
 from services.scheduler.spec.tuning_spec import EarlyStopping, Hyperparameters, Schedule, TuningSpec
@@ -36,10 +36,16 @@ def spec_of(gpu_count: int = 0, **settings: Any) -> TuningSpec:
     return spec
 
 
-def look(rows: int, packed: int | None = None, **settings: Any) -> Outlook:
-    found = outlook_of(spec_of(**settings), rows, rows if packed is None else packed)
+def outlook(spec: TuningSpec, rows: int, packed: int | None = None, truncated: int = 0) -> Outlook:
+    packed = rows if packed is None else packed
+    size = DataSize(example_count=rows, truncated_count=truncated, row_count=rows, packed_count=packed)
+    found = outlook_of(spec, size)
     assert found is not None
     return found
+
+
+def look(rows: int, packed: int | None = None, **settings: Any) -> Outlook:
+    return outlook(spec_of(**settings), rows, packed)
 
 
 def warned(rows: int, packed: int | None = None, **settings: Any) -> dict[str, tuple[str, str]]:
@@ -109,18 +115,22 @@ def test_packing_that_mixes_nothing_is_told_and_only_where_rows_could_share() ->
     assert "packing" not in warned(40, 40, packing=False)
     assert "packing" not in warned(1, 1)
     pairs = replace(spec_of(), method=Dpo(beta=0.1), hyperparameters=replace(spec_of().hyperparameters, packing=True))
-    found = outlook_of(pairs, 40, 40)
-    assert found is not None
-    assert found.warnings == ()
+    assert outlook(pairs, 40).warnings == ()
 
 
 def test_a_validation_file_that_nothing_is_evaluated_on_is_told() -> None:
     spec = replace(spec_of(packing=False), validation_file="projects/p/files/v")
-    found = outlook_of(spec, 800, 800)
-    assert found is not None
-    (warning,) = found.warnings
+    (warning,) = outlook(spec, 800).warnings
     assert warning.field == "spec.hyperparameters.evaluations"
     assert "the run is never evaluated" in warning.description
+
+
+def test_examples_that_are_cut_are_told_when_they_are_many() -> None:
+    spec = spec_of(packing=False, sequence_tokens_max=64)
+    assert outlook(spec, 800, truncated=40).warnings == ()
+    (warning,) = outlook(spec, 800, truncated=41).warnings
+    assert warning.field == "spec.hyperparameters.sequence_tokens_max"
+    assert "41 of 800 examples are cut at 64 tokens" in warning.description
 
 
 def test_constant_and_falling_rates_are_ordinary() -> None:
@@ -130,7 +140,7 @@ def test_constant_and_falling_rates_are_ordinary() -> None:
 
 
 def test_counts_of_an_earlier_version_tell_nothing() -> None:
-    assert outlook_of(spec_of(), 0, 0) is None
+    assert outlook_of(spec_of(), DataSize(example_count=8, row_count=0, packed_count=0)) is None
 
 
 settings_of_a_run = st.fixed_dictionaries(
@@ -177,8 +187,7 @@ def test_early_stopping_is_refused_exactly_where_no_losses_could_end_the_run(
     assume(settings["epochs"] * settings["evaluations"] >= patience + warmup + 1)
     settings = {**settings, "packing": False}
     spec = spec_of(**settings, early_stopping=EarlyStopping(patience=patience, warmup_evaluations=warmup))
-    found = outlook_of(spec, rows, rows)
-    assert found is not None
+    found = outlook(spec, rows)
     # The worst that can come: no evaluation is better than the first.
     rule, position = TrainerStopping(patience=patience, min_delta=0.0, warmup_evaluations=warmup), Position()
     schedule = schedule_run(
