@@ -19,6 +19,12 @@ FILE = "tokenizer.json"
 # Classes that take tokenizer.json as it is: the first one in transformers 4 and 5.
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _PROBE = "a"
+# What transformers puts in the place of the first step of a tekken tokenizer whose config asks for it.
+_MENDED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def load_tokenizer(
@@ -31,11 +37,23 @@ def load_tokenizer(
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a broken file
         raise ModelFault(FILE, f"is broken: {error}") from error
+    if config.get("fix_mistral_regex"):
+        _check_mended(tokenizer)
     # Texts are cut and batched elsewhere.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     add_declared_tokens(tokenizer, config, added_tokens, rows)
     return tokenizer
+
+
+def _check_mended(tokenizer: Tokenizer) -> None:
+    """A wish to read the file otherwise than it is written, which older libraries do not know."""
+    if json.dumps(_MENDED, ensure_ascii=False) not in tokenizer.to_str():
+        raise ModelFault(
+            "tokenizer_config.json",
+            f"sets fix_mistral_regex, and the pattern in {FILE} is not the mended one; save the tokenizer with "
+            "transformers, which writes it",
+        )
 
 
 def opening_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """A page of text comes back from a tokenizer, or what is lost is the model's own choice, or it is refused."""
 
+import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,20 @@ def test_names_that_a_class_would_know_come_from_the_ids_of_the_config(
     read = read_model_folder(folder)
     assert read.special_tokens == names
     assert read.eos_id == 1
+
+
+def test_a_pattern_that_is_to_be_mended_must_be_mended_in_the_file(tmp_path: Path) -> None:
+    folder = write_kind(KINDS["Mistral tekken"], tmp_path, fix_mistral_regex=True)
+    with pytest.raises(ModelFault, match=r"tokenizer_config\.json sets fix_mistral_regex"):
+        read_model_folder(folder)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = _mended()
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    read_model_folder(folder)
+
+
+def _mended() -> str:
+    """As transformers writes it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return re.findall(r'Regex\(\s*r"(.*)"', inspect.getsource(PreTrainedTokenizerFast._patch_mistral_regex))[0]
