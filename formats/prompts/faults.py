@@ -5,7 +5,7 @@ TEMPLATE = "chat template"
 
 class ModelFault(Exception):
     """A file of the model is at fault. `part` is the file, or "chat template"; `problem` goes on from there, as in
-    "tokenizer.json" and "is broken: ..."."""
+    "tokenizer.json" and "is no tokenizer: ..."."""
 
     def __init__(self, part: str, problem: str) -> None:
         super().__init__(f"{part} {problem}")

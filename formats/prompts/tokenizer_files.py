@@ -36,7 +36,7 @@ def load_tokenizer(
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a broken file
-        raise ModelFault(FILE, f"is broken: {error}") from error
+        raise ModelFault(FILE, f"is no tokenizer: {error}") from error
     if config.get("fix_mistral_regex"):
         _check_mended(tokenizer)
     # Texts are cut and batched elsewhere.

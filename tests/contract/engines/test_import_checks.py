@@ -72,7 +72,7 @@ def test_a_sound_model_is_run_unless_it_is_large(whole: Path) -> None:
         (config(vocab_size=100), TOKENIZER, "the model has 100 tokens"),
         (weights(lambda found: found.pop("model.norm.weight")), CONFIG, "lack model.norm.weight"),
         (weights(lambda found: found["model.norm.weight"].fill_(torch.inf)), WEIGHTS, "model.norm.weight holds values"),
-        (text(TOKENIZER, '{"version": "1.0"'), TOKENIZER, "is broken"),
+        (text(TOKENIZER, '{"version": "1.0"'), TOKENIZER, "is no tokenizer"),
         (text("chat_template.jinja", "{% for m in messages %}"), TEMPLATE, "Unexpected end of template"),
         (text("chat_template.jinja", "{{ raise_exception('never') }}"), TEMPLATE, "never"),
         (text("chat_template.jinja", "{{ ''.__class__.__mro__ }}"), TEMPLATE, "is unsafe"),
