@@ -20,13 +20,15 @@ def read_tools(value: Any, path: str, faults: LineFaults) -> tuple[dict[str, Any
     """The declarations as they are, but for keys that say nothing, for the template."""
     if value is None:
         return ()
-    if not isinstance(value, list):
-        faults.add(path, "a list of tools", describe(value))
+    # So columns of Arrow hold them, which would give each tool the parameters of all others.
+    entries = _json_in(value) if isinstance(value, str) else value
+    if not isinstance(entries, list):
+        faults.add(path, "a list of tools, or a string that holds one as JSON", describe(value))
         return ()
-    if len(value) > TOOLS_MAX:
-        faults.add(path, f"at most {TOOLS_MAX} tools", f"{len(value)} tools")
+    if len(entries) > TOOLS_MAX:
+        faults.add(path, f"at most {TOOLS_MAX} tools", f"{len(entries)} tools")
         return ()
-    tools = [_tool(entry, f"{path}[{index}]", faults) for index, entry in enumerate(value)]
+    tools = [_tool(entry, f"{path}[{index}]", faults) for index, entry in enumerate(entries)]
     return tuple(tool for tool in tools if tool is not None)
 
 
@@ -88,7 +90,7 @@ def _arguments(value: Any, path: str, faults: LineFaults) -> dict[str, Any] | No
     """A string is read as it is written. In an object a null says nothing, as everywhere in a row."""
     if value is None or value == "":
         return {}
-    arguments = _object_in(value) if isinstance(value, str) else value
+    arguments = _json_in(value) if isinstance(value, str) else value
     if not isinstance(arguments, dict):
         faults.add(path, "a JSON object, or a string that holds one", describe(value))
         return None
@@ -100,9 +102,9 @@ def _arguments(value: Any, path: str, faults: LineFaults) -> dict[str, Any] | No
     return kept
 
 
-def _object_in(text: str) -> dict[str, Any] | None:
+def _json_in(text: str) -> Any:
+    """None for what is no JSON."""
     try:
-        found = strict_json(text)
+        return strict_json(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None

@@ -89,7 +89,7 @@ TOOLS = st.lists(
 )
 
 
-@given(TOOLS | ODD)
+@given(TOOLS | TOOLS.map(json.dumps) | ODD)
 def test_both_doors_take_the_same_tools_and_tell_them_alike(tools: Any) -> None:
     parser = LineParser()
     row = parser.row(1, json.dumps({"messages": [ANSWER], "tools": tools}).encode())
