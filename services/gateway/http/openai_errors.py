@@ -110,5 +110,6 @@ def typed_error(error: Exception, path: str) -> DomainError:
 
 
 def _param(field: str) -> str:
-    name = field.removeprefix("sampling.")
+    # A tool is its declaration here.
+    name = field.removeprefix("sampling.").removesuffix(".declaration")
     return _PARAMS.get(name, name)

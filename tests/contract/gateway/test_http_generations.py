@@ -295,6 +295,11 @@ async def test_a_continuation_is_streamed(world: World, client: openai.AsyncOpen
     [
         (NotFound("MODEL_UNKNOWN", "no such model"), 404, None),
         (InvalidArgument("INVALID_FIELD", "many", violations=[FieldViolation("sampling.choices", "many")]), 400, "n"),
+        (
+            InvalidArgument("INVALID_FIELD", "x", violations=[FieldViolation("tools[0].declaration", "x")]),
+            400,
+            "tools[0]",
+        ),
         (Unavailable("ENGINE_FAILED", "engine died"), 503, None),
     ],
 )
