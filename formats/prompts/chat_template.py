@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -25,6 +26,7 @@ REFUSAL_LENGTH_MAX = 500
 RENDERED_LENGTH_MAX = 64 * 1024 * 1024
 
 
+NO_SWITCHES: Mapping[str, bool] = MappingProxyType({})
 Bound = Callable[[], AbstractContextManager[None]]
 
 
@@ -56,8 +58,10 @@ class TemplateRenderer:
         *,
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] = (),
+        switches: Mapping[str, bool] = NO_SWITCHES,
     ) -> str:
-        """`messages` as in plain_messages.py. Raises RenderingRefused, and ModelFault for a template that takes too
+        """`messages` as in plain_messages.py; `switches` as callers set them (enable_thinking), by names that are none
+        of the others. Raises RenderingRefused, and ModelFault for a template that takes too
         long."""
         try:
             with self._bound():
@@ -67,6 +71,7 @@ class TemplateRenderer:
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **self._special_tokens,
+                    **switches,
                 )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             words = str(error)[:REFUSAL_LENGTH_MAX]

@@ -70,6 +70,9 @@ class InferenceSettings(ChassisSettings):
     )
     messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
+    schema_chars_max: int = Field(
+        default=65_536, ge=1, description="Characters of the JSON schema that an answer has to keep."
+    )
 
     model_bytes_max: int = Field(default=500 * GIB, ge=1, description="Largest base model.")
     weights_cache_bytes_max: int = Field(

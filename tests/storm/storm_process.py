@@ -29,17 +29,17 @@ def shift_clock(path: Path) -> None:
 
 def watch_engine(folder: Path) -> None:
     """Each token that an answer of the stub goes on by, with what it was asked for."""
-    from services.inference.engines import stub
+    from services.inference.engines import stub_answer
 
-    told, step = witness.Witness(folder, "tokens"), stub._Answer.step
+    told, step = witness.Witness(folder, "tokens"), stub_answer.StubAnswer.step
 
-    def watched(self: stub._Answer) -> Any:
+    def watched(self: stub_answer.StubAnswer) -> Any:
         chunk = step(self)
         prompt = self.request.prompt_token_ids
         told.tell(call=self.request.request_id, input=len(prompt), output=self.count, last=prompt[-3])
         return chunk
 
-    stub._Answer.step = watched  # type: ignore[method-assign]
+    stub_answer.StubAnswer.step = watched  # type: ignore[method-assign]
 
 
 def main() -> None:

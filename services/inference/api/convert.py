@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
 
-from chassis.errors import FieldViolation, Unimplemented
 from chassis.names import format_name
 from chassis.timestamps import time_to_proto
 from finemesh.artifacts.v1 import artifact_pb2, model_artifact_service_pb2
 from finemesh.endpoints.v1 import endpoint_pb2, endpoint_service_pb2
-from finemesh.inference.v1 import generation_pb2, inference_service_pb2
 from finemesh.models.v1 import model_pb2, model_service_pb2
 from formats.manifests import FileDigest
 from services.inference.endpoints.convert import endpoint_name
 from services.inference.endpoints.creation import WantedEndpoint
 from services.inference.endpoints.domain import Endpoint
-from services.inference.engines.base import Chunk, FinishReason, Message, Sampling, Usage
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
 from services.inference.models.domain import BaseModel, ModelKind, NameKind, TunedModel, Weights
 
-FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason.ValueType] = {
-    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
-}
 KINDS: Mapping[ModelKind, model_pb2.ModelKind.ValueType] = {
     ModelKind.ADAPTER: model_pb2.MODEL_KIND_ADAPTER,
     ModelKind.FULL: model_pb2.MODEL_KIND_FULL,
@@ -35,19 +27,6 @@ _NAME_USES: Mapping[NameKind, model_artifact_service_pb2.ModelNameUse.ValueType]
     NameKind.TUNED: model_artifact_service_pb2.MODEL_NAME_USE_TUNED_MODEL,
     NameKind.ENDPOINT: model_artifact_service_pb2.MODEL_NAME_USE_ENDPOINT,
 }
-_SERVED_FIELDS = frozenset(
-    {
-        "model", "messages", "prompt", "sampling", "output_tokens_max", "temperature", "top_p", "top_k", "stop", "seed",
-        "presence_penalty", "frequency_penalty",
-    }
-)  # fmt: skip
-Asked = (
-    inference_service_pb2.ChatRequest
-    | inference_service_pb2.StreamChatRequest
-    | inference_service_pb2.CompleteRequest
-    | inference_service_pb2.StreamCompleteRequest
-)
-Delta = TypeVar("Delta", inference_service_pb2.StreamChatResponse, inference_service_pb2.StreamCompleteResponse)
 
 
 def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
@@ -149,71 +128,3 @@ def wanted_endpoint_from_proto(request: endpoint_service_pb2.CreateEndpointReque
         request_id=request.request_id,
         fingerprint=hashlib.sha256(unnumbered.SerializeToString(deterministic=True)).hexdigest(),
     )
-
-
-def messages_from_proto(messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
-    """The conversation as an engine takes it."""
-    return [Message(role=message.role, content=message.content) for message in messages]
-
-
-def sampling_from_proto(wanted: generation_pb2.SamplingParameters, output_tokens: int) -> Sampling:
-    """Sampling with defaults for what was not set."""
-    return Sampling(
-        temperature=wanted.temperature if wanted.HasField("temperature") else 1.0,
-        top_p=wanted.top_p if wanted.HasField("top_p") else 1.0,
-        top_k=wanted.top_k if wanted.HasField("top_k") else 0,
-        completion_tokens_max=output_tokens,
-        stop=tuple(wanted.stop),
-        seed=wanted.seed if wanted.HasField("seed") else None,
-        presence_penalty=wanted.presence_penalty,
-        frequency_penalty=wanted.frequency_penalty,
-    )
-
-
-def finish_reason_to_proto(reason: FinishReason | None) -> generation_pb2.FinishReason.ValueType:
-    """Why a generation ended; unspecified while it goes on."""
-    return FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED
-
-
-def refuse_unserved(request: Asked) -> None:
-    """Raises Unimplemented for what the contract has and this version does not do: nothing is left out silently."""
-    served, roles = _SERVED_FIELDS, ("system", "user", "assistant")
-    asked = [field.name for field, _ in request.ListFields() if field.name not in served]
-    asked += [f"sampling.{field.name}" for field, _ in request.sampling.ListFields() if field.name not in served]
-    if isinstance(request, inference_service_pb2.ChatRequest | inference_service_pb2.StreamChatRequest):
-        for index, message in enumerate(request.messages):
-            names = [field.name for field, _ in message.ListFields() if field.name not in ("role", "content")]
-            asked += [f"messages[{index}].{name}" for name in names if message.role in roles]
-    if asked:
-        description = "is not served by this version; leave it out"
-        violations = [FieldViolation(name, description) for name in asked]
-        raise Unimplemented("NOT_OFFERED", f"{asked[0]} {description}", violations=violations)
-
-
-def chat_choice_to_proto(text: str, last: Chunk) -> inference_service_pb2.ChatChoice:
-    """A whole answer, of which `last` says why it ended."""
-    return inference_service_pb2.ChatChoice(
-        message=generation_pb2.ChatMessage(role="assistant", content=text),
-        finish_reason=finish_reason_to_proto(last.finish_reason),
-    )
-
-
-def completion_choice_to_proto(text: str, last: Chunk) -> inference_service_pb2.CompletionChoice:
-    """A whole continuation, of which `last` says why it ended."""
-    return inference_service_pb2.CompletionChoice(text=text, finish_reason=finish_reason_to_proto(last.finish_reason))
-
-
-def chunk_to_proto(message_class: type[Delta], generation_id: str, chunk: Chunk) -> Delta:
-    """The next part of a streamed answer; usage comes with the last one."""
-    done = chunk.finish_reason
-    return message_class(
-        generation_id=generation_id,
-        text_delta=chunk.text,
-        finish_reason=finish_reason_to_proto(done),
-        usage=usage_to_proto(chunk.usage) if done else None,
-    )
-
-
-def usage_to_proto(usage: Usage) -> generation_pb2.TokenUsage:
-    """Tokens of a call for its caller."""
-    return generation_pb2.TokenUsage(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from chassis.db.pool import Pool
-from chassis.errors import FieldViolation, InvalidArgument, invalid
+from chassis.errors import invalid
 from chassis.identity import current_caller
 from chassis.ids import Ids
 from finemesh.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
-from services.inference.api import convert
+from services.inference.api import generation_convert as convert
 from services.inference.api.pages import NEWEST, every_row
+from services.inference.api.whole_answer import WholeAnswer
 from services.inference.config import InferenceSettings
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.router import Router
 from services.inference.endpoints.store import EndpointStore
-from services.inference.engines.base import Chunk, Message
+from services.inference.engines.answer_form import AnswerForm
+from services.inference.engines.prompts.prompt_chars import prompt_chars
 from services.inference.models.store import ModelStore
 from services.inference.serving.calls import Call, Prompt, Serving
 from services.inference.spending.spend_guard import SpendGuard
 
-ROLES = ("system", "user", "assistant")
 LISTED_PAGE_SIZE = 1000
 
 
@@ -49,51 +50,54 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Chat(
         self, request: inference_service_pb2.ChatRequest, context: object
     ) -> inference_service_pb2.ChatResponse:
-        convert.refuse_unserved(request)
-        messages = self._messages(request.messages)
-        call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=True)
-        text, last = await self._whole(call)
+        call = await self._chat_call(request, whole=True)
+        answer = await self._whole(call)
         return inference_service_pb2.ChatResponse(
             generation_id=call.generation_id,
             model=call.model,
-            choices=[convert.chat_choice_to_proto(text, last)],
-            usage=convert.usage_to_proto(last.usage),
+            choices=answer.chat_choices(),
+            usage=convert.usage_to_proto(answer.usage),
             revision=call.target.revision,
         )
 
     async def StreamChat(
         self, request: inference_service_pb2.StreamChatRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamChatResponse]:
-        convert.refuse_unserved(request)
-        messages = self._messages(request.messages)
-        call = await self._call(request.model, _chat_prompt(messages), request.sampling, whole=False)
-        async with contextlib.aclosing(self._parts(call, inference_service_pb2.StreamChatResponse)) as parts:
-            async for part in parts:
+        call = await self._chat_call(request, whole=False)
+        revision = call.target.revision
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                part = convert.chat_part_to_proto(call.generation_id, chunk)
+                # Only the first part says it.
+                part.revision, revision = revision, ""
                 yield part
 
     async def Complete(
         self, request: inference_service_pb2.CompleteRequest, context: object
     ) -> inference_service_pb2.CompleteResponse:
-        convert.refuse_unserved(request)
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=True)
-        text, last = await self._whole(call)
+        call = await self._call(request.model, prompt, None, request.sampling, whole=True)
+        answer = await self._whole(call)
         return inference_service_pb2.CompleteResponse(
             generation_id=call.generation_id,
             model=call.model,
-            choices=[convert.completion_choice_to_proto(text, last)],
-            usage=convert.usage_to_proto(last.usage),
+            choices=answer.completion_choices(),
+            usage=convert.usage_to_proto(answer.usage),
             revision=call.target.revision,
         )
 
     async def StreamComplete(
         self, request: inference_service_pb2.StreamCompleteRequest, context: object
     ) -> AsyncIterator[inference_service_pb2.StreamCompleteResponse]:
-        convert.refuse_unserved(request)
         prompt = self._prompt(request.prompt)
-        call = await self._call(request.model, _text_prompt(prompt), request.sampling, whole=False)
-        async with contextlib.aclosing(self._parts(call, inference_service_pb2.StreamCompleteResponse)) as parts:
-            async for part in parts:
+        call = await self._call(request.model, prompt, None, request.sampling, whole=False)
+        revision = call.target.revision
+        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
+            async for chunk in chunks:
+                part = convert.completion_part_to_proto(
+                    inference_service_pb2.StreamCompleteResponse, call.generation_id, chunk
+                )
+                part.revision, revision = revision, ""
                 yield part
 
     async def ListServedModels(
@@ -120,8 +124,18 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             ]
         )
 
+    async def _chat_call(self, request: convert.AskedChat, *, whole: bool) -> Call:
+        chat = convert.chat_from_proto(request, self._settings)
+        return await self._call(request.model, _chat_prompt(chat), chat.form, request.sampling, whole=whole)
+
     async def _call(
-        self, model: str, prompt: Prompt, wanted: generation_pb2.SamplingParameters, *, whole: bool
+        self,
+        model: str,
+        prompt: Prompt,
+        form: AnswerForm | None,
+        wanted: generation_pb2.SamplingParameters,
+        *,
+        whole: bool,
     ) -> Call:
         """The call with its target; a typed error for a caller who may not spend, an unknown model, or sampling outside
         its ranges."""
@@ -138,53 +152,27 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             prompt=prompt,
             output_tokens_max=wanted.output_tokens_max if wanted.HasField("output_tokens_max") else None,
             sampling=lambda limit: convert.sampling_from_proto(wanted, limit),
+            form=form,
             whole=whole,
         )
 
-    async def _whole(self, call: Call) -> tuple[str, Chunk]:
-        """The text of all chunks, and the last of them."""
-        parts: list[str] = []
-        last: Chunk | None = None
+    async def _whole(self, call: Call) -> WholeAnswer:
+        answer = WholeAnswer()
         async with contextlib.aclosing(self._serving.generate(call)) as chunks:
             async for chunk in chunks:
-                parts.append(chunk.text)
-                last = chunk
-        assert last is not None
-        return "".join(parts), last
-
-    async def _parts(self, call: Call, message_class: type[convert.Delta]) -> AsyncGenerator[convert.Delta, None]:
-        """The answer as it is made. Its first part says which weights answer."""
-        revision = call.target.revision
-        async with contextlib.aclosing(self._serving.generate(call)) as chunks:
-            async for chunk in chunks:
-                part = convert.chunk_to_proto(message_class, call.generation_id, chunk)
-                part.revision, revision = revision, ""
-                yield part
-
-    def _messages(self, messages: Sequence[generation_pb2.ChatMessage]) -> list[Message]:
-        """The conversation, checked: every faulty message is named."""
-        violations = [
-            FieldViolation(f"messages[{index}].role", f"must be one of {', '.join(ROLES)}, not {message.role[:40]!r}")
-            for index, message in enumerate(messages)
-            if message.role not in ROLES
-        ]
-        if not 1 <= len(messages) <= self._settings.messages_max:
-            violations.append(FieldViolation("messages", f"must be 1 to {self._settings.messages_max} messages"))
-        if violations:
-            raise InvalidArgument("INVALID_FIELD", violations[0].description, violations=violations)
-        return convert.messages_from_proto(messages)
+                answer.add(chunk)
+        return answer
 
     @staticmethod
-    def _prompt(prompt: str) -> str:
-        if not prompt:
+    def _prompt(text: str) -> Prompt:
+        if not text:
             raise invalid("prompt", "must not be empty", message="prompt is empty")
-        return prompt
+        return Prompt(render=lambda engine: engine.render_text(text), chars=len(text))
 
 
-def _chat_prompt(messages: list[Message]) -> Prompt:
-    chars = sum(len(message.role) + len(message.content) for message in messages)
-    return Prompt(render=lambda engine: engine.render_chat(messages), chars=chars)
-
-
-def _text_prompt(text: str) -> Prompt:
-    return Prompt(render=lambda engine: engine.render_text(text), chars=len(text))
+def _chat_prompt(chat: convert.Chat) -> Prompt:
+    messages, form = chat.messages, chat.form
+    return Prompt(
+        render=lambda engine: engine.render_chat(messages, form.tools, enable_thinking=form.enable_thinking),
+        chars=prompt_chars(messages, form.tools),
+    )

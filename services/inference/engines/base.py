@@ -5,16 +5,22 @@ It refuses to know gRPC, tenants, prices, where files come from, and which libra
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from formats.rows import Message
+from services.inference.engines.answer_chunks import Chunk
+from services.inference.engines.answer_form import AnswerForm
 
 ALTERNATIVES_MAX = 20
+CHOICES_MAX = 16
+LOGIT_BIASES_MAX = 300
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
+GREEDY_BELOW = 1e-5  # temperatures below are 0 to vLLM
 RANK_MAX = 512  # the largest that any engine has kernels for
 
 
@@ -83,20 +89,13 @@ class AdapterNotLoaded(EngineError):
         self.revision = revision
 
 
-class FinishReason(enum.StrEnum):
-    """Why a completion ended: a stop token or string, or the token limit."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """Limits of one engine; every bound that the engine enforces is named here."""
 
     context_tokens_max: int | None = None  # None: what the model's config declares
     sequences_max: int = 64  # requests computed together in one step
-    queue_requests_max: int = 256  # unfinished requests, running ones included
+    queue_requests_max: int = 256  # unfinished answers of requests, running ones included
     kv_cache_bytes: int | None = None  # None: 1 GiB on a CPU, what gpu_memory_fraction leaves over on a GPU
     gpu_memory_fraction: float = 0.85
     gpu_indices: tuple[int, ...] = ()  # GPUs this engine may use, unused on a CPU; several means tensor parallel
@@ -127,16 +126,8 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
-    """One turn of a conversation, as the chat template of the model sees it."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. A temperature of 0 is greedy."""
+    """How the next token is chosen, and how often. A temperature of 0 is greedy."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -146,6 +137,12 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0  # 0: no limit
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id
+    completion_tokens_min: int = 0  # before them neither an end token nor a stop text ends an answer
+    ignore_eos: bool = False
+    choices: int = 1  # answers to the same prompt, each with the limits above
     logprobs: int | None = None  # None: none; N: the chosen token and the N most likely ones
 
     def check(self) -> None:
@@ -157,8 +154,18 @@ class Sampling:
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.completion_tokens_max is not None:
             _check_range("max_tokens", self.completion_tokens_max, 1, 1 << 30)
+        _check_range("min_tokens", self.completion_tokens_min, 0, self.completion_tokens_max or 1 << 30)
+        _check_range("repetition_penalty", self.repetition_penalty, 1e-2, 2.0)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("n", self.choices, 1, CHOICES_MAX)
+        if self.choices > 1 and self.temperature < GREEDY_BELOW:
+            raise RequestInvalid("n", "must be 1 with a temperature of 0, which makes all choices the same")
+        if len(self.logit_bias) > LOGIT_BIASES_MAX:
+            raise RequestInvalid("logit_bias", f"at most {LOGIT_BIASES_MAX} tokens are allowed")
+        for token_id, bias in self.logit_bias.items():
+            _check_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
         if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, ALTERNATIVES_MAX)
+            _check_range("top_logprobs", self.logprobs, 0, ALTERNATIVES_MAX)
         if self.seed is not None:
             _check_range("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         if len(self.stop) > STOPS_MAX:
@@ -175,37 +182,8 @@ class GenerateRequest:
     request_id: str  # unique among unfinished requests of the engine
     prompt_token_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
+    form: AnswerForm | None = None  # None: a bare text, in which nothing is looked for
     adapter_revision: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLogprob:
-    """A token with its log probability; `alternatives` holds the most likely tokens at that position, best first."""
-
-    token_id: int
-    text: str
-    logprob: float
-    alternatives: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens of a request so far; the end-of-sequence token counts as a completion token."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_cached: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """A batch of new tokens. `usage` is cumulative in every chunk, so a cut stream can still be metered."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None  # set in the last chunk only
 
 
 class Engine(Protocol):
@@ -221,7 +199,7 @@ class Engine(Protocol):
 
     @property
     def requests_unfinished(self) -> int:
-        """Requests admitted and not yet finished: the load figure that routing compares."""
+        """Answers of requests admitted and not yet finished: the load figure that routing compares."""
 
     async def start(self) -> None:
         """Load the model and warm up. Raises EngineFailed; call `stop` also after a failed start."""
@@ -257,8 +235,18 @@ class Engine(Protocol):
     def adapters(self) -> tuple[str, ...]:
         """Revisions resident now, least recently used first."""
 
-    async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Apply the model's chat template once, with the generation prompt; RequestInvalid where it refuses."""
+    async def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        enable_thinking: bool | None = None,
+    ) -> tuple[int, ...]:
+        """Apply the model's chat template once, with the generation prompt; RequestInvalid where it refuses.
+
+        Messages and the declarations of tools are told to it as the trainer tells those of a row. `enable_thinking` is
+        told only if it is set.
+        """
 
     async def render_text(self, text: str) -> tuple[int, ...]:
         """Tokens of a raw completion prompt, with the special tokens the model's tokenizer adds at the start."""
@@ -266,10 +254,14 @@ class Engine(Protocol):
     async def count_tokens(self, text: str) -> int:
         """Tokens of a bare piece of text, no special ones added."""
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield chunks until one has a finish reason. Closing the generator (or cancelling its task) frees the request.
+    async def check_form(self, form: AnswerForm) -> None:
+        """Raise RequestInvalid for an answer that this model or this engine cannot give, before anything is paid."""
 
-        Use `contextlib.aclosing`, so that leaving early frees it at once. Before the first chunk it raises
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield chunks of all choices until the last one.
+
+        Closing the generator (or cancelling its task) frees the request; use `contextlib.aclosing`, so that leaving
+        early frees it at once. Before the first chunk it raises
         RequestInvalid, ContextTooLong, AdapterNotLoaded, AdapterInvalid or EngineBusy; at any time EngineFailed.
         """
 

@@ -37,7 +37,8 @@ class InProcessEngine(ABC):
         self._config: dict[str, Any] = {}
         self._context_tokens_max = 0
         self._deadline = Deadline()
-        self._unfinished: set[str] = set()
+        # How many answers each request asked for.
+        self._unfinished: dict[str, int] = {}
         self._table = AdapterTable(
             resident_max=settings.adapters_resident_max,
             known_max=settings.adapters_known_max,
@@ -67,7 +68,7 @@ class InProcessEngine(ABC):
 
     @property
     def requests_unfinished(self) -> int:
-        return len(self._unfinished)
+        return sum(self._unfinished.values())
 
     def serve_until(self, until_s: float) -> None:
         self._deadline.set(until_s)
@@ -99,14 +100,14 @@ class InProcessEngine(ABC):
         tokens_max = completion_tokens_allowed(request, self._context_tokens_max)
         if request.request_id in self._unfinished:
             raise RequestInvalid("request_id", "a request of this id is unfinished")
-        if len(self._unfinished) >= self._settings.queue_requests_max:
-            raise EngineBusy(f"{len(self._unfinished)} requests are unfinished already")
-        self._unfinished.add(request.request_id)
+        if (unfinished := self.requests_unfinished) + request.sampling.choices > self._settings.queue_requests_max:
+            raise EngineBusy(f"{unfinished} answers are unfinished already")
+        self._unfinished[request.request_id] = request.sampling.choices
         try:
             async with self._locked(request.adapter_revision) as adapter:
                 yield tokens_max, adapter
         finally:
-            self._unfinished.discard(request.request_id)
+            del self._unfinished[request.request_id]
 
     def _locked(self, revision: str | None) -> AbstractAsyncContextManager[Adapter | None]:
         """The adapter, held in memory for the length of the block; None for the base model alone."""

@@ -1,6 +1,6 @@
 """Serves with vLLM: `AsyncLLM` in this process, its computing process as a child that dies with it. Not pure: os.
 
-The only module that imports vllm. It refuses to know gRPC, tenants and where adapters come from.
+With vllm_cpu.py the only module that imports vllm. It refuses to know gRPC, tenants and where adapters come from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import tokens_input
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -31,33 +30,30 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from chassis.objects.held_folders import HeldFolder
 from formats.prompts.model_folder import read_model_folder
 from formats.prompts.tokenizer_files import write_tokenizer_files
+from formats.rows import Message
 from services.inference.engines.adapters.adapter_check import has_experts, module_shapes, takes_adapters
 from services.inference.engines.adapters.adapter_table import Adapter
-from services.inference.engines.adapters.lora_rows import RowGroup, expand, group_rows, shrink
+from services.inference.engines.answer_chunks import Chunk, FinishReason, TokenLogprob, Usage
+from services.inference.engines.answer_form import AnswerForm
 from services.inference.engines.base import (
     AdapterInvalid,
-    Chunk,
     EngineBusy,
     EngineFailed,
     EngineSettings,
-    FinishReason,
     GenerateRequest,
-    Message,
     RequestInvalid,
-    TokenLogprob,
-    Usage,
 )
 from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.prompts.renderer import PromptLimits, PromptRenderer
 from services.inference.engines.prompts.workers import WorkerLimits
 from services.inference.engines.socket_folders import socket_folders
+from services.inference.engines.vllm_cpu import CpuExecutor
 
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_KV_CACHE_BYTES = 1 << 30
 _LIVENESS_POLL_S = 0.2
-_CPU_LORA = "services.inference.engines.vllm.CpuLora"
 # vLLM reads its thread count and socket folder from the environment while it starts, so starts take turns.
 _STARTING = threading.Lock()
 
@@ -120,14 +116,26 @@ class VllmEngine(InProcessEngine):
             await asyncio.sleep(_LIVENESS_POLL_S)
         return EngineFailed(ENDED if self._deadline.passed else "the computing process of vLLM has died")
 
-    async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return await self._prompts.render_chat(messages)
+    async def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        enable_thinking: bool | None = None,
+    ) -> tuple[int, ...]:
+        return await self._prompts.render_chat(messages, tools, enable_thinking=enable_thinking)
 
     async def render_text(self, text: str) -> tuple[int, ...]:
         return await self._prompts.render_text(text)
 
     async def count_tokens(self, text: str) -> int:
         return await self._prompts.count_tokens(text)
+
+    async def check_form(self, form: AnswerForm) -> None:
+        if form.calls_tools:
+            raise RequestInvalid("tools", "calls of tools are not read from answers yet; use tool_choice none")
+        if form.is_guided:
+            raise RequestInvalid("response_format", "is not kept yet; leave it out")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         llm = self._running()
@@ -143,7 +151,7 @@ class VllmEngine(InProcessEngine):
         except GracefulHTTPError as error:
             raise EngineBusy(str(error)) from error
         except VLLMClientError as error:
-            raise RequestInvalid("request", str(error)) from error
+            raise _invalid(error) from error
         except EngineGenerateError as error:
             raise EngineFailed(f"vLLM failed on a request: {error.__cause__}") from error
 
@@ -171,26 +179,31 @@ class VllmEngine(InProcessEngine):
     ) -> AsyncGenerator[Chunk, None]:
         """Convert outputs; vLLM merges what arrives while nobody reads, so a pause between reads makes the batches."""
         completion_tokens = 0
+        choices_left = request.sampling.choices
         clock = asyncio.get_running_loop()
         async with aclosing(outputs):
             async for output in outputs:
                 # What was computed before the deadline may have waited while this process was frozen.
                 self._check_deadline()
                 sent_at = clock.time()
-                part = output.outputs[0]
-                completion_tokens += len(part.token_ids)
+                completion_tokens += sum(len(part.token_ids) for part in output.outputs)
                 usage = Usage(
                     prompt_tokens=len(request.prompt_token_ids),
                     completion_tokens=completion_tokens,
                     prompt_tokens_cached=output.num_cached_tokens or 0,
                 )
-                yield Chunk(
-                    text=part.text,
-                    token_ids=tuple(part.token_ids),
-                    usage=usage,
-                    logprobs=await self._logprobs(part) if part.logprobs else (),
-                    finish_reason=_finish_reason(part.finish_reason),
-                )
+                for part in output.outputs:
+                    finish_reason = _finish_reason(part.finish_reason)
+                    choices_left -= finish_reason is not None
+                    yield Chunk(
+                        text=part.text,
+                        token_ids=tuple(part.token_ids),
+                        usage=usage,
+                        choice=part.index,
+                        logprobs=await self._logprobs(part) if part.logprobs else (),
+                        finish_reason=finish_reason,
+                        is_last=not choices_left,
+                    )
                 if not output.finished:
                     await asyncio.sleep(max(0.0, sent_at + self._settings.chunk_interval_s - clock.time()))
 
@@ -339,9 +352,24 @@ def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:
         seed=wanted.seed,
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
+        repetition_penalty=wanted.repetition_penalty,
+        min_p=wanted.min_p,
+        logit_bias=dict(wanted.logit_bias) or None,
+        min_tokens=wanted.completion_tokens_min,
+        ignore_eos=wanted.ignore_eos,
+        n=wanted.choices,
         logprobs=wanted.logprobs,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+# The names that callers know, for those of vLLM's that differ.
+_PARAMETERS = {"stop_token_ids": "stop", "logprobs": "top_logprobs", "structured_outputs": "response_format"}
+
+
+def _invalid(error: VLLMClientError) -> RequestInvalid:
+    parameter = getattr(error, "parameter", None) or "request"
+    return RequestInvalid(_PARAMETERS.get(parameter, parameter), str(error.args[0] if error.args else error))
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:
@@ -357,44 +385,3 @@ def _lora(adapter: Adapter | None) -> LoRARequest | None:
         return None
     # The name is part of vLLM's prefix cache key, so two adapters can never share cached state.
     return LoRARequest(lora_name=adapter.revision, lora_int_id=adapter.number, lora_path=str(adapter.path))
-
-
-class CpuExecutor(UniProcExecutor):  # type: ignore[misc]  # vllm is not typed
-    """Computes in vLLM's child itself, with LoRA layers that leave the rows of the base model alone."""
-
-    def _init_executor(self) -> None:
-        type(current_platform).get_punica_wrapper = classmethod(lambda _: _CPU_LORA)
-        super()._init_executor()
-
-
-class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vllm is not typed
-    """vLLM 0.32 on a CPU reads "no adapter" (-1) as "the last adapter", so that a request for the base model gets the
-    weights of another tenant when both are in one batch. It also copies an adapter's matrices once per token.
-    """
-
-    _groups: tuple[RowGroup, ...] = ()
-
-    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        super().update_metadata(*args, **kwargs)
-        self._groups = group_rows(self.token_lora_indices)
-
-    def add_shrink(self, y: Any, x: Any, lora_a_stacked: Any, scale: float, **_: Any) -> None:
-        inputs = x.view(-1, x.shape[-1])
-        for out, lora_a in zip(y, lora_a_stacked, strict=True):
-            shrink(out, inputs, lora_a, scale, self._groups)
-
-    def add_expand(
-        self,
-        y: Any,
-        x: Any,
-        lora_b_stacked: Any,
-        output_slices: tuple[int, ...],
-        offset_start: int = 0,
-        add_inputs: bool = True,
-        **_: Any,
-    ) -> None:
-        out = y.view(-1, y.shape[-1])
-        start = offset_start
-        for inputs, lora_b, width in zip(x, lora_b_stacked, output_slices, strict=True):
-            expand(out, inputs, lora_b, slice(start, start + width), self._groups)
-            start += width

@@ -23,10 +23,11 @@ from chassis.errors import (
 )
 from chassis.identity import Caller
 from services.inference.config import InferenceSettings
+from services.inference.engines.answer_chunks import Chunk
+from services.inference.engines.answer_form import AnswerForm
 from services.inference.engines.base import (
     AdapterInvalid,
     AdapterNotLoaded,
-    Chunk,
     ContextTooLong,
     Engine,
     EngineBusy,
@@ -78,6 +79,8 @@ class Call:
     sampling: Callable[[int], Sampling]
     # The caller gets the answer only when it is complete.
     whole: bool
+    # What an answer in a conversation looks like; None for a continuation.
+    form: AnswerForm | None = None
 
 
 # Absolute paths of two names at least, the last of which says enough: in quotation marks, or up to a blank.
@@ -206,11 +209,11 @@ class Serving:
                 ):
                     async for chunk in chunks:
                         use.count(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-                        if chunk.finish_reason is None:
-                            yield chunk
-                        else:
+                        if chunk.is_last:
                             last = chunk
-                assert last is not None, "an engine says with its last chunk why it ended"
+                        else:
+                            yield chunk
+                assert last is not None, "an engine says which chunk is its last"
                 if _is_metered(call):
                     # The engine is free already: a database that is away holds none.
                     await self._meter.commit(use)
@@ -219,16 +222,19 @@ class Serving:
     async def _ask(self, call: Call, engine: Engine, reservation: Reservation | None) -> AsyncGenerator[Chunk, None]:
         """Nothing is asked of the engine, and nothing it says is passed on, that was not reserved."""
         self._check_chars(call.prompt.chars, engine.context_tokens_max)
+        if call.form is not None:
+            await engine.check_form(call.form)
         prompt = await self._render(call, engine)
         request = GenerateRequest(
             request_id=call.generation_id,
             prompt_token_ids=prompt,
             sampling=call.sampling(self._limit(call, len(prompt), engine.context_tokens_max)),
+            form=call.form,
             adapter_revision=call.target.adapter.revision if call.target.adapter else None,
         )
         if reservation is not None:
             longest = completion_tokens_allowed(request, engine.context_tokens_max)
-            await reservation.begin(len(prompt), longest, whole=call.whole)
+            await reservation.begin(len(prompt), longest * request.sampling.choices, whole=call.whole)
         async with contextlib.aclosing(engine.generate(request)) as chunks:
             async for chunk in chunks:
                 if reservation is not None:

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from chassis.clock import Clock
 from chassis.errors import DeadlineExceeded
-from services.inference.engines.base import Chunk
+from services.inference.engines.answer_chunks import Chunk
 
 
 async def read_ahead(

@@ -34,7 +34,9 @@ class Reservation:
         return self._account.lease_id
 
     async def begin(self, input_tokens: int, output_tokens_max: int, *, whole: bool) -> None:
-        """Reserves for the prompt and the longest answer, or its first part. A typed error when that cannot be paid.
+        """Reserves for the prompt and the longest answer, that of all choices together, or its first part.
+
+        A typed error when that cannot be paid.
 
         An answer that its caller only gets when it is `whole` is reserved as a whole: cut, it would be paid and lost.
         """

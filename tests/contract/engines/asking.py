@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from services.inference.engines.base import Chunk, Engine, GenerateRequest, Sampling
+from services.inference.engines.answer_chunks import Chunk
+from services.inference.engines.base import Engine, GenerateRequest, Sampling
 
 GREEDY = Sampling(temperature=0.0, completion_tokens_max=24)
 _numbers = itertools.count()

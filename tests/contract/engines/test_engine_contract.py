@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from formats.rows import Message, ToolCall
+from services.inference.engines.answer_chunks import FinishReason
 from services.inference.engines.base import (
     AdapterInvalid,
     AdapterNotLoaded,
     ContextTooLong,
     EngineBusy,
-    FinishReason,
-    Message,
     RequestInvalid,
     Sampling,
 )
@@ -103,6 +103,51 @@ async def test_logprobs_name_the_chosen_token_first_when_greedy(subject: Subject
     assert not any(chunk.logprobs for chunk in await ask(subject.engine, request_for(prompt)))
 
 
+async def test_choices_are_answers_of_their_own_and_counted_together(subject: Subject) -> None:
+    prompt = await subject.engine.render_chat(HELLO)
+    sampling = Sampling(temperature=1.5, seed=3, choices=3, completion_tokens_max=12)
+    chunks = await ask(subject.engine, request_for(prompt, sampling))
+    answers = [[chunk for chunk in chunks if chunk.choice == choice] for choice in range(3)]
+    assert len({tuple(tokens_of(answer)) for answer in answers}) > 1
+    for answer in answers:
+        assert [chunk.finish_reason is not None for chunk in answer] == [False] * (len(answer) - 1) + [True]
+    assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].usage.completion_tokens == len(tokens_of(chunks))
+    assert chunks[-1].usage.prompt_tokens == len(prompt)
+    assert subject.engine.requests_unfinished == 0
+
+
+async def test_choices_count_for_the_queue(subject: Subject) -> None:
+    prompt = await subject.engine.render_chat(HELLO)
+    sampling = Sampling(choices=SETTINGS.queue_requests_max + 1, completion_tokens_max=1)
+    with pytest.raises(EngineBusy):
+        await ask(subject.engine, request_for(prompt, sampling))
+
+
+async def test_an_answer_has_its_least_length_and_goes_on_where_end_tokens_are_ignored(subject: Subject) -> None:
+    prompt = await subject.engine.render_chat(HELLO)
+    for sampling in (
+        Sampling(temperature=0.0, completion_tokens_max=40, completion_tokens_min=40),
+        Sampling(temperature=0.0, completion_tokens_max=40, ignore_eos=True),
+    ):
+        assert len(tokens_of(await ask(subject.engine, request_for(prompt, sampling)))) == 40
+
+
+async def test_what_tools_say_is_part_of_the_prompt(subject: Subject) -> None:
+    """Every field of a message that the template shows changes the prompt; none is left out on the way."""
+    call = ToolCall(id="c1", name="weather", arguments={"town": "Paris"})
+    talks = [
+        HELLO,
+        [*HELLO, Message(role="assistant", content="", tool_calls=(call,))],
+        [*HELLO, Message(role="assistant", content="", reasoning="hm", tool_calls=(call,))],
+        [*HELLO, Message(role="tool", content="sunny", tool_call_id="c1", name="weather")],
+    ]
+    prompts = [await subject.engine.render_chat(talk) for talk in talks]
+    prompts.append(await subject.engine.render_chat(HELLO, [{"type": "function", "function": {"name": "weather"}}]))
+    prompts += [await subject.engine.render_chat(HELLO, enable_thinking=thinks) for thinks in (True, False)]
+    assert len(set(prompts)) == len(prompts)
+
+
 async def test_the_chat_template_is_applied_exactly_once(subject: Subject) -> None:
     turns = [
         Message(role="system", content="Be brief."),
@@ -162,7 +207,7 @@ async def test_what_does_not_fit_the_context_is_refused(
         (Sampling(top_k=-1), "top_k"),
         (Sampling(completion_tokens_max=0), "max_tokens"),
         (Sampling(presence_penalty=3.0), "presence_penalty"),
-        (Sampling(logprobs=21), "logprobs"),
+        (Sampling(logprobs=21), "top_logprobs"),
         (Sampling(stop=("",)), "stop"),
         (Sampling(seed=1 << 70), "seed"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from services.inference.engines.base import Message
+from formats.rows import Message
 from services.inference.engines.prompts.renderer import PromptRenderer
 from tests.contract.engines.prompting import limits
 from tests.contract.engines.tiny_llama import train_tokenizer

@@ -13,7 +13,8 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
-from services.inference.engines.base import ContextTooLong, Message, PromptFailed, PromptTooCostly, RequestInvalid
+from formats.rows import Message
+from services.inference.engines.base import ContextTooLong, PromptFailed, PromptTooCostly, RequestInvalid
 from services.inference.engines.prompts.frames import HEAD, Kind, pack_question
 from services.inference.engines.prompts.prompt_tokenizer import PromptTokenizer
 from services.inference.engines.prompts.render_program import answer, answered

@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from services.inference.engines.base import Message, Sampling
+from formats.rows import Message
+from services.inference.engines.base import Sampling
 from tests.contract.engines.asking import ask, request_for
 from tests.contract.engines.conftest import RANK, Subject
 

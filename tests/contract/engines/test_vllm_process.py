@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from chassis.objects.held_folders import HeldFolders
-from services.inference.engines.base import EngineFailed, Message, Sampling
+from formats.rows import Message
+from services.inference.engines.base import EngineFailed, Sampling
 from services.inference.engines.choice import open_engine
 from services.inference.engines.socket_folders import PREFIX
 from tests.contract.engines.asking import ask, request_for

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chassis.errors import DomainError, InvalidArgument, NotFound, Unimplemented
+from chassis.errors import DomainError, InvalidArgument, NotFound
 from finemesh.events.v1 import usage_events_pb2
 from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
@@ -154,14 +154,3 @@ async def test_bad_calls_name_the_field(
     assert isinstance(refused.value, InvalidArgument)
     assert refused.value.reason == reason
     assert field is None or refused.value.violations[0].field == field
-
-
-async def test_what_is_not_served_is_refused_by_name(world: World) -> None:
-    """A field of the contract that this version does not honour changes no answer silently."""
-    asked = inference.ChatRequest(
-        model=BASE, messages=HELLO, sampling=GREEDY, tools=[generation.Tool(declaration="{}")]
-    )
-    asked.sampling.min_p = 0.5
-    with world.caller(), pytest.raises(Unimplemented) as refused:
-        await InferenceServiceStub(world.channel).Chat(asked)
-    assert [violation.field for violation in refused.value.violations] == ["tools", "sampling.min_p"]

@@ -20,7 +20,8 @@ from chassis.settings import ChassisSettings
 from finemesh.inference.v1 import generation_pb2 as generation
 from finemesh.inference.v1 import inference_service_pb2 as inference
 from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-from services.inference.engines.base import EngineSettings, GenerateRequest, Message, Sampling
+from formats.rows import Message
+from services.inference.engines.base import EngineSettings, GenerateRequest, Sampling
 from services.inference.engines.stub import StubEngine
 from tests.contract.inference.conftest import BASE, World, running_world
 from tests.contract.inference.scripted_billing import running_billing

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engines.base import EngineFailed, EngineSettings, GenerateRequest, Message
+from formats.rows import Message
+from services.inference.engines.base import EngineFailed, EngineSettings, GenerateRequest
 from services.inference.engines.engine_deadline import Deadline, SharedDeadline
 from services.inference.engines.parent_watch import DieWithParent
 from services.inference.engines.stub import StubEngine

@@ -9,7 +9,8 @@ import pytest
 
 from chassis.clock import ManualClock
 from chassis.errors import DeadlineExceeded
-from services.inference.engines.base import Chunk, EngineFailed, Usage
+from services.inference.engines.answer_chunks import Chunk, Usage
+from services.inference.engines.base import EngineFailed
 from services.inference.serving.read_ahead import read_ahead
 
 STALLED_S_MAX = 10.0

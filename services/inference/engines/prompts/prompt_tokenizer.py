@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from formats.prompts.chat_template import TemplateRenderer
+from formats.prompts.chat_template import NO_SWITCHES, TemplateRenderer
 from formats.prompts.faults import RenderingRefused
 from formats.prompts.model_folder import ModelFolder, read_model_folder
 
@@ -31,11 +31,16 @@ class PromptTokenizer:
         """Raises ModelFault."""
         return cls(read_model_folder(model_path))
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        switches: Mapping[str, bool] = NO_SWITCHES,
+    ) -> list[int]:
         """Ids of the conversation with the generation prompt. `messages` as in formats/prompts/plain_messages.py.
         Raises RenderingRefused, ModelFault for a template that does not compile, and ValueError or TypeError for text
         that is none."""
-        text = self._rendered_by().render(messages, tools=tools, add_generation_prompt=True)
+        text = self._rendered_by().render(messages, tools=tools, add_generation_prompt=True, switches=switches)
         # The template writes every special token itself.
         return self._ids(text)
 

@@ -138,8 +138,7 @@ def answer(question: dict[str, Any], tokenizer: PromptTokenizer) -> bytes:
         return pack_words(Kind.TEXTS, texts)
     try:
         if "messages" in question:
-            turns = [{"role": role, "content": content} for role, content in question["messages"]]
-            ids = tokenizer.chat_ids(turns)
+            ids = tokenizer.chat_ids(question["messages"], question["tools"], question["switches"])
         else:
             ids = tokenizer.text_ids(question["text"], opening=question["opening"])
     except RenderingRefused as refusal:

@@ -7,20 +7,16 @@ time and memory. This module refuses to know engines.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.inference.engines.base import (
-    ContextTooLong,
-    EngineFailed,
-    Message,
-    PromptFailed,
-    PromptTooCostly,
-    RequestInvalid,
-)
+from formats.prompts.plain_messages import plain
+from formats.rows import Message
+from services.inference.engines.base import ContextTooLong, EngineFailed, PromptFailed, PromptTooCostly, RequestInvalid
 from services.inference.engines.prompts.frames import WORDS_BYTES_MAX, Kind, pack_question, unpack_ids
+from services.inference.engines.prompts.prompt_chars import prompt_chars
 from services.inference.engines.prompts.workers import WorkerLimits, Workers
 
 _ID_BYTES = 4
@@ -57,11 +53,22 @@ class PromptRenderer:
         """End the processes, whatever they are doing."""
         await self._workers.stop()
 
-    async def render_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        enable_thinking: bool | None = None,
+    ) -> tuple[int, ...]:
         """Token ids with the generation prompt; the template is applied here and nowhere else."""
-        chars = sum(len(message.content) for message in messages)
-        turns = [(message.role, message.content) for message in messages]
-        return await self._ids(chars, "messages", "the chat template of this model refuses them", messages=turns)
+        return await self._ids(
+            prompt_chars(messages, tools),
+            "messages",
+            "the chat template of this model refuses them",
+            messages=[plain(message) for message in messages],
+            tools=list(tools),
+            switches={} if enable_thinking is None else {"enable_thinking": enable_thinking},
+        )
 
     async def render_text(self, text: str) -> tuple[int, ...]:
         """Token ids behind the special tokens that the tokenizer puts before a text; none behind it, where an answer
