@@ -63,16 +63,21 @@ class Models:
         *,
         files: Sequence[Path] | None = None,
         source: str = "",
+        tool_parser: str = "",
+        reasoning_parser: str = "",
         on_bytes: Callable[[int], None] | None = None,
     ) -> model_pb2.BaseModel:
         """Adds a local folder, or some `files` of it, to the base catalogue. Needs the operator role; the same files
-        give the same revision. `source` says where they come from, and is shown with the model."""
+        give the same revision. `source` says where they come from, and is shown with the model. The parsers are vLLM's
+        names, `none`, or empty for what the chat template tells."""
         files = importable_files(folder) if files is None else files
         digests = {path: await asyncio.to_thread(sha256_of, path) for path in files}
 
         async def parts() -> AsyncIterator[model_service_pb2.ImportBaseModelRequest]:
             yield model_service_pb2.ImportBaseModelRequest(
-                header=model_service_pb2.ImportBaseModelHeader(model_id=model_id, source=source)
+                header=model_service_pb2.ImportBaseModelHeader(
+                    model_id=model_id, source=source, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+                )
             )
             for path in files:
                 start = model_service_pb2.ImportBaseModelFile(

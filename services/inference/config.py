@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from chassis.settings import ChassisSettings
+from services.inference.engines.answer_form import NO_PARSERS, AnswerParsers
 from services.inference.engines.base import EngineSettings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -67,6 +68,13 @@ class InferenceSettings(ChassisSettings):
     long_prompt_s_max: float = Field(default=60.0, gt=0, description="The same for longer prompts.")
     prompt_memory_bytes_max: int = Field(
         default=GIB, ge=64 * MIB, description="Memory that rendering a prompt may take beside the tokenizer's own."
+    )
+    answer_part_s_max: float = Field(
+        default=2.0, gt=0, description="Longest reading of a part of an answer; then its text is passed on as it is."
+    )
+    answer_s_max: float = Field(default=20.0, gt=0, description="The same for all parts of an answer together.")
+    guide_s_max: float = Field(
+        default=10.0, gt=0, description="Longest preparation of tools that must be called, or of a schema to keep."
     )
     messages_max: int = Field(default=1000, ge=1, description="Messages of one chat call.")
     stops_max: int = Field(default=4, ge=1, description="Stop texts of one call.")
@@ -187,7 +195,9 @@ class InferenceSettings(ChassisSettings):
         """Whether an import is loaded as an engine loads it, which takes seconds and torch."""
         return self.import_check == "full" or (self.import_check == "auto" and self.engine != "stub")
 
-    def engine_settings(self, *, adapters: bool, gpu_indices: tuple[int, ...] = ()) -> EngineSettings:
+    def engine_settings(
+        self, *, adapters: bool, gpu_indices: tuple[int, ...] = (), parsers: AnswerParsers = NO_PARSERS
+    ) -> EngineSettings:
         """What an engine is given; without adapters for models that are tuned as a whole."""
         return EngineSettings(
             context_tokens_max=self.context_tokens_max,
@@ -202,6 +212,10 @@ class InferenceSettings(ChassisSettings):
             prompt_s_max=self.prompt_s_max,
             long_prompt_s_max=self.long_prompt_s_max,
             prompt_memory_bytes_max=self.prompt_memory_bytes_max,
+            parsers=parsers,
+            answer_part_s_max=self.answer_part_s_max,
+            answer_s_max=self.answer_s_max,
+            guide_s_max=self.guide_s_max,
             adapters_resident_max=self.adapters_resident_max if adapters else 0,
             adapter_rank_max=self.adapter_rank_max,
             adapter_bytes_max=self.adapter_bytes_max,

@@ -14,6 +14,7 @@ from formats.manifests import FileDigest
 from services.inference.endpoints.convert import endpoint_name
 from services.inference.endpoints.creation import WantedEndpoint
 from services.inference.endpoints.domain import Endpoint
+from services.inference.models.answer_families import NO_PARSER
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
 from services.inference.models.domain import BaseModel, ModelKind, NameKind, TunedModel, Weights
@@ -40,6 +41,8 @@ def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
         context_tokens_max=model.context_tokens_max,
         size_bytes=model.size_bytes,
         source=model.source,
+        tool_parser=model.parsers.tool or NO_PARSER,
+        reasoning_parser=model.parsers.reasoning or NO_PARSER,
         create_time=time_to_proto(model.created_at),
     )
 
@@ -106,7 +109,13 @@ def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) ->
     """One part of an import; None for a part that this version does not know."""
     match message.WhichOneof("part"):
         case "header":
-            return ImportHeader(model_id=message.header.model_id, source=message.header.source)
+            header = message.header
+            return ImportHeader(
+                model_id=header.model_id,
+                source=header.source,
+                tool_parser=header.tool_parser,
+                reasoning_parser=header.reasoning_parser,
+            )
         case "file":
             file = message.file
             return FileDigest(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)

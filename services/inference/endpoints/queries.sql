@@ -36,7 +36,7 @@ SELECT endpoint.id, endpoint.project_id, endpoint.organization_id,
     endpoint.created_at, endpoint.billed_minutes, endpoint.paid_until, endpoint.owner, endpoint.owner_address,
     endpoint.claim_until, endpoint.lease_after, coalesce(endpoint.claim_until > now(), false) AS claimed,
     base.model_id AS base_model, base.revision AS base_revision, base.artifact_key AS base_artifact_key,
-    base.files AS base_files,
+    base.files AS base_files, base.tool_parser, base.reasoning_parser,
     tuned.kind AS tuned_kind, tuned.base_model AS tuned_base_model, tuned.revision AS tuned_revision,
     tuned.artifact_key AS tuned_artifact_key, tuned.files AS tuned_files, tuned.adapter_rank AS tuned_adapter_rank
 FROM (SELECT :project_id::text AS project_id, :name::text AS name) AS asked

@@ -14,6 +14,7 @@ from chassis.db.queries import affected, load_queries
 from services.inference.endpoints.domain import Endpoint
 from services.inference.endpoints.lifecycle import EndpointState
 from services.inference.endpoints.minutes import DueMinutes
+from services.inference.engines.answer_form import NO_PARSERS, AnswerParsers
 from services.inference.models.domain import ModelKind, Weights
 from services.inference.models.store import weights_of
 from services.inference.serving.device_leases import Devices
@@ -198,7 +199,10 @@ def _endpoint_of(row: Any) -> Endpoint:
 
 
 def _target_of(row: Any) -> Target | None:
-    base = _weights_of(row, "base_") if row["base_model"] is not None else None
+    base, parsers = None, NO_PARSERS
+    if row["base_model"] is not None:
+        base = _weights_of(row, "base_")
+        parsers = AnswerParsers(tool=row["tool_parser"], reasoning=row["reasoning_parser"])
     if row["tuned_kind"] is not None:
         return tuned_target(
             kind=ModelKind(row["tuned_kind"]),
@@ -206,8 +210,9 @@ def _target_of(row: Any) -> Target | None:
             adapter_rank=row["tuned_adapter_rank"],
             base_model=row["tuned_base_model"],
             base_weights=base,
+            parsers=parsers,
         )
-    return base_target(row["base_model"], base) if base is not None else None
+    return base_target(row["base_model"], base, parsers) if base is not None else None
 
 
 def _weights_of(row: Any, prefix: str) -> Weights:

@@ -53,3 +53,19 @@ class AnswerForm:
     def is_guided(self) -> bool:
         """Whether the choice of tokens is bound to a grammar."""
         return self.must_call or self.response is not ResponseKind.TEXT
+
+    @property
+    def ends_by_grammar(self) -> bool:
+        """Whether a grammar can leave the end as the only token that may follow."""
+        return self.is_guided or (self.calls_tools and not self.parallel_tool_calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerParsers:
+    """vLLM's names of the parsers of a model's family; empty for none."""
+
+    tool: str = ""
+    reasoning: str = ""
+
+
+NO_PARSERS = AnswerParsers()

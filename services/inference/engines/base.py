@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from formats.rows import Message
 from services.inference.engines.answer_chunks import Chunk
-from services.inference.engines.answer_form import AnswerForm
+from services.inference.engines.answer_form import AnswerForm, AnswerParsers
 
 ALTERNATIVES_MAX = 20
 CHOICES_MAX = 16
@@ -108,6 +108,10 @@ class EngineSettings:
     prompt_s_max: float = 5.0  # for one of at most prompt_chars_short_max, with template and tokenizer
     long_prompt_s_max: float = 60.0  # for one of more
     prompt_memory_bytes_max: int = 1 << 30  # of each such process, beyond what the tokenizer itself takes
+    parsers: AnswerParsers = field(default_factory=AnswerParsers)
+    answer_part_s_max: float = 2.0  # for reading one part of an answer that a parser reads
+    answer_s_max: float = 20.0  # for reading all of it
+    guide_s_max: float = 10.0  # for the grammar of an answer
     dtype: str = "auto"  # "auto" is float32 on a CPU and the checkpoint's own dtype on a GPU
     adapters_in_batch_max: int = 4
     adapters_resident_max: int = 16  # 0 switches adapters off (a fully tuned model)
@@ -272,6 +276,13 @@ def completion_tokens_allowed(request: GenerateRequest, context_tokens_max: int)
     prompt_tokens = len(request.prompt_token_ids)
     if prompt_tokens == 0:
         raise RequestInvalid("prompt", "is empty")
+    if request.form is not None and request.form.ends_by_grammar:
+        for name, asked in (
+            ("min_tokens", request.sampling.completion_tokens_min),
+            ("ignore_eos", request.sampling.ignore_eos),
+        ):
+            if asked:
+                raise RequestInvalid(name, "cannot be combined with an answer whose form says where it ends")
     wanted = request.sampling.completion_tokens_max
     room = context_tokens_max - prompt_tokens
     if room < 1 or (wanted is not None and wanted > room):

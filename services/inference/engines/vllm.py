@@ -1,6 +1,7 @@
 """Serves with vLLM: `AsyncLLM` in this process, its computing process as a child that dies with it. Not pure: os.
 
-With vllm_cpu.py the only module that imports vllm. It refuses to know gRPC, tenants and where adapters come from.
+It, its neighbours vllm_*.py and the reader of answers alone import vllm. It refuses to know gRPC, tenants and where
+adapters come from.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -33,27 +34,34 @@ from formats.prompts.tokenizer_files import write_tokenizer_files
 from formats.rows import Message
 from services.inference.engines.adapters.adapter_check import has_experts, module_shapes, takes_adapters
 from services.inference.engines.adapters.adapter_table import Adapter
-from services.inference.engines.answer_chunks import Chunk, FinishReason, TokenLogprob, Usage
+from services.inference.engines.answer_chunks import Chunk, TokenLogprob, Usage
 from services.inference.engines.answer_form import AnswerForm
+from services.inference.engines.answers.answer_reading import AnswerReading, Guide
 from services.inference.engines.base import (
     AdapterInvalid,
     EngineBusy,
     EngineFailed,
     EngineSettings,
     GenerateRequest,
-    RequestInvalid,
 )
 from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
-from services.inference.engines.prompts.renderer import PromptLimits, PromptRenderer
-from services.inference.engines.prompts.workers import WorkerLimits
+from services.inference.engines.prompts.renderer import PromptRenderer
 from services.inference.engines.socket_folders import socket_folders
 from services.inference.engines.vllm_cpu import CpuExecutor
+from services.inference.engines.vllm_words import (
+    finish_reason_of,
+    invalid_of,
+    logprob_of,
+    prompt_limits,
+    reading_limits,
+)
 
 # The ranks that vLLM has kernels for; an operator's limit is rounded up to the next of them.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_KV_CACHE_BYTES = 1 << 30
 _LIVENESS_POLL_S = 0.2
+_TOKENIZER = "tokenizer"
 # vLLM reads its thread count and socket folder from the environment while it starts, so starts take turns.
 _STARTING = threading.Lock()
 
@@ -63,7 +71,9 @@ class VllmEngine(InProcessEngine):
 
     def __init__(self, model_path: Path, settings: EngineSettings) -> None:
         super().__init__(model_path, settings)
-        self._prompts = PromptRenderer(model_path, _prompt_limits(settings))
+        self._prompts = PromptRenderer(model_path, prompt_limits(settings))
+        self._answers = AnswerReading(settings.parsers, reading_limits(settings))
+        self._warming: asyncio.Task[None] | None = None
         self._sockets: HeldFolder | None = None
         self._llm: AsyncLLM | None = None
         self._stopped = False
@@ -91,10 +101,17 @@ class VllmEngine(InProcessEngine):
         except Exception as error:
             # vLLM reports everything that can go wrong here (memory, shapes, a dead child) as assorted builtins.
             raise EngineFailed(f"vLLM did not start: {error}") from error
+        assert self._sockets is not None, "vLLM has read the tokenizer there"
+        self._answers.open(self._sockets.path / _TOKENIZER)
+        self._warming = asyncio.create_task(self._warm_answers())
 
     async def stop(self) -> None:
         self._stopped = True
         await self._prompts.stop()
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.wait([self._warming])
+        await self._answers.stop()
         llm, self._llm = self._llm, None
         try:
             if llm is not None:
@@ -132,18 +149,17 @@ class VllmEngine(InProcessEngine):
         return await self._prompts.count_tokens(text)
 
     async def check_form(self, form: AnswerForm) -> None:
-        if form.calls_tools:
-            raise RequestInvalid("tools", "calls of tools are not read from answers yet; use tool_choice none")
-        if form.is_guided:
-            raise RequestInvalid("response_format", "is not kept yet; leave it out")
+        await self._answers.guide(form)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         llm = self._running()
         try:
             async with self._admitted(request) as (tokens_max, adapter):
-                prompt, sampling = tokens_input(list(request.prompt_token_ids)), _sampling(request, tokens_max)
+                guide = Guide() if request.form is None else await self._answers.guide(request.form)
+                sampling = _sampling(request, tokens_max, guide)
+                prompt = tokens_input(list(request.prompt_token_ids))
                 outputs = llm.generate(prompt, sampling, request.request_id, lora_request=_lora(adapter))
-                async with aclosing(self._chunks(request, outputs)) as chunks:
+                async with aclosing(self._read(request, self._chunks(request, outputs))) as chunks:
                     async for chunk in chunks:
                         yield chunk
         except EngineDeadError as error:
@@ -151,9 +167,24 @@ class VllmEngine(InProcessEngine):
         except GracefulHTTPError as error:
             raise EngineBusy(str(error)) from error
         except VLLMClientError as error:
-            raise _invalid(error) from error
+            raise invalid_of(error) from error
         except EngineGenerateError as error:
             raise EngineFailed(f"vLLM failed on a request: {error.__cause__}") from error
+
+    async def _read(self, request: GenerateRequest, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+        """The chunks with thoughts, text and calls apart, where a parser reads them."""
+        reader = self._answers.reader(request.request_id, request.form, request.prompt_token_ids)
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk if reader is None else await reader.read(chunk)
+        finally:
+            if reader is not None:
+                await reader.close()
+
+    async def _warm_answers(self) -> None:
+        with suppress(EngineFailed):
+            await self._answers.start()
 
     async def score(self, token_ids: Sequence[int], adapter_revision: str | None) -> tuple[float | None, ...]:
         """Log-probability of each token after those before it (None for the first).
@@ -193,7 +224,7 @@ class VllmEngine(InProcessEngine):
                     prompt_tokens_cached=output.num_cached_tokens or 0,
                 )
                 for part in output.outputs:
-                    finish_reason = _finish_reason(part.finish_reason)
+                    finish_reason = finish_reason_of(part.finish_reason)
                     choices_left -= finish_reason is not None
                     yield Chunk(
                         text=part.text,
@@ -210,7 +241,7 @@ class VllmEngine(InProcessEngine):
     async def _logprobs(self, part: Any) -> tuple[TokenLogprob, ...]:
         texts = await self._prompts.texts_of([token_id for ranked in part.logprobs for token_id in ranked])
         return tuple(
-            _logprob(token_id, ranked, texts) for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True)
+            logprob_of(token_id, ranked, texts) for token_id, ranked in zip(part.token_ids, part.logprobs, strict=True)
         )
 
     def _running(self) -> AsyncLLM:
@@ -251,7 +282,7 @@ class VllmEngine(InProcessEngine):
                 # Eager means eager: vLLM still compiles a helper on the first request for logprobs, which stops every
                 # other request of the engine for twenty seconds.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            tokenizer = self._sockets.path / "tokenizer"
+            tokenizer = self._sockets.path / _TOKENIZER
             tokenizer.mkdir()
             read = read_model_folder(self._model_path)
             write_tokenizer_files(read.tokenizer, read.special_tokens, tokenizer)
@@ -299,6 +330,8 @@ def _engine_args(
         "gpu_memory_utilization": settings.gpu_memory_fraction,
         "enforce_eager": cpu or settings.eager,
         "disable_log_stats": True,
+        # The one that forms are tried with before they are taken (answers/answer_program.py).
+        "structured_outputs_config": {"backend": "xgrammar"},
         # The class, not its name: on a CPU vLLM turns the name "uni" into a second process with its own imports.
         "distributed_executor_backend": (CpuExecutor if cpu else UniProcExecutor) if devices == 1 else "mp",
     }
@@ -314,34 +347,7 @@ def _engine_args(
     return AsyncEngineArgs(**arguments)
 
 
-def _prompt_limits(settings: EngineSettings) -> PromptLimits:
-    return PromptLimits(
-        short_chars_max=settings.prompt_chars_short_max,
-        short_s_max=settings.prompt_s_max,
-        long_s_max=settings.long_prompt_s_max,
-        workers=WorkerLimits(
-            count=settings.prompt_workers,
-            memory_bytes_max=settings.prompt_memory_bytes_max,
-            load_s_max=settings.start_timeout_s,
-        ),
-    )
-
-
-def _logprob(chosen: int, ranked: dict[int, Any], texts: Mapping[int, str]) -> TokenLogprob:
-    # vLLM adds the chosen token to the most likely ones; it stays among them only where its rank says so.
-    size = len(ranked) if ranked[chosen].rank <= len(ranked) - 1 else len(ranked) - 1
-    best = sorted(ranked.items(), key=lambda item: item[1].rank)[:size] if size else []
-    return TokenLogprob(
-        token_id=chosen,
-        text=texts[chosen],
-        logprob=ranked[chosen].logprob,
-        alternatives=tuple(
-            TokenLogprob(token_id=token_id, text=texts[token_id], logprob=entry.logprob) for token_id, entry in best
-        ),
-    )
-
-
-def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:
+def _sampling(request: GenerateRequest, tokens_max: int, guide: Guide) -> SamplingParams:
     wanted = request.sampling
     return SamplingParams(
         temperature=wanted.temperature,
@@ -359,25 +365,10 @@ def _sampling(request: GenerateRequest, tokens_max: int) -> SamplingParams:
         ignore_eos=wanted.ignore_eos,
         n=wanted.choices,
         logprobs=wanted.logprobs,
+        structured_outputs=None if guide.structured is None else StructuredOutputsParams(**guide.structured),
+        skip_special_tokens=not guide.special_tokens,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-# The names that callers know, for those of vLLM's that differ.
-_PARAMETERS = {"stop_token_ids": "stop", "logprobs": "top_logprobs", "structured_outputs": "response_format"}
-
-
-def _invalid(error: VLLMClientError) -> RequestInvalid:
-    parameter = getattr(error, "parameter", None) or "request"
-    return RequestInvalid(_PARAMETERS.get(parameter, parameter), str(error.args[0] if error.args else error))
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    if reason in (FinishReason.STOP, FinishReason.LENGTH):
-        return FinishReason(reason)
-    raise EngineFailed(f"vLLM ended the request by itself: {reason}")
 
 
 def _lora(adapter: Adapter | None) -> LoRARequest | None:

@@ -21,6 +21,7 @@ from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
+from services.inference.models.answer_families import check_parser_names, parsers_of_folder
 from services.inference.models.base_uploads import BaseUploads, is_passing
 from services.inference.models.domain import BaseModel, NameKind, NamespaceKind, Weights, name_taken, namespace_taken
 from services.inference.models.import_check import check_files
@@ -40,6 +41,9 @@ class ImportHeader:
 
     model_id: str
     source: str
+    # vLLM's names, `none`, or empty for what the chat template tells.
+    tool_parser: str = ""
+    reasoning_parser: str = ""
 
 
 # The header, then for each file its announcement and its chunks; None is a part that nobody knows.
@@ -106,6 +110,7 @@ class BaseImporter:
             size_bytes=sum(file.size_bytes for file in spool.files),
             created_at=self._clock.now(),
             source=header.source,
+            parsers=await asyncio.to_thread(parsers_of_folder, folder, header.tool_parser, header.reasoning_parser),
         )
         upload_id = await self._uploads.begin(key)
         try:
@@ -184,6 +189,7 @@ def check_header(part: ImportPart) -> ImportHeader:
     if not SOURCE.fullmatch(part.source):
         problem = "must be at most 300 visible ASCII characters"
         raise invalid("header.source", problem, message=problem)
+    check_parser_names(part.tool_parser, part.reasoning_parser)
     return part
 
 

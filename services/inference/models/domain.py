@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from chassis.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFound, invalid
 from formats.manifests import FileDigest
+from services.inference.engines.answer_form import AnswerParsers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class BaseModel:
     created_at: datetime
     # Where the files come from, as the importer said.
     source: str = ""
+    # What reads its answers, and those of models that are tuned from it.
+    parsers: AnswerParsers = field(default_factory=AnswerParsers)
 
 
 class ModelKind(enum.StrEnum):

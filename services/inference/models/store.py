@@ -10,6 +10,7 @@ from typing import Any
 from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from formats.manifests import FileDigest
+from services.inference.engines.answer_form import AnswerParsers
 from services.inference.models.domain import BaseModel, ModelKind, NameKind, NamespaceKind, TunedModel, Weights
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
@@ -36,6 +37,8 @@ class ModelStore:
             context_tokens_max=model.context_tokens_max,
             size_bytes=model.size_bytes,
             source=model.source,
+            tool_parser=model.parsers.tool,
+            reasoning_parser=model.parsers.reasoning,
             created_at=model.created_at,
         )
 
@@ -177,6 +180,7 @@ def _base_of(row: Any) -> BaseModel:
         context_tokens_max=row["context_tokens_max"],
         size_bytes=row["size_bytes"],
         source=row["source"],
+        parsers=AnswerParsers(tool=row["tool_parser"], reasoning=row["reasoning_parser"]),
         created_at=row["created_at"],
     )
 

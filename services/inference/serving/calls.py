@@ -277,7 +277,9 @@ class Serving:
             )
 
     def _limits(self, target: Target) -> EngineSettings:
-        return self._settings.engine_settings(adapters=target.takes_adapters, gpu_indices=target.gpu_indices)
+        return self._settings.engine_settings(
+            adapters=target.takes_adapters, gpu_indices=target.gpu_indices, parsers=target.parsers
+        )
 
     def _limit(self, call: Call, prompt_tokens: int, context_tokens_max: int) -> int:
         """The answer's limit: what was asked for, else the default within what the context leaves."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chassis.db.pool import Pool
+from services.inference.engines.answer_form import NO_PARSERS, AnswerParsers
 from services.inference.models.domain import ModelKind, TunedModel, Weights, unknown_model
 from services.inference.models.store import ModelStore
 from services.inference.serving.engine_pool import EngineKey
@@ -23,6 +24,8 @@ class Target:
     adapter_rank: int
     base_model: str
     takes_adapters: bool
+    # What reads the answers: a tuned model has what its base has.
+    parsers: AnswerParsers = NO_PARSERS
     gpu_indices: tuple[int, ...] = ()
 
     @property
@@ -47,10 +50,11 @@ class Targets:
             adapter_rank=model.adapter_rank,
             base_model=model.base_model,
             base_weights=base.weights if base is not None else None,
+            parsers=base.parsers if base is not None else AnswerParsers(),
         )
 
 
-def base_target(model_id: str, weights: Weights) -> Target:
+def base_target(model_id: str, weights: Weights, parsers: AnswerParsers = NO_PARSERS) -> Target:
     """A base model serves itself."""
     return Target(
         engine=EngineKey(revision=weights.revision),
@@ -59,11 +63,18 @@ def base_target(model_id: str, weights: Weights) -> Target:
         adapter_rank=0,
         base_model=model_id,
         takes_adapters=True,
+        parsers=parsers,
     )
 
 
 def tuned_target(
-    *, kind: ModelKind, weights: Weights, adapter_rank: int, base_model: str, base_weights: Weights | None
+    *,
+    kind: ModelKind,
+    weights: Weights,
+    adapter_rank: int,
+    base_model: str,
+    base_weights: Weights | None,
+    parsers: AnswerParsers,
 ) -> Target:
     """A tuned model is an adapter on its base, or a whole model with an engine of its own."""
     if kind == ModelKind.FULL:
@@ -74,6 +85,7 @@ def tuned_target(
             adapter_rank=0,
             base_model=base_model,
             takes_adapters=False,
+            parsers=parsers,
         )
     if base_weights is None:
         raise unknown_model(base_model)
@@ -84,4 +96,5 @@ def tuned_target(
         adapter_rank=adapter_rank,
         base_model=base_model,
         takes_adapters=True,
+        parsers=parsers,
     )

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from services.inference.engines.answer_chunks import Chunk
+from services.inference.engines.answer_form import AnswerForm
 from services.inference.engines.base import Engine, GenerateRequest, Sampling
 
 GREEDY = Sampling(temperature=0.0, completion_tokens_max=24)
 _numbers = itertools.count()
 
 
-def request_for(prompt: Sequence[int], sampling: Sampling = GREEDY, *, adapter: str | None = None) -> GenerateRequest:
+def request_for(
+    prompt: Sequence[int], sampling: Sampling = GREEDY, *, adapter: str | None = None, form: AnswerForm | None = None
+) -> GenerateRequest:
     return GenerateRequest(
         request_id=f"request-{next(_numbers)}",
         prompt_token_ids=prompt,
         sampling=sampling,
         adapter_revision=adapter,
+        form=form,
     )
 
 

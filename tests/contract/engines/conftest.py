@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from safetensors.torch import load_file, save_file
 
+from services.inference.engines.answer_form import AnswerParsers
 from services.inference.engines.base import Engine, EngineSettings
 from services.inference.engines.choice import open_engine
 from tests.contract.engines.tiny_llama import build_adapter, build_base
@@ -23,6 +24,10 @@ SETTINGS = EngineSettings(
     adapters_in_batch_max=2,
     adapters_resident_max=2,
     adapter_rank_max=16,
+    parsers=AnswerParsers(tool="hermes"),
+    # Two cores are shared by an engine, this process and the one that reads answers.
+    guide_s_max=60.0,
+    answer_part_s_max=60.0,
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from formats.rows import Message, ToolCall
 from services.inference.engines.answer_chunks import FinishReason
+from services.inference.engines.answer_form import AnswerForm, ResponseKind, ToolUse
 from services.inference.engines.base import (
     AdapterInvalid,
     AdapterNotLoaded,
@@ -26,6 +28,13 @@ from services.inference.engines.base import (
 from tests.contract.engines.asking import GREEDY, ask, request_for, text_of, tokens_of
 from tests.contract.engines.conftest import RANK, SETTINGS, Subject
 
+TOWN = {
+    "type": "object",
+    "properties": {"town": {"enum": ["Paris", "Rome"]}},
+    "required": ["town"],
+    "additionalProperties": False,
+}
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": TOWN}},)
 HELLO = [Message(role="user", content="Serialize the object as a JSON formatted stream.")]
 
 
@@ -146,6 +155,61 @@ async def test_what_tools_say_is_part_of_the_prompt(subject: Subject) -> None:
     prompts.append(await subject.engine.render_chat(HELLO, [{"type": "function", "function": {"name": "weather"}}]))
     prompts += [await subject.engine.render_chat(HELLO, enable_thinking=thinks) for thinks in (True, False)]
     assert len(set(prompts)) == len(prompts)
+
+
+async def test_a_tool_that_must_be_called_is_called(subject: Subject) -> None:
+    """Also by random weights, which know of no tools: the choice of tokens is bound."""
+    prompt = await subject.engine.render_chat(HELLO)
+    form = AnswerForm(tools=TOOLS, tool_use=ToolUse.REQUIRED, function="weather", parallel_tool_calls=False)
+    await subject.engine.check_form(form)
+    sampling = Sampling(temperature=1.0, seed=2, choices=2, completion_tokens_max=200)
+    chunks = await ask(subject.engine, request_for(prompt, sampling, form=form))
+    for choice in range(2):
+        answer = [chunk for chunk in chunks if chunk.choice == choice]
+        calls = [call for chunk in answer for call in chunk.tool_calls]
+        assert {call.index for call in calls} == {0}
+        assert "".join(call.name for call in calls) == "weather"
+        assert calls[0].id
+        arguments = json.loads("".join(call.arguments for call in calls))
+        assert arguments in [{"town": "Paris"}, {"town": "Rome"}] if subject.kind == "vllm" else arguments
+        assert not text_of(answer).strip()
+        assert answer[-1].finish_reason is FinishReason.TOOL_CALLS
+    assert chunks[-1].usage.completion_tokens == len(tokens_of(chunks))
+
+
+async def test_an_answer_keeps_its_schema_or_the_engine_says_that_it_keeps_none(subject: Subject) -> None:
+    prompt = await subject.engine.render_chat(HELLO)
+    form = AnswerForm(response=ResponseKind.JSON_SCHEMA, json_schema=json.dumps(TOWN))
+    if subject.kind == "stub":
+        with pytest.raises(RequestInvalid):
+            await subject.engine.check_form(form)
+        return
+    await subject.engine.check_form(form)
+    sampling = Sampling(temperature=1.0, seed=4, completion_tokens_max=200)
+    answer = text_of(await ask(subject.engine, request_for(prompt, sampling, form=form)))
+    assert json.loads(answer) in [{"town": "Paris"}, {"town": "Rome"}]
+
+
+@pytest.mark.parametrize("schema", ['{"type": "objekt"}', '{"type": "string", "pattern": "(("}'])
+async def test_a_schema_that_nothing_can_keep_is_refused_by_its_field(subject: Subject, schema: str) -> None:
+    form = AnswerForm(response=ResponseKind.JSON_SCHEMA, json_schema=schema)
+    with pytest.raises(RequestInvalid) as caught:
+        await subject.engine.check_form(form)
+    assert caught.value.field_name == "response_format"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(completion_tokens_min=3), Sampling(ignore_eos=True)])
+async def test_an_answer_whose_form_ends_it_takes_no_length(subject: Subject, sampling: Sampling) -> None:
+    """Tokens of which none may follow would have no probabilities."""
+    forms = [
+        AnswerForm(response=ResponseKind.JSON_OBJECT),
+        AnswerForm(tools=TOOLS, tool_use=ToolUse.REQUIRED),
+        AnswerForm(tools=TOOLS, parallel_tool_calls=False),
+    ]
+    for form in forms:
+        with pytest.raises(RequestInvalid) as caught:
+            await ask(subject.engine, request_for([20, 21], sampling, form=form))
+        assert caught.value.field_name in ("min_tokens", "ignore_eos")
 
 
 async def test_the_chat_template_is_applied_exactly_once(subject: Subject) -> None:

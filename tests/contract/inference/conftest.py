@@ -144,10 +144,19 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def import_parts(
-    folder: Path, model_id: str = BASE, source: str = "", **broken: str
+    folder: Path,
+    model_id: str = BASE,
+    source: str = "",
+    *,
+    tool_parser: str = "",
+    reasoning_parser: str = "",
+    **broken: str,
 ) -> AsyncIterator[models.ImportBaseModelRequest]:
     """The messages of an import; `broken` maps a file name to a wrong digest."""
-    yield models.ImportBaseModelRequest(header=models.ImportBaseModelHeader(model_id=model_id, source=source))
+    header = models.ImportBaseModelHeader(
+        model_id=model_id, source=source, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+    )
+    yield models.ImportBaseModelRequest(header=header)
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         digest = broken.get(path.stem, hashlib.sha256(content).hexdigest())

@@ -55,6 +55,21 @@ async def test_a_base_model_says_where_it_comes_from(world: World, base_folder: 
     assert refused.value.violations[0].field == "header.source"
 
 
+async def test_a_base_model_says_what_reads_its_answers(world: World, base_folder: Path) -> None:
+    """As its files tell, or its importer; importing the same files again changes it."""
+    stub = ModelServiceStub(world.channel)
+    name = models.GetBaseModelRequest(name="baseModels/acme/caller")
+    with world.caller():
+        for told, shown in (("", "none"), ("hermes", "hermes"), ("none", "none")):
+            parts = import_parts(base_folder, "acme/caller", tool_parser=told, reasoning_parser="qwen3")
+            await stub.ImportBaseModel(parts)
+            found = (await stub.GetBaseModel(name)).base_model
+            assert (found.tool_parser, found.reasoning_parser) == (shown, "qwen3")
+        with pytest.raises(InvalidArgument) as refused:
+            await stub.ImportBaseModel(import_parts(base_folder, "acme/caller", tool_parser="herms"))
+    assert refused.value.violations[0].field == "header.tool_parser"
+
+
 async def test_an_import_needs_the_operator_role(world: World, base_folder: Path) -> None:
     with world.caller(roles=frozenset({"member", "admin"})), pytest.raises(PermissionDenied) as refused:
         await ModelServiceStub(world.channel).ImportBaseModel(import_parts(base_folder))

@@ -19,12 +19,13 @@ async def say(
     messages: list[generation_pb2.ChatMessage],
     parameters: generation_pb2.SamplingParameters,
 ) -> str:
-    """Prints an answer as it is made and returns it whole."""
+    """Prints an answer as it is made, thoughts dimly, and returns its text."""
     text = ""
     usage = generation_pb2.TokenUsage()
     async for part in mesh.chat.stream(model, messages, parameters):
         text += part.text_delta
         usage = part.usage
+        console.print(part.reasoning_delta, end="", soft_wrap=True, style="dim")
         console.print(part.text_delta, end="", soft_wrap=True)
     console.print()
     progress_console.print(f"{usage.input_tokens} tokens in, {usage.output_tokens} out", style="dim")

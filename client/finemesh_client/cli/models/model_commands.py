@@ -97,6 +97,14 @@ def import_model(
     hf_token_file: Annotated[
         Path | None, typer.Option("--hf-token-file", help="File with a token for the hub, instead of HF_TOKEN.")
     ] = None,
+    tool_parser: Annotated[
+        str,
+        typer.Option("--tool-parser", help="vLLM's parser of calls of tools, or none; else the template says."),
+    ] = "",
+    reasoning_parser: Annotated[
+        str,
+        typer.Option("--reasoning-parser", help="vLLM's parser of thoughts, or none; else the template says."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Add a base model to the catalogue: safetensors and tokenizer files only. Needs the operator role; a hub id a
@@ -127,6 +135,8 @@ def import_model(
                 found.folder,
                 files=found.files,
                 source=f"hf:{source}@{found.commit}" if found.commit else "",
+                tool_parser=tool_parser,
+                reasoning_parser=reasoning_parser,
                 on_bytes=lambda count: bar.advance(task, count),
             )
         if as_json:

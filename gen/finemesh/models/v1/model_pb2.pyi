@@ -59,6 +59,8 @@ class BaseModel(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    TOOL_PARSER_FIELD_NUMBER: _builtins.int
+    REASONING_PARSER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `baseModels/{base_model}`, where the id may contain slashes."""
     model_id: _builtins.str
@@ -75,6 +77,12 @@ class BaseModel(_message.Message):
     """Total size of its files."""
     source: _builtins.str
     """Where its files come from, as the importer said, for example `hf:org/name@{commit}`; empty when nothing was said."""
+    tool_parser: _builtins.str
+    """What reads calls of tools from its answers, by vLLM's name, for example `hermes`; `none` where nothing does. Models
+    that are tuned from it have the same.
+    """
+    reasoning_parser: _builtins.str
+    """What tells the thoughts of its answers from their text, by vLLM's name; `none` where nothing does."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was imported."""
@@ -91,10 +99,12 @@ class BaseModel(_message.Message):
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         source: _builtins.str = ...,
+        tool_parser: _builtins.str = ...,
+        reasoning_parser: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "reasoning_parser", b"reasoning_parser", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

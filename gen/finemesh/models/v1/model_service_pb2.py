@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from finemesh.models.v1 import model_pb2 as finemesh_dot_models_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/models/v1/model_service.proto\x12\x12\x66inemesh.models.v1\x1a\x1e\x66inemesh/models/v1/model.proto\">\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.finemesh.models.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13GetBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa7\x01\n\x16ImportBaseModelRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).finemesh.models.v1.ImportBaseModelHeaderH\x00\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.finemesh.models.v1.ImportBaseModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"9\n\x15ImportBaseModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"G\n\x13ImportBaseModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x17ImportBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.finemesh.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"L\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xd0\x05\n\x0cModelService\x12g\n\x0eListBaseModels\x12).finemesh.models.v1.ListBaseModelsRequest\x1a*.finemesh.models.v1.ListBaseModelsResponse\x12\x61\n\x0cGetBaseModel\x12\'.finemesh.models.v1.GetBaseModelRequest\x1a(.finemesh.models.v1.GetBaseModelResponse\x12l\n\x0fImportBaseModel\x12*.finemesh.models.v1.ImportBaseModelRequest\x1a+.finemesh.models.v1.ImportBaseModelResponse(\x01\x12[\n\nListModels\x12%.finemesh.models.v1.ListModelsRequest\x1a&.finemesh.models.v1.ListModelsResponse\x12U\n\x08GetModel\x12#.finemesh.models.v1.GetModelRequest\x1a$.finemesh.models.v1.GetModelResponse\x12^\n\x0b\x44\x65leteModel\x12&.finemesh.models.v1.DeleteModelRequest\x1a\'.finemesh.models.v1.DeleteModelResponse\x12r\n\x11\x44ownloadModelFile\x12,.finemesh.models.v1.DownloadModelFileRequest\x1a-.finemesh.models.v1.DownloadModelFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/models/v1/model_service.proto\x12\x12\x66inemesh.models.v1\x1a\x1e\x66inemesh/models/v1/model.proto\">\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.finemesh.models.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13GetBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa7\x01\n\x16ImportBaseModelRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).finemesh.models.v1.ImportBaseModelHeaderH\x00\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.finemesh.models.v1.ImportBaseModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"h\n\x15ImportBaseModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0btool_parser\x18\x03 \x01(\t\x12\x18\n\x10reasoning_parser\x18\x04 \x01(\t\"G\n\x13ImportBaseModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x17ImportBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.finemesh.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"L\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xd0\x05\n\x0cModelService\x12g\n\x0eListBaseModels\x12).finemesh.models.v1.ListBaseModelsRequest\x1a*.finemesh.models.v1.ListBaseModelsResponse\x12\x61\n\x0cGetBaseModel\x12\'.finemesh.models.v1.GetBaseModelRequest\x1a(.finemesh.models.v1.GetBaseModelResponse\x12l\n\x0fImportBaseModel\x12*.finemesh.models.v1.ImportBaseModelRequest\x1a+.finemesh.models.v1.ImportBaseModelResponse(\x01\x12[\n\nListModels\x12%.finemesh.models.v1.ListModelsRequest\x1a&.finemesh.models.v1.ListModelsResponse\x12U\n\x08GetModel\x12#.finemesh.models.v1.GetModelRequest\x1a$.finemesh.models.v1.GetModelResponse\x12^\n\x0b\x44\x65leteModel\x12&.finemesh.models.v1.DeleteModelRequest\x1a\'.finemesh.models.v1.DeleteModelResponse\x12r\n\x11\x44ownloadModelFile\x12,.finemesh.models.v1.DownloadModelFileRequest\x1a-.finemesh.models.v1.DownloadModelFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,27 +43,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTBASEMODELREQUEST']._serialized_start=374
   _globals['_IMPORTBASEMODELREQUEST']._serialized_end=541
   _globals['_IMPORTBASEMODELHEADER']._serialized_start=543
-  _globals['_IMPORTBASEMODELHEADER']._serialized_end=600
-  _globals['_IMPORTBASEMODELFILE']._serialized_start=602
-  _globals['_IMPORTBASEMODELFILE']._serialized_end=673
-  _globals['_IMPORTBASEMODELRESPONSE']._serialized_start=675
-  _globals['_IMPORTBASEMODELRESPONSE']._serialized_end=751
-  _globals['_LISTMODELSREQUEST']._serialized_start=753
-  _globals['_LISTMODELSREQUEST']._serialized_end=827
-  _globals['_LISTMODELSRESPONSE']._serialized_start=829
-  _globals['_LISTMODELSRESPONSE']._serialized_end=917
-  _globals['_GETMODELREQUEST']._serialized_start=919
-  _globals['_GETMODELREQUEST']._serialized_end=950
-  _globals['_GETMODELRESPONSE']._serialized_start=952
-  _globals['_GETMODELRESPONSE']._serialized_end=1012
-  _globals['_DELETEMODELREQUEST']._serialized_start=1014
-  _globals['_DELETEMODELREQUEST']._serialized_end=1048
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1050
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1071
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1073
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1149
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1151
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1193
-  _globals['_MODELSERVICE']._serialized_start=1196
-  _globals['_MODELSERVICE']._serialized_end=1916
+  _globals['_IMPORTBASEMODELHEADER']._serialized_end=647
+  _globals['_IMPORTBASEMODELFILE']._serialized_start=649
+  _globals['_IMPORTBASEMODELFILE']._serialized_end=720
+  _globals['_IMPORTBASEMODELRESPONSE']._serialized_start=722
+  _globals['_IMPORTBASEMODELRESPONSE']._serialized_end=798
+  _globals['_LISTMODELSREQUEST']._serialized_start=800
+  _globals['_LISTMODELSREQUEST']._serialized_end=874
+  _globals['_LISTMODELSRESPONSE']._serialized_start=876
+  _globals['_LISTMODELSRESPONSE']._serialized_end=964
+  _globals['_GETMODELREQUEST']._serialized_start=966
+  _globals['_GETMODELREQUEST']._serialized_end=997
+  _globals['_GETMODELRESPONSE']._serialized_start=999
+  _globals['_GETMODELRESPONSE']._serialized_end=1059
+  _globals['_DELETEMODELREQUEST']._serialized_start=1061
+  _globals['_DELETEMODELREQUEST']._serialized_end=1095
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1097
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1118
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1120
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1196
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1198
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1240
+  _globals['_MODELSERVICE']._serialized_start=1243
+  _globals['_MODELSERVICE']._serialized_end=1963
 # @@protoc_insertion_point(module_scope)

@@ -163,19 +163,29 @@ class ImportBaseModelHeader(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    TOOL_PARSER_FIELD_NUMBER: _builtins.int
+    REASONING_PARSER_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The id in the catalogue, for example `finemesh/demo-llama`: two parts of letters, digits, `-`, `_`, `.`."""
     source: _builtins.str
     """Where the files come from, up to 300 visible ASCII characters; shown with the model."""
+    tool_parser: _builtins.str
+    """What reads calls of tools from its answers, by vLLM's name, or `none`. Empty means what the chat template tells."""
+    reasoning_parser: _builtins.str
+    """What tells the thoughts of its answers from their text, by vLLM's name, or `none`. Empty means what the chat template
+    tells.
+    """
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         source: _builtins.str = ...,
+        tool_parser: _builtins.str = ...,
+        reasoning_parser: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

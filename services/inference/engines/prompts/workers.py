@@ -1,4 +1,4 @@
-"""Keeps the processes that render a model's prompts. Not pure: processes, sockets.
+"""Keeps the processes that work on a stranger's texts: render prompts, read answers. Not pure: processes, sockets.
 
 Each question is answered within its time, or its process is killed. It refuses to know what is asked.
 """
@@ -22,7 +22,7 @@ from services.inference.engines.prompts.frames import FORK, HEAD, KILL, ORDER, K
 
 log = structlog.get_logger()
 
-_PROGRAM = "services.inference.engines.prompts.render_program"
+RENDER_PROGRAM = "services.inference.engines.prompts.render_program"
 _LINE_BYTES_MAX = 1 << 16
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -48,8 +48,13 @@ class Workers:
     """`start`, then `ask`, then `stop`. A worker that is killed is replaced; when the process that forks them has died,
     the next question starts another one."""
 
-    def __init__(self, model_path: Path, limits: WorkerLimits) -> None:
+    def __init__(
+        self, model_path: Path, limits: WorkerLimits, *, program: str = RENDER_PROGRAM, arguments: tuple[str, ...] = ()
+    ) -> None:
+        """`arguments` follow those that every such program has."""
         self._model_path = model_path
+        self._program = program
+        self._arguments = arguments
         self._limits = limits
         self._long = asyncio.Semaphore(max(1, limits.count - 1))
         self._free: asyncio.Queue[_Worker] = asyncio.Queue()
@@ -142,10 +147,10 @@ class Workers:
             self._fork(ours)
 
     async def _spawn(self, descriptor: int) -> Spawned:
-        arguments = (str(descriptor), str(self._model_path), str(self._limits.memory_bytes_max))
+        arguments = (str(descriptor), str(self._model_path), str(self._limits.memory_bytes_max), *self._arguments)
         seen = harmless_environment(os.environ) | _ENVIRONMENT
         return await spawn_module(
-            _PROGRAM, arguments, environment=seen, line_bytes_max=_LINE_BYTES_MAX, pass_fds=(descriptor,)
+            self._program, arguments, environment=seen, line_bytes_max=_LINE_BYTES_MAX, pass_fds=(descriptor,)
         )
 
     async def _loading_problem(self, leader: Spawned) -> str | None:
