@@ -43,6 +43,7 @@ from services.inference.engines.base import (
     EngineFailed,
     EngineSettings,
     GenerateRequest,
+    PromptFailed,
 )
 from services.inference.engines.in_process import ENDED, InProcessEngine
 from services.inference.engines.parent_watch import DieWithParent
@@ -183,7 +184,7 @@ class VllmEngine(InProcessEngine):
                 await reader.close()
 
     async def _warm_answers(self) -> None:
-        with suppress(EngineFailed):
+        with suppress(PromptFailed):
             await self._answers.start()
 
     async def score(self, token_ids: Sequence[int], adapter_revision: str | None) -> tuple[float | None, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.inference.engines.answer_chunks import Chunk, FinishReason, Usage
-from services.inference.engines.answer_form import AnswerForm, AnswerParsers, ToolUse
+from services.inference.engines.answer_form import AnswerForm, AnswerParsers, ResponseKind, ToolUse
 from services.inference.engines.answers.answer_reading import AnswerReader, AnswerReading, ReadingLimits
-from services.inference.engines.base import RequestInvalid
+from services.inference.engines.base import PromptFailed, RequestInvalid
+from services.inference.engines.prompts.frames import WORDS_BYTES_MAX
 
 LIMITS = ReadingLimits(part_s_max=60, answer_s_max=60, form_s_max=60, memory_bytes_max=1 << 30, load_s_max=300)
 TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},)
@@ -134,3 +136,36 @@ async def test_an_answer_that_takes_too_long_becomes_its_own_text(reading: Answe
     await hasty.close()
     found = [first, *[await beside.read(chunk) for chunk in chunks[1:]]]
     assert (await read(_Told(found), found)) == READ  # type: ignore[arg-type]
+
+
+async def test_what_takes_too_long_to_prepare_is_refused(reading: AnswerReading) -> None:
+    reading._limits = replace(LIMITS, form_s_max=1e-6)
+    try:
+        with pytest.raises(RequestInvalid, match="guide_s_max") as caught:
+            await reading.guide(AnswerForm(response=ResponseKind.JSON_OBJECT))
+    finally:
+        reading._limits = LIMITS
+    assert caught.value.field_name == "response_format"
+    assert (await reading.guide(AnswerForm(response=ResponseKind.JSON_OBJECT))).structured
+
+
+async def test_many_large_tools_have_a_grammar(reading: AnswerReading) -> None:
+    """Whose description is longer than most answers of such a process."""
+    parameters = {"type": "object", "properties": {"town": {"enum": [f"town {number}" for number in range(400)]}}}
+    tools = tuple(
+        {"type": "function", "function": {"name": f"tool_{number}", "parameters": parameters}} for number in range(128)
+    )
+    guide = await reading.guide(AnswerForm(tools=tools, tool_use=ToolUse.REQUIRED))
+    assert guide.structured is not None and len(guide.structured["structural_tag"]) > WORDS_BYTES_MAX // 2
+
+
+async def test_a_parser_that_lacks_its_tokens_says_so_and_is_not_tried_at_every_call(base_model: Path) -> None:
+    broken = AnswerReading(AnswerParsers(tool="mistral"), LIMITS)
+    broken.open(base_model)
+    with pytest.raises(PromptFailed, match="mistral") as caught:
+        await broken.guide(FORM)
+    assert broken._problem is not None
+    with pytest.raises(PromptFailed) as again:
+        await broken.guide(FORM)
+    assert str(again.value) == str(caught.value)
+    await broken.stop()

@@ -17,6 +17,7 @@ from finemesh.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from tests.contract.inference.conftest import BASE, World
 from tests.contract.inference.scripted_billing import INPUT_NANOS_USD, OUTPUT_NANOS_USD
 from tests.contract.inference.test_chat import HELLO, metered
+from tests.harness.polling import eventually
 
 WEATHER = pb.Tool(declaration=json.dumps({"type": "function", "function": {"name": "weather"}}))
 
@@ -103,6 +104,19 @@ async def test_an_object_and_thoughts_come_apart_from_the_text(world: World) -> 
     (answer,) = await both_doors(world, response_format=json_object, enable_thinking=True)
     assert isinstance(json.loads(answer.message.content), dict)
     assert answer.message.reasoning
+
+
+async def test_choices_that_are_left_early_are_metered_for_what_they_used(world: World) -> None:
+    stub = InferenceServiceStub(world.channel)
+    sampling = pb.SamplingParameters(choices=3, output_tokens_max=60, ignore_eos=True)
+    with world.caller():
+        call = stub.StreamChat(inference.StreamChatRequest(model=BASE, messages=HELLO, sampling=sampling))
+        first: Any = await call.read()
+        call.cancel()
+    records = await eventually(lambda: metered(world), lambda found: first.generation_id in found)
+    record = records[first.generation_id]
+    assert record.input_tokens == 6
+    assert 0 < record.output_tokens <= 3 * 60
 
 
 async def test_all_choices_are_reserved_before_the_first_token(world: World) -> None:

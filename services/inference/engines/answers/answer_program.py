@@ -26,10 +26,11 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from services.inference.engines.answers.answer_questions import HARMONY, Refused, form_fields
 from services.inference.engines.prompts.forking import lead
-from services.inference.engines.prompts.frames import Kind, pack_words, unpack_question
+from services.inference.engines.prompts.frames import Kind, pack_answer, pack_words, unpack_question
 
 _WORDS_CHARS_MAX = 500
 _WHITESPACE_MAX = 32
+_GRAMMAR_CACHE_BYTES = 64 << 20
 
 
 class AnswerReader:
@@ -38,6 +39,8 @@ class AnswerReader:
     def __init__(self, tokenizer: Any, tool: str, reasoning: str, seconds_max: float) -> None:
         self._tokenizer = tokenizer
         self._seconds_max = seconds_max
+        # Made once, and shared with every successor.
+        self._tokens = xgrammar.TokenizerInfo.from_huggingface(tokenizer)
         self._answers: dict[str, _Answer] = {}
         self._tool = tool
         self._reasoning = reasoning
@@ -45,14 +48,14 @@ class AnswerReader:
     def answered(self, body: bytes) -> bytes:
         """As `answer`. What goes wrong is told, and the process goes on: it holds no state but parsers."""
         try:
-            return pack_words(Kind.TEXTS, json.dumps(self.answer(unpack_question(body))))
+            return _packed(self.answer(unpack_question(body)))
         except MemoryError:
             raise
         except Refused as refused:
             return pack_words(Kind.REFUSED, json.dumps([refused.field, refused.problem]))
         except Exception as error:
             # Whatever a parser raises for what a model wrote.
-            return pack_words(Kind.TEXTS, json.dumps({"failed": f"{type(error).__name__}: {error}"[:_WORDS_CHARS_MAX]}))
+            return _packed({"failed": f"{type(error).__name__}: {error}"[:_WORDS_CHARS_MAX]})
 
     def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         match question["do"]:
@@ -126,7 +129,7 @@ class AnswerReader:
 
     @functools.cached_property
     def _compiler(self) -> Any:
-        return xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(self._tokenizer), max_threads=1)
+        return xgrammar.GrammarCompiler(self._tokens, max_threads=1, cache_limit_bytes=_GRAMMAR_CACHE_BYTES)
 
 
 class _Answer:
@@ -149,6 +152,10 @@ class _Answer:
             "reasoning": found.reasoning or "",
             "calls": [[call.index, call.id or "", *_function(call.function)] for call in found.tool_calls],
         }
+
+
+def _packed(answer: Mapping[str, Any]) -> bytes:
+    return pack_answer(Kind.TEXTS, json.dumps(answer).encode())
 
 
 def _bound_whitespace(form: Any) -> None:

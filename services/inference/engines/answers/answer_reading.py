@@ -19,11 +19,14 @@ from services.inference.engines.answer_chunks import Chunk, FinishReason, ToolCa
 from services.inference.engines.answer_form import AnswerForm, AnswerParsers, ResponseKind
 from services.inference.engines.answers.answer_questions import packed_form
 from services.inference.engines.base import EngineError, EngineFailed, PromptFailed, PromptTooCostly, RequestInvalid
-from services.inference.engines.prompts.frames import WORDS_BYTES_MAX, Kind, pack_question
+from services.inference.engines.prompts.frames import Kind, pack_question
 from services.inference.engines.prompts.workers import WorkerLimits, Workers
 
 log = structlog.get_logger()
 
+# A replayed answer or the grammar of many tools; a question is bounded by what callers may send.
+ANSWER_BYTES_MAX = 16 << 20
+LOAD_PAUSE_S = 60.0
 PROGRAM = "services.inference.engines.answers.answer_program"
 
 
@@ -55,6 +58,8 @@ class AnswerReading:
         self._limits = limits
         self._workers: Workers | None = None
         self._turn = asyncio.Lock()
+        # Why the process did not start, and until when that is believed.
+        self._problem: tuple[str, float] | None = None
 
     def open(self, tokenizer: Path) -> None:
         """Where the process finds the tokenizer; nothing starts."""
@@ -67,9 +72,10 @@ class AnswerReading:
         )
 
     async def start(self) -> None:
-        """Loads the parsers ahead of the first answer. EngineFailed when they cannot be loaded."""
+        """Loads the parsers ahead of the first answer. PromptFailed when they cannot be loaded."""
         if self._workers is not None and (self._parsers.tool or self._parsers.reasoning):
-            await self._workers.start()
+            async with self._turn:
+                await self._load(self._workers)
 
     async def stop(self) -> None:
         if self._workers is not None:
@@ -88,7 +94,7 @@ class AnswerReading:
         field_name = "response_format" if form.response is not ResponseKind.TEXT else "tools"
         try:
             answer = await self.ask({"do": "form", "form": packed_form(form)}, self._limits.form_s_max)
-        except (PromptTooCostly, PromptFailed) as error:
+        except PromptTooCostly as error:
             limit = f"{self._limits.form_s_max:g} s (guide_s_max) or more memory than it may"
             raise RequestInvalid(field_name, f"takes more than {limit} to prepare; make it smaller") from error
         if "failed" in answer:
@@ -107,8 +113,9 @@ class AnswerReading:
         if self._workers is None:
             raise EngineFailed("the engine is not running")
         async with self._turn:
+            await self._load(self._workers)
             kind, body = await self._workers.ask(
-                pack_question(question), seconds_max, is_long=False, answer_bytes_max=WORDS_BYTES_MAX
+                pack_question(question), seconds_max, is_long=False, answer_bytes_max=ANSWER_BYTES_MAX
             )
         if kind is Kind.REFUSED:
             field_name, problem = json.loads(body)
@@ -117,6 +124,19 @@ class AnswerReading:
             raise PromptFailed("the process that reads answers gave none")
         answer: dict[str, Any] = json.loads(body)
         return answer
+
+    async def _load(self, workers: Workers) -> None:
+        """Starts the process, or says why it did not start a moment ago: each attempt takes a dozen seconds."""
+        now_s = asyncio.get_running_loop().time()
+        if self._problem is not None and now_s < self._problem[1]:
+            raise PromptFailed(self._problem[0])
+        try:
+            await workers.start()
+        except EngineFailed as error:
+            named = " and ".join(filter(None, (self._parsers.tool, self._parsers.reasoning))) or "none"
+            problem = f"what reads this model's answers (parsers: {named}) cannot be loaded: {error}"
+            self._problem = problem, asyncio.get_running_loop().time() + LOAD_PAUSE_S
+            raise PromptFailed(problem) from error
 
 
 @dataclass(kw_only=True)
