@@ -123,7 +123,7 @@ def _of_steps(given: Hyperparameters, sequence_count: int, step_count: int) -> I
     if step_count == 1:
         yield SettingWarning(
             field=f"{_AT}.batch_size",
-            description=f"the whole run is one step: all {_counted(sequence_count)} fit into a batch of {per_step}, and"
+            description=f"the whole run is one step: a batch of {per_step} takes {_all(sequence_count)} at once, and"
             " one update teaches hardly anything",
             cure=smaller,
         )
@@ -232,8 +232,8 @@ def _sequences_per_step(given: Hyperparameters) -> int:
     return given.batch_size * given.gradient_accumulation_steps
 
 
-def _counted(count: int) -> str:
-    return f"{count} sequence{'' if count == 1 else 's'}"
+def _all(count: int) -> str:
+    return "the only sequence" if count == 1 else f"all {count} sequences"
 
 
 def _are(count: int) -> str:

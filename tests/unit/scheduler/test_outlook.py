@@ -65,7 +65,7 @@ def test_eight_short_rows_in_one_sequence_are_one_step() -> None:
     found = warned(8, 1, warmup_ratio=0.05)
     assert set(found) == {"batch_size"}
     description, cure = found["batch_size"]
-    assert "the whole run is one step: all 1 sequence fit into a batch of 8" in description
+    assert "the whole run is one step: a batch of 8 takes the only sequence at once" in description
     assert cure == (
         "lower batch_size, or set packing to false, so that each row is a sequence of its own, or raise epochs"
     )
