@@ -20,9 +20,9 @@ _running = False
 
 @contextlib.contextmanager
 def bounded_rendering() -> Iterator[None]:
-    """Raises ModelFault in the block when it takes more."""
+    """Raises ModelFault in the block when it takes more. Renderings inside of a bounded block share its bound."""
     global _running
-    if threading.current_thread() is not threading.main_thread():
+    if _running or threading.current_thread() is not threading.main_thread():
         yield
         return
     if signal.getsignal(signal.SIGVTALRM) is not _interrupt:

@@ -121,7 +121,7 @@ def test_a_template_that_loops_is_refused(
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (base / "chat_template.jinja").write_text(
         f"{{% if {when} %}}{loop}{{% endif %}}"
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}.\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]

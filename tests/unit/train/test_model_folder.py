@@ -11,7 +11,7 @@ import pytest
 from formats.rows import Conversation, Message
 from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.template import ChatTemplate
-from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
+from services.trainer.train.data.tokens.template_refusals import TemplateRefusal
 from services.trainer.train.settings.failures import Failure
 
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -66,7 +66,7 @@ def test_rows_with_tools_are_rendered_by_the_template_that_is_named_for_them(
     shutil.copytree(model_directory, folder)
     (folder / "chat_template.jinja").unlink()
     every = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt "
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}.{% endfor %}{% if add_generation_prompt "
         "%}[assistant]{% endif %}"
     )
     named = [{"name": "default", "template": every}, {"name": "tool_use", "template": "{{ tools | tojson }}" + every}]
@@ -89,7 +89,7 @@ def test_rows_with_tools_are_rendered_by_the_template_that_is_named_for_them(
             template.trained_spans(row, train_on_inputs=False)
         return
     text, spans = template.trained_spans(row, train_on_inputs=False)
-    assert [text[start:end] for start, end in spans] == ["3"]
+    assert [text[start:end] for start, end in spans] == ["3."]
     (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": named[:1]}))
     assert open_model_folder(folder).template_sha256 != opened.template_sha256
 

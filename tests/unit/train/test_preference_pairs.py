@@ -134,7 +134,7 @@ def test_what_a_template_drops_is_said_once_and_where_it_stands(
     model_folder: ModelFolder, tmp_path: Path, row: dict[str, Any], places: list[str]
 ) -> None:
     source = (
-        "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}.{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     path = tmp_path / "rows.jsonl"

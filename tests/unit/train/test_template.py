@@ -8,8 +8,8 @@ from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Instruction, Message
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
-from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
-from services.trainer.train.data.tokens.template_coverage import TemplateRefusal
+from services.trainer.train.data.tokens.template import ChatTemplate, check_template
+from services.trainer.train.data.tokens.template_refusals import TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.settings.failures import Failure
 
@@ -60,15 +60,34 @@ def test_training_on_inputs_takes_everything_but_weight_zero() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     source = "{{ messages | length }}" + CHATML
-    with pytest.raises(TemplateRefusal, match="beginning of the whole"):
+    with pytest.raises(TemplateRefusal, match=r"asks with '2<.*give earlier answers weight 0") as caught:
         trained_texts(source, TALK)
+    assert caught.value.part == 2
 
 
-def test_a_template_without_a_generation_prompt_is_refused() -> None:
-    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {}, TODAY)
-    with pytest.raises(Failure, match="generation prompt") as caught:
-        check_generation_prompt(template)
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("{% for m in messages %}{{ m.role + ':' + m.content + '.' }}{% endfor %}", "no generation prompt"),
+        ("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}", "nothing between a question and its answer"),
+        (CHATML.replace("<|im_end|>", ""), "nothing behind an answer"),
+        (
+            CHATML.replace("assistant\n", "assistant\n<think>\n").replace(".content", ".content.split('</think>')[-1]"),
+            "asks with '<think>",
+        ),
+        ("{{ messages[7].content }}", "chat template accepts"),
+    ],
+    ids=["header", "question", "end", "thought", "refuses"],
+)
+def test_a_template_under_which_no_answer_can_be_learned_is_refused(source: str, why: str) -> None:
+    with pytest.raises(Failure, match=why) as caught:
+        check_template(ChatTemplate(source, {}, TODAY))
     assert caught.value.reason == "MODEL_INVALID"
+
+
+def test_a_template_that_refuses_answers_is_left_to_the_rows() -> None:
+    source = "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    check_template(ChatTemplate(source, {}, TODAY))
 
 
 @pytest.mark.parametrize(

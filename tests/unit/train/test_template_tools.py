@@ -11,7 +11,8 @@ from formats.messages import read_messages
 from formats.row_errors import LineFaults, RowErrors
 from formats.rows import Conversation, Message, ToolCall
 from services.trainer.train.data.tokens.template import ChatTemplate
-from services.trainer.train.data.tokens.template_coverage import TemplateRefusal, check_answer
+from services.trainer.train.data.tokens.template_coverage import check_answer
+from services.trainer.train.data.tokens.template_refusals import TemplateRefusal
 
 TODAY = date(2024, 7, 26)
 TEMPLATES = Path(__file__).parents[2] / "assets" / "templates"

@@ -13,7 +13,7 @@ from formats.row_errors import RowErrors
 from formats.rows import Features, Format, Preference, Row
 from services.trainer.train.data.tokens.preference_pairs import pair_block
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
-from services.trainer.train.data.tokens.template import ChatTemplate, check_generation_prompt
+from services.trainer.train.data.tokens.template import ChatTemplate, check_template
 from services.trainer.train.data.tokens.token_rows import TokenBlock
 from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.spec import TrainOnInputs
@@ -116,7 +116,7 @@ def _row_tokenizer(kind: Format, rules: ChunkRules) -> RowTokenizer:
     # A base without a template takes feedback on plain text.
     if kind in ("conversation", "preference") or (kind == "feedback" and rules.folder.template_source is not None):
         template = ChatTemplate.of(rules.folder, date.fromisoformat(rules.template_date))
-        check_generation_prompt(template)
+        check_template(template)
     # Answers alone are compared and judged, whatever the setting for inputs is.
     answers_only = kind in ("preference", "feedback")
     return RowTokenizer(rules.folder, template, False if answers_only else rules.train_on_inputs)

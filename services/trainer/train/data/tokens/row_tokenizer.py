@@ -15,8 +15,9 @@ from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Feedback, Instruction, Preference, Row, Text, Tokens
 from services.trainer.train.data.tokens.base_tokenizer import eos_id_of, no_template, without_offset_trimming
-from services.trainer.train.data.tokens.template import ChatTemplate, Span
-from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal
+from services.trainer.train.data.tokens.field_marks import Span
+from services.trainer.train.data.tokens.template import ChatTemplate
+from services.trainer.train.data.tokens.template_refusals import TOOLS, TemplateRefusal
 from services.trainer.train.data.tokens.token_rows import KeptRows, TokenBlock, TokenRow, TokenRows, token_block
 from services.trainer.train.settings.failures import Failure, Violation, user_failure
 from services.trainer.train.settings.spec import TrainOnInputs
@@ -196,11 +197,11 @@ def _encoded(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = False) -
 
 
 def _marks(encoding: Encoding, spans: list[Span]) -> NDArray[np.bool_]:
-    """A token is labelled when it begins inside a span: one that the prompt shares is the prompt's."""
-    marks = np.zeros(len(encoding.ids), np.bool_)
+    """A token is labelled when it begins inside a span: one that the prompt shares is the prompt's. Spans come in
+    order."""
     if not spans:
-        return marks
+        return np.zeros(len(encoding.ids), np.bool_)
     starts = np.array([start for start, _ in encoding.offsets], np.int64)
-    for start, end in spans:
-        marks |= (starts >= start) & (starts < end)
-    return marks
+    begins, ends = np.array(spans, np.int64).T
+    before = np.searchsorted(begins, starts, side="right") - 1
+    return np.asarray((before >= 0) & (starts < ends[before]), np.bool_)

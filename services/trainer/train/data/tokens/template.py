@@ -3,26 +3,25 @@
 It knows no tokenizer, and leaves the rendering to formats/prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from formats.prompts.chat_template import TemplateRenderer
 from formats.prompts.faults import RenderingRefused, broken_template
 from formats.prompts.model_folder import ModelFolder
 from formats.prompts.plain_messages import plain
+from formats.prompts.render_time import bounded_rendering
 from formats.rows import Conversation, Message, ToolCall
 from services.trainer.train.data.tokens.base_tokenizer import models_fault, no_template
-from services.trainer.train.data.tokens.template_coverage import TOOLS, TemplateRefusal, check_answer, check_context
+from services.trainer.train.data.tokens.field_marks import Span
+from services.trainer.train.data.tokens.spans import RenderedRow
+from services.trainer.train.data.tokens.template_coverage import check_answer, check_context
+from services.trainer.train.data.tokens.template_refusals import ANOTHER, TOOLS, TemplateRefusal
+from services.trainer.train.data.tokens.turn_marks import CALL_ID, TOOL, TurnMarks
 
-Span = tuple[int, int]
-
-# An opening of the last turn that a template leaves out of earlier ones, in characters.
-OPENING_LENGTH_MAX = 256
-# A tool, and an id of a call of it that strict templates take, to see what a template makes of them.
-_TOOL = {"type": "function", "function": {"name": "lookup", "description": "", "parameters": {"type": "object"}}}
-_CALL_ID = "call00001"
+_QUESTION = Message(role="user", content="question")
 
 
 class ChatTemplate:
@@ -36,6 +35,9 @@ class ChatTemplate:
     ) -> None:
         with models_fault():
             self._renderer = TemplateRenderer(source, special_tokens, today, tools_source)
+        self.turn_marks = TurnMarks(self.render_plain, special_tokens)
+        self.sought_texts = cache(lambda with_tools: self._renderer.sought_texts(with_tools=with_tools))
+        self.marks_generation = cache(lambda with_tools: self._renderer.marks_generation(with_tools=with_tools))
 
     @classmethod
     def of(cls, folder: ModelFolder, today: date) -> "ChatTemplate":
@@ -48,46 +50,50 @@ class ChatTemplate:
         self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
     ) -> str:
         """Raises TemplateRefusal, and Failure for a template that takes too long."""
+        return self.render_plain([plain(message) for message in messages], add_generation_prompt, tools, {})
+
+    def render_plain(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        asking: bool,
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, str],
+    ) -> str:
+        """As `render`, of messages as templates take them. `asking` adds the generation prompt."""
         try:
             with models_fault():
-                return self._renderer.render(
-                    [plain(message) for message in messages], tools=tools, add_generation_prompt=add_generation_prompt
-                )
+                return self._renderer.render(messages, tools=tools, add_generation_prompt=asking, variables=variables)
         except RenderingRefused as refusal:
             raise TemplateRefusal(str(refusal)) from refusal
 
     def trained_spans(self, row: Conversation, *, train_on_inputs: bool) -> tuple[str, list[Span]]:
-        """The whole text and the character spans that carry loss: what the assistant says after the generation prompt
-        (reasoning, words and tool calls), with its end-of-turn marker. Messages of weight 0 carry none."""
+        """The whole text and the character spans that carry loss: what the assistant says after the prompt that a
+        server renders for it (reasoning, words and tool calls), with what ends its turn. Messages of weight 0 carry
+        none."""
+        with models_fault(), bounded_rendering():
+            return self._spans(row, train_on_inputs)
+
+    def _spans(self, row: Conversation, train_on_inputs: bool) -> tuple[str, list[Span]]:
         if row.tools and not self._takes_tools:
             raise TemplateRefusal("a chat template that takes tools; the one of this base model leaves them out", TOOLS)
-        text = self.render(row.messages, tools=row.tools, add_generation_prompt=False)
+        entries = [plain(message) for message in row.messages]
+        text = self.render_plain(entries, False, row.tools, {})
         check_context(text, row.messages, row.tools)
-        if train_on_inputs and all(message.weight for message in row.messages):
-            for index, message in enumerate(row.messages):
-                check_answer(text, index, message)
-            return text, [(0, len(text))]
-        spans: list[Span] = []
-        start = 0
+        rendered = RenderedRow(self, row, entries, text)
+        if not train_on_inputs:
+            return text, rendered.answer_spans()
+        if not all(message.weight for message in row.messages):
+            return text, rendered.message_spans()
         for index, message in enumerate(row.messages):
-            if not train_on_inputs and (message.role != "assistant" or not message.weight):
-                continue
-            if not train_on_inputs:
-                prompt = self.render(row.messages[:index], tools=row.tools, add_generation_prompt=True) if index else ""
-                start = _prefix_length(text, prompt, index)
-            end = self._end(text, start, row, index)
-            if message.weight:
-                check_answer(text[start:end], index, message)
-                spans.append((start, end))
-            start = end
-        return text, spans
+            check_answer(text, index, message)
+        return text, [(0, len(text))]
 
     @cached_property
     def supports_tools(self) -> bool:
         """Whether a row with a tool, a call of it, its result and an answer can be trained."""
-        call = ToolCall(id=_CALL_ID, name="lookup", arguments={"word": "finemesh"})
+        call = ToolCall(id=CALL_ID, name="lookup", arguments={"word": "finemesh"})
         calls = Message(role="assistant", content="", tool_calls=(call,))
-        return self._trains(calls, Message(role="tool", content="a result", tool_call_id=_CALL_ID), tools=(_TOOL,))
+        return self._trains(calls, Message(role="tool", content="a result", tool_call_id=CALL_ID), tools=(TOOL,))
 
     @cached_property
     def supports_reasoning(self) -> bool:
@@ -95,13 +101,10 @@ class ChatTemplate:
         return self._trains(reasoning="because of this")
 
     def _trains(self, *between: Message, tools: tuple[dict[str, Any], ...] = (), reasoning: str | None = None) -> bool:
-        question, answer = (
-            Message(role="user", content="question"),
-            Message(role="assistant", content="answer", reasoning=reasoning),
-        )
+        answer = Message(role="assistant", content="answer", reasoning=reasoning)
         try:
             self.trained_spans(
-                Conversation(line=1, messages=(question, *between, answer), tools=tools), train_on_inputs=False
+                Conversation(line=1, messages=(_QUESTION, *between, answer), tools=tools), train_on_inputs=False
             )
         except TemplateRefusal:
             return False
@@ -109,48 +112,59 @@ class ChatTemplate:
 
     @cached_property
     def _takes_tools(self) -> bool:
-        question = [Message(role="user", content="question")]
         try:
-            with_tool = self.render(question, tools=[_TOOL], add_generation_prompt=True)
+            with_tool = self.render([_QUESTION], tools=[TOOL], add_generation_prompt=True)
         except TemplateRefusal:
             # Rows that have tools get the reason of the refusal.
             return True
-        return with_tool != self.render(question, add_generation_prompt=True)
-
-    def _end(self, text: str, start: int, row: Conversation, index: int) -> int:
-        """Where message `index`, which begins at `start`, ends in the whole text."""
-        message = row.messages[index]
-        alone = self.render(row.messages[: index + 1], tools=row.tools, add_generation_prompt=False)
-        if text.startswith(alone) or message.role != "assistant" or not alone.startswith(text[:start]):
-            return _prefix_length(text, alone, index)
-        # Some templates open the last answer with a block of (empty) reasoning and leave it out of earlier ones. Such a
-        # turn stands in the whole text as it stands alone, less that opening.
-        body = message.content.strip() or (message.tool_calls[0].name if message.tool_calls else "")
-        body_at = alone.find(body, start) if body else -1
-        for opening_end in range(start, min(body_at, start + OPENING_LENGTH_MAX) + 1):
-            if text.startswith(alone[opening_end:], start):
-                return start + len(alone) - opening_end
-        return _prefix_length(text, alone, index)
+        return with_tool != self.render([_QUESTION], add_generation_prompt=True)
 
 
-def _prefix_length(text: str, prefix: str, index: int) -> int:
-    if not text.startswith(prefix):
-        raise TemplateRefusal(
-            f"a chat template that renders a conversation up to message {index} as the beginning of the whole",
-            index,
-        )
-    return len(prefix)
-
-
-def check_generation_prompt(template: ChatTemplate) -> None:
-    """Refuses a template that cannot ask for an answer: there the mask would cover the answer's header and the tuned
-    model would be asked in another way than it learned."""
-    question = [Message(role="user", content="question")]
+def check_template(template: ChatTemplate) -> None:
+    """Raises Failure(user, MODEL_INVALID) for a template under which no answer can be told from its question, or none
+    ever ends: the tuned model would be asked in another way than it learned, or not stop."""
+    answers = (
+        Message(role="assistant", content="answer"),
+        Message(role="assistant", content="answer", reasoning="thought"),
+        Message(role="assistant", content="<think>\nthought\n</think>\n\nanswer"),
+    )
     with models_fault():
         try:
-            with_prompt = template.render(question, add_generation_prompt=True)
-            without = template.render(question, add_generation_prompt=False)
+            prompt = template.render([_QUESTION], add_generation_prompt=True)
+            asks = prompt != template.render([_QUESTION], add_generation_prompt=False)
         except TemplateRefusal as refusal:
             raise broken_template(str(refusal)) from refusal
-        if with_prompt == without:
-            raise broken_template("it has no generation prompt (add_generation_prompt changes nothing)")
+        refused: TemplateRefusal | None = None
+        for answer in answers:
+            row = Conversation(line=1, messages=(_QUESTION, answer))
+            try:
+                text, spans = template.trained_spans(row, train_on_inputs=False)
+            except TemplateRefusal as refusal:
+                refused = refused or refusal
+                continue
+            if why := _unfit(prompt, asks, text, spans):
+                raise broken_template(why)
+            return
+        if refused is not None and not _refuses_itself(template):
+            raise broken_template(f"no answer can be trained under it; expected {refused}")
+
+
+def _unfit(prompt: str, asks: bool, text: str, spans: Sequence[Span]) -> str | None:
+    said = "".join(text[start:end] for start, end in spans)
+    before, _, behind = said.rpartition("answer")
+    if not asks and before.strip():
+        return f"it has no generation prompt, and begins answers with {before!r}: {ANOTHER}"
+    if not prompt.rpartition("question")[2].strip() and not before.strip():
+        return f"it writes nothing between a question and its answer: {ANOTHER}"
+    if not behind.strip():
+        return f"it writes nothing behind an answer, so that a tuned model would never stop: {ANOTHER}"
+    return None
+
+
+def _refuses_itself(template: ChatTemplate) -> bool:
+    """Whether it takes no such conversation at all: then rows get the reason that it gives."""
+    try:
+        template.render([_QUESTION, Message(role="assistant", content="answer")], add_generation_prompt=False)
+    except TemplateRefusal:
+        return True
+    return False
