@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from formats.prompts.model_folder import ModelFolder
 from formats.row_errors import RowErrors
 from formats.rows import Conversation, Feedback, Instruction, Preference, Row, Text, Tokens
+from services.trainer.train.data.tokens.answer_tokens import AnswerTokens
 from services.trainer.train.data.tokens.base_tokenizer import eos_id_of, no_template, without_offset_trimming
 from services.trainer.train.data.tokens.field_marks import Span
 from services.trainer.train.data.tokens.template import ChatTemplate
@@ -33,6 +33,7 @@ class RowTokenizer:
     def __init__(self, folder: ModelFolder, template: ChatTemplate | None, train_on_inputs: TrainOnInputs) -> None:
         self._tokenizer = folder.tokenizer
         self._exact_offsets = without_offset_trimming(folder.tokenizer)
+        self._answers = AnswerTokens(self._exact_offsets)
         self._template = template
         self._opening_ids = folder.opening_ids
         self._eos_id = eos_id_of(folder)
@@ -113,9 +114,10 @@ class RowTokenizer:
         # The template writes every special token itself, as it does at inference.
         texts = [text for _, text, _ in rendered]
         encodings = _encoded(self._exact_offsets, texts, offsets=True)
-        for encoding, (row, _, spans) in zip(encodings, rendered, strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            yield TokenRow(line=row.line, ids=ids, labelled=_marks(encoding, spans), weight=row.weight)
+        answers = not self._train_on_inputs
+        for encoding, (row, text, spans) in zip(encodings, rendered, strict=True):
+            ids, marks = self._answers.ids_and_marks(text, encoding, spans, answers=answers)
+            yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
 
     def _instructions(self, rows: list[Instruction]) -> Iterator[TokenRow]:
         # Prompt and completion are tokenised apart, because at inference the prompt stands alone.
@@ -194,14 +196,3 @@ def _encoded(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = False) -
             batch, characters = [], 0
     if batch:
         yield from encode(batch, add_special_tokens=False)
-
-
-def _marks(encoding: Encoding, spans: list[Span]) -> NDArray[np.bool_]:
-    """A token is labelled when it begins inside a span: one that the prompt shares is the prompt's. Spans come in
-    order."""
-    if not spans:
-        return np.zeros(len(encoding.ids), np.bool_)
-    starts = np.array([start for start, _ in encoding.offsets], np.int64)
-    begins, ends = np.array(spans, np.int64).T
-    before = np.searchsorted(begins, starts, side="right") - 1
-    return np.asarray((before >= 0) & (starts < ends[before]), np.bool_)
