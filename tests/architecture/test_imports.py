@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "peft"}
 HEAVY_ROOMS = ("services/trainer/train/", "services/inference/engines/")
 VLLM_ROOMS = [
     "services/inference/engines/answers/answer_program.py",
+    "services/inference/engines/checks/engine_check.py",
     "services/inference/engines/vllm.py",
     "services/inference/engines/vllm_cpu.py",
     "services/inference/engines/vllm_words.py",

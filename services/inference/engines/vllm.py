@@ -1,7 +1,7 @@
 """Serves with vLLM: `AsyncLLM` in this process, its computing process as a child that dies with it. Not pure: os.
 
-It, its neighbours vllm_*.py and the reader of answers alone import vllm. It refuses to know gRPC, tenants and where
-adapters come from.
+It, its neighbours vllm_*.py, the reader of answers and the check of imports alone import vllm. It refuses to know gRPC,
+tenants and where adapters come from.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A stranger's tokenizer and chat template run there for the first time. It refuse
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from chassis.bounded_program import ProgramEnded, ProgramLimits, TookTooLong, To
 from chassis.errors import InvalidArgument
 from chassis.spawn import harmless_environment
 from services.inference.config import InferenceSettings
+from services.inference.engines.checks.finding import Finding
 from services.inference.models.domain import model_invalid
 
 log = structlog.get_logger()
@@ -54,7 +56,19 @@ async def check_files(folder: Path, settings: InferenceSettings) -> None:
     found = json.loads(answer)
     if not found["ok"]:
         raise model_invalid(str(found["file"]), str(found["problem"]))
+    if settings.engine == "vllm":
+        await asyncio.to_thread(_check_engine, folder)
     log.info("import_checked", full=settings.checks_models_fully, ran=found["ran"])
+
+
+def _check_engine(folder: Path) -> None:
+    # Not installed where only the stub serves.
+    from services.inference.engines.checks.engine_check import check_engine_takes  # noqa: PLC0415
+
+    try:
+        check_engine_takes(folder)
+    except Finding as finding:
+        raise model_invalid(finding.file, finding.problem) from None
 
 
 def _refusal(ended: ProgramEnded, settings: InferenceSettings) -> InvalidArgument:
