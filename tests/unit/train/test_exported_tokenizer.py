@@ -7,7 +7,7 @@ import pytest
 
 from formats.prompts.model_folder import read_model_folder
 from formats.prompts.round_trip import PAGE
-from services.trainer.train.export.exported_tokenizer import keep_tokens
+from services.trainer.train.export.exported_tokenizer import keep_tokens, keep_tokens_of_base
 from tests.harness.tokenizer_kinds import KINDS, write_kind
 
 
@@ -44,3 +44,23 @@ def test_a_file_that_transformers_cannot_read_is_rewritten(tmp_path: Path) -> No
         AutoTokenizer.from_pretrained(str(folder))
     assert keep_tokens(folder)
     assert AutoTokenizer.from_pretrained(str(folder)).pad_token == "<pad>"
+
+
+@pytest.mark.parametrize("name", ["Llama 2", "DeepSeek distilled", "Llama 3"])
+def test_an_adapter_has_a_tokenizer_where_its_base_is_read_in_two_ways(name: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    kind = KINDS[name]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "adapter").mkdir()
+    base = write_kind(kind, tmp_path / "base", chat_template="{{ messages }}")
+    assert keep_tokens_of_base(base, tmp_path / "adapter") == (name != "Llama 3")
+    if name == "Llama 3":
+        assert not any((tmp_path / "adapter").iterdir())
+        return
+    trained = read_model_folder(base).tokenizer
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path / "adapter"))
+    assert theirs.chat_template == "{{ messages }}"
+    for text in PAGE.values():
+        said = f"{kind.begin}{text}{kind.end} {text}"
+        assert theirs.encode(said, add_special_tokens=False) == trained.encode(said, add_special_tokens=False).ids

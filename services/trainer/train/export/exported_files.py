@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from services.trainer.train.export.exported_tokenizer import keep_tokens
+from services.trainer.train.export.exported_tokenizer import keep_tokens, keep_tokens_of_base
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.trained_weights import Tensors, write_trained_weights
 from services.trainer.train.settings.spec import Spec
@@ -16,10 +16,12 @@ _COMPANIONS = (
 
 
 def write_export(model: CausalModel, spec: Spec, folder: Path, trained: Tensors | None = None) -> None:
-    """An adapter for LoRA; config, weights, tokenizer and chat template for full weights. `trained` are the weights by
+    """An adapter for LoRA, with a tokenizer where that of its base is read in two ways; config, weights, tokenizer and
+    chat template for full weights. `trained` are the weights by
     name where the model itself holds only a part of them."""
     if spec.training.type == "lora":
         write_trained_weights(model, spec, folder, trained)
+        keep_tokens_of_base(Path(spec.base_model.directory), folder)
         return
     model.base.save_pretrained(str(folder), state_dict=trained)
     for name in _COMPANIONS:
