@@ -24,7 +24,7 @@ from vllm.parser.parser_manager import ParserManager
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
-from services.inference.engines.answers.answer_questions import HARMONY, Refused, form_fields
+from services.inference.engines.answers.answer_questions import HARMONY, Refused, form_fields, keeps_thoughts
 from services.inference.engines.prompts.forking import lead
 from services.inference.engines.prompts.frames import Kind, pack_answer, pack_words, unpack_question
 
@@ -106,9 +106,9 @@ class AnswerReader:
         return ChatCompletionRequest(messages=[], **form_fields(form))
 
     def _parser(self, form: Mapping[str, Any], request: ChatCompletionRequest) -> Any:
-        # A grammar binds tokens from the first one on, so that an answer under one has no thoughts.
+        thinks = keeps_thoughts(self._reasoning, guided=form["guided"])
         parser = _parser_class(
-            self._tool if request.tools else "", "" if form["guided"] else self._reasoning, must_call=form["must_call"]
+            self._tool if request.tools else "", self._reasoning if thinks else "", must_call=form["must_call"]
         )
         if parser is None:
             return None
@@ -180,7 +180,7 @@ def _parser_class(tool: str, reasoning: str, *, must_call: bool = False) -> Any:
         tool_parser_name=tool or None,
         reasoning_parser_name=reasoning or None,
         enable_auto_tools=bool(tool),
-        is_harmony=HARMONY in (tool, reasoning),
+        is_harmony=not HARMONY.isdisjoint((tool, reasoning)),
         # Arguments of a call that must be made keep the schema that was declared.
         tool_strict_level="parameter" if must_call else "auto",
     )

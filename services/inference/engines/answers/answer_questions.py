@@ -8,8 +8,14 @@ from typing import Any
 
 from services.inference.engines.answer_form import AnswerForm, ResponseKind
 
-# The parser of models that write OpenAI's harmony format, whose tools and thoughts one parser reads.
-HARMONY = "openai"
+# Of models that write OpenAI's harmony format: one parser reads calls and thoughts, and binds a form without losing
+# them, because the format says where an answer begins.
+HARMONY = frozenset({"openai", "openai_gptoss"})
+
+
+def keeps_thoughts(reasoning_parser: str, *, guided: bool) -> bool:
+    """Whether an answer has thoughts to read: a grammar that binds its tokens from the first one on leaves none."""
+    return bool(reasoning_parser) and (not guided or reasoning_parser in HARMONY)
 
 
 class Refused(Exception):

@@ -17,7 +17,7 @@ import structlog
 
 from services.inference.engines.answer_chunks import Chunk, FinishReason, ToolCallDelta
 from services.inference.engines.answer_form import AnswerForm, AnswerParsers, ResponseKind
-from services.inference.engines.answers.answer_questions import packed_form
+from services.inference.engines.answers.answer_questions import keeps_thoughts, packed_form
 from services.inference.engines.base import EngineError, EngineFailed, PromptFailed, PromptTooCostly, RequestInvalid
 from services.inference.engines.prompts.frames import Kind, pack_question
 from services.inference.engines.prompts.workers import WorkerLimits, Workers
@@ -103,8 +103,7 @@ class AnswerReading:
 
     def reader(self, request_id: str, form: AnswerForm | None, prompt_token_ids: Sequence[int]) -> AnswerReader | None:
         """Reads one answer with all its choices; None where the text is all there is."""
-        thinks = self._parsers.reasoning and form is not None and not form.is_guided
-        if form is None or not (thinks or form.calls_tools):
+        if form is None or not (form.calls_tools or keeps_thoughts(self._parsers.reasoning, guided=form.is_guided)):
             return None
         return AnswerReader(self, request_id, form, prompt_token_ids, part_s_max=self._limits.part_s_max)
 
