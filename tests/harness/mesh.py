@@ -171,7 +171,8 @@ async def running_mesh(
         environment={**QUICK_LEASES, **NO_QUARANTINE, **NO_WARM_CHILDREN, **environment},
     )
     async with Stack(options) as stack, Client(find_config(data_dir=folder / "data")) as client:
-        await client.models.import_base(BASE, base)
+        # Its template knows no tools: what reads calls has to be said.
+        await client.models.import_base(BASE, base, tool_parser="hermes")
         await client.billing.top_up(credit_nanos_usd, request_id="tests")
         training = await client.files.upload(write_rows(folder / "train.jsonl", make_rows(160)))
         validation = await client.files.upload(write_rows(folder / "held-out.jsonl", make_rows(40, seed=1000)))

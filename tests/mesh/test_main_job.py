@@ -20,7 +20,7 @@ from finemesh.endpoints.v1 import endpoint_pb2
 from finemesh.files.v1 import file_pb2
 from finemesh.tuning.v1 import tuning_job_pb2 as pb
 from finemesh_client import InvalidRequest, NotFound, Unauthenticated
-from finemesh_client.chat import sampling, user
+from finemesh_client.chat import sampling, tool, tool_choice, user
 from finemesh_client.client import Client
 from finemesh_client.config import ClientConfig
 from tests.harness.mesh import BASE, Mesh, running_mesh, write_rows
@@ -135,6 +135,55 @@ async def test_the_usage_in_http_answers_is_what_is_booked(mesh: Mesh, tuned: pb
         }
 
     assert await eventually(booked, lambda found: all(all(pair) for pair in found.values())) == told
+
+
+async def test_a_tool_that_must_be_called_is_called_by_both_doors(mesh: Mesh, tuned: pb.TuningJob) -> None:
+    """Answers of several choices, too; each of their tokens is booked."""
+    parameters = {"type": "object", "properties": {"town": {"enum": ["Paris", "Rome"]}}, "required": ["town"]}
+    weather: Any = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {**parameters, "additionalProperties": False}},
+    }
+    asked: Any = {
+        "model": tuned.output_model,
+        "messages": [{"role": "user", "content": "river stone"}],
+        "tools": [weather],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "parallel_tool_calls": False,
+        "max_tokens": 150,
+        "seed": 7,
+        "n": 2,
+    }
+    whole = await mesh.client.chat.answer(
+        tuned.output_model,
+        [user("river stone")],
+        sampling(output_tokens_max=150, seed=7, choices=2),
+        tools=[tool(weather)],
+        tool_choice=tool_choice("weather"),
+        parallel_tool_calls=False,
+    )
+    async with openai.AsyncOpenAI(base_url=mesh.client.config.http_url, api_key=mesh.client.config.api_key) as client:
+        plain = await client.chat.completions.create(**asked)
+        chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+    streamed = ["", ""]
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        for call in choice.delta.tool_calls or ():
+            streamed[choice.index] += call.function.arguments or ""
+    for by_grpc, by_http, in_parts in zip(whole.choices, plain.choices, streamed, strict=True):
+        (called,) = by_grpc.message.tool_calls
+        (also,) = by_http.message.tool_calls or []
+        assert also.type == "function"
+        assert (called.name, also.function.name) == ("weather", "weather")
+        assert called.arguments == also.function.arguments == in_parts
+        assert json.loads(in_parts) in [{"town": "Paris"}, {"town": "Rome"}]
+        assert by_http.finish_reason == "tool_calls"
+    kinds = [usage_record_pb2.USAGE_KIND_OUTPUT_TOKENS]
+
+    async def booked() -> int:
+        records = [record async for record in mesh.client.billing.usage(kinds=kinds)]
+        return sum(record.quantity for record in records if record.work_key.startswith(f"{whole.generation_id}:"))
+
+    assert await eventually(booked, bool) == whole.usage.output_tokens
 
 
 async def test_the_weights_load_in_plain_peft(mesh: Mesh, tuned: pb.TuningJob, tmp_path: Path) -> None:
