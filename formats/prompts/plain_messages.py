@@ -4,12 +4,15 @@ from typing import Any
 
 from formats.rows import Message
 
+# What templates call it: those of gpt-oss know the last one.
+REASONING_NAMES = ("reasoning", "reasoning_content", "thinking")
+
 
 def plain(message: Message) -> dict[str, Any]:
-    """Keys only for what is there, reasoning by both of its names."""
+    """Keys only for what is there, reasoning by all of its names."""
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning is not None:
-        entry["reasoning"] = entry["reasoning_content"] = message.reasoning
+        entry |= dict.fromkeys(REASONING_NAMES, message.reasoning)
     if message.tool_calls:
         entry["tool_calls"] = [
             {

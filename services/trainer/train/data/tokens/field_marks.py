@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from formats.prompts.chat_template import GENERATION_BEGIN, GENERATION_END
+from formats.prompts.plain_messages import REASONING_NAMES
 
 Span = tuple[int, int]
 # Renders messages, with these variables besides the usual ones.
@@ -75,7 +76,7 @@ class _Marks:
             return message
         marked = {**message, "content": self._around(index, message["content"])}
         if "reasoning" in message:
-            marked["reasoning"] = marked["reasoning_content"] = self._around(index, message["reasoning"])
+            marked |= dict.fromkeys(REASONING_NAMES, self._around(index, message["reasoning"]))
         if "tool_calls" in message:
             marked["tool_calls"] = [self._call(index, call) for call in message["tool_calls"]]
         return marked

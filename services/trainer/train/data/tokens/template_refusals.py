@@ -41,8 +41,10 @@ def asked_otherwise(prompt: str, text: str, header: str, index: int, messages: S
         cure = _REASONING
     elif in_header and message.reasoning is None:
         cure = f"if the answer has a thought, {_REASONING}, or into the text where the template takes it; or {ANOTHER}"
-    else:
+    elif in_header:
         cure = ANOTHER
+    else:
+        cure = f"leave out of earlier messages what it shows only there; or {ANOTHER}"
     return TemplateRefusal(f"{expected}: {cure}", index)
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from os.path import commonprefix
 from typing import Any
 
+from formats.prompts.plain_messages import REASONING_NAMES
 from services.trainer.train.data.tokens.template_refusals import TemplateRefusal
 
 # Renders messages with or without the generation prompt, tools, and other values of special tokens.
@@ -49,7 +50,7 @@ class TurnMarks:
         stands behind the last turn alone is left out of the second."""
         answer: dict[str, Any] = {"role": "assistant", "content": _ANSWER if words else ""}
         if thought:
-            answer["reasoning"] = answer["reasoning_content"] = _THOUGHT
+            answer |= dict.fromkeys(REASONING_NAMES, _THOUGHT)
         if calls:
             answer["tool_calls"] = [_call(number) for number in range(calls)]
         last = str(_NUMBER) if calls else _ANSWER if words else _THOUGHT
