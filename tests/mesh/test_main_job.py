@@ -114,11 +114,14 @@ async def test_the_usage_in_http_answers_is_what_is_booked(mesh: Mesh, tuned: pb
         answers: list[Any] = [
             await chat.create(**talk),
             await completion.create(**text),
+            several := await chat.create(**{**talk, "temperature": 1}, n=2, logprobs=True, top_logprobs=1),
             *[[chunk async for chunk in stream][-1] for stream in streams],
         ]
         texts = [chunk.choices[0].text async for chunk in await completion.create(**text, stream=True)]
     assert "".join(texts) == answers[1].choices[0].text
     assert "".join(texts).startswith("river stone")
+    tokens = [len(choice.logprobs.content) for choice in several.choices]
+    assert (len(tokens), sum(tokens)) == (2, several.usage.completion_tokens)
     for answer in answers:
         told[answer.id] = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
     assert all(prompt > 0 and answer > 0 for prompt, answer in told.values())

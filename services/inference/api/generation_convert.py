@@ -20,7 +20,7 @@ from services.inference.engines.base import Sampling
 
 ROLES = ("system", "user", "assistant", "tool")
 # Fields of a message that only one role has.
-_ROLE_OF = {"reasoning": "assistant", "tool_calls": "assistant", "tool_call_id": "tool", "name": "tool"}
+_ROLE_OF = {"reasoning": "assistant", "tool_calls": "assistant", "tool_call_id": "tool"}
 _FINISH_REASONS: Mapping[FinishReason, pb.FinishReason.ValueType] = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,

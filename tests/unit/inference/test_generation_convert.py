@@ -29,7 +29,7 @@ WEATHER = {
 ROW: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Weather in Paris?"},
+        {"role": "user", "content": "Weather in Paris?", "name": "ann"},
         {
             "role": "assistant",
             "content": "",

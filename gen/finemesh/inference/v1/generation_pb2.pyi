@@ -130,7 +130,7 @@ class ChatMessage(_message.Message):
     tool_call_id: _builtins.str
     """The call that this message answers; role `tool` only, may be empty."""
     name: _builtins.str
-    """The tool that this message answers for; role `tool` only, may be empty."""
+    """Who speaks, or the tool that answers, for templates that tell it; may be empty."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """The calls of tools that the assistant makes, in order; role `assistant` only."""
