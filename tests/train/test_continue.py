@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from services.trainer.train.loop.run import train
 from services.trainer.train.modeling.fsdp import save_shards
@@ -224,9 +228,11 @@ def test_a_run_begins_with_the_weights_of_a_repository(
         (FULL, "config.json", {"model_type": "never heard of"}, "config.json"),
         (LORA, "adapter_config.json", {"r": 8}, "r is 8"),
         (LORA, "adapter_config.json", {"lora_alpha": 4}, "lora_alpha is 4"),
-        (LORA, "adapter_config.json", {"use_rslora": True}, "use_rslora is True"),
+        (LORA, "adapter_config.json", {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa' (PiSSA"),
+        (LORA, "adapter_config.json", {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+        (LORA, "adapter_config.json", {"use_dora": True}, "use_dora"),
         (LORA, "adapter_config.json", {"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        (LORA, "adapter_config.json", {"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        (LORA, "adapter_config.json", {"rank_pattern": {"q_proj": 2}}, "stored weights are not those"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -272,3 +278,59 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         run(make_job("second", training=training, start_from=start(first / "export")))
     assert (refused.value.kind, refused.value.reason) == ("user", "MODEL_INVALID")
     assert name in refused.value.message
+
+
+def changed_adapter(folder: Path, changes: dict[str, Any]) -> None:
+    """The adapter as peft saves it for these settings, with the matrices that were there cut to ranks and layers."""
+    rewritten(folder, "adapter_config.json", **changes)
+    config = peft.LoraConfig.from_pretrained(str(folder))
+    tensors = {}
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        module = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        if not check_target_module_exists(config, module):
+            continue
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
+        tensors[name] = (tensor[:rank] if ".lora_A." in name else tensor[:, :rank]).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 3}, "alpha_pattern": {"k_proj": 5, "mlp.up_proj": 2.5}},
+        {"use_rslora": True, "alpha_pattern": {"^model.layers.0.self_attn.v_proj": 1}},
+        {"target_modules": r".*\.(q|v|up)_proj"},
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "exclude_modules": ["mlp.down_proj"]},
+    ],
+    ids=["rslora", "patterns", "rslora and alpha", "expression", "layers"],
+)
+def test_a_run_goes_on_with_the_very_adapter_that_peft_loads(
+    make_job: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    """The first look of the run scores as the base does into which peft merged that adapter, and its export says what
+    it is."""
+    short = {"training": LORA, "epochs": 1, "evaluations": 1}
+    first = make_job("first", **short)
+    run(first)
+    changed_adapter(first / "export", changes)
+    second = make_job("second", start_from=of_hub(first / "export"), **short)
+    after = run(second)
+    directory = resolve_paths(load_spec(second / "spec.json"), second).base_model.directory
+    theirs, ours = (
+        peft.PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), str(folder)
+        )
+        for folder in (first / "export", second / "export")
+    )
+    scales = [
+        {name: layer.scaling["default"] for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+        for model in (theirs, ours)
+    ]
+    assert scales[0] == scales[1]
+    merged = first / "merged"
+    shutil.copytree(directory, merged)
+    theirs.merge_and_unload().save_pretrained(str(merged))
+    fresh = make_job("fresh", base_model={"directory": str(merged), "id": "a/b", "revision": "r"}, **short)
+    assert losses(after)[0] == pytest.approx(losses(run(fresh))[0], abs=1e-5)
+    assert losses(after)[0] != pytest.approx(losses(run(make_job("plain", **short)))[0], abs=1e-4)

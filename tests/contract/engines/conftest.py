@@ -75,7 +75,7 @@ def broken_adapter(
             weights.write_bytes(weights.read_bytes()[:-100])
             return folder, RANK, "bytes where its header describes"
         case "rank over limit":
-            return build_adapter(base_model, tmp_path / "wide", rank=32), 32, "32, the limit is 16"
+            return build_adapter(base_model, tmp_path / "wide", rank=32), 32, "32; the largest rank that is taken is 16"
         case "not a number":
             matrices = load_file(weights)
             next(iter(matrices.values()))[0, 0] = float("nan")

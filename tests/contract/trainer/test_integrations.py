@@ -228,7 +228,25 @@ async def test_a_job_without_integrations_asks_for_no_secrets(world: AgentWorld)
     assert world.scheduler.of("secrets") == []
 
 
-ADAPTER_FILES = {"adapter_config.json": b'{"r": 4}', "adapter_model.safetensors": b"of acme"}
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": "model.*q_proj", "alpha_pattern": {"q_.*": 4}}
+
+
+def adapter_files(config: dict[str, Any] = CONFIG, fill: bytes = b"\0") -> dict[str, bytes]:
+    """A whole adapter of one layer. Its bytes are text, which the scripted child can tell."""
+    shapes = {"A": [2, 4], "B": [4, 2]}
+    header = json.dumps(
+        {
+            f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": {
+                "dtype": "F32", "shape": shapes[side], "data_offsets": [at * 32, at * 32 + 32],
+            }
+            for at, side in enumerate("AB")
+        }
+    ).encode().ljust(320)  # fmt: skip
+    weights = struct.pack("<Q", len(header)) + header + fill * 64
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights}
+
+
+ADAPTER_FILES = adapter_files()
 
 
 async def test_a_run_starts_from_a_repository_at_one_commit(world: AgentWorld, hub: Hub) -> None:
@@ -242,11 +260,17 @@ async def test_a_run_starts_from_a_repository_at_one_commit(world: AgentWorld, h
     assert finish.WhichOneof("result") == "succeeded", finish
     started = json.loads(finish.succeeded.lineage["started_from"])
     assert (started["repository"], started["revision"]) == ("acme/start", first)
-    assert started["held"] == {name: content.decode() for name, content in ADAPTER_FILES.items()}
+    held = {name: content.encode() for name, content in started["held"].items()}
+    assert held.keys() == ADAPTER_FILES.keys()
+    assert held["adapter_model.safetensors"] == ADAPTER_FILES["adapter_model.safetensors"]
+    # The same adapter without a stranger's expressions: whoever reads it matches none.
+    plain = json.loads(held["adapter_config.json"])
+    assert plain["target_modules"] == ["model.layers.0.self_attn.q_proj"]
+    assert plain["alpha_pattern"] == {r"^model\.layers\.0\.self_attn\.q_proj": 4}
     assert [request.hub_commit for request in world.scheduler.of("start")] == [first]
     assert_hidden(world, HUB_TOKEN, WANDB_KEY)
     # The branch has moved; a later attempt is told the commit, and gets the very same files.
-    hub.repository("acme/start", {"adapter_model.safetensors": b"of somebody else"})
+    hub.repository("acme/start", {"adapter_model.safetensors": adapter_files(fill=b"a")["adapter_model.safetensors"]})
     again = assignment(world, token=8)
     again.start_from.hub.repository, again.start_from.hub.revision = "acme/start", first
     await world.scheduler.assign(again)
@@ -259,8 +283,20 @@ async def test_a_run_starts_from_a_repository_at_one_commit(world: AgentWorld, h
     [
         (ADAPTER_FILES, "hf_wrong-5150", "MODEL_UNKNOWN", "the hub answered 401"),
         ({"model.safetensors": b"w", "config.json": b"{}"}, HUB_TOKEN, "MODEL_INVALID", "it holds a whole model"),
+        (
+            adapter_files(CONFIG | {"init_lora_weights": "pissa"}),
+            HUB_TOKEN,
+            "MODEL_INVALID",
+            "init_lora_weights is 'pissa' (PiSSA",
+        ),
+        (
+            ADAPTER_FILES | {"adapter_model.safetensors": b"no header"},
+            HUB_TOKEN,
+            "MODEL_INVALID",
+            "is no safetensors file",
+        ),
     ],
-    ids=["token", "kind"],
+    ids=["token", "kind", "pissa", "torn"],
 )
 async def test_a_run_whose_start_cannot_be_had_fails_by_the_users_hand(
     world: AgentWorld, hub: Hub, files: dict[str, bytes], hub_token: str, reason: str, said: str

@@ -24,7 +24,14 @@ BASE = {
     "num_hidden_layers": 2,
 }
 LIMITS = EngineSettings(adapter_rank_max=8, adapter_bytes_max=1 << 16)
-CONFIG = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none"}
+CONFIG = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 4,
+    "lora_alpha": 8,
+    "bias": "none",
+    "target_modules": ["q_proj"],
+}
 Header = dict[str, Any]
 
 
@@ -115,7 +122,11 @@ def test_a_wrong_header_is_refused(tmp_path: Path, change: Callable[[Header], An
         (CONFIG | {"r": 0}, "r is 0"),
         (CONFIG | {"r": "4"}, "r is '4'"),
         (CONFIG | {"r": 2}, "the registry says 4"),
-        (CONFIG | {"rank_pattern": {"q_proj": 9}}, "the limit is 8"),
+        (CONFIG | {"rank_pattern": {"q_proj": 9}}, "the largest rank that is taken is 8"),
+        (CONFIG | {"rank_pattern": {"q_proj": 2}}, "has rank 4; its config says 2"),
+        (CONFIG | {"target_modules": ["k_proj"]}, "which its target_modules, exclude_modules"),
+        (CONFIG | {"layers_to_transform": [0]}, "which its target_modules, exclude_modules"),
+        (CONFIG | {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
         (CONFIG | {"rank_pattern": [9]}, "not an object"),
         (CONFIG | {"lora_alpha": None}, "lora_alpha"),
         (CONFIG | {"lora_alpha": float("inf")}, "lora_alpha"),
@@ -211,3 +222,20 @@ def test_shapes_follow_the_base_model() -> None:
     assert "mlp.up_proj" not in module_shapes(BASE | {"num_local_experts": 8})
     assert takes_adapters(BASE)
     assert not takes_adapters({"n_embd": 768})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r".*\.q_proj"},
+        # Layers without matrices are as the base has them, as in peft, which begins with a product of zero.
+        {"target_modules": ["q_proj", "k_proj"]},
+        {"target_modules": "all-linear", "exclude_modules": r".*(k|v|o|up|down|gate)_proj"},
+        {"target_modules": ["self_attn.q_proj"], "layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"r": 4, "rank_pattern": {"^model.layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"q_proj": 3}},
+        {"use_rslora": True, "init_lora_weights": "eva", "eva_config": {"rho": 1.0}},
+    ],
+    ids=["expression", "some", "all but", "layers", "patterns", "rslora"],
+)
+def test_what_peft_means_by_its_config_is_served(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert check_adapter("rv_x", write_adapter(tmp_path / "a", config=CONFIG | changes), 4, BASE, LIMITS).matrices == 4

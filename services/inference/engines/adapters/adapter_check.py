@@ -5,19 +5,22 @@ It knows LoRA and the shapes that a base model's config implies; it refuses to k
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from formats.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterRefused,
+    LoraConfig,
+    read_adapter_config,
+)
 from services.inference.engines.adapters.safetensors_file import FileProblem, Tensor, check_finite, read_header
 from services.inference.engines.base import AdapterInvalid, EngineSettings
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_BYTES_MAX = 1 << 20
 
 # Architectures that keep query, key and value in one matrix, and gate and up in another.
@@ -28,21 +31,6 @@ _EXECUTABLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ck
 _TENSOR_NAME = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>\d{1,5})\."
     r"(?P<module>(?:self_attn|mlp)\.[a-z_]{1,32})\.lora_(?P<side>[AB])\.weight"
-)
-# Other named ways to initialise rewrite the base weights, which stay shared here.
-_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal"})
-# What peft can express and the engine would silently ignore or misread.
-_REFUSED_FEATURES = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_bdlora",
-    "use_qalora",
-    "trainable_token_indices",
-    "target_parameters",
-    "fan_in_fan_out",
 )
 
 
@@ -63,16 +51,15 @@ def check_adapter(
         raise AdapterInvalid(revision, "this engine serves no adapters")
     try:
         _check_names(folder)
-        config = _read_config(folder / CONFIG_NAME)
-        _check_config(config, rank, limits)
-        weights = _regular_file(folder / WEIGHTS_NAME, limits.adapter_bytes_max)
+        config = _read_config(folder / ADAPTER_CONFIG, rank, limits)
+        weights = _regular_file(folder / ADAPTER_WEIGHTS, limits.adapter_bytes_max)
         with weights.open("rb") as file:
             matrices = read_header(file, weights.stat().st_size)
             facts = _check_shapes(matrices, config, base_config)
             check_finite(file, matrices)
     except FileProblem as problem:
-        raise AdapterInvalid(revision, f"{WEIGHTS_NAME}: {problem}") from None
-    except _Problem as problem:
+        raise AdapterInvalid(revision, f"{ADAPTER_WEIGHTS}: {problem}") from None
+    except (_Problem, AdapterRefused) as problem:
         raise AdapterInvalid(revision, str(problem)) from None
     except OSError as error:
         raise AdapterInvalid(revision, f"cannot be read: {error.strerror or error}") from error
@@ -100,57 +87,11 @@ def _regular_file(path: Path, bytes_max: int) -> Path:
     return path
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    raw = _regular_file(path, CONFIG_BYTES_MAX).read_bytes()
-    try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _Problem(f"{CONFIG_NAME} is not JSON") from error
-    if not isinstance(config, dict):
-        raise _Problem(f"{CONFIG_NAME} is not a JSON object")
+def _read_config(path: Path, rank: int, limits: EngineSettings) -> LoraConfig:
+    config = read_adapter_config(_regular_file(path, CONFIG_BYTES_MAX).read_bytes(), rank_max=limits.adapter_rank_max)
+    if config.rank != rank:
+        raise _Problem(f"its config says rank {config.rank}, the registry says {rank}")
     return config
-
-
-def _check_config(config: Mapping[str, Any], rank: int, limits: EngineSettings) -> None:
-    if config.get("peft_type") != "LORA":
-        raise _Problem(f"peft_type is {config.get('peft_type')!r}, only LORA is served")
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise _Problem(f"task_type is {config.get('task_type')!r}, only CAUSAL_LM is served")
-    if config.get("bias", "none") != "none":
-        raise _Problem("it carries trained biases, which are not served")
-    for feature in _REFUSED_FEATURES:
-        if config.get(feature):
-            raise _Problem(f"it uses {feature}, which is not served")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() not in _INITIALISATIONS:
-        raise _Problem(f"init_lora_weights {start[:32]!r} changes the base weights, which is not served")
-    _check_rank("r", config.get("r"), limits)
-    if config["r"] != rank:
-        raise _Problem(f"its config says rank {config['r']}, the registry says {rank}")
-    for pattern, value in _patterns(config, "rank_pattern").items():
-        _check_rank(f"rank_pattern[{pattern!r}]", value, limits)
-    alphas = {"lora_alpha": config.get("lora_alpha"), **_patterns(config, "alpha_pattern")}
-    for name, alpha in alphas.items():
-        if not _is_number(alpha) or not math.isfinite(alpha) or alpha <= 0:
-            raise _Problem(f"{name} is {alpha!r}, expected a positive number")
-
-
-def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    patterns = config.get(name) or {}
-    if not isinstance(patterns, dict):
-        raise _Problem(f"{name} is not an object")
-    return patterns
-
-
-def _check_rank(name: str, value: object, limits: EngineSettings) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _Problem(f"{name} is {value!r}, expected a positive whole number")
-    if value > limits.adapter_rank_max:
-        raise _Problem(f"{name} is {value}, the limit is {limits.adapter_rank_max}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def takes_adapters(base_config: Mapping[str, Any]) -> bool:
@@ -195,9 +136,7 @@ def module_shapes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _check_shapes(
-    matrices: Sequence[Tensor], config: Mapping[str, Any], base_config: Mapping[str, Any]
-) -> AdapterFacts:
+def _check_shapes(matrices: Sequence[Tensor], config: LoraConfig, base_config: Mapping[str, Any]) -> AdapterFacts:
     try:
         shapes = module_shapes(base_config)
         layers = int((base_config.get("text_config") or base_config)["num_hidden_layers"])
@@ -217,12 +156,12 @@ def _check_shapes(
         if matrix.shape != expected:
             raise _Problem(f"{matrix.name} has shape {list(matrix.shape)}, the base model needs {list(expected)}")
         sides.setdefault((layer, module), {})[side] = rank
-    allowed = {config["r"], *_patterns(config, "rank_pattern").values()}
     for (layer, module), ranks in sides.items():
         if len(ranks) != 2:
             raise _Problem(f"layer {layer} {module} has only lora_{next(iter(ranks))}")
-        if ranks["A"] != ranks["B"] or ranks["A"] not in allowed:
-            raise _Problem(f"layer {layer} {module} has ranks {ranks['A']} and {ranks['B']}, not those of its config")
+        if ranks["A"] != ranks["B"]:
+            raise _Problem(f"layer {layer} {module} has ranks {ranks['A']} and {ranks['B']}")
+        config.check_module(f"model.layers.{layer}.{module}", ranks["A"])
     largest = max(ranks["A"] for ranks in sides.values())
     return AdapterFacts(
         rank=largest, matrices=len(matrices), data_bytes=sum(matrix.end - matrix.start for matrix in matrices)

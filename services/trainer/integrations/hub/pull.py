@@ -15,13 +15,24 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
 
+from formats.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MATRIX_PREFIX,
+    RANK_MAX,
+    AdapterRefused,
+    modules_of,
+    plain_adapter_config,
+    read_adapter_config,
+)
 from services.trainer.integrations.hub.push import http_failure
 from services.trainer.integrations.programs import answer_one, root_of
 
 FILES_MAX = 256
 SIDE_FILE_BYTES_MAX = 4 * 1024**2
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # Where the library keeps notes on a download.
@@ -35,7 +46,7 @@ class _Unfit(Exception):
 def pull(request: Mapping[str, Any]) -> dict[str, Any]:
     """{"commit", "sha256"}, or {"error", "reason", "retryable"}. No answer holds the token.
 
-    The digest is over the names and digests of the files.
+    The digest is over the names and digests of the files as the hub has them.
     """
     api = HfApi(endpoint=request["endpoint"], token=request["token"] or False)
     folder, name = Path(request["folder"]), request["repository"]
@@ -52,8 +63,11 @@ def pull(request: Mapping[str, Any]) -> dict[str, Any]:
         )
         shutil.rmtree(folder / _NOTES, ignore_errors=True)
         announced = {each.rfilename: each.lfs.sha256 for each in info.siblings or () if each.lfs}
-        return {"commit": info.sha, "sha256": _verified(folder, files, announced)}
-    except _Unfit as error:
+        digest = _verified(folder, files, announced)
+        if request["kind"] == "adapter":
+            _write_plainly(folder)
+        return {"commit": info.sha, "sha256": digest}
+    except (_Unfit, AdapterRefused) as error:
         return {"error": str(error), "reason": "MODEL_INVALID", "retryable": False}
     except HfHubHTTPError as error:
         failure = http_failure(error)
@@ -113,6 +127,27 @@ def _verified(folder: Path, files: Mapping[str, int], announced: Mapping[str, st
             raise OSError(f"{name} is not what the hub announced")
         lines.append(f"{name}\0{digest}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _write_plainly(folder: Path) -> None:
+    """The adapter's config in the plainest words. Its expressions are a stranger's and may take for ever: they are
+    matched here, where a limit of time ends them, and by nobody later. Raises AdapterRefused."""
+    config = read_adapter_config((folder / ADAPTER_CONFIG).read_bytes(), rank_max=RANK_MAX)
+    ranks: dict[str, int] = {}
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
+            modules = modules_of(file.keys())
+            for module in modules:
+                shape = file.get_slice(f"{MATRIX_PREFIX}{module}.lora_A.weight").get_shape()
+                ranks[module] = shape[0] if shape else 0
+    except SafetensorError as error:
+        raise _Unfit(f"{ADAPTER_WEIGHTS} is no safetensors file: {error}") from error
+    if config.target_parameters:
+        # Matrices of fused experts have names that only peft maps to their parameters.
+        return
+    for module in modules:
+        config.check_module(module, ranks[module])
+    (folder / ADAPTER_CONFIG).write_bytes(plain_adapter_config(config, modules))
 
 
 if __name__ == "__main__":

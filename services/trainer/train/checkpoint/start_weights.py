@@ -14,9 +14,9 @@ from transformers import AutoConfig
 from services.trainer.train.checkpoint.manifest import SHARDS, STATE
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.fsdp import load_weights
-from services.trainer.train.modeling.trained_weights import ADAPTER_CONFIG, read_trained_weights, weights_file
+from services.trainer.train.modeling.start_adapter import unfit
+from services.trainer.train.modeling.trained_weights import read_trained_weights, weights_file
 from services.trainer.train.runtime.process_group import Group
-from services.trainer.train.settings.failures import Failure, user_failure
 from services.trainer.train.settings.spec import Spec
 
 _CONFIG = "config.json"
@@ -34,12 +34,6 @@ _OF_NO_SHAPE = frozenset(
     }
 )
 _OF_THE_BASE = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
-# What a config does not mention: an adapter is its two matrices and a scale.
-_PLAIN_ADAPTER: dict[str, Any] = {
-    "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {},
-    "modules_to_save": None, "layer_replication": None, "lora_bias": False, "bias": "none",
-}  # fmt: skip
-_ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", *_PLAIN_ADAPTER)
 
 
 def base_directory(spec: Spec) -> Path:
@@ -59,7 +53,7 @@ def check_shape(spec: Spec) -> None:
     found, expected = (_config_of(Path(folder), spec) for folder in (start.directory, spec.base_model.directory))
     for name in sorted((found | expected).keys() - _OF_NO_SHAPE - _OF_THE_BASE):
         if found.get(name) != expected.get(name):
-            raise _unfit(spec, f"its {name} is {found.get(name)!r:.80}; the base model's is {expected.get(name)!r:.80}")
+            raise unfit(spec, f"its {name} is {found.get(name)!r:.80}; the base model's is {expected.get(name)!r:.80}")
 
 
 def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
@@ -68,25 +62,8 @@ def _config_of(folder: Path, spec: Spec) -> dict[str, Any]:
             str(folder), trust_remote_code=False, local_files_only=True
         ).to_dict()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unfit(spec, f"config.json cannot be read: {error!s:.200}") from error
+        raise unfit(spec, f"config.json cannot be read: {error!s:.200}") from error
     return config
-
-
-def _check_adapter(model: CausalModel, spec: Spec) -> None:
-    """Compares the adapter's config with that of the adapter which this run put on its base. peft notes more in its
-    config for fused experts."""
-    assert spec.start_from is not None
-    try:
-        config = json.loads((Path(spec.start_from.directory) / ADAPTER_CONFIG).read_bytes())
-        found = {**_PLAIN_ADAPTER, **{name: config[name] for name in config if name in _ADAPTER_KEYS}}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _unfit(spec, f"{ADAPTER_CONFIG} cannot be read: {error!s:.200}") from error
-    expected = model.module.peft_config["default"].to_dict() | {"peft_type": "LORA"}
-    for name in _ADAPTER_KEYS:
-        value = expected[name]
-        # peft writes what is not used as nothing, an empty list or an empty object.
-        if (found.get(name) or None) != (value or None):
-            raise _unfit(spec, f"the adapter's {name} is {found.get(name)!r:.80}; this run's is {value!r:.80}")
 
 
 def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
@@ -101,19 +78,17 @@ def load_start(model: CausalModel, spec: Spec, group: Group) -> None:
         return
     folder = Path(start.directory)
     _check_base(spec, folder)
-    if start.repository and spec.training.type == "lora":
-        _check_adapter(model, spec)
     in_shards = (folder / SHARDS).is_dir()
     name = SHARDS if in_shards else weights_file(spec)
     if not in_shards and not (folder / name).is_file():
-        raise _unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
+        raise unfit(spec, f"there is no {name} among the files; continue from the model that the job shipped")
     try:
         if in_shards:
             load_weights(folder / SHARDS, model.trainable, group)
         else:
             read_trained_weights(model, spec, folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _unfit(spec, f"{name}: {error}") from error
+        raise unfit(spec, f"{name}: {error}") from error
 
 
 def _check_base(spec: Spec, folder: Path) -> None:
@@ -124,9 +99,9 @@ def _check_base(spec: Spec, folder: Path) -> None:
     try:
         revision = json.loads((folder / STATE).read_bytes())["identity"]["base_revision"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unfit(spec, f"{STATE} cannot be read: {error}") from error
+        raise unfit(spec, f"{STATE} cannot be read: {error}") from error
     if revision != spec.base_model.revision:
-        raise _unfit(spec, f"they belong to base model revision {revision!r}, not {spec.base_model.revision!r}")
+        raise unfit(spec, f"they belong to base model revision {revision!r}, not {spec.base_model.revision!r}")
 
 
 def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:
@@ -134,11 +109,3 @@ def _keep_tokens_of_base(model: CausalModel, spec: Spec) -> None:
     expected = _config_of(Path(spec.base_model.directory), spec)
     for name in _OF_THE_BASE & expected.keys():
         setattr(model.base.config, name, expected[name])
-
-
-def _unfit(spec: Spec, why: str) -> Failure:
-    assert spec.start_from is not None
-    return user_failure(
-        "MODEL_INVALID",
-        f"the weights of {spec.start_from.named} do not fit this base model and these settings: {why}",
-    )

@@ -37,7 +37,7 @@ from services.trainer.train.disk.durable import (
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.fsdp import save_shards, whole
 from services.trainer.train.modeling.optimizer import optimizer_tensors
-from services.trainer.train.modeling.trained_weights import write_trained_weights
+from services.trainer.train.modeling.trained_weights import write_adapter_config, write_trained_weights
 from services.trainer.train.runtime.process_group import ALONE, Group
 from services.trainer.train.settings.spec import Spec
 
@@ -117,6 +117,9 @@ def save_checkpoint(
             # The folder is there now, for the others, too.
             group.wait()
             save_shards(folder / SHARDS, trained, moments)
+            if spec.training.type == "lora":
+                # A run that starts from them reads here what shards do not show: the scales.
+                write_adapter_config(model, folder)
         else:
             write_trained_weights(model, spec, folder, trained)
             stored = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}

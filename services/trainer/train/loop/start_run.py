@@ -39,6 +39,7 @@ from services.trainer.train.modeling.kernels import allow_tensor_cores, compile_
 from services.trainer.train.modeling.lora import add_adapter
 from services.trainer.train.modeling.optimizer import empty_optimizer_tensors, make_optimizer
 from services.trainer.train.modeling.row_isolation import layout_that_isolates
+from services.trainer.train.modeling.start_adapter import adapter_of_start
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.runtime.process_group import ALONE, Group
 from services.trainer.train.settings.failures import Violation, user_failure
@@ -77,9 +78,10 @@ def start_run(
     torch.manual_seed(spec.seed)
     full = spec.training.type == "full"
     check_shape(spec)
+    start = adapter_of_start(spec)
     model = load_base(base_directory(spec), spec.device, full=full, placed=not group.sharded)
     if isinstance(spec.training, LoraTraining):
-        model = add_adapter(model, spec.training, spec.base_model.id)
+        model = add_adapter(model, spec.training, spec.base_model.id, start)
     if spec.activation_checkpointing or (layout is not None and layout.activation_checkpointing):
         model.base.gradient_checkpointing_enable({"use_reentrant": False})
     if group.sharded:

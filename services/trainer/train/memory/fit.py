@@ -14,8 +14,8 @@ from services.trainer.train.data.run_inputs import Inputs
 from services.trainer.train.losses.cross_entropy import CHUNK_ROWS, CHUNK_ROWS_CUDA
 from services.trainer.train.memory import memory_planner as planner
 from services.trainer.train.memory.memory_planner import Devices, Kind, Layout, Shape, Work
+from services.trainer.train.modeling.start_adapter import rank_of_run
 from services.trainer.train.runtime.process_group import Group
-from services.trainer.train.settings.spec import LoraTraining
 
 _HEAD = "lm_head.weight"
 # A shape without biases is close enough to a model's size; one that misses a kind of layers is not.
@@ -33,7 +33,7 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
     rows, sequences = inputs.train.rows, inputs.train.sequences
     mismatched = inputs.train_mismatched or rows
     work = Work(
-        rank=spec.training.r if isinstance(spec.training, LoraTraining) else None,
+        rank=rank_of_run(spec),
         sequence_tokens=max(int(each.lengths.max()) * each.rows_per_example for each in (rows, mismatched)),
         step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
         micro_batch_tokens=spec.micro_batch_tokens,

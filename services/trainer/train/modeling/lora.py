@@ -2,30 +2,40 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Linear
 
+from formats.adapters import ALL_LINEAR
+from formats.adapters import LoraConfig as Start
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.lora_linear import join_adapters
 from services.trainer.train.modeling.routers import linear_routers
+from services.trainer.train.modeling.start_adapter import follows
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.spec import LoraTraining
 
 
-def add_adapter(model: CausalModel, training: LoraTraining, base_id: str) -> CausalModel:
-    """Freezes the base; the adapter is float32 and drawn from torch's current seed. Raises Failure(user,
+def add_adapter(model: CausalModel, training: LoraTraining, base_id: str, start: Start | None = None) -> CausalModel:
+    """Freezes the base; the adapter is float32 and drawn from torch's current seed. `start` is the adapter that the run
+    goes on with: its patterns are kept, and its layers where the run names none. Raises Failure(user,
     INVALID_FIELD)."""
-    modules = _targets(model, training.target_modules)
+    if start is not None and follows(training):
+        named = _layers_of(model, start)
+    else:
+        named = {"target_modules": _listed(_targets(model, training.target_modules))}
+    if start is not None:
+        named["use_rslora"] = start.use_rslora
+        named["rank_pattern"], named["alpha_pattern"] = dict(start.rank_pattern), dict(start.alpha_pattern)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=training.r,
         lora_alpha=training.alpha,
         lora_dropout=training.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
         bias="none",
+        **named,
     )
     try:
         module = get_peft_model(model.base, config)
@@ -55,6 +65,29 @@ def _targets(model: CausalModel, wanted: str | tuple[str, ...]) -> str | tuple[s
     head = model.base.get_output_embeddings()
     linear = [name for name, layer in model.base.named_modules() if isinstance(layer, Linear) and layer is not head]
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear} - routers))
+
+
+def _layers_of(model: CausalModel, start: Start) -> dict[str, Any]:
+    """As peft's settings have them: what is not used is nothing there."""
+    modules = start.target_modules
+    if isinstance(modules, str) and modules.lower() == ALL_LINEAR:
+        modules = _targets(model, modules)
+    else:
+        routers = linear_routers(model.base)
+        leaves = ((name, name.rsplit(".", 1)[-1]) for name, _ in model.base.named_modules())
+        if named := [name for name, leaf in leaves if leaf in routers and start.targets(name)]:
+            _refuse("takes no adapter on the router of a mixture of experts", named)
+    return {
+        "target_modules": _listed(modules) or [],
+        "exclude_modules": _listed(start.exclude_modules) or None,
+        "layers_to_transform": list(start.layers_to_transform) or None,
+        "layers_pattern": list(start.layers_pattern) or None,
+        "target_parameters": list(start.target_parameters) or None,
+    }
+
+
+def _listed(modules: str | tuple[str, ...]) -> str | list[str]:
+    return modules if isinstance(modules, str) else list(modules)
 
 
 def _refuse_the_vocabulary(model: CausalModel) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from formats.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from services.trainer.train.modeling.base_files import listed, no_numbers
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.fsdp import copy_whole
 from services.trainer.train.settings.spec import Spec
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 FULL_WEIGHTS = "model.safetensors"
 Tensors = dict[str, Any]
 # One entry only: the header lists metadata in no fixed order.
@@ -30,6 +29,11 @@ def write_trained_weights(model: CausalModel, spec: Spec, folder: Path, trained:
         return
     tensors = get_peft_model_state_dict(model.module, state_dict=trained, save_embedding_layers=False)
     save_file(_plain(tensors), folder / ADAPTER_WEIGHTS, metadata=_METADATA)
+    write_adapter_config(model, folder)
+
+
+def write_adapter_config(model: CausalModel, folder: Path) -> None:
+    """The layers, ranks and scales of the adapter, in peft's words."""
     config = _sorted_sets(model.module.peft_config["default"].to_dict()) | {"inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

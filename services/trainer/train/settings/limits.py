@@ -1,10 +1,12 @@
 """Limits and defaults of the settings of a run. It knows no setting's meaning."""
 
+from formats.adapters import RANK_MAX
+
 PATH_LENGTH_MAX = 4096
 MAX_SEQ_LENGTH_MIN = 16
 MAX_SEQ_LENGTH_MAX = 131_072
 MAX_SEQ_LENGTH_DEFAULT = 4096
-LORA_RANK_MAX = 256
+LORA_RANK_MAX = RANK_MAX
 TARGET_MODULES_MAX = 64
 COMMAND_WORDS_MAX = 64
 MICRO_BATCH_TOKENS_MIN = 64
