@@ -23,6 +23,8 @@ PATTERNS_MAX = 4096
 PATTERN_CHARS_MAX = 1024
 LAYERS_MAX = 4096
 ALPHA_MAX = 1e6
+# Matching the expressions of a whole adapter takes milliseconds.
+MATCHING_S_MAX = 5.0
 MATRIX_PREFIX = "base_model.model."
 
 _MATRIX = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]{1,256})\.lora_(?P<side>[AB])\.weight")
@@ -154,6 +156,14 @@ def parse_adapter_config(document: Mapping[str, Any], *, rank_max: int) -> LoraC
             for key, value in _pattern(document, "alpha_pattern").items()
         },
         target_parameters=target_parameters,
+    )
+
+
+def too_slow() -> AdapterRefused:
+    """For whoever ended the matching of its expressions after MATCHING_S_MAX."""
+    return AdapterRefused(
+        f"its expressions (target_modules, rank_pattern, ...) take more than {MATCHING_S_MAX:g} s to match; name the"
+        " layers in lists"
     )
 
 

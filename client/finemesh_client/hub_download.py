@@ -1,5 +1,5 @@
-"""A base model's files from a repository of the Hugging Face hub: one commit, names from a list, safetensors only,
-sizes bounded.
+"""The files of a base model or of an adapter from a repository of the Hugging Face hub: one commit, names from a list,
+safetensors only, sizes bounded.
 
 What is in a repository besides is never downloaded, code least of all. Needs the extra `hub`; it knows no catalogue.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finemesh_client.errors import DataLoss, InvalidRequest
 from finemesh_client.files import sha256_of
+from finemesh_client.models import ADAPTER_FILES
 
 REVISION_DEFAULT = "main"
 FILES_MAX = 256
@@ -63,6 +64,9 @@ class HubFolder:
     commit: str
 
 
+Choose = Callable[[str, Sequence[HubFile]], list[HubFile]]
+
+
 def chosen(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
     """The files that a base model needs. InvalidRequest for a repository without, and for sizes over the limits."""
     weights = [file for file in files if file.name == _WHOLE] or _shards(repository, files)
@@ -82,9 +86,22 @@ def chosen(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
     return [*side, *weights]
 
 
-def fetch(repository: str, revision: str, token: str = "") -> HubFolder:
-    """Blocking. `revision` is a commit, a tag or a branch, and is resolved once: everything comes from that one
-    commit."""
+def chosen_of_adapter(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
+    """The two files of an adapter. InvalidRequest for a repository without, and for sizes over the limits."""
+    found = {file.name: file for file in files}
+    if missing := [name for name in ADAPTER_FILES if name not in found]:
+        whole = _WHOLE in found or INDEX in found
+        hint = "; it holds a whole model: `finemesh models import`" if whole else " (other formats can carry code)"
+        raise _refused(f"{repository} has no {', no '.join(missing)}{hint}")
+    config, weights = (found[name] for name in ADAPTER_FILES)
+    if config.size_bytes > SIDE_FILE_BYTES_MAX or weights.size_bytes > WEIGHTS_BYTES_MAX:
+        raise _refused(f"{repository} has more bytes than an adapter can have", "SIZE_LIMIT")
+    return [config, weights]
+
+
+def fetch(repository: str, revision: str, token: str = "", *, choose: Choose = chosen) -> HubFolder:
+    """Blocking. `choose` says which files. `revision` is a commit, a tag or a branch, and is resolved once: everything
+    comes from that one commit."""
     try:
         # Only an import needs the hub's library, which is an extra of its own.
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415
@@ -97,7 +114,7 @@ def fetch(repository: str, revision: str, token: str = "") -> HubFolder:
     api = HfApi(endpoint=endpoint, token=token or None)
     try:
         info = api.model_info(repository, revision=revision or REVISION_DEFAULT, files_metadata=True)
-        files = chosen(repository, [_described(sibling) for sibling in info.siblings or ()])
+        files = choose(repository, [_described(sibling) for sibling in info.siblings or ()])
         folder = Path(
             snapshot_download(
                 repository,

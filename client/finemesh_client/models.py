@@ -15,19 +15,15 @@ from finemesh_client.transport import Transport
 
 # What a base model consists of. Weights in any other format could carry code and are never sent.
 IMPORTED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+# An adapter in peft's format.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def importable_files(folder: Path) -> list[Path]:
     """The files of a local model folder that an import sends. Raises InvalidRequest when it is no safetensors model,
     or has a link out of the folder."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in IMPORTED_SUFFIXES)
-    for path in files:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InvalidRequest(
-                message=f"{path} is a link out of the folder, which is not followed; give a folder with the files "
-                "themselves (`cp -rL` makes one), or the hub's id",
-                reason="MODEL_INVALID",
-            )
+    _refuse_links(folder, files)
     names = {p.name for p in files}
     missing = [n for n in ("config.json", "tokenizer.json") if n not in names]
     if not any(n.endswith(".safetensors") for n in names):
@@ -35,6 +31,29 @@ def importable_files(folder: Path) -> list[Path]:
     if missing:
         raise InvalidRequest(message=f"{folder} has no {', no '.join(missing)}", reason="MODEL_INVALID")
     return files
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The two files of an adapter in a local folder. Raises InvalidRequest when they are not there, or are links out of
+    it."""
+    files = [folder / name for name in ADAPTER_FILES]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        whole = (folder / "config.json").is_file()
+        hint = "; it holds a whole model: `finemesh models import`" if whole else " (other formats can carry code)"
+        raise InvalidRequest(message=f"{folder} has no {', no '.join(missing)}{hint}", reason="MODEL_INVALID")
+    _refuse_links(folder, files)
+    return files
+
+
+def _refuse_links(folder: Path, files: Sequence[Path]) -> None:
+    for path in files:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InvalidRequest(
+                message=f"{path} is a link out of the folder, which is not followed; give a folder with the files "
+                "themselves (`cp -rL` makes one), or the hub's id",
+                reason="MODEL_INVALID",
+            )
 
 
 class Models:
@@ -89,6 +108,39 @@ class Models:
 
         answer = await self._transport.upload(self._stub.ImportBaseModel, parts)
         return cast(model_pb2.BaseModel, answer.base_model)
+
+    async def import_adapter(
+        self,
+        output_name: str,
+        base_model: str,
+        folder: Path,
+        *,
+        files: Sequence[Path] | None = None,
+        source: str = "",
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> model_pb2.Model:
+        """Adds an adapter in peft's format to the project: two `files`, those of a local folder by default. It is then
+        a model like one that a job made. An import that was cut left nothing and can be sent again; one whose answer
+        was lost returns the model that it made."""
+        files = adapter_files(folder) if files is None else files
+        digests = {path: await asyncio.to_thread(sha256_of, path) for path in files}
+
+        async def parts() -> AsyncIterator[model_service_pb2.ImportAdapterRequest]:
+            yield model_service_pb2.ImportAdapterRequest(
+                header=model_service_pb2.ImportAdapterHeader(
+                    output_name=output_name, base_model=base_model, source=source
+                )
+            )
+            for path in files:
+                start = model_service_pb2.ImportAdapterFile(
+                    path=path.name, size_bytes=path.stat().st_size, sha256=digests[path]
+                )
+                yield model_service_pb2.ImportAdapterRequest(file=start)
+                async for chunk in read_chunks(path, on_bytes):
+                    yield model_service_pb2.ImportAdapterRequest(chunk=chunk)
+
+        answer = await self._transport.upload(self._stub.ImportAdapter, parts, safe=True)
+        return cast(model_pb2.Model, answer.model)
 
     def list(self, limit: int | None = None) -> AsyncIterator[model_pb2.Model]:
         """The project's tuned models, newest first."""

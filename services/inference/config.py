@@ -115,6 +115,14 @@ class InferenceSettings(ChassisSettings):
         default=2 * GIB, ge=0, description="Models with weights of more bytes are not run at their import."
     )
     imports_max: int = Field(default=2, ge=1, description="Imports in flight at a time.")
+    adapter_imports_max: int = Field(
+        default=8, ge=1, description="Imports of adapters in flight at a time; one of each organization."
+    )
+    adapter_import_idle_s_max: float = Field(
+        default=60.0, gt=0, description="An import of an adapter of which nothing comes for so long ends."
+    )
+    adapter_import_s_max: float = Field(default=3600.0, gt=0, description="Longest arrival of an adapter's files.")
+    imported_adapters_max: int = Field(default=200, ge=1, description="Imported adapters of one project.")
 
     usage_batch_s: float = Field(default=0.005, ge=0, description="How long a usage record waits for company.")
     usage_batch_max: int = Field(default=500, ge=1, description="Usage records in one event.")

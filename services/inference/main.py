@@ -49,6 +49,7 @@ from services.inference.endpoints.transitions import Transitions
 from services.inference.engines.choice import open_engine
 from services.inference.engines.socket_folders import socket_folders
 from services.inference.metering.meter import Meter
+from services.inference.models.adapter_import import AdapterImporter
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.base_uploads import BaseUploads
 from services.inference.models.leftovers import Leftovers
@@ -117,7 +118,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("consumer", consumer.run)
     process.on_drain(DrainStage.STOP_CONSUMING, consumer.stop)
 
-    importer = open_importer(keep, pool, objects, settings, clock, ids)
+    importer, adapters = open_importers(keep, pool, objects, registry, settings, clock, ids)
     creation = Creation(
         pool, transitions, spend_guard, first_minutes, endpoints_max=settings.endpoints_max, clock=clock, ids=ids
     )
@@ -128,7 +129,7 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     add_services(
         server,
         models=ModelService(
-            pool, registry, importer, objects, pages, chunk_bytes_max=settings.chunk_bytes_max, clock=clock
+            pool, registry, importer, adapters, objects, pages, chunk_bytes_max=settings.chunk_bytes_max, clock=clock
         ),
         endpoints=EndpointService(
             pool, creation, transitions, reconciler, spend_guard, first_minutes, pages, clock=clock
@@ -141,15 +142,24 @@ async def main(process: Process, settings: InferenceSettings) -> None:
     keep("endpoint_reconciler", reconciler.run, until=DrainStage.FINISH_CALLS)
 
 
-def open_importer(
-    keep: Callable[..., None], pool: Pool, objects: ObjectStore, settings: InferenceSettings, clock: Clock, ids: Ids
-) -> BaseImporter:
-    """What makes base models of uploads, and what removes the leftovers of those that broke off."""
+def open_importers(
+    keep: Callable[..., None],
+    pool: Pool,
+    objects: ObjectStore,
+    registry: Registry,
+    settings: InferenceSettings,
+    clock: Clock,
+    ids: Ids,
+) -> tuple[BaseImporter, AdapterImporter]:
+    """What makes models of uploads, and what removes the leftovers of those that broke off."""
     uploads = BaseUploads(pool, objects, settings=settings, ids=ids)
     imports = HeldFolders(settings.data_dir / "imports")
     leftovers = Leftovers(uploads, [imports, socket_folders()], interval_s=settings.leftover_interval_s, clock=clock)
     keep("leftovers", leftovers.run)
-    return BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids)
+    return (
+        BaseImporter(pool, objects, uploads, imports, settings=settings, clock=clock, ids=ids),
+        AdapterImporter(pool, objects, uploads, imports, registry, settings=settings, clock=clock, ids=ids),
+    )
 
 
 def open_billing(process: Process, settings: InferenceSettings) -> grpc.aio.Channel:

@@ -14,6 +14,7 @@ from formats.manifests import FileDigest
 from services.inference.endpoints.convert import endpoint_name
 from services.inference.endpoints.creation import WantedEndpoint
 from services.inference.endpoints.domain import Endpoint
+from services.inference.models.adapter_import import AdapterHeader, AdapterPart
 from services.inference.models.answer_families import NO_PARSER
 from services.inference.models.base_import import ImportHeader, ImportPart
 from services.inference.models.convert import model_name
@@ -116,6 +117,20 @@ def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) ->
                 tool_parser=header.tool_parser,
                 reasoning_parser=header.reasoning_parser,
             )
+        case "file":
+            file = message.file
+            return FileDigest(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+        case "chunk":
+            return message.chunk
+    return None
+
+
+def adapter_part_from_proto(message: model_service_pb2.ImportAdapterRequest) -> AdapterPart:
+    """As `import_part_from_proto`, for an adapter."""
+    match message.WhichOneof("part"):
+        case "header":
+            header = message.header
+            return AdapterHeader(output_name=header.output_name, base_model=header.base_model, source=header.source)
         case "file":
             file = message.file
             return FileDigest(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)

@@ -16,6 +16,7 @@ from chassis.rpc.request_stream import whole
 from finemesh.models.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 from services.inference.api import convert
 from services.inference.api.pages import own_page
+from services.inference.models.adapter_import import AdapterImporter
 from services.inference.models.base_import import BaseImporter
 from services.inference.models.domain import TunedModel, unknown_model
 from services.inference.models.model_registry import Registry
@@ -30,6 +31,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         pool: Pool,
         registry: Registry,
         importer: BaseImporter,
+        adapters: AdapterImporter,
         objects: ObjectStore,
         pages: Pages,
         *,
@@ -40,6 +42,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._registry = registry
         self._pages = pages
         self._importer = importer
+        self._adapters = adapters
         self._objects = objects
         self._chunk_bytes_max = chunk_bytes_max
         self._clock = clock
@@ -74,6 +77,15 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         parts = (convert.import_part_from_proto(message) async for message in whole(request_iterator, context))
         model = await self._importer.run(parts)
         return model_service_pb2.ImportBaseModelResponse(base_model=convert.base_model_to_proto(model))
+
+    async def ImportAdapter(
+        self,
+        request_iterator: AsyncIterator[model_service_pb2.ImportAdapterRequest],
+        context: Any,
+    ) -> model_service_pb2.ImportAdapterResponse:
+        parts = (convert.adapter_part_from_proto(message) async for message in whole(request_iterator, context))
+        model = await self._adapters.run(current_caller(), parts)
+        return model_service_pb2.ImportAdapterResponse(model=convert.model_to_proto(model))
 
     async def ListModels(
         self, request: model_service_pb2.ListModelsRequest, context: object

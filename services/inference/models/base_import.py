@@ -11,25 +11,22 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from chassis.clock import Clock
 from chassis.db.pool import Pool, transaction
-from chassis.errors import Aborted, AlreadyExists, DeadlineExceeded, InvalidArgument, ResourceExhausted, invalid
+from chassis.errors import Aborted, AlreadyExists, InvalidArgument, ResourceExhausted, invalid
 from chassis.ids import Ids
 from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from formats.manifests import FileDigest, revision_of
 from services.inference.config import InferenceSettings
 from services.inference.models.answer_families import check_parser_names, parsers_of_folder
-from services.inference.models.base_uploads import BaseUploads, is_passing
+from services.inference.models.base_uploads import BaseUploads
 from services.inference.models.domain import BaseModel, NameKind, NamespaceKind, Weights, name_taken, namespace_taken
 from services.inference.models.import_check import check_files
 from services.inference.models.model_facts import read_facts
 from services.inference.models.spool import ModelSpool
 from services.inference.models.store import ModelStore
-
-log = structlog.get_logger()
+from services.inference.models.stored_files import StoredFiles, spool_files
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SOURCE = re.compile(r"[!-~]{0,300}")
@@ -65,7 +62,7 @@ class BaseImporter:
         ids: Ids,
     ) -> None:
         self._pool = pool
-        self._objects = objects
+        self._stored = StoredFiles(objects, uploads, settings)
         self._uploads = uploads
         self._folders = folders
         self._settings = settings
@@ -96,7 +93,9 @@ class BaseImporter:
                 raise name_taken(header.model_id, "model_id")
             if await ModelStore(connection).namespace_kind(_namespace(header.model_id)) == NamespaceKind.PROJECT:
                 raise _is_a_projects(header.model_id)
-        spool = await self._spool(parts, folder)
+        limits = self._settings
+        spool = ModelSpool(folder, bytes_max=limits.model_bytes_max, files_max=limits.model_files_max)
+        await spool_files(parts, spool)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
         await check_files(folder, self._settings)
         revision = revision_of(spool.files)
@@ -112,28 +111,8 @@ class BaseImporter:
             source=header.source,
             parsers=await asyncio.to_thread(parsers_of_folder, folder, header.tool_parser, header.reasoning_parser),
         )
-        upload_id = await self._uploads.begin(key)
-        try:
-            await self._store_files(model.weights, folder)
-            await self._list(model, upload_id)
-        except BaseException:
-            # Shielded: also a cancelled import cleans up after itself.
-            await asyncio.shield(self._discard(upload_id))
-            raise
+        await self._stored.keep(model.weights, folder, lambda upload_id: self._list(model, upload_id))
         return model
-
-    async def _store_files(self, weights: Weights, folder: Path) -> None:
-        seconds_max = self._settings.import_store_s_max
-        try:
-            async with asyncio.timeout(seconds_max):
-                for file in weights.files:
-                    await self._objects.put(weights.key + file.path, self._read(folder / file.path))
-        except TimeoutError as error:
-            message = (
-                f"storing the files took longer than import_store_s_max, {seconds_max:g} seconds; nothing was kept"
-            )
-            limit = {"limit": "import_store_s_max"}
-            raise DeadlineExceeded("DEADLINE_TOO_SHORT", message, metadata=limit) from error
 
     async def _list(self, model: BaseModel, upload_id: str) -> None:
         async with transaction(self._pool) as connection:
@@ -146,37 +125,6 @@ class BaseImporter:
                 message = "the import took so long that its files were removed; import it again"
                 raise Aborted("STATE_CONFLICT", message)
             await models.save_base(model)
-
-    async def _discard(self, upload_id: str) -> None:
-        try:
-            await self._uploads.collect(upload_id)
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            log.warning("base_upload_left", upload=upload_id, error=repr(error))
-
-    async def _spool(self, parts: AsyncIterator[ImportPart], folder: Path) -> ModelSpool:
-        """All files of the import on local disk, each checked."""
-        limits = self._settings
-        spool = ModelSpool(folder, bytes_max=limits.model_bytes_max, files_max=limits.model_files_max)
-        try:
-            async for part in parts:
-                match part:
-                    case FileDigest():
-                        await spool.begin(part.path, part.size_bytes, part.sha256)
-                    case bytes():
-                        await spool.write(part)
-                    case _:
-                        raise InvalidArgument("INVALID_FIELD", "after the header an import has only files and chunks")
-            await spool.end_file()
-        finally:
-            await spool.close()
-        return spool
-
-    async def _read(self, path: Path) -> AsyncIterator[bytes]:
-        with path.open("rb") as source:
-            while chunk := await asyncio.to_thread(source.read, self._settings.chunk_bytes_max):
-                yield chunk
 
 
 def check_header(part: ImportPart) -> ImportHeader:

@@ -1,6 +1,6 @@
-"""Notes uploads of base models, and removes what those left that did not end. Not pure: database, artifact store.
+"""Notes uploads of models, and removes what those left that did not end. Not pure: database, artifact store.
 
-It refuses to know what an import is.
+Imported adapters that were deleted are noted as uploads that did not end. It refuses to know what an import is.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ from chassis.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFo
 from formats.manifests import FileDigest
 from services.inference.engines.answer_form import AnswerParsers
 
+# What the owner of an imported model begins with; no job is named so.
+IMPORTED = "import:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -62,7 +65,8 @@ class NamespaceKind(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TunedModel:
-    """A model that a job made; `model_id` is `{project slug}/{output name}`."""
+    """A model that a job made, or an adapter that its owner imported, which has no `tuning_job`. `model_id` is
+    `{project slug}/{output name}`."""
 
     id: str
     project_id: str
@@ -75,6 +79,15 @@ class TunedModel:
     tuning_job: str
     lineage: Mapping[str, str]
     created_at: datetime
+
+    @property
+    def is_imported(self) -> bool:
+        return not self.tuning_job
+
+    @property
+    def owner(self) -> str:
+        """Who has the model's name: its job, which makes one model however often that is told, or its import."""
+        return self.tuning_job or f"{IMPORTED}{self.id}"
 
 
 def unknown_model(model: str) -> NotFound:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -43,6 +44,16 @@ async def check_files(folder: Path, settings: InferenceSettings) -> None:
         "run_bytes_max": settings.import_run_bytes_max,
         "prompts_s_max": settings.import_prompts_s_max,
     }
+    found = await ask_about_files(PROGRAM, request, settings)
+    if not found["ok"]:
+        raise model_invalid(str(found["file"]), str(found["problem"]))
+    if settings.engine == "vllm":
+        await asyncio.to_thread(_check_engine, folder)
+    log.info("import_checked", full=settings.checks_models_fully, ran=found["ran"])
+
+
+async def ask_about_files(program: str, request: dict[str, Any], settings: InferenceSettings) -> dict[str, Any]:
+    """What a program says that looks at a stranger's files; InvalidArgument MODEL_INVALID when it does not end well."""
     limits = ProgramLimits(
         seconds_max=settings.import_check_s_max,
         memory_bytes_max=settings.import_check_memory_bytes_max,
@@ -50,15 +61,11 @@ async def check_files(folder: Path, settings: InferenceSettings) -> None:
     )
     seen = harmless_environment(os.environ) | _OFFLINE
     try:
-        answer = await ask_program(PROGRAM, json.dumps(request).encode(), limits, environment=seen, name="import_check")
+        answer = await ask_program(program, json.dumps(request).encode(), limits, environment=seen, name="import_check")
     except ProgramEnded as ended:
         raise _refusal(ended, settings) from None
-    found = json.loads(answer)
-    if not found["ok"]:
-        raise model_invalid(str(found["file"]), str(found["problem"]))
-    if settings.engine == "vllm":
-        await asyncio.to_thread(_check_engine, folder)
-    log.info("import_checked", full=settings.checks_models_fully, ran=found["ran"])
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 def _check_engine(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Removes what imports of killed processes left behind. Not pure: database, artifact store, disk.
+"""Removes what imports of killed processes and deleted adapters left behind. Not pure: database, artifact store, disk.
 
 That is their uploads into the store, and their folders.
 """

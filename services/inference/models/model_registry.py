@@ -1,4 +1,4 @@
-"""Not pure: database, events. Which tuned models there are: jobs that ended add theirs, owners delete them.
+"""Not pure: database, events. Which tuned models there are: jobs that ended add theirs, owners import and delete them.
 
 It refuses to know how a model is warmed up; whoever wires it says so.
 """
@@ -21,7 +21,7 @@ from chassis.ids import Ids
 from finemesh.events.v1 import tuning_events_pb2
 from services.inference.models import convert
 from services.inference.models.domain import NameKind, TunedModel, name_taken
-from services.inference.models.store import ModelStore
+from services.inference.models.store import ModelStore, UploadStore
 
 log = structlog.get_logger()
 
@@ -50,10 +50,20 @@ class Registry:
         if not event.HasField("model") or not event.model.artifact.files:
             raise InvalidArgument("EVENT_INVALID", f"{event.tuning_job} completed without a model")
         model = await self._named(connection, convert.ended_job_from_proto(event, self._ids.new("ml_")))
-        if not await ModelStore(connection).add(model):
-            return
+        if await ModelStore(connection).add(model):
+            await self._announce(connection, model)
+
+    async def import_adapter(self, connection: Connection, model: TunedModel) -> None:
+        """Adds an adapter that its owner brought, in the transaction that ends its upload. AlreadyExists for a name
+        that means something else: nobody paid for it yet."""
+        if not await ModelStore(connection).claim_name(model.model_id, NameKind.TUNED, owner=model.owner):
+            raise name_taken(model.model_id, "output_name")
+        await ModelStore(connection).add(model)
+        await self._announce(connection, model)
+
+    async def _announce(self, connection: Connection, model: TunedModel) -> None:
         registered = convert.model_registered_to_proto(model)
-        await self._outbox.add(connection, registered, subject_name=registered.model, key=model.tuning_job)
+        await self._outbox.add(connection, registered, subject_name=registered.model, key=model.owner)
         if self._warm_up is not None:
             # Beside the transaction: an engine's start must not hold it open, and its failure must not undo the model.
             # It outlives the event, so it takes neither its connection nor its trace along.
@@ -66,8 +76,11 @@ class Registry:
         model = await ModelStore(connection).delete(project_id, id, now)
         if model is None:
             return False
+        if model.is_imported:
+            # A job's model is deleted with the job's folder; nobody else knows of this one.
+            await UploadStore(connection).begin(self._ids.new("upload"), model.weights.key)
         deleted = convert.model_deleted_to_proto(model, now)
-        await self._outbox.add(connection, deleted, subject_name=deleted.model, key=model.tuning_job)
+        await self._outbox.add(connection, deleted, subject_name=deleted.model, key=model.owner)
         return True
 
     @staticmethod
@@ -78,7 +91,7 @@ class Registry:
         """
         names = (model.model_id, *(f"{model.model_id}-{number}" for number in range(2, NAMES_TRIED_MAX + 1)))
         for name in names:
-            if await ModelStore(connection).claim_name(name, NameKind.TUNED, owner=model.tuning_job):
+            if await ModelStore(connection).claim_name(name, NameKind.TUNED, owner=model.owner):
                 if name != model.model_id:
                     log.warning("model_renamed", model=model.model_id, name=name, tuning_job=model.tuning_job)
                 return replace(model, model_id=name)

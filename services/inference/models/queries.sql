@@ -63,6 +63,14 @@ WHERE project_id = :project_id AND deleted_at IS NULL
     AND (created_at, id) < (:before_time::timestamptz, :before_id::text)
 ORDER BY created_at DESC, id DESC LIMIT :page_size;
 
+-- name: count_imported(project_id, pattern)$
+-- Live models of a project whose owner is an import.
+SELECT count(*) FROM models WHERE project_id = :project_id AND deleted_at IS NULL AND tuning_job LIKE :pattern;
+
+-- name: lock_project_imports(project_id)$
+-- Lets one import of a project at a time be listed.
+SELECT pg_advisory_xact_lock(hashtext('adapter_imports'), hashtext(:project_id))::text;
+
 -- name: delete_model(project_id, id, now)^
 -- Takes a tuned model out of the registry; no row when there is none.
 UPDATE models SET deleted_at = :now WHERE project_id = :project_id AND id = :id AND deleted_at IS NULL
@@ -117,7 +125,9 @@ SELECT artifact_key FROM base_uploads WHERE upload_id = :upload_id;
 
 -- name: is_upload_needed(upload_id, artifact_key, upload_s_max)$
 -- Says whether a listed model, or an upload under way, has its files under this key, too.
-SELECT EXISTS (SELECT FROM base_models WHERE artifact_key = :artifact_key) OR EXISTS (
+SELECT EXISTS (SELECT FROM base_models WHERE artifact_key = :artifact_key)
+OR EXISTS (SELECT FROM models WHERE artifact_key = :artifact_key AND deleted_at IS NULL)
+OR EXISTS (
     SELECT FROM base_uploads
     WHERE artifact_key = :artifact_key AND upload_id <> :upload_id AND claim_time IS NULL
         AND begin_time > now() - make_interval(secs => :upload_s_max)

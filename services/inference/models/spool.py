@@ -1,4 +1,4 @@
-"""Takes a base model file by file to local disk: names and sizes bounded, digests checked, no code. Not pure: disk.
+"""Takes a model file by file to local disk: names and sizes bounded, digests checked, no code. Not pure: disk.
 
 It refuses to know tables, streams and what the files mean.
 """
@@ -23,11 +23,13 @@ TAKEN_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"}
 class ModelSpool:
     """The files of one import on local disk."""
 
-    def __init__(self, folder: Path, *, bytes_max: int, files_max: int) -> None:
+    def __init__(self, folder: Path, *, bytes_max: int, files_max: int, setting: str = "model_bytes_max") -> None:
+        """`setting` names the limit of bytes for whoever meets it."""
         self.folder = folder
         self.files: list[FileDigest] = []
         self._bytes_max = bytes_max
         self._files_max = files_max
+        self._setting = setting
         self._bytes = 0
         self._open: BinaryIO | None = None
         self._current: FileDigest | None = None
@@ -46,10 +48,10 @@ class ModelSpool:
         if any(file.path == path for file in self.files):
             raise model_invalid("file.path", f"{path} comes twice", "INVALID_FIELD")
         if len(self.files) == self._files_max:
-            raise ResourceExhausted("SIZE_LIMIT", f"a model has at most {self._files_max} files (model_files_max)")
+            raise ResourceExhausted("SIZE_LIMIT", f"it has at most {self._files_max} files")
         self._bytes += max(size_bytes, 0)
         if size_bytes < 0 or self._bytes > self._bytes_max:
-            raise ResourceExhausted("SIZE_LIMIT", f"a model has at most {self._bytes_max} bytes (model_bytes_max)")
+            raise ResourceExhausted("SIZE_LIMIT", f"its files have at most {self._bytes_max} bytes ({self._setting})")
         self._current = FileDigest(path=path, size_bytes=size_bytes, sha256=sha256)
         self._digest, self._written = hashlib.sha256(), 0
         self._open = await asyncio.to_thread((self.folder / path).open, "xb")

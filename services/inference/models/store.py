@@ -11,7 +11,15 @@ from chassis.db.pool import Connection
 from chassis.db.queries import affected, load_queries
 from formats.manifests import FileDigest
 from services.inference.engines.answer_form import AnswerParsers
-from services.inference.models.domain import BaseModel, ModelKind, NameKind, NamespaceKind, TunedModel, Weights
+from services.inference.models.domain import (
+    IMPORTED,
+    BaseModel,
+    ModelKind,
+    NameKind,
+    NamespaceKind,
+    TunedModel,
+    Weights,
+)
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -56,7 +64,7 @@ class ModelStore:
         return [_base_of(row) async for row in rows]
 
     async def add(self, model: TunedModel) -> bool:
-        """Registers what a job made; False when that was done before."""
+        """Registers what a job made, or an import; False when that was done before."""
         status = await QUERIES.add_model(
             self._connection,
             id=model.id,
@@ -69,7 +77,7 @@ class ModelStore:
             artifact_key=model.weights.key,
             files=_rows_of(model.weights.files),
             adapter_rank=model.adapter_rank,
-            tuning_job=model.tuning_job,
+            tuning_job=model.owner,
             lineage=dict(model.lineage),
             created_at=model.created_at,
         )
@@ -89,6 +97,14 @@ class ModelStore:
             self._connection, project_id=project_id, before_time=before[0], before_id=before[1], page_size=page_size
         )
         return [_tuned_of(row) async for row in rows]
+
+    async def count_imported(self, project_id: str) -> int:
+        """Live adapters that the project imported."""
+        return int(await QUERIES.count_imported(self._connection, project_id=project_id, pattern=f"{IMPORTED}%"))
+
+    async def lock_project(self, project_id: str) -> None:
+        """Lets one import of a project at a time be listed, so that none is counted past the limit."""
+        await QUERIES.lock_project_imports(self._connection, project_id=project_id)
 
     async def delete(self, project_id: str, id: str, now: datetime) -> TunedModel | None:
         """Takes a tuned model out of the registry and frees its name; None when there is none."""
@@ -122,7 +138,7 @@ class ModelStore:
 
 
 class UploadStore:
-    """Uploads of base models that are not listed yet."""
+    """Uploads of models that are not listed yet, and files of imported adapters that were deleted."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -195,7 +211,7 @@ def _tuned_of(row: Any) -> TunedModel:
         base_revision=row["base_revision"],
         weights=weights_of(row),
         adapter_rank=row["adapter_rank"],
-        tuning_job=row["tuning_job"],
+        tuning_job="" if row["tuning_job"].startswith(IMPORTED) else row["tuning_job"],
         lineage=row["lineage"],
         created_at=row["created_at"],
     )

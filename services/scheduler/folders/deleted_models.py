@@ -19,6 +19,9 @@ class DeletedModels:
         self, connection: Connection, event: model_events_pb2.ModelDeleted, info: EventInfo
     ) -> None:
         """In the transaction of the inbox row; the second time nothing happens."""
+        if not event.tuning_job:
+            # An imported adapter: no folder of a job holds it.
+            return
         delete_time = claimed_time("event_time", event.event_time)
         if await self._folders.delete_model(connection, job_ref(event.tuning_job), delete_time):
             log.info("model_deleted", model=event.model, job=event.tuning_job)

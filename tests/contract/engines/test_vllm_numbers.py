@@ -6,6 +6,7 @@ Shares the session's engine start; it earns that neither the adapter format nor 
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from formats.rows import Message
+from services.inference.engines.adapters.import_program import check
 from services.inference.engines.base import Sampling
 from tests.contract.engines.asking import ask, request_for
 from tests.contract.engines.conftest import RANK, Subject
+from tests.contract.engines.tiny_llama import build_adapter
 
 QUESTIONS = ["What does dedent do?", "Serialize obj to a JSON formatted stream.", "x"]
 SAMPLING = Sampling(temperature=0.0, completion_tokens_max=24, logprobs=0)
@@ -48,6 +51,39 @@ async def test_requests_with_and_without_adapters_do_not_mix_in_a_batch(subject:
         _compare(subject, tuned, prompt, "rv_numbers_0"),
         _compare(subject, plain, prompt, None),
     )
+
+
+@pytest.mark.parametrize("subject", ["vllm"], indirect=True)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True, "lora_alpha": 4},
+        {
+            "use_rslora": True,
+            "lora_alpha": 4,
+            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 12},
+            "alpha_pattern": {"k_proj": 1, r"^model\.layers\.0\.mlp\.down_proj": 9, "up_proj": 2.5},
+            "target_modules": r".*\.(q|k|v|up|down)_proj",
+            "exclude_modules": r".*\.1\..*v_proj",
+        },
+    ],
+    ids=["rslora", "patterns"],
+)
+async def test_scales_and_ranks_by_pattern_equal_the_reference(
+    subject: Subject, tmp_path: Path, settings: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """As peft wrote the adapter, and as an import stores it."""
+    folder = build_adapter(subject.base, tmp_path / "adapter", rank=RANK, **settings)
+    reference = _reference(subject.base, folder)
+    prompt = await subject.engine.render_chat([Message(role="user", content=QUESTIONS[0])])
+    name = f"rv_{request.node.callspec.id}"
+    await subject.engine.load_adapter(name, folder, RANK)
+    await _compare(subject, reference, prompt, name)
+    base_config = json.loads((subject.base / "config.json").read_text())
+    asked = {"folder": str(folder), "base_config": base_config, "rank_max": 16, "bytes_max": 1 << 24}
+    assert check(asked) == RANK
+    await subject.engine.load_adapter(f"{name}_plain", folder, RANK)
+    await _compare(subject, reference, prompt, f"{name}_plain")
 
 
 def _reference(base: Path, adapter: Path | None) -> Any:

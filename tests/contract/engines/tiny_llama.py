@@ -9,6 +9,7 @@ import inspect
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -52,13 +53,12 @@ def build_base(folder: Path, *, seed: int = 7, layers: int = 2) -> Path:
     return folder
 
 
-def build_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 1) -> Path:
-    """Write a LoRA adapter whose B matrices are random too, large enough to change every answer."""
+def build_adapter(base: Path, folder: Path, *, rank: int = 8, seed: int = 1, **settings: Any) -> Path:
+    """Write a LoRA adapter whose B is random too, so large that every answer changes. `settings` are peft's."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tuned = get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
-    )
+    config: dict[str, Any] = {"lora_alpha": 2 * rank, "target_modules": TARGETS} | settings
+    tuned = get_peft_model(model, LoraConfig(r=rank, task_type="CAUSAL_LM", **config))
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:

@@ -295,8 +295,9 @@ async def test_a_run_starts_from_a_repository_at_one_commit(world: AgentWorld, h
             "MODEL_INVALID",
             "is no safetensors file",
         ),
+        (adapter_files(CONFIG | {"target_modules": "((.)+)+X"}), HUB_TOKEN, "MODEL_INVALID", "5 s to match"),
     ],
-    ids=["token", "kind", "pissa", "torn"],
+    ids=["token", "kind", "pissa", "torn", "endless"],
 )
 async def test_a_run_whose_start_cannot_be_had_fails_by_the_users_hand(
     world: AgentWorld, hub: Hub, files: dict[str, bytes], hub_token: str, reason: str, said: str

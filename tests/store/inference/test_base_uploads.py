@@ -42,7 +42,7 @@ class Store(ObjectStore):
 
 @pytest.fixture
 async def uploads(pool: Pool, tmp_path: Path) -> BaseUploads:
-    await pool.execute("TRUNCATE base_uploads, base_models")
+    await pool.execute("TRUNCATE base_uploads, base_models, models")
     return BaseUploads(pool, Store(tmp_path), settings=SETTINGS, ids=SeededIds(3))
 
 
@@ -91,6 +91,22 @@ async def test_a_listed_model_keeps_its_files_though_importing_it_again_failed(
     await uploads.collect(await uploads.begin(KEY))
     assert store.names == OWN + OTHER
     assert await pool.fetchval("SELECT count(*) FROM base_uploads") == 0
+
+
+async def test_a_listed_adapter_keeps_its_files_until_it_is_deleted(
+    pool: Pool, uploads: BaseUploads, store: Store
+) -> None:
+    await pool.execute(
+        "INSERT INTO models (id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files,"
+        " adapter_rank, tuning_job, lineage, created_at) VALUES ('ml_1', 'p', 'p/a', 'adapter', 'b', 'r', 'r', $1,"
+        " '[]', 1, 'import:ml_1', '{}', now())",
+        KEY,
+    )
+    await uploads.collect(await uploads.begin(KEY))
+    assert store.names == OWN + OTHER
+    await pool.execute("UPDATE models SET deleted_at = now()")
+    await uploads.collect(await uploads.begin(KEY))
+    assert store.names == OTHER
 
 
 async def test_another_import_under_way_keeps_what_is_there(pool: Pool, uploads: BaseUploads, store: Store) -> None:

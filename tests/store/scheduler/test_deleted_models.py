@@ -48,6 +48,22 @@ async def tell(world: World, ref: JobRef, *, lock_timeout: str = "5s") -> None:
         await DeletedModels(folders_of(world)).model_deleted(connection, event, info)
 
 
+async def test_an_imported_adapter_has_no_folder_of_a_job(world: World) -> None:
+    """Nothing is noted, and the event is no dead letter."""
+    event = model_events_pb2.ModelDeleted(model="projects/p/models/ml_1", event_time=time_to_proto(world.clock.now()))
+    info = EventInfo(
+        id=world.ids.uuid(),
+        type=event.DESCRIPTOR.full_name,
+        source="inference",
+        subject=event.model,
+        time=world.clock.now(),
+        deliveries=1,
+    )
+    async with world.database.writing() as connection:
+        await DeletedModels(folders_of(world)).model_deleted(connection, event, info)
+        assert await connection.fetchval("SELECT count(*) FROM deleted_models") == 0
+
+
 async def deleted_job(world: World) -> LeaseRef:
     """Its folder was cleaned for the first time, and its model was deleted longer ago than models are kept then."""
     lease = await ended_job(world)

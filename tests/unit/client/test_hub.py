@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from finemesh_client.errors import InvalidRequest
-from finemesh_client.hub_download import SIDE_FILE_BYTES_MAX, WEIGHTS_BYTES_MAX, HubFile, chosen
+from finemesh_client.hub_download import (
+    SIDE_FILE_BYTES_MAX,
+    WEIGHTS_BYTES_MAX,
+    HubFile,
+    chosen,
+    chosen_of_adapter,
+)
 from tests.harness.hub import Hub, running_hub
 
 TOKEN = "hf_reader-31c0"
@@ -54,6 +60,18 @@ def names(*files: HubFile) -> list[str]:
 
 def described(*extra: str, size_bytes: int = 10) -> list[HubFile]:
     return [HubFile(name=name, size_bytes=size_bytes) for name in ("config.json", "tokenizer.json", *extra)]
+
+
+def test_of_an_adapters_repository_two_files_are_taken() -> None:
+    two = [HubFile(name=name, size_bytes=9) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    others = [HubFile(name=name, size_bytes=9) for name in (*OTHERS, "adapter_model.bin", "tokenizer.json")]
+    assert chosen_of_adapter("acme/lora", [*others, *two]) == two
+    with pytest.raises(InvalidRequest, match=r"acme/lora has no adapter_model\.safetensors \(other formats"):
+        chosen_of_adapter("acme/lora", [*others, two[0]])
+    with pytest.raises(InvalidRequest, match="it holds a whole model"):
+        chosen_of_adapter("acme/base", described("model.safetensors"))
+    with pytest.raises(InvalidRequest, match="more bytes than an adapter"):
+        chosen_of_adapter("acme/lora", [HubFile(name=two[0].name, size_bytes=SIDE_FILE_BYTES_MAX + 1), two[1]])
 
 
 def test_only_what_a_model_needs_is_taken() -> None:

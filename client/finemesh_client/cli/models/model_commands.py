@@ -14,6 +14,7 @@ from finemesh.models.v1 import model_pb2
 from finemesh_client import hub_download
 from finemesh_client.cli.datasets.file_commands import byte_bar
 from finemesh_client.cli.given_secrets import HUB_VARIABLE, secret
+from finemesh_client.cli.models.import_adapter_command import import_adapter
 from finemesh_client.cli.models.limits_command import limits
 from finemesh_client.cli.output import console, fields, print_json, progress_console, size, table, when
 from finemesh_client.cli.runtime import AsJson, Limit, OptionConflict, with_client
@@ -23,6 +24,7 @@ from finemesh_client.models import importable_files
 app = typer.Typer(no_args_is_help=True, help="Base models and tuned models.")
 Name = Annotated[str, typer.Argument(help="Model id `slug/name`, or projects/.../models/...")]
 app.command()(limits)
+app.command("import-adapter")(import_adapter)
 
 
 async def download_model(mesh: Client, name: str, folder: Path, as_json: bool) -> None:

@@ -35,7 +35,7 @@ class ModelRegistered(_message.Message):
     revision: _builtins.str
     """Content-derived revision."""
     tuning_job: _builtins.str
-    """The job that made it."""
+    """The job that made it; empty for an imported adapter."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -77,7 +77,7 @@ class ModelDeleted(_message.Message):
     revision: _builtins.str
     """Content-derived revision."""
     tuning_job: _builtins.str
-    """The job that made it."""
+    """The job that made it; empty for an imported adapter."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted."""

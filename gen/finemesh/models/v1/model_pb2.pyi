@@ -162,7 +162,7 @@ class Model(_message.Message):
     adapter_rank: _builtins.int
     """Rank of the adapter; 0 for full weights."""
     tuning_job: _builtins.str
-    """The job that made it, `projects/{project}/tuningJobs/{tuning_job}`."""
+    """The job that made it, `projects/{project}/tuningJobs/{tuning_job}`; empty for an imported adapter."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
         """Its files."""

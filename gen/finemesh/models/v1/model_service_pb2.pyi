@@ -246,6 +246,128 @@ class ImportBaseModelResponse(_message.Message):
 Global___ImportBaseModelResponse: _TypeAlias = ImportBaseModelResponse  # noqa: Y015
 
 @_typing.final
+class ImportAdapterRequest(_message.Message):
+    """One message of the import of an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the current file, at most 1 MiB per message."""
+    @_builtins.property
+    def header(self) -> Global___ImportAdapterHeader:
+        """What is being imported; exactly once, first."""
+
+    @_builtins.property
+    def file(self) -> Global___ImportAdapterFile:
+        """A new file begins: `adapter_config.json` or `adapter_model.safetensors`, each once."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ImportAdapterHeader | None = ...,
+        file: Global___ImportAdapterFile | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "file", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ImportAdapterRequest: _TypeAlias = ImportAdapterRequest  # noqa: Y015
+
+@_typing.final
+class ImportAdapterHeader(_message.Message):
+    """What is being imported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_NAME_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    output_name: _builtins.str
+    """The model's name in the project: chat calls use `{project slug}/{output_name}`. 1 to 63 lower-case letters, digits,
+    `-`, `_`, `.`.
+    """
+    base_model: _builtins.str
+    """Id of the base model that it was trained on, in the catalogue."""
+    source: _builtins.str
+    """Where the files come from, up to 300 visible ASCII characters; shown in the model's lineage."""
+    def __init__(
+        self,
+        *,
+        output_name: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "output_name", b"output_name", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdapterHeader: _TypeAlias = ImportAdapterHeader  # noqa: Y015
+
+@_typing.final
+class ImportAdapterFile(_message.Message):
+    """A file of the adapter that is being imported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Its name."""
+    size_bytes: _builtins.int
+    """Size of the file."""
+    sha256: _builtins.str
+    """Lower-case hex SHA-256 of the content."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdapterFile: _TypeAlias = ImportAdapterFile  # noqa: Y015
+
+@_typing.final
+class ImportAdapterResponse(_message.Message):
+    """The imported adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """The model with its revision."""
+
+    def __init__(
+        self,
+        *,
+        model: _model_pb2.Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdapterResponse: _TypeAlias = ImportAdapterResponse  # noqa: Y015
+
+@_typing.final
 class ListModelsRequest(_message.Message):
     """Which tuned models to list."""
 

@@ -50,6 +50,11 @@ class ModelServiceStub:
                 request_serializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelRequest.SerializeToString,
                 response_deserializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelResponse.FromString,
                 _registered_method=True)
+        self.ImportAdapter = channel.stream_unary(
+                '/finemesh.models.v1.ModelService/ImportAdapter',
+                request_serializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterRequest.SerializeToString,
+                response_deserializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/finemesh.models.v1.ModelService/ListModels',
                 request_serializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
@@ -94,6 +99,15 @@ class ModelServiceServicer:
         """Adds a base model from a stream of its files: one header, then per file one start and its chunks.
         Only safetensors, JSON, tokenizer and template files are taken. Importing the same files again
         returns the same revision. Needs the operator role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportAdapter(self, request_iterator, context):
+        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+        per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
+        It is then a model of the project like one that a job made. The same import again returns the same model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +158,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ImportBaseModel,
                     request_deserializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelRequest.FromString,
                     response_serializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelResponse.SerializeToString,
+            ),
+            'ImportAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportAdapter,
+                    request_deserializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterRequest.FromString,
+                    response_serializer=finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -248,6 +267,33 @@ class ModelService:
             '/finemesh.models.v1.ModelService/ImportBaseModel',
             finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelRequest.SerializeToString,
             finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportBaseModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/finemesh.models.v1.ModelService/ImportAdapter',
+            finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterRequest.SerializeToString,
+            finemesh_dot_models_dot_v1_dot_model__service__pb2.ImportAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

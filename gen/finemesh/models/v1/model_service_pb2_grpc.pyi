@@ -42,6 +42,11 @@ class ModelServiceStub:
     Only safetensors, JSON, tokenizer and template files are taken. Importing the same files again
     returns the same revision. Needs the operator role.
     """
+    ImportAdapter: _grpc.StreamUnaryMultiCallable[_model_service_pb2.ImportAdapterRequest, _model_service_pb2.ImportAdapterResponse]
+    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+    per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
+    It is then a model of the project like one that a job made. The same import again returns the same model.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists the project's tuned models, newest first."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
@@ -64,6 +69,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Adds a base model from a stream of its files: one header, then per file one start and its chunks.
     Only safetensors, JSON, tokenizer and template files are taken. Importing the same files again
     returns the same revision. Needs the operator role.
+    """
+    ImportAdapter: _aio.StreamUnaryMultiCallable[_model_service_pb2.ImportAdapterRequest, _model_service_pb2.ImportAdapterResponse]  # type: ignore[assignment]
+    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+    per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
+    It is then a model of the project like one that a job made. The same import again returns the same model.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the project's tuned models, newest first."""
@@ -102,6 +112,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds a base model from a stream of its files: one header, then per file one start and its chunks.
         Only safetensors, JSON, tokenizer and template files are taken. Importing the same files again
         returns the same revision. Needs the operator role.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportAdapter(
+        self,
+        request_iterator: _MaybeAsyncIterator[_model_service_pb2.ImportAdapterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ImportAdapterResponse, _abc.Awaitable[_model_service_pb2.ImportAdapterResponse]]:
+        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+        per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
+        It is then a model of the project like one that a job made. The same import again returns the same model.
         """
 
     @_abc_1.abstractmethod

@@ -17,15 +17,18 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
+from chassis.time_limit import processor_seconds
 from formats.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    MATCHING_S_MAX,
     MATRIX_PREFIX,
     RANK_MAX,
     AdapterRefused,
     modules_of,
     plain_adapter_config,
     read_adapter_config,
+    too_slow,
 )
 from services.trainer.integrations.hub.push import http_failure
 from services.trainer.integrations.programs import answer_one, root_of
@@ -65,7 +68,11 @@ def pull(request: Mapping[str, Any]) -> dict[str, Any]:
         announced = {each.rfilename: each.lfs.sha256 for each in info.siblings or () if each.lfs}
         digest = _verified(folder, files, announced)
         if request["kind"] == "adapter":
-            _write_plainly(folder)
+            try:
+                with processor_seconds(MATCHING_S_MAX):
+                    _write_plainly(folder)
+            except TimeoutError:
+                raise too_slow() from None
         return {"commit": info.sha, "sha256": digest}
     except (_Unfit, AdapterRefused) as error:
         return {"error": str(error), "reason": "MODEL_INVALID", "retryable": False}
