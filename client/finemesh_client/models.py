@@ -84,18 +84,23 @@ class Models:
         source: str = "",
         tool_parser: str = "",
         reasoning_parser: str = "",
+        chat_template: str = "",
         on_bytes: Callable[[int], None] | None = None,
     ) -> model_pb2.BaseModel:
         """Adds a local folder, or some `files` of it, to the base catalogue. Needs the operator role; the same files
         give the same revision. `source` says where they come from, and is shown with the model. The parsers are vLLM's
-        names, `none`, or empty for what the chat template tells."""
+        names, `none`, or empty for what the chat template tells. A `chat_template` wins over that of the files."""
         files = importable_files(folder) if files is None else files
         digests = {path: await asyncio.to_thread(sha256_of, path) for path in files}
 
         async def parts() -> AsyncIterator[model_service_pb2.ImportBaseModelRequest]:
             yield model_service_pb2.ImportBaseModelRequest(
                 header=model_service_pb2.ImportBaseModelHeader(
-                    model_id=model_id, source=source, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+                    model_id=model_id,
+                    source=source,
+                    tool_parser=tool_parser,
+                    reasoning_parser=reasoning_parser,
+                    chat_template=chat_template,
                 )
             )
             for path in files:

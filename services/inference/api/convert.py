@@ -44,6 +44,7 @@ def base_model_to_proto(model: BaseModel) -> model_pb2.BaseModel:
         source=model.source,
         tool_parser=model.parsers.tool or NO_PARSER,
         reasoning_parser=model.parsers.reasoning or NO_PARSER,
+        chat_template_given=model.chat_template_given,
         create_time=time_to_proto(model.created_at),
     )
 
@@ -116,6 +117,7 @@ def import_part_from_proto(message: model_service_pb2.ImportBaseModelRequest) ->
                 source=header.source,
                 tool_parser=header.tool_parser,
                 reasoning_parser=header.reasoning_parser,
+                chat_template=header.chat_template,
             )
         case "file":
             file = message.file

@@ -1,5 +1,4 @@
-"""Imports an adapter into a project: spools its two files, has them looked at, stores and lists it. Not pure: disk,
-store, database.
+"""Imports an adapter: spools its files, has them looked at, stores, then lists it. Not pure: disk, store, database.
 
 Until the last step nothing is visible, and the same import sent again gives the same model. It refuses to know the
 messages that carry the parts.

@@ -30,6 +30,10 @@ from services.inference.models.stored_files import StoredFiles, spool_files
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SOURCE = re.compile(r"[!-~]{0,300}")
+# Read before any other place, by trainer, server and whoever loads an export; tokenizer_config.json may keep its own.
+CHAT_TEMPLATE = "chat_template.jinja"
+OTHER_TEMPLATES = ("chat_template.json",)
+CHAT_TEMPLATE_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class ImportHeader:
     # vLLM's names, `none`, or empty for what the chat template tells.
     tool_parser: str = ""
     reasoning_parser: str = ""
+    # Wins over the template that the files have; empty for none.
+    chat_template: str = ""
 
 
 # The header, then for each file its announcement and its chunks; None is a part that nobody knows.
@@ -96,6 +102,8 @@ class BaseImporter:
         limits = self._settings
         spool = ModelSpool(folder, bytes_max=limits.model_bytes_max, files_max=limits.model_files_max)
         await spool_files(parts, spool)
+        if header.chat_template:
+            await spool.put_in_place(CHAT_TEMPLATE, header.chat_template.encode(), of=OTHER_TEMPLATES)
         facts = await asyncio.to_thread(read_facts, folder, spool.files)
         await check_files(folder, self._settings)
         revision = revision_of(spool.files)
@@ -110,6 +118,7 @@ class BaseImporter:
             created_at=self._clock.now(),
             source=header.source,
             parsers=await asyncio.to_thread(parsers_of_folder, folder, header.tool_parser, header.reasoning_parser),
+            chat_template_given=bool(header.chat_template),
         )
         await self._stored.keep(model.weights, folder, lambda upload_id: self._list(model, upload_id))
         return model
@@ -138,6 +147,9 @@ def check_header(part: ImportPart) -> ImportHeader:
         problem = "must be at most 300 visible ASCII characters"
         raise invalid("header.source", problem, message=problem)
     check_parser_names(part.tool_parser, part.reasoning_parser)
+    if len(part.chat_template.encode()) > CHAT_TEMPLATE_BYTES_MAX:
+        problem = f"must be at most {CHAT_TEMPLATE_BYTES_MAX} bytes"
+        raise invalid("header.chat_template", problem, message=problem)
     return part
 
 

@@ -39,6 +39,8 @@ class BaseModel:
     source: str = ""
     # What reads its answers, and those of models that are tuned from it.
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
+    # Whether its chat template is the importer's, not its authors'.
+    chat_template_given: bool = False
 
 
 class ModelKind(enum.StrEnum):

@@ -1,12 +1,13 @@
--- name: add_base_model(model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source, tool_parser, reasoning_parser, created_at)!
+-- name: add_base_model(model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source, tool_parser, reasoning_parser, chat_template_given, created_at)!
 -- Adds a revision to the catalogue as the current one, or makes an old one current again.
 INSERT INTO base_models (model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max,
-    size_bytes, source, tool_parser, reasoning_parser, current, created_at)
+    size_bytes, source, tool_parser, reasoning_parser, chat_template_given, current, created_at)
 VALUES (:model_id, :revision, :artifact_key, :files, :architecture, :parameter_count, :context_tokens_max,
-    :size_bytes, :source, :tool_parser, :reasoning_parser, true, :created_at)
+    :size_bytes, :source, :tool_parser, :reasoning_parser, :chat_template_given, true, :created_at)
 ON CONFLICT (model_id, revision) DO UPDATE
 SET current = true, source = coalesce(nullif(excluded.source, ''), base_models.source),
-    tool_parser = excluded.tool_parser, reasoning_parser = excluded.reasoning_parser;
+    tool_parser = excluded.tool_parser, reasoning_parser = excluded.reasoning_parser,
+    chat_template_given = excluded.chat_template_given;
 
 -- name: retire_base_models(model_id, revision)!
 -- Makes every other revision of a model an old one.
@@ -19,19 +20,19 @@ SELECT pg_advisory_xact_lock(hashtext('base_models'), hashtext(:model_id))::text
 -- name: get_base_model(model_id)^
 -- The current revision of a base model.
 SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
-    tool_parser, reasoning_parser, created_at
+    tool_parser, reasoning_parser, chat_template_given, created_at
 FROM base_models WHERE model_id = :model_id AND current;
 
 -- name: get_base_revision(model_id, revision)^
 -- One revision of a base model, current or old: adapters stay with the one that they were trained on.
 SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
-    tool_parser, reasoning_parser, created_at
+    tool_parser, reasoning_parser, chat_template_given, created_at
 FROM base_models WHERE model_id = :model_id AND revision = :revision;
 
 -- name: list_base_models(after, page_size)
 -- Current base models by id, after a given one.
 SELECT model_id, revision, artifact_key, files, architecture, parameter_count, context_tokens_max, size_bytes, source,
-    tool_parser, reasoning_parser, created_at
+    tool_parser, reasoning_parser, chat_template_given, created_at
 FROM base_models WHERE current AND model_id > :after ORDER BY model_id LIMIT :page_size;
 
 -- name: add_model(id, project_id, model_id, kind, base_model, base_revision, revision, artifact_key, files, adapter_rank, tuning_job, lineage, created_at)!

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +80,15 @@ class ModelSpool:
         if self._digest.hexdigest() != file.sha256:
             raise DataLoss("DIGEST_MISMATCH", f"{file.path} does not match its SHA-256")
         self.files.append(file)
+
+    async def put_in_place(self, name: str, content: bytes, *, of: Sequence[str]) -> None:
+        """A file that was not sent, in place of the one of that name and of others; after all files came."""
+        for path in (name, *of):
+            await asyncio.to_thread((self.folder / path).unlink, missing_ok=True)
+        await asyncio.to_thread((self.folder / name).write_bytes, content)
+        self.files = [file for file in self.files if file.path not in (name, *of)]
+        digest = hashlib.sha256(content).hexdigest()
+        self.files.append(FileDigest(path=name, size_bytes=len(content), sha256=digest))
 
     async def close(self) -> None:
         """Closes a file that was left open by a broken stream."""

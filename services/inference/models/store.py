@@ -47,6 +47,7 @@ class ModelStore:
             source=model.source,
             tool_parser=model.parsers.tool,
             reasoning_parser=model.parsers.reasoning,
+            chat_template_given=model.chat_template_given,
             created_at=model.created_at,
         )
 
@@ -197,6 +198,7 @@ def _base_of(row: Any) -> BaseModel:
         size_bytes=row["size_bytes"],
         source=row["source"],
         parsers=AnswerParsers(tool=row["tool_parser"], reasoning=row["reasoning_parser"]),
+        chat_template_given=row["chat_template_given"],
         created_at=row["created_at"],
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from formats.prompts.model_folder import read_model_folder
 from services.inference.engines.checks import serving_check
@@ -87,6 +87,16 @@ def test_what_cannot_serve_is_named(
     with pytest.raises(Finding, match=problem) as found:
         looked_at(tmp_path, run_bytes_max=run_bytes_max)
     assert found.value.file == file
+
+
+def test_a_template_in_a_file_of_its_own_wins(whole: Path, tmp_path: Path) -> None:
+    """So that one that is given at an import is the one that is checked and served."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ raise_exception('its own') }}"}))
+    text("chat_template.jinja", "{{ messages[0]['content'] }}")(tmp_path)
+    assert looked_at(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == "{{ messages[0]['content'] }}"
 
 
 def test_what_only_a_run_finds_is_named(whole: Path, tmp_path: Path) -> None:

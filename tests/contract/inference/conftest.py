@@ -150,11 +150,16 @@ async def import_parts(
     *,
     tool_parser: str = "",
     reasoning_parser: str = "",
+    chat_template: str = "",
     **broken: str,
 ) -> AsyncIterator[models.ImportBaseModelRequest]:
     """The messages of an import; `broken` maps a file name to a wrong digest."""
     header = models.ImportBaseModelHeader(
-        model_id=model_id, source=source, tool_parser=tool_parser, reasoning_parser=reasoning_parser
+        model_id=model_id,
+        source=source,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+        chat_template=chat_template,
     )
     yield models.ImportBaseModelRequest(header=header)
     for path in sorted(folder.iterdir()):

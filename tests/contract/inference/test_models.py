@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -68,6 +69,31 @@ async def test_a_base_model_says_what_reads_its_answers(world: World, base_folde
         with pytest.raises(InvalidArgument) as refused:
             await stub.ImportBaseModel(import_parts(base_folder, "acme/caller", tool_parser="herms"))
     assert refused.value.violations[0].field == "header.tool_parser"
+
+
+async def test_a_template_that_is_given_stands_in_place_of_the_models_own(
+    world: World, base_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("its own")
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "its own"}')
+    stub, given = ModelServiceStub(world.channel), "{% for m in messages %}{{ m['content'] }}é{% endfor %}"
+    with world.caller():
+        own = (await stub.ImportBaseModel(import_parts(tmp_path, "acme/own"))).base_model
+        made = (await stub.ImportBaseModel(import_parts(tmp_path, "acme/given", chat_template=given))).base_model
+        assert (own.chat_template_given, made.chat_template_given) == (False, True)
+        assert own.revision != made.revision
+        again = (await stub.ImportBaseModel(import_parts(tmp_path, "acme/given", chat_template=given))).base_model
+        assert (again.revision, again.chat_template_given) == (made.revision, True)
+        found = await stub.GetBaseModel(models.GetBaseModelRequest(name="baseModels/acme/given"))
+        assert (found.base_model.revision, found.base_model.chat_template_given) == (made.revision, True)
+        with pytest.raises(InvalidArgument) as refused:
+            await stub.ImportBaseModel(import_parts(tmp_path, "acme/large", chat_template="x" * ((1 << 20) + 1)))
+        assert refused.value.violations[0].field == "header.chat_template"
+    root = Path(world.settings.artifacts_url.removeprefix("file://")) / "base/acme"
+    kept = {path.name: path.read_text() for path in (root / "given" / made.revision).glob("chat_template*")}
+    assert kept == {"chat_template.jinja": given}
+    assert (root / "own" / own.revision / "chat_template.jinja").read_text() == "its own"
 
 
 async def test_an_import_needs_the_operator_role(world: World, base_folder: Path) -> None:

@@ -107,10 +107,21 @@ def import_model(
         str,
         typer.Option("--reasoning-parser", help="vLLM's parser of thoughts, or none; else the template says."),
     ] = "",
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            "--chat-template",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A Jinja file: it wins over the model's own template in training, serving and exports.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a base model to the catalogue: safetensors and tokenizer files only. Needs the operator role; a hub id a
-    network."""
+    network. The template of --chat-template is checked as the model's own would be."""
+    given = _text_of(chat_template)
     local = Path(source)
     is_local = local.is_dir()
     if is_local and not model_id:
@@ -139,6 +150,7 @@ def import_model(
                 source=f"hf:{source}@{found.commit}" if found.commit else "",
                 tool_parser=tool_parser,
                 reasoning_parser=reasoning_parser,
+                chat_template=given,
                 on_bytes=lambda count: bar.advance(task, count),
             )
         if as_json:
@@ -147,6 +159,18 @@ def import_model(
             console.print(f"{base.model_id} {base.revision}: {base.parameter_count:,} weights, {size(base.size_bytes)}")
 
     with_client(work, as_json)
+
+
+def _text_of(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{path} is no text in UTF-8") from None
+    if not text.strip():
+        raise typer.BadParameter(f"{path} is empty; without --chat-template the model keeps its own template")
+    return text
 
 
 @app.command()

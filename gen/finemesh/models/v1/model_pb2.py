@@ -26,7 +26,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66inemesh/models/v1/model.proto\x12\x12\x66inemesh.models.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x02\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x03\x12\x1a\n\x12\x63ontext_tokens_max\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\t \x01(\t\x12\x13\n\x0btool_parser\x18\n \x01(\t\x12\x18\n\x10reasoning_parser\x18\x0b \x01(\t:J\xea\x41G\n\x12\x66inemesh/BaseModel\x12\x1a\x62\x61seModels/{base_model=**}*\nbaseModels2\tbaseModel\"\xca\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.finemesh.models.v1.ModelKind\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x15\n\rbase_revision\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x07 \x01(\x05\x12\x12\n\ntuning_job\x18\x08 \x01(\t\x12,\n\x05\x66iles\x18\t \x03(\x0b\x32\x1d.finemesh.models.v1.ModelFile\x12\x37\n\x07lineage\x18\n \x03(\x0b\x32&.finemesh.models.v1.Model.LineageEntry\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:E\xea\x41\x42\n\x0e\x66inemesh/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*T\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_ADAPTER\x10\x01\x12\x13\n\x0fMODEL_KIND_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66inemesh/models/v1/model.proto\x12\x12\x66inemesh.models.v1\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x02\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x03\x12\x1a\n\x12\x63ontext_tokens_max\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\t \x01(\t\x12\x13\n\x0btool_parser\x18\n \x01(\t\x12\x18\n\x10reasoning_parser\x18\x0b \x01(\t\x12\x1b\n\x13\x63hat_template_given\x18\x0c \x01(\x08:J\xea\x41G\n\x12\x66inemesh/BaseModel\x12\x1a\x62\x61seModels/{base_model=**}*\nbaseModels2\tbaseModel\"\xca\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.finemesh.models.v1.ModelKind\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x15\n\rbase_revision\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_rank\x18\x07 \x01(\x05\x12\x12\n\ntuning_job\x18\x08 \x01(\t\x12,\n\x05\x66iles\x18\t \x03(\x0b\x32\x1d.finemesh.models.v1.ModelFile\x12\x37\n\x07lineage\x18\n \x03(\x0b\x32&.finemesh.models.v1.Model.LineageEntry\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cLineageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:E\xea\x41\x42\n\x0e\x66inemesh/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*T\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_ADAPTER\x10\x01\x12\x13\n\x0fMODEL_KIND_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_LINEAGEENTRY']._serialized_options = b'8\001'
   _globals['_MODEL']._loaded_options = None
   _globals['_MODEL']._serialized_options = b'\352AB\n\016finemesh/Model\022!projects/{project}/models/{model}*\006models2\005model'
-  _globals['_MODELKIND']._serialized_start=985
-  _globals['_MODELKIND']._serialized_end=1069
+  _globals['_MODELKIND']._serialized_start=1014
+  _globals['_MODELKIND']._serialized_end=1098
   _globals['_BASEMODEL']._serialized_start=115
-  _globals['_BASEMODEL']._serialized_end=459
-  _globals['_MODEL']._serialized_start=462
-  _globals['_MODEL']._serialized_end=920
-  _globals['_MODEL_LINEAGEENTRY']._serialized_start=803
-  _globals['_MODEL_LINEAGEENTRY']._serialized_end=849
-  _globals['_MODELFILE']._serialized_start=922
-  _globals['_MODELFILE']._serialized_end=983
+  _globals['_BASEMODEL']._serialized_end=488
+  _globals['_MODEL']._serialized_start=491
+  _globals['_MODEL']._serialized_end=949
+  _globals['_MODEL_LINEAGEENTRY']._serialized_start=832
+  _globals['_MODEL_LINEAGEENTRY']._serialized_end=878
+  _globals['_MODELFILE']._serialized_start=951
+  _globals['_MODELFILE']._serialized_end=1012
 # @@protoc_insertion_point(module_scope)

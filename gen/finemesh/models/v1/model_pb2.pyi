@@ -61,6 +61,7 @@ class BaseModel(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_GIVEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `baseModels/{base_model}`, where the id may contain slashes."""
     model_id: _builtins.str
@@ -83,6 +84,8 @@ class BaseModel(_message.Message):
     """
     reasoning_parser: _builtins.str
     """What tells the thoughts of its answers from their text, by vLLM's name; `none` where nothing does."""
+    chat_template_given: _builtins.bool
+    """Whether its chat template was given at its import, in place of the one that its authors ship."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was imported."""
@@ -101,10 +104,11 @@ class BaseModel(_message.Message):
         source: _builtins.str = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        chat_template_given: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "reasoning_parser", b"reasoning_parser", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template_given", b"chat_template_given", "context_tokens_max", b"context_tokens_max", "create_time", b"create_time", "model_id", b"model_id", "name", b"name", "parameter_count", b"parameter_count", "reasoning_parser", b"reasoning_parser", "revision", b"revision", "size_bytes", b"size_bytes", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from finemesh.models.v1 import model_pb2 as finemesh_dot_models_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/models/v1/model_service.proto\x12\x12\x66inemesh.models.v1\x1a\x1e\x66inemesh/models/v1/model.proto\">\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.finemesh.models.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13GetBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa7\x01\n\x16ImportBaseModelRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).finemesh.models.v1.ImportBaseModelHeaderH\x00\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.finemesh.models.v1.ImportBaseModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"h\n\x15ImportBaseModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0btool_parser\x18\x03 \x01(\t\x12\x18\n\x10reasoning_parser\x18\x04 \x01(\t\"G\n\x13ImportBaseModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x17ImportBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa1\x01\n\x14ImportAdapterRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.finemesh.models.v1.ImportAdapterHeaderH\x00\x12\x35\n\x04\x66ile\x18\x02 \x01(\x0b\x32%.finemesh.models.v1.ImportAdapterFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"N\n\x13ImportAdapterHeader\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"E\n\x11ImportAdapterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"A\n\x15ImportAdapterResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.finemesh.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"L\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xb8\x06\n\x0cModelService\x12g\n\x0eListBaseModels\x12).finemesh.models.v1.ListBaseModelsRequest\x1a*.finemesh.models.v1.ListBaseModelsResponse\x12\x61\n\x0cGetBaseModel\x12\'.finemesh.models.v1.GetBaseModelRequest\x1a(.finemesh.models.v1.GetBaseModelResponse\x12l\n\x0fImportBaseModel\x12*.finemesh.models.v1.ImportBaseModelRequest\x1a+.finemesh.models.v1.ImportBaseModelResponse(\x01\x12\x66\n\rImportAdapter\x12(.finemesh.models.v1.ImportAdapterRequest\x1a).finemesh.models.v1.ImportAdapterResponse(\x01\x12[\n\nListModels\x12%.finemesh.models.v1.ListModelsRequest\x1a&.finemesh.models.v1.ListModelsResponse\x12U\n\x08GetModel\x12#.finemesh.models.v1.GetModelRequest\x1a$.finemesh.models.v1.GetModelResponse\x12^\n\x0b\x44\x65leteModel\x12&.finemesh.models.v1.DeleteModelRequest\x1a\'.finemesh.models.v1.DeleteModelResponse\x12r\n\x11\x44ownloadModelFile\x12,.finemesh.models.v1.DownloadModelFileRequest\x1a-.finemesh.models.v1.DownloadModelFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finemesh/models/v1/model_service.proto\x12\x12\x66inemesh.models.v1\x1a\x1e\x66inemesh/models/v1/model.proto\">\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.finemesh.models.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13GetBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x14GetBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa7\x01\n\x16ImportBaseModelRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).finemesh.models.v1.ImportBaseModelHeaderH\x00\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32\'.finemesh.models.v1.ImportBaseModelFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\x7f\n\x15ImportBaseModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0btool_parser\x18\x03 \x01(\t\x12\x18\n\x10reasoning_parser\x18\x04 \x01(\t\x12\x15\n\rchat_template\x18\x05 \x01(\t\"G\n\x13ImportBaseModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\x17ImportBaseModelResponse\x12\x31\n\nbase_model\x18\x01 \x01(\x0b\x32\x1d.finemesh.models.v1.BaseModel\"\xa1\x01\n\x14ImportAdapterRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.finemesh.models.v1.ImportAdapterHeaderH\x00\x12\x35\n\x04\x66ile\x18\x02 \x01(\x0b\x32%.finemesh.models.v1.ImportAdapterFileH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"N\n\x13ImportAdapterHeader\x12\x13\n\x0boutput_name\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"E\n\x11ImportAdapterFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"A\n\x15ImportAdapterResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.finemesh.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.finemesh.models.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"L\n\x18\x44ownloadModelFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"*\n\x19\x44ownloadModelFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xb8\x06\n\x0cModelService\x12g\n\x0eListBaseModels\x12).finemesh.models.v1.ListBaseModelsRequest\x1a*.finemesh.models.v1.ListBaseModelsResponse\x12\x61\n\x0cGetBaseModel\x12\'.finemesh.models.v1.GetBaseModelRequest\x1a(.finemesh.models.v1.GetBaseModelResponse\x12l\n\x0fImportBaseModel\x12*.finemesh.models.v1.ImportBaseModelRequest\x1a+.finemesh.models.v1.ImportBaseModelResponse(\x01\x12\x66\n\rImportAdapter\x12(.finemesh.models.v1.ImportAdapterRequest\x1a).finemesh.models.v1.ImportAdapterResponse(\x01\x12[\n\nListModels\x12%.finemesh.models.v1.ListModelsRequest\x1a&.finemesh.models.v1.ListModelsResponse\x12U\n\x08GetModel\x12#.finemesh.models.v1.GetModelRequest\x1a$.finemesh.models.v1.GetModelResponse\x12^\n\x0b\x44\x65leteModel\x12&.finemesh.models.v1.DeleteModelRequest\x1a\'.finemesh.models.v1.DeleteModelResponse\x12r\n\x11\x44ownloadModelFile\x12,.finemesh.models.v1.DownloadModelFileRequest\x1a-.finemesh.models.v1.DownloadModelFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,35 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTBASEMODELREQUEST']._serialized_start=374
   _globals['_IMPORTBASEMODELREQUEST']._serialized_end=541
   _globals['_IMPORTBASEMODELHEADER']._serialized_start=543
-  _globals['_IMPORTBASEMODELHEADER']._serialized_end=647
-  _globals['_IMPORTBASEMODELFILE']._serialized_start=649
-  _globals['_IMPORTBASEMODELFILE']._serialized_end=720
-  _globals['_IMPORTBASEMODELRESPONSE']._serialized_start=722
-  _globals['_IMPORTBASEMODELRESPONSE']._serialized_end=798
-  _globals['_IMPORTADAPTERREQUEST']._serialized_start=801
-  _globals['_IMPORTADAPTERREQUEST']._serialized_end=962
-  _globals['_IMPORTADAPTERHEADER']._serialized_start=964
-  _globals['_IMPORTADAPTERHEADER']._serialized_end=1042
-  _globals['_IMPORTADAPTERFILE']._serialized_start=1044
-  _globals['_IMPORTADAPTERFILE']._serialized_end=1113
-  _globals['_IMPORTADAPTERRESPONSE']._serialized_start=1115
-  _globals['_IMPORTADAPTERRESPONSE']._serialized_end=1180
-  _globals['_LISTMODELSREQUEST']._serialized_start=1182
-  _globals['_LISTMODELSREQUEST']._serialized_end=1256
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1258
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1346
-  _globals['_GETMODELREQUEST']._serialized_start=1348
-  _globals['_GETMODELREQUEST']._serialized_end=1379
-  _globals['_GETMODELRESPONSE']._serialized_start=1381
-  _globals['_GETMODELRESPONSE']._serialized_end=1441
-  _globals['_DELETEMODELREQUEST']._serialized_start=1443
-  _globals['_DELETEMODELREQUEST']._serialized_end=1477
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1479
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1500
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1502
-  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1578
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1580
-  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1622
-  _globals['_MODELSERVICE']._serialized_start=1625
-  _globals['_MODELSERVICE']._serialized_end=2449
+  _globals['_IMPORTBASEMODELHEADER']._serialized_end=670
+  _globals['_IMPORTBASEMODELFILE']._serialized_start=672
+  _globals['_IMPORTBASEMODELFILE']._serialized_end=743
+  _globals['_IMPORTBASEMODELRESPONSE']._serialized_start=745
+  _globals['_IMPORTBASEMODELRESPONSE']._serialized_end=821
+  _globals['_IMPORTADAPTERREQUEST']._serialized_start=824
+  _globals['_IMPORTADAPTERREQUEST']._serialized_end=985
+  _globals['_IMPORTADAPTERHEADER']._serialized_start=987
+  _globals['_IMPORTADAPTERHEADER']._serialized_end=1065
+  _globals['_IMPORTADAPTERFILE']._serialized_start=1067
+  _globals['_IMPORTADAPTERFILE']._serialized_end=1136
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_start=1138
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_end=1203
+  _globals['_LISTMODELSREQUEST']._serialized_start=1205
+  _globals['_LISTMODELSREQUEST']._serialized_end=1279
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1281
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1369
+  _globals['_GETMODELREQUEST']._serialized_start=1371
+  _globals['_GETMODELREQUEST']._serialized_end=1402
+  _globals['_GETMODELRESPONSE']._serialized_start=1404
+  _globals['_GETMODELRESPONSE']._serialized_end=1464
+  _globals['_DELETEMODELREQUEST']._serialized_start=1466
+  _globals['_DELETEMODELREQUEST']._serialized_end=1500
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1502
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1523
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_start=1525
+  _globals['_DOWNLOADMODELFILEREQUEST']._serialized_end=1601
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_start=1603
+  _globals['_DOWNLOADMODELFILERESPONSE']._serialized_end=1645
+  _globals['_MODELSERVICE']._serialized_start=1648
+  _globals['_MODELSERVICE']._serialized_end=2472
 # @@protoc_insertion_point(module_scope)

@@ -165,6 +165,7 @@ class ImportBaseModelHeader(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The id in the catalogue, for example `finemesh/demo-llama`: two parts of letters, digits, `-`, `_`, `.`."""
     source: _builtins.str
@@ -175,6 +176,10 @@ class ImportBaseModelHeader(_message.Message):
     """What tells the thoughts of its answers from their text, by vLLM's name, or `none`. Empty means what the chat template
     tells.
     """
+    chat_template: _builtins.str
+    """A chat template of its own, in Jinja and at most 1 MiB: it is kept as `chat_template.jinja` and wins over whatever the
+    files say, in training, serving and exports. Empty means the model's own.
+    """
     def __init__(
         self,
         *,
@@ -182,10 +187,11 @@ class ImportBaseModelHeader(_message.Message):
         source: _builtins.str = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        chat_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "model_id", b"model_id", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
