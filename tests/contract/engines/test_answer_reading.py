@@ -88,7 +88,7 @@ async def test_an_answer_is_read_the_same_however_it_is_cut(
     chunks = chunks_of(ANSWER, cuts)
     for at, chunk in enumerate(chunks):
         if at == forget_at:
-            await reading.ask({"do": "end", "answer": "gen/0"}, 60)
+            await reading._reads.ask({"do": "end", "answer": "gen/0"}, 60)
         found.append(await reader.read(chunk))
     assert (await read(_Told(found), found)) == READ  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ async def test_an_answer_that_takes_too_long_becomes_its_own_text(reading: Answe
     beside = reader_of(reading)
     chunks = chunks_of(ANSWER, range(0, 200, 9))
     first = await beside.read(chunks[0])
-    hasty = AnswerReader(reading, "hasty", FORM, [1, 2, 3], part_s_max=1e-6)
+    hasty = AnswerReader(reading._reads, "hasty", FORM, [1, 2, 3], part_s_max=1e-6)
     assert [await hasty.read(chunk) for chunk in chunks] == chunks
     await hasty.close()
     found = [first, *[await beside.read(chunk) for chunk in chunks[1:]]]
@@ -164,7 +164,7 @@ async def test_a_parser_that_lacks_its_tokens_says_so_and_is_not_tried_at_every_
     broken.open(base_model)
     with pytest.raises(PromptFailed, match="mistral") as caught:
         await broken.guide(FORM)
-    assert broken._problem is not None
+    assert broken._prepares._problem is not None
     with pytest.raises(PromptFailed) as again:
         await broken.guide(FORM)
     assert str(again.value) == str(caught.value)

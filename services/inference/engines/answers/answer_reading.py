@@ -51,35 +51,31 @@ class Guide:
 
 
 class AnswerReading:
-    """One process reads all answers of a model, one part at a time. It is started by the first that needs it."""
+    """One process reads all answers of a model, one part at a time, and one prepares forms, so that no answer waits for
+    a stranger's schema. Each is started by the first who needs it."""
 
     def __init__(self, parsers: AnswerParsers, limits: ReadingLimits) -> None:
         self._parsers = parsers
         self._limits = limits
-        self._workers: Workers | None = None
-        self._turn = asyncio.Lock()
-        # Why the process did not start, and until when that is believed.
-        self._problem: tuple[str, float] | None = None
+        self._reads = ReadingProcess(parsers, limits)
+        self._prepares = ReadingProcess(parsers, limits)
 
     def open(self, tokenizer: Path) -> None:
-        """Where the process finds the tokenizer; nothing starts."""
-        limits, parsers = self._limits, self._parsers
-        self._workers = Workers(
-            tokenizer,
-            WorkerLimits(count=1, memory_bytes_max=limits.memory_bytes_max, load_s_max=limits.load_s_max),
-            program=PROGRAM,
-            arguments=(parsers.tool, parsers.reasoning, str(limits.answer_s_max)),
-        )
+        """Where the processes find the tokenizer; nothing starts."""
+        self._reads.open(tokenizer)
+        self._prepares.open(tokenizer)
 
     async def start(self) -> None:
         """Loads the parsers ahead of the first answer. PromptFailed when they cannot be loaded."""
-        if self._workers is not None and (self._parsers.tool or self._parsers.reasoning):
-            async with self._turn:
-                await self._load(self._workers)
+        if self._parsers.tool or self._parsers.reasoning:
+            await self._reads.start()
+        if self._parsers.tool:
+            # Every call with tools has a form.
+            await self._prepares.start()
 
     async def stop(self) -> None:
-        if self._workers is not None:
-            await self._workers.stop()
+        await self._reads.stop()
+        await self._prepares.stop()
 
     async def guide(self, form: AnswerForm) -> Guide:
         """RequestInvalid for a form that cannot be kept, or whose grammar takes longer than it may."""
@@ -93,7 +89,7 @@ class AnswerReading:
             return Guide()
         field_name = "response_format" if form.response is not ResponseKind.TEXT else "tools"
         try:
-            answer = await self.ask({"do": "form", "form": packed_form(form)}, self._limits.form_s_max)
+            answer = await self._prepares.ask({"do": "form", "form": packed_form(form)}, self._limits.form_s_max)
         except PromptTooCostly as error:
             limit = f"{self._limits.form_s_max:g} s (guide_s_max) or more memory than it may"
             raise RequestInvalid(field_name, f"takes more than {limit} to prepare; make it smaller") from error
@@ -105,7 +101,38 @@ class AnswerReading:
         """Reads one answer with all its choices; None where the text is all there is."""
         if form is None or not (form.calls_tools or keeps_thoughts(self._parsers.reasoning, guided=form.is_guided)):
             return None
-        return AnswerReader(self, request_id, form, prompt_token_ids, part_s_max=self._limits.part_s_max)
+        return AnswerReader(self._reads, request_id, form, prompt_token_ids, part_s_max=self._limits.part_s_max)
+
+
+class ReadingProcess:
+    """A process with the parsers of a model, asked one question at a time."""
+
+    def __init__(self, parsers: AnswerParsers, limits: ReadingLimits) -> None:
+        self._parsers = parsers
+        self._limits = limits
+        self._workers: Workers | None = None
+        self._turn = asyncio.Lock()
+        # Why the process did not start, and until when that is believed.
+        self._problem: tuple[str, float] | None = None
+
+    def open(self, tokenizer: Path) -> None:
+        limits, parsers = self._limits, self._parsers
+        self._workers = Workers(
+            tokenizer,
+            WorkerLimits(count=1, memory_bytes_max=limits.memory_bytes_max, load_s_max=limits.load_s_max),
+            program=PROGRAM,
+            arguments=(parsers.tool, parsers.reasoning, str(limits.answer_s_max)),
+        )
+
+    async def start(self) -> None:
+        """PromptFailed when the parsers cannot be loaded."""
+        if self._workers is not None:
+            async with self._turn:
+                await self._load(self._workers)
+
+    async def stop(self) -> None:
+        if self._workers is not None:
+            await self._workers.stop()
 
     async def ask(self, question: dict[str, Any], seconds_max: float) -> dict[str, Any]:
         """PromptTooCostly or PromptFailed when the process was killed over it, RequestInvalid for its refusal."""
@@ -154,14 +181,14 @@ class AnswerReader:
 
     def __init__(
         self,
-        reading: AnswerReading,
+        process: ReadingProcess,
         request_id: str,
         form: AnswerForm,
         prompt_token_ids: Sequence[int],
         *,
         part_s_max: float,
     ) -> None:
-        self._reading = reading
+        self._process = process
         self._form = form
         self._begin = {"form": packed_form(form), "prompt": list(prompt_token_ids)}
         self._part_s_max = part_s_max
@@ -201,7 +228,7 @@ class AnswerReader:
         for choice in self._choices.values():
             if not choice.is_plain and not (choice.parts and choice.parts[-1]["finished"]):
                 try:
-                    await self._reading.ask({"do": "end", "answer": choice.name}, self._part_s_max)
+                    await self._process.ask({"do": "end", "answer": choice.name}, self._part_s_max)
                 except EngineError as error:
                     log.info("answer_not_ended", answer=choice.name, problem=str(error))
 
@@ -209,9 +236,9 @@ class AnswerReader:
         begins = not choice.parts
         choice.parts.append(part)
         question = {"do": "part", "answer": choice.name, "begins": begins, "parts": [part]}
-        found = await self._reading.ask(question | (self._begin if begins else {}), self._part_s_max)
+        found = await self._process.ask(question | (self._begin if begins else {}), self._part_s_max)
         if "unknown" in found:
             # Its process was killed over another answer: the next one reads this one from its beginning.
             question = {"do": "part", "answer": choice.name, "begins": True, "parts": choice.parts}
-            found = await self._reading.ask(question | self._begin, self._part_s_max)
+            found = await self._process.ask(question | self._begin, self._part_s_max)
         return found
