@@ -69,7 +69,10 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     ("source", "why"),
     [
         ("{% for m in messages %}{{ m.role + ':' + m.content + '.' }}{% endfor %}", "no generation prompt"),
-        ("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}", "nothing between a question and its answer"),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}.{% endif %}{% endfor %}",
+            "nothing between a question and its answer",
+        ),
         (CHATML.replace("<|im_end|>", ""), "nothing behind an answer"),
         (
             CHATML.replace("assistant\n", "assistant\n<think>\n").replace(".content", ".content.split('</think>')[-1]"),

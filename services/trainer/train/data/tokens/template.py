@@ -154,7 +154,7 @@ def _unfit(prompt: str, asks: bool, text: str, spans: Sequence[Span]) -> str | N
     before, _, behind = said.rpartition("answer")
     if not asks and before.strip():
         return f"it has no generation prompt, and begins answers with {before!r}: {ANOTHER}"
-    if not prompt.rpartition("question")[2].strip() and not before.strip():
+    if not prompt.rpartition("question")[2] and not before.strip():
         return f"it writes nothing between a question and its answer: {ANOTHER}"
     if not behind.strip():
         return f"it writes nothing behind an answer, so that a tuned model would never stop: {ANOTHER}"
