@@ -19,6 +19,7 @@ from services.trainer.train.losses import cross_entropy
 from services.trainer.train.losses.cross_entropy import CHUNK_ROWS
 from services.trainer.train.losses.objective import Supervised
 from services.trainer.train.memory.memory_planner import Work, peak_bytes, shape_of
+from services.trainer.train.modeling.attention import caps_scores, plain_attention
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.in_place_gradients import keep_gradients_in_place
 from services.trainer.train.modeling.lora import add_adapter
@@ -45,6 +46,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
         "tie_word_embeddings": False,
     },
+    # Eager attention; a short vocabulary, so that its scores are what counts.
+    "gemma2": {
+        "model_type": "gemma2", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 4, "sliding_window": 64, "attn_logit_softcapping": 50.0,
+    },
 }  # fmt: skip
 
 
@@ -68,7 +74,9 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
     # Those of a larger request before stay otherwise.
     cross_entropy._buffers.clear()
     config = config_of(request["shape"])
-    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
+    made = AutoConfig.for_model(**config)
+    attention = plain_attention(made)
+    base = AutoModelForCausalLM.from_config(made, attn_implementation=attention)
     model = CausalModel(module=base, base=base, device="cpu", softcap=None)
     rank = request["rank"]
     if rank is not None:
@@ -98,6 +106,8 @@ def measure(request: dict[str, Any]) -> dict[str, int]:
         step_tokens=lines * length,
         micro_batch_tokens=lines * length,
         head_rows=CHUNK_ROWS,
+        scored_line_tokens=length if attention == "eager" else 0,
+        capped_scores=caps_scores(made),
     )
     predicted = peak_bytes(
         shape_of(config),

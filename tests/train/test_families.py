@@ -39,7 +39,7 @@ RATES = {"lora": 2e-2, "full": 2e-3}
 # What training must have moved at least, or agreement would mean nothing.
 MOVED_NATS = 0.05
 
-FAMILIES = ("llama", "codellama", "llama3", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "phi3")
+FAMILIES = ("llama", "codellama", "llama3", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "phi3")
 BY_DEFAULT = {("phi3", "lora"), ("qwen3", "full")}
 CASES = [
     pytest.param(family, method, marks=() if (family, method) in BY_DEFAULT else pytest.mark.families)

@@ -32,6 +32,8 @@ ERROR_MAX = 0.25
 BATCHES = [("1m", 4, 64), ("1m", 2, 1024), ("12m", 4, 64), ("12m", 3, 256)]
 MIXTURES = [("mixtral", 4, 128), ("mixtral", 2, 1024), ("tiny-mixtral", 4, 64), ("tiny-mixtral", 1, 512)]
 MIXTURES += [("qwen3-moe", 4, 64), ("qwen3-moe", 2, 1024)]
+# Eager attention, whose scores take memory with the square of a line.
+EAGER = [("gemma2", 4, 64), ("gemma2", 2, 512)]
 ROOMY = 2**40
 SETTINGS: dict[str, Any] = {
     "micro_batch_tokens": 512,
@@ -72,7 +74,9 @@ def needed_bytes(workdir: Path) -> int:
 def test_the_prediction_is_near_the_measured_peak() -> None:
     requests = [
         {"shape": shape, "rank": rank, "lines": lines, "length": length, "checkpointing": checkpointing}
-        for (shape, lines, length), rank, checkpointing in product(BATCHES + MIXTURES, (16, None), (False, True))
+        for (shape, lines, length), rank, checkpointing in product(
+            BATCHES + MIXTURES + EAGER, (16, None), (False, True)
+        )
     ]
     measured = subprocess.run(
         [sys.executable, "-m", "tests.train.measure_peak", json.dumps(requests)],

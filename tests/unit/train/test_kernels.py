@@ -19,7 +19,6 @@ from services.trainer.train.loop.start_run import set_up_torch
 from services.trainer.train.losses.objective import Supervised
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.kernels import (
-    attention_for,
     compile_layers,
     full_precision,
     on_cuda,
@@ -78,38 +77,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     return names
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "flash", "expected"),
-    [
-        ("cpu", torch.float32, True, "sdpa"),
-        ("cpu", torch.bfloat16, True, "sdpa"),
-        ("cuda:0", torch.bfloat16, True, "flash_attention_2"),
-        ("cuda:3", torch.bfloat16, False, "flex_attention"),
-        # Flash attention takes 16 bits only; full weights are float32.
-        ("cuda:0", torch.float32, True, "flex_attention"),
-    ],
-)
-def test_attention_follows_the_device_the_type_and_what_is_installed(
-    device: str, dtype: Any, flash: bool, expected: str, installed: set[str]
-) -> None:
-    installed |= {"flash_attn"} if flash else set()
-    assert attention_for(llama(), device, dtype) == expected
-
-
-@pytest.mark.parametrize("changes", [{"attention_dropout": 0.1}, {"head_dim": 8}])
-def test_what_flex_attention_refuses_keeps_sdpa(changes: dict[str, Any], installed: set[str]) -> None:
-    assert attention_for(llama(**changes), "cuda:0", torch.float32) == "sdpa"
-
-
-def test_a_family_without_varlen_kernels_keeps_sdpa(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    installed.add("flash_attn")
-    base = llama()
-    monkeypatch.setattr(base, "_supports_flash_attn", False)
-    assert attention_for(base, "cuda:0", torch.bfloat16) == "flex_attention"
-    monkeypatch.setattr(base, "_supports_flex_attn", False)
-    assert attention_for(base, "cuda:0", torch.bfloat16) == "sdpa"
 
 
 def test_a_cpu_gets_nothing_and_a_gpu_what_was_chosen(installed: set[str]) -> None:

@@ -26,6 +26,7 @@ LARGE = Shape(
     key_value_width=1024,
     vocabulary=128_256,
     tied=False,
+    heads=32,
 )
 LORA = Work(rank=16, sequence_tokens=4096, step_tokens=65_536, micro_batch_tokens=16_384, head_rows=512)
 FULL = replace(LORA, rank=None)
@@ -82,6 +83,26 @@ def test_an_adapter_of_experts_holds_their_weights_once_more(checkpointing: bool
     experts = 3 * mixture.experts * mixture.width * mixture.mlp_width
     held = 4 * mixture.parameters + 16 * mixture.adapter_parameters(1)
     assert peak(work) - held == pytest.approx(4 * experts * layers_kept, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_eager_attention_takes_memory_with_the_square_of_a_line(checkpointing: bool) -> None:
+    def scores(line_tokens: int, tokens: int, *, capped: bool = False) -> int:
+        work = replace(LORA, sequence_tokens=line_tokens, micro_batch_tokens=tokens)
+        eager = replace(work, scored_line_tokens=line_tokens, capped_scores=capped)
+        peak, without = (
+            peak_bytes(LARGE, each, kind="cpu", micro_batch_tokens=tokens, checkpointing=checkpointing)
+            for each in (eager, work)
+        )
+        return peak - without
+
+    layers = 1 if checkpointing else LARGE.layers
+    pairs = 4096 * 4096
+    assert scores(4096, 4096) >= 4 * layers * LARGE.heads * pairs
+    # Twice as many lines have twice as many pairs, and twice as long lines four times as many.
+    assert scores(4096, 8192) == pytest.approx(2 * scores(4096, 4096), rel=0.1)
+    assert scores(8192, 8192) == pytest.approx(4 * scores(4096, 4096), rel=0.1)
+    assert scores(4096, 4096, capped=True) - scores(4096, 4096) == 4 * layers * LARGE.heads * pairs
 
 
 def test_what_fits_as_it_is_stays_as_it_is() -> None:

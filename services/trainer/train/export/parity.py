@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.trainer.train.data.batches.micro_batch import micro_batches
 from services.trainer.train.data.packing.shuffle import epoch_order
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.export.engine_scorer import score_outside
 from services.trainer.train.memory.out_of_memory import is_out_of_memory, release
+from services.trainer.train.modeling.attention import plain_attention
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.kernels import full_precision, on_cuda
 from services.trainer.train.settings.failures import platform_failure
@@ -201,10 +202,17 @@ def _labelled_tokens(rows: TokenRows, row: int) -> list[_Token]:
 
 
 def _load_export(spec: Spec, export: Path, dtype: Any, device: str) -> Any:
-    """As any user would load it: nothing of the engine takes part."""
+    """As any user would load it, with the attention that the family was made with: nothing else of the engine takes
+    part."""
     folder = str(export) if spec.training.type == "full" else spec.base_model.directory
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
+        folder,
+        dtype=dtype,
+        attn_implementation=plain_attention(config),
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
     )
     if spec.training.type == "lora":
         module = PeftModel.from_pretrained(module, str(export))

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
+from services.trainer.train.data.batches.micro_batch import layout_for
 from services.trainer.train.data.run_inputs import Inputs
 from services.trainer.train.losses.cross_entropy import CHUNK_ROWS, CHUNK_ROWS_CUDA
 from services.trainer.train.memory import memory_planner as planner
 from services.trainer.train.memory.memory_planner import Devices, Kind, Layout, Shape, Work
+from services.trainer.train.modeling.attention import attention_for, caps_scores
+from services.trainer.train.modeling.base_model import weights_dtype
 from services.trainer.train.modeling.start_adapter import rank_of_run
 from services.trainer.train.runtime.process_group import Group
 
@@ -26,19 +30,27 @@ def fit_to_devices(inputs: Inputs, group: Group) -> Layout | None:
     """The same on every process. None when the device's size or the model's shape is not known. Raises Failure(user,
     JOB_TOO_LARGE) when no layout fits."""
     spec = inputs.spec
-    shape = shape_of_base(Path(spec.base_model.directory))
+    base = Path(spec.base_model.directory)
+    shape = shape_of_base(base)
     if spec.device_memory_bytes is None or shape is None:
         return None
     kind: Kind = "cuda" if spec.device.startswith("cuda") else "cpu"
     rows, sequences = inputs.train.rows, inputs.train.sequences
     mismatched = inputs.train_mismatched or rows
+    sequence_tokens = max(int(each.lengths.max()) * each.rows_per_example for each in (rows, mismatched))
+    config = AutoConfig.from_pretrained(str(base), trust_remote_code=False, local_files_only=True)
+    eager = attention_for(config, spec.device, weights_dtype(spec.device, full=spec.training.type == "full")) == "eager"
+    # A packed line is as long as its whole micro-batch.
+    packed_tokens = spec.micro_batch_tokens if layout_for(spec.device) == "packed" else 0
     work = Work(
         rank=rank_of_run(spec),
-        sequence_tokens=max(int(each.lengths.max()) * each.rows_per_example for each in (rows, mismatched)),
+        sequence_tokens=sequence_tokens,
         step_tokens=int(sequences.token_counts.max()) * spec.sequences_per_step,
         micro_batch_tokens=spec.micro_batch_tokens,
         head_rows=CHUNK_ROWS_CUDA if kind == "cuda" else CHUNK_ROWS,
         evaluates=spec.evaluations > 0 or spec.stores_reference,
+        scored_line_tokens=max(sequence_tokens, packed_tokens) if eager else 0,
+        capped_scores=caps_scores(config),
     )
     devices = Devices(
         count=group.size,

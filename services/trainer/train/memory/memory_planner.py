@@ -37,6 +37,7 @@ class Shape:
     tied: bool
     experts: int = 1
     experts_per_token: int = 1
+    heads: int = 1
 
     @property
     def layer_parameters(self) -> int:
@@ -65,7 +66,9 @@ class Work:
     """What is trained. `rank` is the adapter's, None for all weights. `sequence_tokens` is the longest row (for
     preferences the longest pair). `step_tokens` is what an optimizer step takes on all devices together. The vocabulary
     head makes `head_rows` rows of logits at once. A run that `evaluates` scores rows without learning from them, in
-    micro-batches of the size that was set."""
+    micro-batches of the size that was set. `scored_line_tokens` is the longest line of a micro-batch where attention
+    holds a score for every pair of tokens in a line (eager attention), and 0 where it holds none; `capped_scores` pass
+    through tanh, which keeps them for the way back once more."""
 
     rank: int | None
     sequence_tokens: int
@@ -73,6 +76,8 @@ class Work:
     micro_batch_tokens: int
     head_rows: int
     evaluates: bool = False
+    scored_line_tokens: int = 0
+    capped_scores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         tied=bool(config.get("tie_word_embeddings", False)),
         experts=experts,
         experts_per_token=int(config.get("num_experts_per_tok") or 1),
+        heads=heads,
     )
 
 
@@ -140,9 +146,10 @@ def peak_bytes(
         unit = max(shape.layer_parameters, shape.outer_parameters)
         whole_unit = unit * _weight_bytes(work, kind) * (2 if work.rank is None else 1)
     width = _weight_bytes(work, kind)
-    layer = _layer_elements(shape, work, tokens) * width
+    layer = _layer_elements(shape, work, tokens) * width + _scores(shape, work, tokens, width)
     inputs = tokens * shape.width * width * (shape.layers + 1)
     passing = tokens * (3 * shape.mlp_width * shape.experts_per_token + _expert_copies(shape)) * width
+    passing = max(passing, _passing_scores(shape, work, tokens))
     if checkpointing:
         at_head = inputs + _head(shape, work, tokens)
         in_backward = inputs + layer + passing
@@ -246,6 +253,23 @@ def _layer_elements(shape: Shape, work: Work, tokens: int) -> int:
     return tokens * (4 * shape.width + attention + mlp + adapters) + adapted
 
 
+def _pairs(work: Work, tokens: int) -> int:
+    """Of tokens that stand in one line of a micro-batch."""
+    return tokens * min(work.scored_line_tokens, tokens)
+
+
+def _scores(shape: Shape, work: Work, tokens: int, width: int) -> int:
+    """Bytes that eager attention saves in a layer: the softmax, always in float32, its copy in 16 bits, and the capped
+    scores."""
+    each = _FLOAT32 + (width if width != _FLOAT32 else 0) + (width if work.capped_scores else 0)
+    return _pairs(work, tokens) * shape.heads * each
+
+
+def _passing_scores(shape: Shape, work: Work, tokens: int) -> int:
+    """The scores on their way to the softmax, or their gradient on the way back."""
+    return 2 * _FLOAT32 * _pairs(work, tokens) * shape.heads
+
+
 def _expert_copies(shape: Shape) -> int:
     """Per token: each of its experts takes a copy of the inputs, and its answer is kept until it is weighed."""
     return 2 * shape.width * shape.experts_per_token if shape.experts > 1 else 0
@@ -269,7 +293,9 @@ def _evaluating(shape: Shape, work: Work, kind: Kind) -> int:
     """An evaluation keeps nothing for a backward pass: one layer at a time, then the head's chunk. Its micro-batches
     keep the size that was set, so that an evaluation gives the same result on any device."""
     tokens = max(work.micro_batch_tokens, work.sequence_tokens)
-    return max(_layer_elements(shape, work, tokens) * _weight_bytes(work, kind), _head(shape, work, tokens))
+    width = _weight_bytes(work, kind)
+    layer = _layer_elements(shape, work, tokens) * width + _scores(shape, work, tokens, width)
+    return max(layer + _passing_scores(shape, work, tokens), _head(shape, work, tokens))
 
 
 def _too_large(shape: Shape, work: Work, devices: Devices, needed: int) -> Failure:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.trainer.train.data.batches.micro_batch import MicroBatch
+from services.trainer.train.modeling.attention import plain_attention
 from services.trainer.train.modeling.base_files import require_all_found, require_numbers, require_whole_files
 from services.trainer.train.modeling.fsdp_exchanges import Exchanges
 from services.trainer.train.modeling.kernels import on_cuda, reduced_precision, rows_known, use_kernels
@@ -89,10 +90,9 @@ class CausalModel:
 
 
 def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) -> CausalModel:
-    """Raises Failure(user, MODEL_INVALID). Weights are float32 on a CPU and when all of them are trained; a frozen base
-    on a GPU is bfloat16. On a GPU float32 weights are multiplied in 16 bits. Unless `placed`, the weights stay in the
-    machine's memory, and sharding brings them to `device`."""
-    dtype = torch.float32 if full or device == "cpu" else torch.bfloat16
+    """Raises Failure(user, MODEL_INVALID). On a GPU float32 weights are multiplied in 16 bits. Unless `placed`, the
+    weights stay in the machine's memory, and sharding brings them to `device`."""
+    dtype = weights_dtype(device, full=full)
     base = _read(directory, dtype)
     if placed:
         base.to(device)
@@ -112,13 +112,19 @@ def load_base(directory: Path, device: str, *, full: bool, placed: bool = True) 
     )
 
 
+def weights_dtype(device: str, *, full: bool) -> Any:
+    """float32 on a CPU and when all weights are trained; a frozen base on a GPU is bfloat16."""
+    return torch.float32 if full or device == "cpu" else torch.bfloat16
+
+
 def _read(directory: Path, dtype: Any) -> Any:
     require_whole_files(directory)
     try:
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
         base, found = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=plain_attention(config),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

@@ -1,36 +1,29 @@
-"""The kernels of a loaded model on a CUDA device: attention by row, liger-kernel, reduced precision, compilation.
+"""The kernels of a loaded model on a CUDA device: attention by row (attention.py), liger-kernel, reduced precision,
+compilation.
 
 On a CPU every function here leaves things as they are. The choices by device, type and installed packages were tested
 there, and flex attention without its kernel; the CUDA kernels themselves were not run. It knows no data and no loss.
 """
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import masking_utils
 
-Attention = Literal["sdpa", "flash_attention_2", "flex_attention"]
+from services.trainer.train.modeling.attention import attention_for, is_installed
 
 # Full weights stay float32 and are multiplied in this type, which tensor cores take.
 AUTOCAST_DTYPE = torch.bfloat16
 # Products of float32 that are left, the vocabulary head among them, go through TF32; it is as repeatable as float32.
 MATMUL_PRECISION = "high"
-_FLASH_DTYPES = (torch.float16, torch.bfloat16)
-# The kernels that torch makes for flex attention take no narrower head.
-_FLEX_HEAD_WIDTH_MIN = 16
 
 
 def on_cuda(device: str) -> bool:
     return device.startswith("cuda")
-
-
-def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def use_kernels(base: Any, device: str, dtype: Any) -> tuple[str, ...]:
@@ -38,27 +31,10 @@ def use_kernels(base: Any, device: str, dtype: Any) -> tuple[str, ...]:
     torch's usual ones, none on a CPU."""
     if not on_cuda(device):
         return ()
-    base.set_attn_implementation(attention_for(base, device, dtype))
-    # Asked for again: a family that cannot change keeps what it has.
-    attention = str(base.config._attn_implementation)
-    names = () if attention == "sdpa" else (attention,)
+    attention = attention_for(base.config, device, dtype)
+    base.set_attn_implementation(attention)
+    names = () if attention in ("sdpa", "eager") else (attention,)
     return (*names, "liger") if use_liger(base, device) else names
-
-
-def attention_for(base: Any, device: str, dtype: Any) -> Attention:
-    """Rows packed into one line need attention that stays within a row. Both varlen kinds see that without a dense
-    mask: flash by the ends of the rows (cu_seqlens), flex by a block mask that transformers makes where positions do
-    not rise by 1. It does so only with a batch of one line, no attention mask and no cache, as labelled_hidden calls
-    it."""
-    if not on_cuda(device):
-        return "sdpa"
-    if base._supports_flash_attn and dtype in _FLASH_DTYPES and is_installed("flash_attn"):
-        return "flash_attention_2"
-    config = base.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if base._supports_flex_attn and width >= _FLEX_HEAD_WIDTH_MIN and not getattr(config, "attention_dropout", 0.0):
-        return "flex_attention"
-    return "sdpa"
 
 
 def use_liger(base: Any, device: str) -> bool:

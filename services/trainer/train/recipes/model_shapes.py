@@ -105,6 +105,13 @@ _ALL = (
         ),
     ),
     Recipe(name="tiny-gemma", model_type="gemma", vocabulary=1024, config=_small(head_dim=32)),
+    # Scores of attention capped so low that it shows; every other layer sees a window shorter than most rows.
+    Recipe(
+        name="tiny-gemma2",
+        model_type="gemma2",
+        vocabulary=1024,
+        config=_small(head_dim=32, query_pre_attn_scalar=32, attn_logit_softcapping=2.0, sliding_window=16),
+    ),
     # Query, key and value are one matrix here, gate and up another.
     Recipe(name="tiny-phi3", model_type="phi3", vocabulary=1024, config=_small(num_key_value_heads=2)),
 )

@@ -27,6 +27,7 @@ from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.template import ChatTemplate
 from services.trainer.train.data.tokens.token_rows import TokenRows
 from services.trainer.train.losses.objective import Supervised
+from services.trainer.train.modeling.attention import plain_attention
 from services.trainer.train.modeling.base_model import CausalModel
 from services.trainer.train.modeling.optimizer import make_optimizer, set_learning_rate
 from services.trainer.train.recipes.model_shapes import Recipe
@@ -64,7 +65,7 @@ def write_weights(recipe: Recipe, files: list[list[str]], folder: Path, report: 
         pad_token_id=PAD_ID,
         **recipe.config,
     )
-    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=plain_attention(config))
     if recipe.pretrain_steps:
         with torch.no_grad():
             module.model.norm.weight.fill_(FINAL_NORM)
