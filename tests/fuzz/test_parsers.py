@@ -253,10 +253,13 @@ def test_configs_of_engines(tmp_path_factory: pytest.TempPathFactory, config: by
 
 
 @fuzzed(10)
-@given(config=changed_json(CONFIG), header=changed_json(HEADER))
-def test_facts_of_imported_models(tmp_path_factory: pytest.TempPathFactory, config: bytes, header: bytes) -> None:
+@given(config=changed_json(CONFIG), header=changed_json(HEADER), generation=changed_json({"eos_token_id": [1, 2]}))
+def test_facts_of_imported_models(
+    tmp_path_factory: pytest.TempPathFactory, config: bytes, header: bytes, generation: bytes
+) -> None:
     weights = struct.pack("<Q", len(header)) + header + bytes(16)
     contents = {"config.json": config, "tokenizer.json": b"{}", "model.safetensors": weights}
+    contents["generation_config.json"] = generation
     folder = _folder(tmp_path_factory, contents)
     files = [FileDigest(path=name, size_bytes=len(content), sha256="") for name, content in contents.items()]
     with refused_by(DomainError):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.trainer.train.data.run_inputs import prepare_inputs
+from services.trainer.train.export.greedy_answers import ANSWERS_MAX
 from services.trainer.train.export.parity import TOLERANCE_REDUCED, check_parity
 from services.trainer.train.loop import finish
 from services.trainer.train.loop.run import train
@@ -23,9 +24,9 @@ from services.trainer.train.modeling.trained_weights import read_trained_weights
 from services.trainer.train.settings.failures import Failure
 from services.trainer.train.settings.spec import LoraTraining, resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
+from tests.train.plain_engine import plain_engine
 
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-ROOT = Path(__file__).parents[2]
 Events = list[dict[str, Any]]
 FAMILIES = (
     "tiny-llama", "tiny-codellama", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-mixtral",
@@ -158,7 +159,7 @@ def test_an_export_without_the_adapter_is_told_in_reduced_precision(family: str,
     assert isinstance(spec.training, LoraTraining)
     model = add_adapter(model, spec.training, spec.base_model.id)
     read_trained_weights(model, spec, workdir / "export")
-    report = check_parity(model, spec, workdir / "export", rows)
+    report = check_parity(model, spec, workdir / "export", rows, ends={2})
     assert report is not None
     sound = report.comparisons["exported"]
     assert sound.mean_from_base is not None
@@ -169,13 +170,14 @@ def test_an_export_without_the_adapter_is_told_in_reduced_precision(family: str,
         {name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
     )
     with pytest.raises(Failure, match="the exported weights score 60 tokens as the base does") as caught:
-        check_parity(model, spec, workdir / "export", rows)
+        check_parity(model, spec, workdir / "export", rows, ends={2})
     assert caught.value.reason == "PARITY_FAILED"
 
 
 def scorer(tmp_path: Path, answer: str) -> list[str]:
     path = tmp_path / "scorer.py"
-    path.write_text(f"import json, sys\nrequest = json.load(sys.stdin)\nprint(json.dumps({answer}))\n")
+    silent = "{'answers': [{'ids': [], 'stopped': False} for _ in request['questions']]}"
+    path.write_text(f"import json, sys\nrequest = json.load(sys.stdin)\nprint(json.dumps({silent} | {answer}))\n")
     return [sys.executable, str(path)]
 
 
@@ -203,30 +205,11 @@ def test_an_engine_that_refuses_is_named_and_one_that_is_silent_about_all_fails(
 def test_an_engine_with_the_settings_of_ours_agrees_with_whole_weights(
     make_job: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Plain transformers stand for vLLM on a GPU, where the type "auto" of float32 weights is bfloat16."""
-    path = tmp_path / "gpu_engine.py"
-    path.write_text(
-        """
-import json, sys
-import torch
-from transformers import AutoModelForCausalLM
-from services.inference.engines.score import settings_for
-
-request = json.load(sys.stdin)
-dtype = {"auto": torch.bfloat16, "float32": torch.float32}[settings_for(request).dtype]
-model = AutoModelForCausalLM.from_pretrained(request["export"], dtype=dtype).eval()
-answer = []
-for row in request["rows"]:
-    with torch.no_grad():
-        table = torch.log_softmax(model(torch.tensor([row])).logits[0, :-1].float(), dim=-1)
-    answer.append([None, *table.gather(1, torch.tensor(row)[1:, None]).squeeze(1).tolist()])
-print(json.dumps({"log_probs": answer}))
-"""
-    )
-    command = ["env", f"PYTHONPATH={ROOT}:{ROOT / 'gen'}", sys.executable, str(path)]
     settings = {"training": {"type": "full"}, "learning_rate": 1e-3, "epochs": 1, "evaluations": 0}
-    engine = parity_of(run_in_process(make_job(parity_command=command, **settings)))["comparisons"]["engine"]
-    assert engine["max_abs_difference"] < 1e-4
+    parity = parity_of(run_in_process(make_job(parity_command=plain_engine(tmp_path), **settings)))
+    assert parity["comparisons"]["engine"]["max_abs_difference"] < 1e-4
+    assert parity["answers"]["answers"] == ANSWERS_MAX
+    assert parity["answers"]["largest_gap"] < 1e-4
 
 
 def inputs_of(workdir: Path) -> Any:

@@ -18,7 +18,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from services.trainer.train.export.parity import ENGINE, EXPORTED, MERGED, TOLERANCE_FLOAT32_ENGINE
+from services.trainer.train.export.parity import TOLERANCE_FLOAT32_ENGINE
+from services.trainer.train.export.parity_report import ENGINE, EXPORTED, MERGED
 from services.trainer.train.loop.run import train
 from services.trainer.train.settings.spec import resolve_paths
 from services.trainer.train.settings.spec_json import load_spec
@@ -75,6 +76,7 @@ def test_trained_exported_merged_and_served_agree(
         assert comparison["tokens"] == parity["tokens"] > 20
         assert comparison["first_diverging"] is None
         assert comparison["max_abs_difference"] <= comparison["tolerance"] <= TOLERANCE_FLOAT32_ENGINE
+    assert parity["answers"]["answers"] > 0
     change = moved(base_model(model), workdir, training)
     assert change > MOVED_NATS
     tell(capsys, family, method, parity, change)
@@ -105,6 +107,7 @@ def test_a_mixture_is_served_merged_and_its_adapter_is_refused_clearly(
         "kind": "full",
         "rank": 0,
         "rows": rows,
+        "questions": [],
     }
     done = subprocess.run(SCORER, input=json.dumps(request), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

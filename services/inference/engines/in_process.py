@@ -12,9 +12,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from pathlib import Path
 from typing import Any
 
+from formats.prompts.answer_ends import GENERATION_CONFIG, ends_of_adapter
+from formats.prompts.faults import ModelFault
+from formats.prompts.model_config import vocabulary_size
 from services.inference.engines.adapters.adapter_check import check_adapter
 from services.inference.engines.adapters.adapter_table import Adapter, AdapterTable
 from services.inference.engines.base import (
+    AdapterInvalid,
     EngineBusy,
     EngineFailed,
     EngineSettings,
@@ -79,9 +83,23 @@ class InProcessEngine(ABC):
 
     async def load_adapter(self, revision: str, path: Path, rank: int) -> None:
         await self.health()
+        ends: frozenset[int] = frozenset()
         if revision not in self._table.resident():
             await asyncio.to_thread(check_adapter, revision, path, rank, self._config, self._settings)
-        await self._table.add(revision, path, rank)
+            ends = await asyncio.to_thread(self._ends_of, revision, path)
+        await self._table.add(revision, path, rank, ends)
+
+    def _ends_of(self, revision: str, path: Path) -> frozenset[int]:
+        try:
+            ends = ends_of_adapter(path)
+            size = vocabulary_size(self._config)
+        except ModelFault as fault:
+            raise AdapterInvalid(revision, str(fault)) from fault
+        if size is not None and any(token_id >= size for token_id in ends):
+            raise AdapterInvalid(
+                revision, f"{GENERATION_CONFIG} lists {max(ends)}, which is no token of the base model"
+            )
+        return ends
 
     async def unload_adapter(self, revision: str) -> bool:
         await self.health()

@@ -1,13 +1,15 @@
-"""Scores rows of token ids with a base model and one adapter, or with a whole model, and ends. Not pure: os.
+"""Scores rows and answers questions with a base model and one adapter, or with a whole model. Not pure: os.
 
-`python -m services.inference.engines.score < request.json` gives the serving engine's scores to whoever wants to
-compare them with its own.
+`python -m services.inference.engines.score < request.json` gives the serving engine's scores and answers to whoever
+wants to compare them with its own.
 
-Request: {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...]}.
+Request: {"base_model": DIR, "export": DIR, "kind": "adapter" or "full", "rank": R, "rows": [[id, ...], ...],
+"questions": [{"ids": [id, ...], "tokens_max": N}, ...]}.
 
-The last line of standard output is {"log_probs": [[null, x, ...], ...]}: one number for each token after those before
-it, null where there is none. It is {"refused": "why"} when this engine does not serve such a model. The program knows
-no tolerance and no job.
+The last line of standard output is {"log_probs": [[null, x, ...], ...], "answers": [{"ids": [id, ...], "stopped":
+true}, ...]}: for each row one number for each token after those before it, null where there is none; for each question
+the greedy answer that a caller gets, with the token that ended it. It is {"refused": "why"} when this engine does not
+serve such a model. The program knows no tolerance and no job.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from services.inference.engines.base import AdapterInvalid, EngineSettings
+from services.inference.engines.answer_chunks import FinishReason
+from services.inference.engines.base import AdapterInvalid, EngineSettings, GenerateRequest, Sampling
 from services.inference.engines.choice import open_engine
 from services.inference.engines.model_files import cache_bytes_per_token, context_tokens, read_config
 
@@ -36,7 +40,7 @@ _GPU_MEMORY_FRACTION = 0.02
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Log-probabilities of token ids under a model.")
+    parser = argparse.ArgumentParser(description="Log-probabilities of token ids under a model, and answers.")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; all the process may use by default")
     parser.add_argument("--gpu", type=int, action="append", default=[], help="index of a GPU to use")
     arguments = parser.parse_args()
@@ -57,7 +61,9 @@ def settings_for(
     """An engine for these rows and no more: a model's whole context may need more cache than the device has."""
     config = read_config(_model_of(request))
     # vLLM scores a prompt on the way to a token after it, which needs a place in the context.
-    wanted = EngineSettings(context_tokens_max=max(2, 1 + max(map(len, request["rows"]), default=1)))
+    needed = [1 + len(row) for row in request["rows"]]
+    needed += [len(question["ids"]) + question["tokens_max"] for question in request["questions"]]
+    wanted = EngineSettings(context_tokens_max=max([2, *needed]))
     tokens_max = context_tokens(config, wanted)
     cache_bytes = (tokens_max + _KV_CACHE_MARGIN_TOKENS) * cache_bytes_per_token(config)
     return EngineSettings(
@@ -95,11 +101,30 @@ async def score(request: dict[str, Any], settings: EngineSettings) -> dict[str, 
         for row in request["rows"]:
             scores = await engine.score(row[:length_max], _ADAPTER if is_adapter else None)
             rows.append([*scores, *[None] * (len(row) - len(scores))])
+        answers = [
+            await _answer(engine, question, _ADAPTER if is_adapter else None) for question in request["questions"]
+        ]
     except AdapterInvalid as error:
         return {"refused": str(error)}
     finally:
         await engine.stop()
-    return {"log_probs": rows}
+    return {"log_probs": rows, "answers": answers}
+
+
+async def _answer(engine: VllmEngine, question: dict[str, Any], adapter: str | None) -> dict[str, Any]:
+    asked = GenerateRequest(
+        request_id="question",
+        prompt_token_ids=question["ids"],
+        sampling=Sampling(temperature=0.0, completion_tokens_max=question["tokens_max"]),
+        adapter_revision=adapter,
+    )
+    ids: list[int] = []
+    stopped = False
+    async with aclosing(engine.generate(asked)) as chunks:
+        async for chunk in chunks:
+            ids += chunk.token_ids
+            stopped = chunk.finish_reason == FinishReason.STOP
+    return {"ids": ids, "stopped": stopped}
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class VllmEngine(InProcessEngine):
         try:
             async with self._admitted(request) as (tokens_max, adapter):
                 guide = Guide() if request.form is None else await self._answers.guide(request.form)
-                sampling = _sampling(request, tokens_max, guide)
+                sampling = _sampling(request, tokens_max, guide, adapter)
                 prompt = tokens_input(list(request.prompt_token_ids))
                 outputs = llm.generate(prompt, sampling, request.request_id, lora_request=_lora(adapter))
                 async with aclosing(self._read(request, self._chunks(request, outputs))) as chunks:
@@ -322,7 +322,7 @@ def _engine_args(
         "tokenizer_mode": "hf",
         "trust_remote_code": False,
         "load_format": "safetensors",
-        # The hub's generation defaults would change a request behind the caller's back.
+        # The hub's defaults would change a request behind the caller's back; its eos_token_id vLLM reads all the same.
         "generation_config": "vllm",
         "dtype": "float32" if cpu and settings.dtype == "auto" else settings.dtype,
         "max_model_len": context_tokens_max,
@@ -348,14 +348,17 @@ def _engine_args(
     return AsyncEngineArgs(**arguments)
 
 
-def _sampling(request: GenerateRequest, tokens_max: int, guide: Guide) -> SamplingParams:
+def _sampling(request: GenerateRequest, tokens_max: int, guide: Guide, adapter: Adapter | None) -> SamplingParams:
     wanted = request.sampling
+    # Those of the base vLLM adds itself, unless ends are to be ignored.
+    ends = frozenset() if adapter is None or wanted.ignore_eos else adapter.ends
     return SamplingParams(
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         top_k=wanted.top_k,
         max_tokens=tokens_max,
         stop=list(wanted.stop),
+        stop_token_ids=sorted(ends),
         seed=wanted.seed,
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,

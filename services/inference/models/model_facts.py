@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from formats.manifests import FileDigest
+from formats.prompts.answer_ends import ends_of_model
 from formats.prompts.faults import ModelFault
 from formats.prompts.model_config import check_one_part
 from services.inference.models.domain import model_invalid
@@ -42,6 +43,7 @@ def read_facts(folder: Path, files: list[FileDigest]) -> ModelFacts:
     config = _config(folder / "config.json")
     try:
         check_one_part(config)
+        ends_of_model(folder)
     except ModelFault as fault:
         raise model_invalid(fault.part, fault.problem) from None
     return ModelFacts(

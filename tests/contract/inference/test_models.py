@@ -119,6 +119,7 @@ async def test_a_wrong_digest_leaves_nothing(world: World, base_folder: Path) ->
         ("pytorch_model.bin", b"\x80\x04", "pytorch_model.bin is not one of"),
         ("config.json", json.dumps({"architectures": ["A"], "auto_map": {"AutoModel": "x.y"}}).encode(), "auto_map"),
         ("config.json", b"{", "is not JSON"),
+        ("generation_config.json", b'{"eos_token_id": "</s>"}', "holds an eos_token_id that is neither"),
         ("model.safetensors", b"\xff" * 64, "is no safetensors file"),
         (
             "model.safetensors",

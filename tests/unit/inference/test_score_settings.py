@@ -23,13 +23,20 @@ LLAMA_8B = {
 def request(folder: Path, lengths: list[int], **config: Any) -> dict[str, Any]:
     (folder / "config.json").write_text(json.dumps(LLAMA_8B | config))
     rows = [[7] * length for length in lengths]
-    return {"base_model": str(folder), "export": "nowhere", "kind": "adapter", "rank": 16, "rows": rows}
+    return {"base_model": str(folder), "export": "nowhere", "kind": "adapter", "rank": 16, "rows": rows} | {
+        "questions": []
+    }
 
 
 def test_the_context_is_that_of_the_longest_row_and_the_token_after_it(tmp_path: Path) -> None:
     settings = settings_for(request(tmp_path, [3, 900, 12]))
     assert settings.context_tokens_max == 901
     assert settings.adapter_rank_max == 16
+
+
+def test_a_question_needs_room_for_its_answer(tmp_path: Path) -> None:
+    asked = request(tmp_path, [3, 12]) | {"questions": [{"ids": [7] * 20, "tokens_max": 64}]}
+    assert settings_for(asked).context_tokens_max == 84
 
 
 def test_the_cache_holds_that_row_and_not_the_declared_context(tmp_path: Path) -> None:

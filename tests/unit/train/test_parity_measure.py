@@ -3,7 +3,14 @@ another."""
 
 import pytest
 
-from services.trainer.train.export.parity import ENGINE, EXPORTED, MERGED, Comparison, held_by_mean, resembles_base
+from services.trainer.train.export.parity_report import (
+    ENGINE,
+    EXPORTED,
+    MERGED,
+    Comparison,
+    held_by_mean,
+    resembles_base,
+)
 
 
 @pytest.mark.parametrize(

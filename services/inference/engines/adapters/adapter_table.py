@@ -20,12 +20,14 @@ _NUMBER_MAX = (1 << 31) - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter under its content-derived revision; `number` is the same for a revision in every engine."""
+    """An adapter under its content-derived revision; `number` is the same for a revision in every engine. `ends` are
+    token ids that end its answers, beside those of the base model."""
 
     revision: str
     number: int
     path: Path
     rank: int
+    ends: frozenset[int] = frozenset()
 
 
 class AdapterTable:
@@ -57,14 +59,16 @@ class AdapterTable:
         """Revisions in memory, least recently used first."""
         return tuple(self._resident)
 
-    async def add(self, revision: str, path: Path, rank: int) -> None:
+    async def add(self, revision: str, path: Path, rank: int, ends: frozenset[int] = frozenset()) -> None:
         """Know the adapter and bring it into memory. A failed load leaves no trace of it."""
         if revision in self._known and revision in self._resident:
             self._touch(revision)
             return
         async with self._changing:
             known = self._known.get(revision)
-            adapter = known or Adapter(revision=revision, number=self._free_number(revision), path=path, rank=rank)
+            adapter = known or Adapter(
+                revision=revision, number=self._free_number(revision), path=path, rank=rank, ends=ends
+            )
             await self._make_resident(adapter)
             self._known[revision] = adapter
             self._touch(revision)

@@ -3,13 +3,15 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from formats.prompts.answer_ends import ends_of_model
 from formats.prompts.model_folder import ModelFolder
 from services.trainer.train.data.packing.mismatched import mismatched_rows
 from services.trainer.train.data.preparation.prepare import Dataset, DatasetRefusal, prepare_dataset
 from services.trainer.train.data.schedule import RunSchedule, schedule_run
-from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
+from services.trainer.train.data.tokens.base_tokenizer import models_fault, open_model_folder
 from services.trainer.train.data.tokens.prepare_settings import PrepareSettings, resolve_max_seq_length
 from services.trainer.train.data.tokens.token_rows import TokenRows
+from services.trainer.train.data.tokens.turn_ends import turn_ends
 from services.trainer.train.runtime.event_stream import Emit
 from services.trainer.train.settings.failures import Violation, user_failure
 from services.trainer.train.settings.methods import method_of_format
@@ -17,6 +19,8 @@ from services.trainer.train.settings.spec import Spec
 
 # In the work folder, where no cache is named.
 PREPARED = "prepared"
+# Of answers that end with plain text; with fewer the data has some that are cut off.
+OPEN_SHARE_MAX = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,14 @@ class Inputs:
     identity: Identity
     # Rows lie padded side by side on every device, because those of this model would see each other in one line.
     padded: bool = False
+    # Token ids that end a trained answer; `base_ends` are those that the base model knows already.
+    answer_ends: tuple[int, ...]
+    base_ends: frozenset[int]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end an answer of the trained model."""
+        return self.base_ends | set(self.answer_ends)
 
     @property
     def checkpoints(self) -> Path:
@@ -88,6 +100,7 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
         seed=spec.seed,
         may_end_at_evaluations=spec.early_stopping is not None,
     )
+    answer_ends = _answer_ends(train_data, folder, settings, emit)
     return Inputs(
         spec=spec,
         workdir=workdir,
@@ -103,7 +116,30 @@ def prepare_inputs(spec: Spec, workdir: Path, emit: Emit) -> Inputs:
             packing_digest=train_data.sequences.digest,
             base_revision=spec.base_model.revision,
         ),
+        answer_ends=answer_ends,
+        base_ends=_base_ends(Path(spec.base_model.directory), folder),
     )
+
+
+def _answer_ends(train: Dataset, folder: ModelFolder, settings: PrepareSettings, emit: Emit) -> tuple[int, ...]:
+    found = turn_ends(train.rows, folder.tokenizer, settings.max_seq_length)
+    if found.open_share > OPEN_SHARE_MAX:
+        emit(
+            "warning",
+            code="ANSWERS_WITHOUT_END",
+            message=f"{found.open_share:.0%} of the answers of the train file end with plain text and no special "
+            "token, so nothing tells an engine where the tuned model's answers end: give the chat template a token "
+            "such as eos_token behind each answer, or send `stop` with every request",
+        )
+    return found.ids
+
+
+def _base_ends(directory: Path, folder: ModelFolder) -> frozenset[int]:
+    """As a server knows them: eos counts where the tokenizer names it."""
+    named = folder.special_tokens.get("eos_token")
+    eos_id = None if named is None else folder.tokenizer.token_to_id(named)
+    with models_fault():
+        return ends_of_model(directory) | (frozenset() if eos_id is None else {eos_id})
 
 
 def _mismatched(spec: Spec, dataset: Dataset | None, settings: PrepareSettings) -> TokenRows | None:

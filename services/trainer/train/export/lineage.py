@@ -40,6 +40,7 @@ def lineage_of(inputs: Inputs, position: Position) -> dict[str, Any]:
         "template_sha256": inputs.folder.template_sha256,
         "spec": spec.decisive(),
         "spec_digest": spec.digest(),
+        "answer_ends": sorted(inputs.ends),
         "seed": spec.seed,
         "max_seq_length": inputs.max_seq_length,
         "code_version": CODE_VERSION,

@@ -5,10 +5,8 @@ merged into its base; and with the node's serving engine where it has one (engin
 """
 
 import gc
-import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +18,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from services.trainer.train.data.batches.micro_batch import micro_batches
 from services.trainer.train.data.packing.shuffle import epoch_order
 from services.trainer.train.data.tokens.token_rows import TokenRows
-from services.trainer.train.export.engine_scorer import score_outside
+from services.trainer.train.export.engine_scorer import EngineSays, ask_engine
+from services.trainer.train.export.greedy_answers import Answer, AnswersDiffer, Question, compare_answers, questions_of
+from services.trainer.train.export.parity_report import (
+    ENGINE,
+    EXPORTED,
+    MERGED,
+    ParityReport,
+    compare,
+    details,
+    held_by_mean,
+    labelled_tokens,
+    report_of,
+    resembles_base,
+    verdict,
+    verdict_of_base,
+)
 from services.trainer.train.memory.out_of_memory import is_out_of_memory, release
 from services.trainer.train.modeling.attention import plain_attention
 from services.trainer.train.modeling.base_model import CausalModel
@@ -32,74 +45,30 @@ TOLERANCE_FLOAT32 = 1e-3
 TOLERANCE_REDUCED = 0.1
 # Another engine sums in another order, through kernels of its own.
 TOLERANCE_FLOAT32_ENGINE = 5e-3
-# In reduced precision: weights whose scores are so much nearer to the base's than to the trained module's have lost
-# what was learned, however little that was. Fewer tokens do not tell it from the noise of their sums.
-TIMES_NEARER_TO_BASE = 2.0
-TOKENS_TO_TELL = 16
-EXPORTED, MERGED, ENGINE = "exported", "merged", "engine"
-TOO_LARGE_FOR_ENGINE: list[list[float | None]] | str = (
+# Where single tokens move with the order of a sum, another token is another answer from this difference on, in nats.
+ANSWER_GAP_REDUCED = 1.0
+TOO_LARGE_FOR_ENGINE = (
     "the weights are spread over several devices, which hold them still, and the engine would start on one"
 )
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Diverging:
-    """A token whose log-probabilities (nats) are further apart than the tolerance: `row` counts the kept rows of the
-    file from 0, `position` the tokens of the row."""
-
-    row: int
-    position: int
-    token_id: int
-    trained: float
-    scored: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The trained module beside one other scorer, over `tokens` labelled tokens. `mean_from_base` is the scorer's mean
-    difference from the base, the trained module with its adapter off; None in float32, where any token tells."""
-
-    tokens: int
-    max_abs_difference: float
-    mean_abs_difference: float
-    mean_from_base: float | None
-    tolerance: float
-    first_diverging: Diverging | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """`max_abs_difference` and `mean_abs_difference` are the largest of all comparisons, in nats. `refused` says which
-    scorer does not take this kind of model, and why. A refusal proves nothing, and it is no difference."""
-
-    rows: int
-    tokens: int
-    max_abs_difference: float
-    mean_abs_difference: float
-    tolerance: float
-    comparisons: dict[str, Comparison]
-    refused: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Token:
-    row: int
-    position: int
-    token_id: int
-
-
 def check_parity(
-    model: CausalModel, spec: Spec, export: Path, rows: TokenRows, *, leads: bool = True
+    model: CausalModel, spec: Spec, export: Path, rows: TokenRows, *, ends: Collection[int], leads: bool = True
 ) -> ParityReport | None:
-    """Raises Failure(platform, PARITY_FAILED) past the tolerance, with the report in its details. A process that does
-    not lead may hold a part of the trained module: it helps to score it and gets None."""
+    """Raises Failure(platform, PARITY_FAILED) past the tolerance, with the report in its details. `ends` are the tokens
+    that end an answer of the trained module. A process that does not lead may hold a part of that: it helps to score it
+    and gets None."""
     sample = sorted(epoch_order(spec.seed, 0, rows.count)[: spec.parity_rows].tolist())
-    tokens = [token for row in sample for token in _labelled_tokens(rows, row)]
+    tokens = [token for row in sample for token in labelled_tokens(rows, row)]
     dtype = model.head_weight.dtype
     exact = dtype == torch.float32
     refused: dict[str, str] = {}
     scored: dict[str, list[float | None]] = {}
+    # What declares no context is served by no engine.
+    context_tokens = getattr(model.base.config.get_text_config(), "max_position_embeddings", 0)
+    questions = questions_of(rows, sample, context_tokens)
+    answers: list[Answer] = []
     model.module.eval()
     with torch.no_grad(), full_precision(model.device):
         trained = _scores(model.module, rows, sample, model.device)
@@ -111,18 +80,19 @@ def check_parity(
     if spec.parity_command:
         # The engine wants memory, too, and nothing is left for the trained module to do.
         release_device(model.module)
-        answer = TOO_LARGE_FOR_ENGINE
+        said: EngineSays | str = TOO_LARGE_FOR_ENGINE
         if not _is_sharded(model.module):
-            answer = score_outside(spec, export, [rows.row(row)[0].tolist() for row in sample])
-        if isinstance(answer, str):
-            refused[ENGINE] = answer
+            said = ask_engine(spec, export, [rows.row(row)[0].tolist() for row in sample], questions)
+        if isinstance(said, str):
+            refused[ENGINE] = said
         else:
-            by_row = dict(zip(sample, answer, strict=True))
+            answers = said.answers
+            by_row = dict(zip(sample, said.log_probs, strict=True))
             scored[ENGINE] = [by_row[token.row][token.position] for token in tokens]
-    report = _report(
+    report = report_of(
         len(sample),
         {
-            name: _compare(tokens, trained, scores, base, _tolerance(spec, name, exact=exact))
+            name: compare(tokens, trained, scores, base, _tolerance(spec, name, exact=exact))
             for name, scores in scored.items()
         },
         refused,
@@ -132,28 +102,32 @@ def check_parity(
         by_mean = held_by_mean(name, exact=exact, on_gpu=on_cuda(model.device), own_kernels=own_kernels)
         measured = comparison.mean_abs_difference if by_mean else comparison.max_abs_difference
         if measured > comparison.tolerance:
-            raise platform_failure("PARITY_FAILED", _verdict(name, comparison, measured), _details(report))
+            raise platform_failure("PARITY_FAILED", verdict(name, comparison, measured), details(report))
         if resembles_base(name, comparison):
-            raise platform_failure("PARITY_FAILED", _verdict_of_base(name, comparison), _details(report))
-    return report
+            raise platform_failure("PARITY_FAILED", verdict_of_base(name, comparison), details(report))
+    return _with_answers(report, model, spec, questions, answers, ends) if answers else report
 
 
-def held_by_mean(name: str, *, exact: bool, on_gpu: bool, own_kernels: bool) -> bool:
-    """In reduced precision a sum in another order moves single tokens; a broken model moves the mean. The export is
-    loaded with torch's usual kernels: where the trained module has its own, its sums have another order, too. On a GPU
-    the engine's attention multiplies even float32 in reduced precision (TF32)."""
-    if name == ENGINE:
-        return on_gpu or not exact
-    return not exact and (name == MERGED or own_kernels)
-
-
-def resembles_base(name: str, comparison: Comparison) -> bool:
-    """Whether what was learned got lost where the tolerance is too wide to show it. A merge rounds to the grid of 16
-    bits: there a weak training may be truly lost, and none of its files is wrong."""
-    from_base = comparison.mean_from_base
-    if name == MERGED or from_base is None or comparison.tokens < TOKENS_TO_TELL:
-        return False
-    return comparison.mean_abs_difference > TIMES_NEARER_TO_BASE * from_base
+def _with_answers(
+    report: ParityReport,
+    model: CausalModel,
+    spec: Spec,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    ends: Collection[int],
+) -> ParityReport:
+    exact = model.head_weight.dtype == torch.float32
+    by_mean = held_by_mean(ENGINE, exact=exact, on_gpu=on_cuda(model.device), own_kernels=bool(model.kernels))
+    gap_max = max(2 * _tolerance(spec, ENGINE, exact=exact), ANSWER_GAP_REDUCED if by_mean else 0.0)
+    # The engine has left the device.
+    module = model.module.to(model.device)
+    try:
+        with full_precision(model.device):
+            told = compare_answers(module, questions, answers, ends=ends, gap_max=gap_max, device=model.device)
+    except AnswersDiffer as difference:
+        message = f"the engine answers otherwise: {difference}"
+        raise platform_failure("PARITY_FAILED", message, details(report)) from None
+    return replace(report, answers=told)
 
 
 def release_device(module: Any) -> None:
@@ -189,16 +163,6 @@ def _score_export(
 
 def _is_sharded(module: Any) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
-def _labelled_tokens(rows: TokenRows, row: int) -> list[_Token]:
-    ids, labelled = rows.row(row)
-    # The first token of a row is never predicted.
-    return [
-        _Token(row=row, position=position, token_id=int(ids[position]))
-        for position in range(1, len(ids))
-        if labelled[position]
-    ]
 
 
 def _load_export(spec: Spec, export: Path, dtype: Any, device: str) -> Any:
@@ -237,81 +201,9 @@ def _scores_of_base(model: CausalModel, rows: TokenRows, sample: list[int]) -> l
         return _scores(model.module, rows, sample, model.device)
 
 
-def _compare(
-    tokens: list[_Token],
-    trained: list[float],
-    scored: list[float | None],
-    base: list[float] | None,
-    tolerance: float,
-) -> Comparison:
-    """Tokens that the other one could not score (None) are left out."""
-    pairs = [
-        (token, ours, theirs) for token, ours, theirs in zip(tokens, trained, scored, strict=True) if theirs is not None
-    ]
-    # NaN differs from everything; max() alone would pass over it.
-    differences = [math.inf if math.isnan(ours - theirs) else abs(ours - theirs) for _, ours, theirs in pairs]
-    from_base = [
-        abs(before - theirs)
-        for before, theirs in zip(base or [], scored, strict=base is not None)
-        if theirs is not None
-    ]
-    first = next(
-        (
-            Diverging(**asdict(token), trained=ours, scored=theirs)
-            for (token, ours, theirs), difference in zip(pairs, differences, strict=True)
-            if difference > tolerance
-        ),
-        None,
-    )
-    return Comparison(
-        tokens=len(pairs),
-        max_abs_difference=max(differences, default=math.inf),
-        mean_abs_difference=sum(differences) / len(pairs) if pairs else math.inf,
-        mean_from_base=sum(from_base) / len(from_base) if from_base else None,
-        tolerance=tolerance,
-        first_diverging=first,
-    )
-
-
-def _report(rows: int, comparisons: dict[str, Comparison], refused: dict[str, str]) -> ParityReport:
-    return ParityReport(
-        rows=rows,
-        tokens=comparisons[EXPORTED].tokens,
-        max_abs_difference=max(comparison.max_abs_difference for comparison in comparisons.values()),
-        mean_abs_difference=max(comparison.mean_abs_difference for comparison in comparisons.values()),
-        tolerance=comparisons[EXPORTED].tolerance,
-        comparisons=comparisons,
-        refused=refused,
-    )
-
-
 def _tolerance(spec: Spec, name: str, *, exact: bool) -> float:
     if spec.parity_tolerance is not None:
         return spec.parity_tolerance
     if not exact:
         return TOLERANCE_REDUCED
     return TOLERANCE_FLOAT32_ENGINE if name == ENGINE else TOLERANCE_FLOAT32
-
-
-def _verdict(name: str, comparison: Comparison, measured: float) -> str:
-    first = comparison.first_diverging
-    where = f"; the first is token {first.position} of row {first.row} (id {first.token_id})" if first else ""
-    return (
-        f"the {name} weights score {comparison.tokens} tokens up to {measured:.3g} nats apart from the trained module; "
-        f"the tolerance is {comparison.tolerance:.3g}{where}"
-    )
-
-
-def _verdict_of_base(name: str, comparison: Comparison) -> str:
-    return (
-        f"the {name} weights score {comparison.tokens} tokens as the base does: {comparison.mean_from_base:.3g} nats "
-        f"apart from it in "
-        f"the mean, and {comparison.mean_abs_difference:.3g} from the trained module"
-    )
-
-
-def _details(report: ParityReport) -> dict[str, str]:
-    """One short text per comparison."""
-    facts = {f"parity.{name}": json.dumps(asdict(comparison)) for name, comparison in report.comparisons.items()}
-    facts |= {f"parity.{name}": f"refused: {why}" for name, why in report.refused.items()}
-    return facts | {"parity.rows": str(report.rows), "parity.tokens": str(report.tokens)}

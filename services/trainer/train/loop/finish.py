@@ -23,11 +23,14 @@ def export_and_prove(run: Run) -> str:
     trained = whole(run.model.trainable, keep=run.group.leads) if run.group.sharded else None
     files = []
     if run.group.leads:
-        files = commit_folder(target, lambda folder: write_export(run.model, spec, folder, trained), manifest=None)
+        ends = inputs.ends if inputs.ends > inputs.base_ends else frozenset()
+        files = commit_folder(
+            target, lambda folder: write_export(run.model, spec, folder, trained, ends=ends), manifest=None
+        )
     rows = inputs.validation.rows if inputs.validation else inputs.train.rows
     # No step follows, and what scores the export needs the room.
     run.optimizer.state.clear()
-    report = check_parity(run.model, spec, target, rows, leads=run.group.leads)
+    report = check_parity(run.model, spec, target, rows, ends=inputs.ends, leads=run.group.leads)
     if report is None:
         return ""
     revision = revision_of(files)
