@@ -185,7 +185,8 @@ async def test_equal_questions_share_one_analysis(world: AgentWorld, tiny_base: 
             file.write("x")
         time.sleep(0.5)  # long enough for the other callers to come
         counts = dict(rows=1, token_count=2, trained_token_count=1, truncated_rows=0, longest_row_tokens=2)
-        counts |= dict(format="conversation", features={}, skipped_rows=0, rows_per_second=7.0, unpacked_sequences=1, sequences=1)
+        counts |= dict(format="conversation", features={}, skipped_rows=0, rows_per_second=7.0)
+        counts |= dict(unpacked_sequences=1, sequences=1)
         print(json.dumps({"ok": True, "train": counts, "packing_digest": "d"}))
         """,
     )
