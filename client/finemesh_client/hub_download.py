@@ -15,7 +15,7 @@ from typing import Any
 
 from finemesh_client.errors import DataLoss, InvalidRequest
 from finemesh_client.files import sha256_of
-from finemesh_client.models import ADAPTER_FILES
+from finemesh_client.models import ADAPTER_ENDS, ADAPTER_FILES
 
 REVISION_DEFAULT = "main"
 FILES_MAX = 256
@@ -87,16 +87,17 @@ def chosen(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
 
 
 def chosen_of_adapter(repository: str, files: Sequence[HubFile]) -> list[HubFile]:
-    """The two files of an adapter. InvalidRequest for a repository without, and for sizes over the limits."""
+    """The files of an adapter. InvalidRequest for a repository without, and for sizes over the limits."""
     found = {file.name: file for file in files}
     if missing := [name for name in ADAPTER_FILES if name not in found]:
         whole = _WHOLE in found or INDEX in found
         hint = "; it holds a whole model: `finemesh models import`" if whole else " (other formats can carry code)"
         raise _refused(f"{repository} has no {', no '.join(missing)}{hint}")
     config, weights = (found[name] for name in ADAPTER_FILES)
-    if config.size_bytes > SIDE_FILE_BYTES_MAX or weights.size_bytes > WEIGHTS_BYTES_MAX:
+    side = [config, *(found[name] for name in (ADAPTER_ENDS,) if name in found)]
+    if any(file.size_bytes > SIDE_FILE_BYTES_MAX for file in side) or weights.size_bytes > WEIGHTS_BYTES_MAX:
         raise _refused(f"{repository} has more bytes than an adapter can have", "SIZE_LIMIT")
-    return [config, weights]
+    return [*side, weights]
 
 
 def fetch(repository: str, revision: str, token: str = "", *, choose: Choose = chosen) -> HubFolder:

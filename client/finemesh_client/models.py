@@ -15,8 +15,9 @@ from finemesh_client.transport import Transport
 
 # What a base model consists of. Weights in any other format could carry code and are never sent.
 IMPORTED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-# An adapter in peft's format.
+# An adapter in peft's format, and what may lie beside it: the tokens that end its answers.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_ENDS = "generation_config.json"
 
 
 def importable_files(folder: Path) -> list[Path]:
@@ -34,14 +35,15 @@ def importable_files(folder: Path) -> list[Path]:
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The two files of an adapter in a local folder. Raises InvalidRequest when they are not there, or are links out of
-    it."""
+    """The files of an adapter in a local folder. Raises InvalidRequest when they are not there, or are links out of it."""
     files = [folder / name for name in ADAPTER_FILES]
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         whole = (folder / "config.json").is_file()
         hint = "; it holds a whole model: `finemesh models import`" if whole else " (other formats can carry code)"
         raise InvalidRequest(message=f"{folder} has no {', no '.join(missing)}{hint}", reason="MODEL_INVALID")
+    if (folder / ADAPTER_ENDS).is_file():
+        files.append(folder / ADAPTER_ENDS)
     _refuse_links(folder, files)
     return files
 
@@ -124,7 +126,7 @@ class Models:
         source: str = "",
         on_bytes: Callable[[int], None] | None = None,
     ) -> model_pb2.Model:
-        """Adds an adapter in peft's format to the project: two `files`, those of a local folder by default. It is then
+        """Adds an adapter in peft's format to the project: its `files`, those of a local folder by default. It is then
         a model like one that a job made. An import that was cut left nothing and can be sent again; one whose answer
         was lost returns the model that it made."""
         files = adapter_files(folder) if files is None else files

@@ -24,6 +24,7 @@ from chassis.objects.held_folders import HeldFolders
 from chassis.objects.object_store import ObjectStore
 from formats.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from formats.manifests import FileDigest, revision_of
+from formats.prompts.answer_ends import GENERATION_CONFIG
 from services.inference.config import InferenceSettings
 from services.inference.models.base_import import SOURCE
 from services.inference.models.base_uploads import BaseUploads
@@ -43,7 +44,9 @@ from services.inference.models.store import ModelStore
 from services.inference.models.stored_files import StoredFiles, spool_files
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+NEEDED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+# Of the last one, what ends an answer: a turn may have been taught to end otherwise than the base model ends it.
+FILES = (*NEEDED, GENERATION_CONFIG)
 # By name: it is started, never imported.
 PROGRAM = "services.inference.engines.adapters.import_program"
 
@@ -122,11 +125,12 @@ class AdapterImporter:
             folder, bytes_max=self._settings.adapter_bytes_max, files_max=len(FILES), setting="adapter_bytes_max"
         )
         await spool_files(_only_of_an_adapter(parts), spool)
-        if missing := [name for name in FILES if name not in {file.path for file in spool.files}]:
+        came = {file.path for file in spool.files}
+        if missing := [name for name in NEEDED if name not in came]:
             raise model_invalid(missing[0], "is missing; an adapter in peft's format has it")
         given = revision_of(spool.files)
         rank = await self._check(folder, base)
-        files = tuple([await asyncio.to_thread(_digest, folder, name) for name in FILES])
+        files = tuple([await asyncio.to_thread(_digest, folder, name) for name in FILES if name in came])
         model = self._model(caller, header, base, rank, files, given)
         if earlier is not None:
             return _same(earlier, model)
@@ -152,7 +156,7 @@ class AdapterImporter:
             yield part
 
     async def _check(self, folder: Path, base: BaseModel) -> int:
-        """The adapter's rank. Its config is written anew, layer by layer."""
+        """The adapter's rank. Its config is written anew, layer by layer, and its list of ends alone."""
         request = {
             "folder": str(folder),
             "base_config": await self._config_of(base),
@@ -242,7 +246,7 @@ def _same(earlier: TunedModel, model: TunedModel) -> TunedModel:
 
 
 def _digest(folder: Path, name: str) -> FileDigest:
-    """Of the files as they are stored; the config is not the one that came."""
+    """Of the files as they are stored; those in JSON are not the ones that came."""
     path = folder / name
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()

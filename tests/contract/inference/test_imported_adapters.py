@@ -102,6 +102,23 @@ async def test_it_is_a_model_of_the_project_like_a_tuned_one(world: World, tmp_p
         await stub.GetModel(models.GetModelRequest(name=model.name))
 
 
+async def test_what_ends_its_answers_comes_with_it_and_nothing_else_of_that_file(world: World, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    ends = {"eos_token_id": [7, 3], "temperature": 0.1}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    stub = ModelServiceStub(world.channel)
+    with world.caller():
+        model = await imported(world, folder, "ending")
+        request = models.DownloadModelFileRequest(name=model.name, path="generation_config.json")
+        content = b"".join([part.chunk async for part in stub.DownloadModelFile(request)])
+        assert json.loads(content) == {"eos_token_id": [3, 7]}
+        assert await imported(world, folder, "ending") == model
+        (folder / "generation_config.json").write_text('{"eos_token_id": "<end>"}')
+        with pytest.raises(InvalidArgument, match="neither a token id nor a list") as refused:
+            await imported(world, folder, "words")
+        assert refused.value.reason == "MODEL_INVALID"
+
+
 async def test_the_same_import_sent_again_gives_the_same_model(world: World, tmp_path: Path) -> None:
     """As when the answer was lost; other files under the name are refused."""
     folder = write_adapter(tmp_path / "a")

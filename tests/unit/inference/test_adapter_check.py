@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from formats.adapters import AdapterRefused
+from services.inference.engines.adapters import import_program
 from services.inference.engines.adapters.adapter_check import check_adapter, module_shapes, takes_adapters
 from services.inference.engines.base import AdapterInvalid, EngineSettings
 
@@ -239,3 +241,15 @@ def test_shapes_follow_the_base_model() -> None:
 )
 def test_what_peft_means_by_its_config_is_served(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert check_adapter("rv_x", write_adapter(tmp_path / "a", config=CONFIG | changes), 4, BASE, LIMITS).matrices == 4
+
+
+def test_of_what_lies_beside_an_import_the_ends_alone_are_kept(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    ends = folder / "generation_config.json"
+    asked = {"folder": str(folder), "base_config": BASE | {"vocab_size": 10}, "rank_max": 8, "bytes_max": 1 << 16}
+    ends.write_text('{"eos_token_id": [9, 3], "temperature": 0.1}')
+    assert import_program.check(asked) == 4
+    assert json.loads(ends.read_text()) == {"eos_token_id": [3, 9]}
+    ends.write_text('{"eos_token_id": 10}')
+    with pytest.raises(AdapterRefused, match="lists 10, which is no token of the base model"):
+        import_program.check(asked)

@@ -268,7 +268,9 @@ class ImportAdapterRequest(_message.Message):
 
     @_builtins.property
     def file(self) -> Global___ImportAdapterFile:
-        """A new file begins: `adapter_config.json` or `adapter_model.safetensors`, each once."""
+        """A new file begins: `adapter_config.json`, `adapter_model.safetensors`, or `generation_config.json` for the
+        tokens that end an answer; each once.
+        """
 
     def __init__(
         self,

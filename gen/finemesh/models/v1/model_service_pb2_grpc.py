@@ -105,7 +105,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportAdapter(self, request_iterator, context):
-        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its files: one header, then
         per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
         It is then a model of the project like one that a job made. The same import again returns the same model.
         """

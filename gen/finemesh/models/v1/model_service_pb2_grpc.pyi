@@ -43,7 +43,7 @@ class ModelServiceStub:
     returns the same revision. Needs the operator role.
     """
     ImportAdapter: _grpc.StreamUnaryMultiCallable[_model_service_pb2.ImportAdapterRequest, _model_service_pb2.ImportAdapterResponse]
-    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its files: one header, then
     per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
     It is then a model of the project like one that a job made. The same import again returns the same model.
     """
@@ -71,7 +71,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     returns the same revision. Needs the operator role.
     """
     ImportAdapter: _aio.StreamUnaryMultiCallable[_model_service_pb2.ImportAdapterRequest, _model_service_pb2.ImportAdapterResponse]  # type: ignore[assignment]
-    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+    """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its files: one header, then
     per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
     It is then a model of the project like one that a job made. The same import again returns the same model.
     """
@@ -120,7 +120,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_model_service_pb2.ImportAdapterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ImportAdapterResponse, _abc.Awaitable[_model_service_pb2.ImportAdapterResponse]]:
-        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its two files: one header, then
+        """Adds an adapter that was trained elsewhere to the caller's project, from a stream of its files: one header, then
         per file one start and its chunks. It is looked at as an engine does, and its config is stored in the plainest words.
         It is then a model of the project like one that a job made. The same import again returns the same model.
         """

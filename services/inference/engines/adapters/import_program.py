@@ -24,6 +24,9 @@ from formats.adapters import (
     read_adapter_config,
     too_slow,
 )
+from formats.prompts.answer_ends import GENERATION_CONFIG, ends_of_adapter
+from formats.prompts.faults import ModelFault
+from formats.prompts.model_config import vocabulary_size
 from services.inference.engines.adapters.adapter_check import CONFIG_BYTES_MAX, check_adapter
 from services.inference.engines.adapters.safetensors_file import FileProblem, read_header
 from services.inference.engines.base import AdapterInvalid, EngineSettings
@@ -64,7 +67,22 @@ def check(request: dict[str, Any]) -> int:
     limits = EngineSettings(adapter_rank_max=request["rank_max"], adapter_bytes_max=request["bytes_max"])
     check_adapter("imported", folder, config.rank, request["base_config"], limits)
     path.write_bytes(plain)
+    _write_ends(folder, request["base_config"])
     return config.rank
+
+
+def _write_ends(folder: Path, base_config: dict[str, Any]) -> None:
+    """Leaves of generation_config.json what ends an answer: the rest would change calls behind their caller's back."""
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return
+    try:
+        ends, size = sorted(ends_of_adapter(folder)), vocabulary_size(base_config)
+    except ModelFault as fault:
+        raise AdapterRefused(str(fault)) from fault
+    if size is not None and ends and ends[-1] >= size:
+        raise AdapterRefused(f"{GENERATION_CONFIG} lists {ends[-1]}, which is no token of the base model")
+    path.write_text(json.dumps({"eos_token_id": ends}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
