@@ -23,6 +23,7 @@ from formats.rows import Conversation
 from services.trainer.train.data.tokens.base_tokenizer import open_model_folder
 from services.trainer.train.data.tokens.row_tokenizer import RowTokenizer
 from services.trainer.train.data.tokens.template import ChatTemplate
+from tests.families.tokenizers_of import VOCABULARY, sentence_pieces
 from tests.unit.train.family_rows import ENTRIES, TOKENS, VISION_ONLY, families, messages_of, row, said, shipped, user
 from tests.unit.train.test_family_marks import TODAY, _Clock
 
@@ -103,6 +104,33 @@ def test_an_answer_that_begins_with_line_breaks_has_tokens_of_its_own(folder: Mo
     ((ids, marks),) = tokens(rows, asked)
     assert folder.tokenizer.decode(ids[marks].tolist(), skip_special_tokens=False) == "\nanswer</s>\n"
     assert ids[~marks].tolist() == folder.tokenizer.encode("user\nquestion</s>\nassistant\n").ids
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """As of Llama 2: a space before every text, line breaks as bytes."""
+    path: Path = tmp_path_factory.mktemp("pieces")
+    (path / "tokenizer.json").write_text(json.dumps(sentence_pieces(("<unk>", "<s>", "</s>"), begin="<s>")))
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **TOKENS}))
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": VOCABULARY}))
+    return open_model_folder(path)
+
+
+@pytest.mark.parametrize("header", ["ASSISTANT: ", "ASSISTANT:", "assistant\n", "[/INST] "])
+@pytest.mark.parametrize("answer", ["the file", "The file", " the file", "\nfile", "é"])
+def test_an_answer_behind_a_space_is_asked_for_as_it_was_trained(pieces: ModelFolder, header: str, answer: str) -> None:
+    source = (
+        "{% for m in messages %}{{ ('USER: ' if m.role == 'user' else header) + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ header }}{% endif %}"
+    ).replace("header", repr(header))
+    rows = RowTokenizer(pieces, ChatTemplate(source, TOKENS, TODAY), "auto")
+    asked = Conversation(line=1, messages=messages_of([user("read"), said(answer), user("write"), said(answer)]))
+    ((ids, marks),) = tokens(rows, asked)
+    first = int(np.flatnonzero(marks)[0])
+    prompt = pieces.tokenizer.encode(f"USER: read</s>{header}", add_special_tokens=False).ids
+    assert ids[:first].tolist() == prompt
+    said_text = pieces.tokenizer.decode([*prompt, *ids[first:][marks[first:]].tolist()], skip_special_tokens=False)
+    assert said_text.endswith(f"{header}{answer}</s>{answer}</s>")
 
 
 def tokens(rows: RowTokenizer, asked: Conversation) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from services.trainer.train.data.tokens.field_marks import Span
+from services.trainer.train.data.tokens.template_refusals import joined_answer
 
 # What stands around the beginning of an answer and decides how the tokenizer cuts there, in characters.
 _BEFORE_LENGTH = 32
 _BEHIND_LENGTH = 2
 _KEPT_MAX = 65_536
+# In the vocabularies that put a space before a text, no piece holds one together with anything else.
+_LINE_BREAK = "\n"
 # A space in the vocabularies of SentencePiece and of byte-level tokenizers.
 _SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
 
@@ -30,24 +33,43 @@ class AnswerTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._goes_on: dict[tuple[str, str], bool] = {}
-        # Pieces of a text would get a space in front that the text has not.
-        self._cuts_nowhere = _prepends_space(tokenizer)
+        # A piece would get a space in front that the text has not, unless something stands before it.
+        self._before_pieces = _LINE_BREAK if _prepends_space(tokenizer) else ""
 
     def ids_and_marks(
         self, text: str, encoding: Encoding, spans: Sequence[Span], *, answers: bool
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Ids, and a mark on each token that begins inside of a span. `answers` says that spans begin where prompts
-        end; `encoding` is the one of the whole text."""
+        end; `encoding` is the one of the whole text. Raises TemplateRefusal for an answer that no token begins with."""
         offsets = encoding.offsets
         starts = [start for start, _ in offsets]
-        cuts = [] if self._cuts_nowhere or not answers else self._cuts(text, offsets, starts, spans)
+        cuts = self._cuts(text, offsets, starts, spans) if answers else []
         if not cuts:
             return np.array(encoding.ids, np.int32), _marks(starts, spans)
         edges = [0, *cuts, len(text)]
         pieces = [text[begin:end] for begin, end in itertools.pairwise(edges)]
-        encodings = self._tokenizer.encode_batch(pieces, add_special_tokens=False)
-        starts = [start + edge for each, edge in zip(encodings, edges, strict=False) for start, _ in each.offsets]
-        return np.array([token for each in encodings for token in each.ids], np.int32), _marks(starts, spans)
+        return self._joined(pieces, edges, spans)
+
+    def _joined(
+        self, pieces: Sequence[str], edges: Sequence[int], spans: Sequence[Span]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The pieces of a text that begin at `edges`, each read for itself."""
+        before = self._before_pieces
+        read = [pieces[0], *(before + piece for piece in pieces[1:])]
+        ids: list[int] = []
+        starts: list[int] = []
+        for number, encoding in enumerate(self._tokenizer.encode_batch(read, add_special_tokens=False)):
+            skipped = len(before) if number else 0
+            kept = [
+                (token, start)
+                for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                if start >= skipped
+            ]
+            if skipped and (not kept or kept[0][1] != skipped):
+                raise joined_answer(pieces[number - 1], pieces[number])
+            ids += [token for token, _ in kept]
+            starts += [start - skipped + edges[number] for _, start in kept]
+        return np.array(ids, np.int32), _marks(starts, spans)
 
     def _cuts(
         self, text: str, offsets: Sequence[tuple[int, int]], starts: Sequence[int], spans: Sequence[Span]

@@ -116,7 +116,11 @@ class RowTokenizer:
         encodings = _encoded(self._exact_offsets, texts, offsets=True)
         answers = not self._train_on_inputs
         for encoding, (row, text, spans) in zip(encodings, rendered, strict=True):
-            ids, marks = self._answers.ids_and_marks(text, encoding, spans, answers=answers)
+            try:
+                ids, marks = self._answers.ids_and_marks(text, encoding, spans, answers=answers)
+            except TemplateRefusal as refusal:
+                errors.add(row.line, _path(row, refusal.part), str(refusal))
+                continue
             yield TokenRow(line=row.line, ids=ids, labelled=marks, weight=row.weight)
 
     def _instructions(self, rows: list[Instruction]) -> Iterator[TokenRow]:

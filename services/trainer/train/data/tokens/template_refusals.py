@@ -54,6 +54,14 @@ def header_learned(header: str, index: int) -> TemplateRefusal:
     return TemplateRefusal(f"{why}: give that answer weight 0, or {ANOTHER}", index)
 
 
+def joined_answer(prompt: str, answer: str) -> TemplateRefusal:
+    """The tokenizer has no token that begins where the answer does."""
+    why = (
+        f"an answer that the tokenizer does not join with its prompt; {_shown(prompt[-8:])} goes on as {_shown(answer)}"
+    )
+    return TemplateRefusal(f"{why}: begin the answer with a word, or {ANOTHER}")
+
+
 def no_prompt(index: int) -> TemplateRefusal:
     why = f"a question before answer {index}, which this chat template renders otherwise than it asks for answers"
     return TemplateRefusal(f"{why}: give that answer weight 0, or begin with a question", index)
