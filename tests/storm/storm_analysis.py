@@ -29,6 +29,8 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         "longest_row_tokens": TOKENS_PER_STEP,
         "features": dict.fromkeys(FEATURES, False),
         "rows_per_second": 1000.0,
+        "sequences": rows,
+        "unpacked_sequences": rows,
     }
     return {"ok": True, "train": counts, "packing_digest": f"storm-{rows}"}
 

@@ -189,8 +189,8 @@ CASES: dict[str, tuple[Callable[[Make], Path], str, str, str, str | None]] = {
         lambda make: with_rows(make(), preferences(4)), "user", "DATASET_INVALID", "the method sft takes", None,
     ),
     "token ids in a column of another name": (
-        lambda make: with_parquet(make(), tokens=[[1, 5, 6]]), "user", "DATASET_INVALID", "2 invalid",
-        "train line 0: $.tokens",
+        lambda make: with_parquet(make(), tokens=[[1, 5, 6]]), "user", "DATASET_INVALID", "1 invalid",
+        "train line 0: $",
     ),
     "labels of another length": (
         lambda make: with_parquet(make(), input_ids=[[1, 5, 6], [1, 5]], labels=[[-100, 5, 6], [-100]]),

@@ -26,6 +26,7 @@ if what[0] == "hang":
     time.sleep(600)
 counts = dict(rows=1, token_count=2, trained_token_count=1, truncated_rows=0, longest_row_tokens=2)
 counts |= dict(format="conversation", features={}, skipped_rows=0, rows_per_second=7.0)
+counts |= dict(sequences=1, unpacked_sequences=1)
 print(json.dumps({"ok": True, "train": counts, "packing_digest": "d"}))
 """
 LARGE_BYTES = 2000
