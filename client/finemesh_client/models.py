@@ -35,7 +35,7 @@ def importable_files(folder: Path) -> list[Path]:
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The files of an adapter in a local folder. Raises InvalidRequest when they are not there, or are links out of it."""
+    """The files of an adapter in a local folder. Raises InvalidRequest when they are not there or links out of it."""
     files = [folder / name for name in ADAPTER_FILES]
     missing = [path.name for path in files if not path.is_file()]
     if missing:

@@ -41,8 +41,9 @@ def import_adapter(
     """Serve a LoRA adapter that was trained elsewhere: it becomes a model of the project.
 
     peft writes the folder: `model.save_pretrained(FOLDER)`. rsLoRA, rank and alpha patterns are served as peft means
-    them, and of a generation_config.json the tokens that end an answer. PiSSA, DoRA, aLoRA and others are refused with what to do. It is then listed, chatted with, billed, downloaded
-    and deleted like a tuned model. An import that was cut can be sent again.
+    them, and the tokens that end an answer are taken from a generation_config.json beside it. PiSSA, DoRA, aLoRA and
+    others are refused with what to do. It is then listed, chatted with, billed, downloaded and deleted like a tuned
+    model. An import that was cut can be sent again.
     """
     local = Path(source)
     is_local = local.is_dir()
