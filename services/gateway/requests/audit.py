@@ -5,7 +5,7 @@ is known, and that nobody knows what came of it. A call whose entry cannot be wr
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
@@ -60,10 +60,14 @@ class AuditLog:
 
     async def end(self, entry_id: int, resource: str, outcome: str) -> None:
         """Goes on when the call that waits for it is cancelled, which is when outcomes are wanted most."""
-        ending = asyncio.create_task(self._end(entry_id, resource, outcome))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-        await asyncio.shield(ending)
+        await self.whatever_happens(self._end(entry_id, resource, outcome))
+
+    async def whatever_happens(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for work that goes on when whoever waits is cancelled."""
+        task = asyncio.create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        await asyncio.shield(task)
 
     async def _end(self, entry_id: int, resource: str, outcome: str) -> None:
         try:
@@ -81,12 +85,23 @@ class _AuditedCall:
         self._method = method
         self._resource = ""
         self._entry_id: int | None = None
+        self._outcome: str | None = None
 
     async def asked(self, content: bytes) -> None:
         self._resource = resource_of_request(self._method, content)
-        self._entry_id = await self._log.begin(self._action, self._resource)
+        await self._log.whatever_happens(self._begin())
+
+    async def _begin(self) -> None:
+        entry_id = await self._log.begin(self._action, self._resource)
+        if self._outcome is None:
+            self._entry_id = entry_id
+        else:
+            # A stream can be refused while its first message is still written down.
+            await self._log.end(entry_id, self._resource, self._outcome)
 
     async def ended(self, outcome: str, response: Any = None) -> None:
+        if self._outcome is None:
+            self._outcome = outcome
         if self._entry_id is None:
             return
         entry_id, self._entry_id = self._entry_id, None

@@ -181,6 +181,8 @@ async def mesh(
         consumer_backoff_s_min=0.01,
         consumer_failures_max=3,
         hold_overdue_interval_s=0.1,
+        # Some tests take hundreds of calls of one customer at once, which wait for each other on busy cores.
+        pool_wait_s_max=30.0,
         outbox_poll_s=0.05,
         verify_batch_rows=1,
         verify_progress_s=0.0,
