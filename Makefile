@@ -30,8 +30,8 @@ check: $(VENV)/.ready lint types imports protos-check unit ## Format, lint, type
 test: check ## Everything but GPU and compose tests
 	@$(PYTEST) -m "not gpu and not compose and not families" --ignore=tests/unit --ignore=tests/architecture tests
 
-test-families: $(VENV)/.ready ## Train, export and serve a tiny model of every family (18 starts of vLLM)
-	@$(PY) -m pytest -q tests/train/test_families.py
+test-families: $(VENV)/.ready ## Import, tune, export, serve and ask a tiny model of every family (about an hour on two cores)
+	@GRPC_VERBOSITY=ERROR $(PY) -m pytest -q tests/families tests/train/test_families.py
 
 lint:
 	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --diff --quiet .; exit 1; }
